@@ -1,0 +1,1 @@
+"""Photos on disk become splits and uint8 batches. Knows nothing about networks."""

@@ -1,0 +1,255 @@
+"""Finds the photos of a data set and looks at each once: the manifest.
+
+Knows nothing about splits, training or what is wrong with the data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.data.decode import decode, read_file, read_header, resize
+from tellapart.errors import DecodeError, InputError, nearest
+from tellapart.files import sha256
+from tellapart.records import Manifest, Progress, no_progress
+
+IMAGE_EXTENSIONS = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "mpo"}
+)
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+THUMBNAIL_PX = 32
+
+
+def scan(
+    photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, progress: Progress = no_progress
+) -> Manifest:
+    """Find all photos of a data set, read each once and describe it.
+
+    Args:
+        photos: a folder with a folder per class; a folder with train, val and test folders of those;
+            or a CSV or Parquet table with the columns path, label and, where wanted, split and group.
+        max_pixels: images that declare more are refused.
+        progress: called with ("reading photos", done, total).
+
+    Returns:
+        A row per file. A file that cannot be read has a reason in ``error`` and costs nothing else.
+
+    Raises:
+        InputError: the folder or table does not exist, holds no photos or lacks a column.
+    """
+    root, files, problems = find_photos(Path(photos))
+    rows: list[dict[str, Any]] = []
+    thumbnails = np.zeros((len(files), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        paths = [root / path for path in files["path"]]
+        try:
+            for index, (row, thumbnail) in enumerate(
+                pool.map(lambda path: inspect(path, max_pixels), paths, chunksize=1)
+            ):
+                rows.append(row)
+                thumbnails[index] = thumbnail
+                if index % 64 == 63 or index + 1 == len(paths):
+                    progress("reading photos", index + 1, len(paths))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    frame = pd.concat([files.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
+    frame["fingerprint"] = frame["fingerprint"].astype(np.uint64)
+    return Manifest(root, frame, thumbnails, tuple(problems))
+
+
+def find_photos(photos: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]:
+    """Return (root, frame of path, label, split and group, problems); no file is opened but a table.
+
+    Raises:
+        InputError: nothing there that could be a data set.
+    """
+    if photos.is_dir():
+        root = photos.resolve()
+        problems: list[tuple[str, str]] = []
+        rows = list(_walk(root, problems))
+        frame = pd.DataFrame(rows, columns=["path", "label", "split", "group"], dtype=object)
+    elif photos.is_file():
+        root, frame, problems = _read_table(photos)
+    else:
+        raise InputError(
+            f"{photos} does not exist. Expected a folder of photos, a folder per class, or a CSV or Parquet table."
+        )
+    if frame.empty:
+        raise InputError(
+            f"{photos} holds no photos. Expected a folder per class with images in it: "
+            f"{photos}/cat/1.jpg, {photos}/dog/1.jpg, … ({', '.join(sorted(IMAGE_EXTENSIONS))})."
+        )
+    return root, frame.sort_values("path", ignore_index=True), problems
+
+
+def inspect(path: Path, max_pixels: int = 100_000_000) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """Read one file and return its manifest row and its (32, 32) uint8 grey thumbnail."""
+    row: dict[str, Any] = {
+        "bytes": 0, "sha256": "", "extension": path.suffix[1:].lower(), "format": "", "width": 0, "height": 0,
+        "mode": "", "orientation": 1, "frames": 0, "bits": 8, "transparent": False, "grey": False,
+        "fingerprint": 0, "error": "",
+    }  # fmt: skip
+    blank = np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
+    try:
+        data = read_file(path)
+        row |= {"bytes": len(data), "sha256": sha256(data)}
+        header = read_header(data, max_pixels)
+        row |= {name: getattr(header, name) for name in
+                ("format", "width", "height", "mode", "orientation", "frames", "bits", "transparent")}  # fmt: skip
+        picture = resize(decode(data, max_pixels=max_pixels, at_least_px=THUMBNAIL_PX), THUMBNAIL_PX)
+    except DecodeError as error:
+        row["error"] = str(error)
+        return row, blank
+    thumbnail = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
+    spread = picture.max(axis=2).astype(int) - picture.min(axis=2)
+    row |= {"grey": bool(spread.max() <= 8), "fingerprint": fingerprint(thumbnail)}
+    return row, thumbnail
+
+
+def fingerprint(thumbnail: NDArray[np.uint8]) -> int:
+    """Return the 64-bit perceptual hash of a (32, 32) uint8 grey picture.
+
+    The signs of the 8 × 8 lowest frequencies of the cosine transform about their median: pictures
+    that look alike differ in few bits (Zauner 2010, "Implementation and benchmarking of perceptual
+    image hash functions", section 3.2).
+    """
+    low = cv2.dct(thumbnail.astype(np.float32))[:8, :8].ravel()
+    bits = low > np.median(low[1:])
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _walk(root: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, str, str, str]]:
+    try:
+        tops = sorted(entry.name for entry in os.scandir(root) if not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{root} cannot be listed: {error.strerror}.") from error
+    folders = [name for name in tops if (root / name).is_dir()]
+    given = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
+    is_split = "train" in given.values() and len(given) == len(folders) and len(given) > 1
+    problems += [
+        (name, "is not inside a class folder")
+        for name in tops
+        if _looks_like_image(name) and (root / name).is_file()
+    ]
+    for name in tops:
+        if (root / name).is_symlink() and not (root / name).exists():
+            problems.append((name, "is a link that leads nowhere"))
+    for name in folders:
+        if is_split:
+            labels = [
+                entry for entry in _listed(root / name, problems, root) if (root / name / entry).is_dir()
+            ]
+            for label in labels:
+                yield from _class_files(root, root / name / label, label, given[name], problems)
+        else:
+            yield from _class_files(root, root / name, name, "", problems)
+
+
+def _listed(folder: Path, problems: list[tuple[str, str]], root: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        problems.append((str(folder.relative_to(root)), f"cannot be listed: {error.strerror}"))
+        return []
+
+
+def _class_files(
+    root: Path, folder: Path, label: str, split: str, problems: list[tuple[str, str]]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the image files below a class folder; folders are entered once, so link loops end."""
+    seen: set[tuple[int, int]] = set()
+    waiting, found = [folder], 0
+    while waiting:
+        here = waiting.pop()
+        try:
+            status = here.stat()
+        except OSError as error:
+            problems.append((str(here.relative_to(root)), f"cannot be entered: {error.strerror}"))
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for name in _listed(here, problems, root):
+            path = here / name
+            if path.is_dir():
+                waiting.append(path)
+            elif _looks_like_image(name):
+                found += 1
+                yield path.relative_to(root).as_posix(), label, split, ""
+            else:
+                problems.append(
+                    (path.relative_to(root).as_posix(), "is not an image by its name and was left out")
+                )
+    if not found:
+        problems.append((folder.relative_to(root).as_posix(), "is a class folder without a photo"))
+
+
+def _looks_like_image(name: str) -> bool:
+    return Path(name).suffix[1:].lower() in IMAGE_EXTENSIONS
+
+
+def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]:
+    try:
+        if table.suffix.lower() in (".parquet", ".pq"):
+            frame = pd.read_parquet(table)
+        elif table.suffix.lower() in (".csv", ".tsv", ".txt"):
+            frame = pd.read_csv(
+                table, dtype=str, keep_default_na=False, sep="\t" if table.suffix == ".tsv" else ","
+            )
+        else:
+            raise InputError(f"{table} is neither a folder nor a table. Expected a folder, .csv or .parquet.")
+    except ImportError as error:
+        raise InputError(
+            f"{table} is Parquet, which needs pyarrow: pip install 'tellapart[parquet]'."
+        ) from error
+    except InputError:
+        raise
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise InputError(f"{table} cannot be read as a table: {error}") from error
+    for column in ("path", "label"):
+        if column not in frame.columns:
+            hint = nearest(column, map(str, frame.columns))
+            raise InputError(
+                f"{table} has no column {column!r}; it has {', '.join(map(str, frame.columns))}.{hint} "
+                "Expected path, label and, where wanted, split and group."
+            )
+    frame = frame.assign(**{name: "" for name in ("split", "group") if name not in frame.columns})
+    frame = frame[["path", "label", "split", "group"]].fillna("").astype(str)
+    problems = [
+        (path, "is listed more than once; the first row was kept")
+        for path in frame["path"][frame["path"].duplicated()]
+    ]
+    frame = frame.drop_duplicates("path").copy()
+    if (frame["label"] == "").any():
+        rows = int((frame["label"] == "").sum())
+        raise InputError(
+            f"{table} has {rows} rows without a label. Give each photo a label or take the rows out."
+        )
+    lowered = frame["split"].str.strip().str.lower()
+    unknown = sorted(set(lowered) - set(SPLIT_FOLDERS) - {""})
+    if unknown:
+        raise InputError(f"{table} names the split {unknown[0]!r}. Expected train, validation or test.")
+    if (lowered == "").any() and (lowered != "").any():
+        raise InputError(
+            f"{table} gives a split to some photos and not to others. Give it to all or to none."
+        )
+    frame["split"] = lowered.map(lambda name: SPLIT_FOLDERS.get(name, ""))
+    return table.resolve().parent, frame, problems

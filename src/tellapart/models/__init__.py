@@ -1,0 +1,1 @@
+"""The networks. Knows nothing about data or training."""

@@ -1,0 +1,122 @@
+"""The plain values that cross module borders. Knows nothing about how they are made or shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+SPLITS = ("train", "validation", "test")
+"""The three sides of a split, in the order in which they are reported."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how much is done, how much there is)."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a scan found: one row per file that claims to be a photo.
+
+    Attributes:
+        root: the folder that the paths in `frame` are relative to.
+        frame: columns ``path`` (relative, with "/"), ``label``, ``split`` ("" where the source gives none),
+            ``group`` ("" where it gives none), ``bytes``, ``sha256``, ``extension`` (lower case, no dot),
+            ``format`` (of the content: "jpeg", "png", …), ``width`` and ``height`` (pixels, as shown),
+            ``mode`` (Pillow's: "RGB", "L", "CMYK", "RGBA", "I;16", …), ``orientation`` (EXIF, 1 to 8),
+            ``frames`` (images in the file), ``fingerprint`` (64-bit perceptual hash, uint64),
+            ``grey`` (True where a colour file holds no colour) and ``error`` ("" for a readable photo).
+        thumbnails: (num_files, 32, 32) uint8 grey pictures, zeros where unreadable.
+        problems: folders and files that could not be looked at, with the reason.
+    """
+
+    root: Path
+    frame: pd.DataFrame
+    thumbnails: Any
+    problems: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def classes(self) -> list[str]:
+        """The labels in sorted order: the order of the model's outputs."""
+        return sorted(self.frame["label"].unique().tolist())
+
+    @property
+    def readable(self) -> pd.DataFrame:
+        """The rows of `frame` whose photo can be decoded."""
+        return self.frame[self.frame["error"] == ""]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is the matter with the data.
+
+    Attributes:
+        kind: a fixed name such as "exact_duplicates"; docs/check.md lists them all.
+        severity: "falsifies" (numbers from this data would not be true), "warning" or "note".
+        message: what was found, what follows from it, and how to mend it.
+        count: how many photos are concerned.
+        examples: up to ten of their paths.
+        figures: the measured numbers behind the message.
+    """
+
+    kind: str
+    severity: str
+    message: str
+    count: int
+    examples: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Health:
+    """The result of `tellapart.check`: all findings, worst first, and the table behind them.
+
+    Attributes:
+        findings: worst first.
+        num_photos: files looked at.
+        num_readable: files that can be decoded.
+        classes: photos per class, readable ones.
+    """
+
+    findings: tuple[Finding, ...]
+    num_photos: int
+    num_readable: int
+    classes: dict[str, int]
+
+    @property
+    def trustworthy(self) -> bool:
+        """False when a finding would falsify the result."""
+        return all(finding.severity != "falsifies" for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one image.
+
+    Attributes:
+        path: the file, as it was named by the caller.
+        label: the most probable class, or None when the image could not be read.
+        probability: its probability, 0 to 1.
+        top: up to k (label, probability) pairs, most probable first.
+        error: why there is no label; "" when there is one.
+    """
+
+    path: str
+    label: str | None
+    probability: float
+    top: tuple[tuple[str, float], ...]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval, both ends included."""
+
+    low: float
+    high: float

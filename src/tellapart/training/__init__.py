@@ -1,0 +1,1 @@
+"""A recipe and photos become a run folder."""
