@@ -51,7 +51,7 @@ class Augment(_Section):
     rotation: float = Field(
         0.2, ge=0, le=0.5, description="largest turn either way, as a share of a full circle"
     )
-    zoom: float = Field(0.2, ge=0, lt=1, description="largest zoom out (+) or in (-), height and width apart")
+    zoom: float = Field(0.2, ge=0, lt=1, description="largest zoom out or in, as a share of the side")
     translation: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a share of the side")
     contrast: float = Field(
         0.2, ge=0, lt=1, description="largest change of contrast about each channel's mean"
@@ -79,7 +79,7 @@ class Train(_Section):
 
     epochs: int = Field(45, ge=1, description="times over the training photos")
     batch_size: int = Field(32, ge=1, description="pictures per step")
-    optimizer: Literal["adam", "adamw", "sgd", "muon"] = Field("adam", description="which optimiser")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="which optimiser")
     learning_rate: float = Field(1e-3, gt=0, description="highest rate")
     final_learning_rate: float = Field(1e-4, ge=0, description="rate at the end of the cosine")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rate rises from 0")
@@ -90,9 +90,13 @@ class Train(_Section):
     )
     patience: int = Field(10, ge=1, description="epochs without a better validation score before stopping")
     stages: tuple[Stage, ...] = Field((), description="progressive resizing; none: image_px throughout")
+    source_px: int = Field(
+        0, ge=0, le=1024, description="side of the stored pictures that training crops from; 0: image_px"
+    )
     recalibrate_photos: int = Field(
         0, ge=0, description="clean photos that BatchNorm's statistics are estimated on again; 0 for none"
     )
+    validate_every: int = Field(1, ge=1, description="epochs between two looks at the validation photos")
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
         "auto", description="auto measures both and keeps the faster"
     )

@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ FORMATS = {
 MAX_BYTES = 512 * 1024 * 1024
 
 cv2.setNumThreads(1)  # one picture is small: threads work on many pictures, not inside one
+cv2.utils.logging.setLogLevel(0)  # a damaged file is reported once, by DecodeError, not on stderr as well
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,9 @@ def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
                         f"is {image.format}; expected one of {', '.join(sorted(set(FORMATS.values())))}"
                     )
                 _refuse_bomb(image.width, image.height, max_pixels)
-                orientation = image.getexif().get(0x0112, 1)
+                # For a PNG without EXIF, getexif would decode the whole picture in search of it.
+                has_exif = image.format != "PNG" or b"eXIf" in data
+                orientation = image.getexif().get(0x0112, 1) if has_exif else 1
                 orientation = orientation if orientation in range(1, 9) else 1
                 width, height = image.size if orientation < 5 else image.size[::-1]
                 frames = int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1
@@ -185,7 +189,7 @@ def resize(picture: NDArray[np.uint8], image_px: int) -> NDArray[np.uint8]:
 
 
 def _decode_bgr(data: bytes, max_pixels: int, at_least_px: int) -> NDArray[np.uint8]:
-    size = _declared_size(data)
+    size, header = _declared_size(data), None
     if size is None:
         header = read_header(data, max_pixels)
         size = (header.width, header.height)
@@ -202,7 +206,7 @@ def _decode_bgr(data: bytes, max_pixels: int, at_least_px: int) -> NDArray[np.ui
             if min(width, height) // factor >= at_least_px:
                 flags = flag
                 break
-    layered = _has_alpha(data)
+    layered = _has_alpha(data) or (header is not None and header.transparent)
     if layered:
         flags = cv2.IMREAD_UNCHANGED
     try:
@@ -211,10 +215,27 @@ def _decode_bgr(data: bytes, max_pixels: int, at_least_px: int) -> NDArray[np.ui
         raise DecodeError(f"cannot be decoded: {error.err or error}") from error
     if picture is None or picture.size == 0:
         raise DecodeError(f"cannot be decoded: damaged {_describe(data)}")
-    return _lay_on_white(picture) if layered else np.asarray(picture)
+    if not layered:
+        return np.asarray(picture)
+    # IMREAD_UNCHANGED is the only way to the alpha channel, and it ignores the EXIF orientation.
+    turned = b"eXIf" in data or b"EXIF" in data
+    orientation = read_header(data, max_pixels).orientation if turned else 1
+    # libtiff hands out 8-bit colours already multiplied by alpha.
+    multiplied = header is not None and header.format == "tiff" and picture.dtype == np.uint8
+    return _turn(_lay_on_white(picture, multiplied), orientation)
 
 
-def _lay_on_white(picture: NDArray) -> NDArray[np.uint8]:
+def _turn(picture: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation in (5, 6, 7, 8):
+        picture = picture.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        picture = picture[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        picture = picture[::-1]
+    return np.ascontiguousarray(picture)
+
+
+def _lay_on_white(picture: NDArray, multiplied: bool = False) -> NDArray[np.uint8]:
     if picture.dtype == np.uint16:
         picture = (picture >> 8).astype(np.uint8)
     if picture.ndim == 2:
@@ -222,7 +243,8 @@ def _lay_on_white(picture: NDArray) -> NDArray[np.uint8]:
     if picture.shape[2] == 3:
         return picture
     alpha = picture[..., 3:].astype(np.uint16)
-    return ((picture[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    colour = picture[..., :3] * (np.uint16(255) if multiplied else alpha)
+    return np.asarray((colour + 255 * (255 - alpha) + 127) // 255, np.uint8)
 
 
 def _refuse_bomb(width: int, height: int, max_pixels: int) -> None:
@@ -230,7 +252,8 @@ def _refuse_bomb(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError(f"declares {width} x {height} pixels")
     if width * height > max_pixels:
         raise DecodeError(
-            f"declares {width:,} x {height:,} pixels; at most {max_pixels:,} in all are decoded (data.max_pixels)"
+            f"declares {width:,} x {height:,} pixels; "
+            f"at most {max_pixels:,} in all are decoded (data.max_pixels)"
         )
 
 
@@ -240,10 +263,27 @@ def _refuse_truncated(data: bytes) -> None:
         scan = _jpeg_scan(data)
         if scan is None or data.find(b"\xff\xd9", scan) < 0:
             raise DecodeError("is a truncated JPEG (no end mark)")
-    elif data[:8] == b"\x89PNG\r\n\x1a\n" and b"IEND" not in data[-4096:] and b"IEND" not in data:
-        raise DecodeError("is a truncated PNG (no end mark)")
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        _refuse_damaged_png(data)
     elif data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         raise DecodeError("is a truncated WebP (shorter than it declares)")
+
+
+def _refuse_damaged_png(data: bytes) -> None:
+    """Compare the checksums of the parts that make the picture, before libpng complains on stderr."""
+    position, view = 8, memoryview(data)
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        kind = data[position + 4 : position + 8]
+        if end + 4 > len(data):
+            break
+        critical = kind[:1].isupper() or kind == b"tRNS"
+        if critical and zlib.crc32(view[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise DecodeError(f"is a damaged PNG (the checksum of its part {kind!r} is wrong)")
+        if kind == b"IEND":
+            return
+        position = end + 4
+    raise DecodeError("is a truncated PNG (no end mark)")
 
 
 def _declared_size(data: bytes) -> tuple[int, int] | None:
@@ -266,7 +306,7 @@ def _jpeg_segments(data: bytes):  # type: ignore[no-untyped-def]  # a generator 
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+        if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8:
             position += 1 if marker == 0xFF else 2
             continue
         length = int.from_bytes(data[position + 2 : position + 4], "big")
@@ -286,7 +326,7 @@ def _jpeg_scan(data: bytes) -> int | None:
 
 def _has_alpha(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 26:
-        return data[25] in (4, 6)
+        return data[25] in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) > 25:
         return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (
             data[12:16] == b"VP8L" and bool(data[24] & 0x10)

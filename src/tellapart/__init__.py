@@ -1,0 +1,44 @@
+"""Tellapart turns a folder of photos into a measured image classifier.
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tellapart.data.drawn import draw
+    from tellapart.evaluation.predict import Classifier, load
+    from tellapart.run import check, reproduce, train
+    from tellapart.settings import Recipe, load_recipe
+
+__version__ = "0.1.0"
+__all__ = ["Classifier", "Recipe", "check", "draw", "load", "load_recipe", "predict", "reproduce", "train"]
+
+_HOMES = {
+    "Classifier": "evaluation.predict",
+    "Recipe": "settings",
+    "check": "run",
+    "draw": "data.drawn",
+    "load": "evaluation.predict",
+    "load_recipe": "settings",
+    "reproduce": "run",
+    "train": "run",
+}
+
+
+def predict(run: Any, images: Any, **options: Any) -> Any:
+    """Name images with a finished run: ``tellapart.load(run).predict(images)``."""
+    from tellapart.evaluation.predict import load
+
+    return load(run).predict(images, **options)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tellapart' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"tellapart.{_HOMES[name]}"), name)

@@ -1,0 +1,55 @@
+"""Commands about data: draw and check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def draw(
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go: a folder per class.")],
+    images: Annotated[int, typer.Option(help="How many pictures.", min=10)] = 1000,
+    seed: Annotated[int, typer.Option(help="Another number draws other pictures.")] = 0,
+) -> None:
+    """Draw a data set of ten classes: no photos and no network needed."""
+    from tellapart.cli.show import progress_bar
+    from tellapart.data.drawn import draw as draw_pictures
+
+    with progress_bar() as progress:
+        draw_pictures(folder, num_images=images, seed=seed, progress=progress)
+    typer.echo(f"Drew {images} pictures in {folder}.")
+
+
+def check(
+    photos: Annotated[Path, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")],
+    out: Annotated[Path | None, typer.Option(help="Where health.json goes.", dir_okay=True)] = None,
+) -> None:
+    """Look for what would make numbers from these photos untrue. Nothing is changed or deleted.
+
+    Exit code 1 when a finding would falsify a result.
+    """
+    from tellapart.cli.show import console, escaped, progress_bar
+    from tellapart.data.health import to_json
+    from tellapart.files import write_json
+    from tellapart.run import check as check_photos
+
+    with progress_bar() as progress:
+        health = check_photos(photos, progress=progress)
+    target = out if out is not None else Path("health.json")
+    target = target / "health.json" if target.is_dir() else target
+    write_json(target, to_json(health))
+    output = console()
+    output.print(f"{health.num_readable:,} of {health.num_photos:,} photos can be read, {len(health.classes)} classes.")
+    colours = {"falsifies": "bold red", "warning": "yellow", "note": "dim"}
+    for finding in health.findings:
+        colour = colours[finding.severity]
+        output.print(f"[{colour}]{finding.severity:9}[/] [bold]{finding.kind}[/] {escaped(finding.message)}")
+        if finding.examples:
+            output.print(escaped("          for example " + ", ".join(finding.examples[:3])), style="dim")
+    if not health.findings:
+        output.print("Nothing is the matter with these photos.")
+    output.print(f"Written to {escaped(str(target))}.")
+    if not health.trustworthy:
+        raise typer.Exit(1)

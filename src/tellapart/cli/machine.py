@@ -1,0 +1,40 @@
+"""The command about this machine: doctor."""
+
+from __future__ import annotations
+
+import shutil
+
+import typer
+
+
+def doctor() -> None:
+    """Say what this machine has and what training would use."""
+    from rich.table import Table
+
+    from tellapart.cli.show import console, escaped
+    from tellapart.data.cache import cache_folder
+    from tellapart.run import default_cache
+    from tellapart.training.environment import environment
+
+    found, cache = environment(), default_cache()
+    used = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.exists() else 0
+    free = shutil.disk_usage(cache if cache.exists() else cache.anchor).free
+    bfloat16 = {"avx512_bf16", "amx_bf16"} & set(found["cpu_features"]) or found["accelerators"]
+    rows = {
+        "processor": f"{found['processor']}, {found['cpu_count']} cores",
+        "features": ", ".join(found["cpu_features"]) or "none that matter",
+        "memory": f"{found['memory_mb']:,} MB",
+        "accelerators": ", ".join(found["accelerators"]) or "none",
+        "backend": f"Keras on {found['backend']}",
+        "precision": "float32 or bfloat16, whichever a short measurement finds faster" if bfloat16 else "float32",
+        "layers": "fused TensorFlow kernels" if found["backend"] == "tensorflow" else "plain Keras layers",
+        "cache": f"{cache}: {used / 1e9:.2f} GB used, {free / 1e9:.0f} GB free "
+        f"({cache_folder(cache, 224).name} holds 224-pixel pictures; delete it whenever you like)",
+        "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
+    }
+    table = Table(show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, escaped(value))
+    console().print(table)
+    if free < 1e9:
+        typer.echo("Less than 1 GB is free for the cache: photos would be decoded at each use.", err=True)

@@ -1,0 +1,58 @@
+"""The command line: the commands and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from tellapart.cli import data, machine, prediction, training
+from tellapart.errors import TellapartError
+
+app = typer.Typer(
+    name="tellapart",
+    help="Turn a folder of photos into a measured image classifier.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(training.demo)
+app.command("draw")(data.draw)
+app.command("check")(data.check)
+app.command("train")(training.train)
+app.command("predict")(prediction.predict)
+app.command("reproduce")(training.reproduce)
+app.command("doctor")(machine.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: bool = typer.Option(False, "--version", help="Say which version this is.", is_eager=True),
+) -> None:
+    """Turn a folder of photos into a measured image classifier."""
+    if version:
+        from tellapart import __version__
+
+        typer.echo(f"tellapart {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command; an error that a user can mend is one message on stderr and no traceback."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except TellapartError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. A run folder that was begun can be finished with --resume.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        typer.echo(f"error: {error.strerror or error}: {error.filename or ''}", err=True)
+        sys.exit(4)

@@ -1,0 +1,79 @@
+"""How results look in a terminal: progress bars, tables, file names made safe to print."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tellapart.records import SPLITS, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a rich console."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show a bar on stderr for whatever is reported; a bar is replaced when something else begins."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console(stderr=True), transient=True,
+    ) as bar:  # fmt: skip
+        shown: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                for task in shown.values():
+                    bar.remove_task(task)
+                shown.clear()
+                shown[what] = bar.add_task(what, total=total)
+            bar.update(shown[what], completed=done, total=total)
+
+        yield report
+
+
+def announce(line: str) -> None:
+    """Print a line on stderr, with the colour of its severity."""
+    head, colon, rest = line.partition(": ")
+    style = {"falsifies": "bold red", "warning": "yellow"}.get(head)
+    out = console(stderr=True)
+    out.print(f"[{style}]{head}[/]: {escaped(rest)}" if style and colon else escaped(line))
+
+
+def escaped(text: str) -> str:
+    """Return `text` with control characters and rich's markup made harmless."""
+    from rich.markup import escape
+
+    return escape(printable(text))
+
+
+def printable(text: str) -> str:
+    """Return `text` with characters that a terminal would obey, or cannot show, written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def metrics_table(metrics: dict[str, Any]) -> Any:
+    """Return a rich table of the main metrics on each side, with their 95 % intervals."""
+    from rich.table import Table
+
+    sides = [side for side in SPLITS if side in metrics]
+    table = Table(title="Metrics with 95 % intervals", title_justify="left")
+    table.add_column("")
+    for side in sides:
+        table.add_column(f"{side} ({metrics[side]['num_images']:,})", justify="right")
+    for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "loss"):
+        cells = []
+        for side in sides:
+            low, high = metrics[side]["intervals"][name]
+            cells.append(f"{metrics[side][name]:.3f} [{low:.3f}, {high:.3f}]".replace("[", "\\["))
+        table.add_row(name.replace("_", " "), *cells)
+    return table

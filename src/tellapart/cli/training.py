@@ -1,0 +1,112 @@
+"""Commands that train: train, reproduce and demo."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+STARTED = time.time()
+"""When the process began: a time budget counts from here."""
+
+
+def train(  # noqa: PLR0913, PLR0917  (one parameter an option)
+    photos: Annotated[
+        Path | None, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="A TOML file, or reference, fast or demo.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: train.epochs=3. Can be repeated.")
+    ] = None,
+    time_: Annotated[
+        str | None, typer.Option("--time", help="Fit the work into this time: 90s, 10m, 1h. Uses the fast recipe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The new run folder [default: runs/NAME-DATE].")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")] = None,
+    split_from: Annotated[
+        Path | None, typer.Option(help="An earlier run: photos that it knows keep their side of the split.")
+    ] = None,
+    cache_limit: Annotated[
+        float | None, typer.Option(help="GB of decoded pictures kept on disk; 0 keeps none.", min=0)
+    ] = None,
+) -> None:
+    """Train a classifier on photos and measure it."""
+    from tellapart.cli.show import announce, progress_bar
+    from tellapart.run import train as train_run
+    from tellapart.settings import parse_duration
+
+    budget = parse_duration(time_) if time_ else None
+    changes = list(set_ or ())
+    if cache_limit is not None:
+        changes.append(f"data.cache_limit_gb={cache_limit}")
+    with progress_bar() as progress:
+        run = train_run(
+            photos, recipe=recipe, changes=changes, time_budget=budget, out=out, resume=resume,
+            split_from=split_from, started=STARTED, progress=progress, announce=announce,
+        )  # fmt: skip
+    _show(run)
+
+
+def reproduce(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    out: Annotated[Path | None, typer.Option(help="The new run folder [default: RUN-again].")] = None,
+) -> None:
+    """Train again from a run's own record and say whether the weights are the same."""
+    from tellapart.cli.show import announce, progress_bar
+    from tellapart.run import reproduce as reproduce_run
+
+    with progress_bar() as progress:
+        result = reproduce_run(run, out=out, progress=progress, announce=announce)
+    for line in result.changed:
+        typer.echo(f"changed since: {line}")
+    old, new = result.accuracies
+    typer.echo(f"Test accuracy then {old:.4f}, now {new:.4f}.")
+    if result.same_weights:
+        typer.echo("The weights are the same, bit for bit.")
+    else:
+        typer.echo(
+            f"The weights are not the same: the largest difference is {result.largest_difference:.3g}. "
+            "Bits are only promised for train.deterministic=true on the same machine and packages."
+        )
+        raise typer.Exit(1)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the pictures and the run go.")] = Path("demo"),
+    images: Annotated[int, typer.Option(help="How many pictures to draw.", min=200)] = 2000,
+) -> None:
+    """Draw a data set, train on it, show the metrics and name a few new pictures."""
+    from tellapart.cli.show import announce, console, progress_bar
+    from tellapart.data.drawn import draw as draw_pictures
+    from tellapart.evaluation.predict import image_files, load
+    from tellapart.run import train as train_run
+
+    photos, new = folder / "photos", folder / "new"
+    out = folder / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
+    with progress_bar() as progress:
+        announce(f"Drawing {images} pictures of 10 classes in {photos}")
+        draw_pictures(photos, num_images=images, progress=progress)
+        draw_pictures(new, num_images=10, seed=1, progress=progress)
+        run = train_run(photos, recipe="demo", out=out, started=STARTED, progress=progress, announce=announce)
+    _show(run)
+    console().print("\nTen pictures that it has never seen:")
+    predictions = load(run.path).predict(image_files([new]))
+    from tellapart.cli.prediction import prediction_lines
+
+    console().print(prediction_lines(predictions))
+    typer.echo(f"Name your own: tellapart predict {run.path} IMAGE")
+
+
+def _show(run: Any) -> None:
+    from tellapart.cli.show import console, escaped, metrics_table
+
+    output, metrics = console(), run.metrics
+    output.print(metrics_table(metrics))
+    output.print(
+        f"{metrics['seconds_total']:.0f} s in all, {metrics['seconds_training']:.0f} s of training at "
+        f"{metrics['images_per_second']:.0f} images/s, best epoch {metrics['best_epoch']}, "
+        f"peak memory {metrics['peak_memory_mb']:.0f} MB."
+    )
+    output.print(f"Everything is in {escaped(str(run.path))}: curves.png, metrics.json, predictions.csv, model.keras, …")

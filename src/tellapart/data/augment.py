@@ -1,0 +1,101 @@
+"""Random changes of training pictures: one warp and one lookup table each. Knows nothing about batches or labels.
+
+The ranges mean what they mean in Keras' RandomFlip("horizontal"), RandomRotation, RandomTranslation,
+RandomZoom and RandomContrast with fill_mode="reflect", applied in this order. Keras resamples the picture
+once per layer; here flip, rotation, shift and zoom are one matrix, so it is resampled once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.settings import Augment
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to one picture.
+
+    Attributes:
+        flip: mirrored left and right.
+        angle: turn in radians, counter-clockwise.
+        zoom: side of the window that is shown, relative to the picture: 1.2 zooms out, 0.8 in.
+        shift: (x, y) move of the window, as a share of the side.
+        contrast: factor about each channel's mean.
+    """
+
+    flip: bool = False
+    angle: float = 0.0
+    zoom: float = 1.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    contrast: float = 1.0
+
+
+def draw_change(augment: Augment, rng: np.random.Generator) -> Change:
+    """Draw one `Change` uniformly from the ranges of `augment`; always the same number of draws."""
+    draws = rng.random(6)
+    signed = 2 * draws[1:] - 1
+    return Change(
+        flip=bool(augment.flip and draws[0] < 0.5),
+        angle=float(signed[0] * augment.rotation * 2 * np.pi),
+        zoom=float(1 + signed[1] * augment.zoom),
+        shift=(float(signed[2] * augment.translation), float(signed[3] * augment.translation)),
+        contrast=float(1 + signed[4] * augment.contrast),
+    )
+
+
+def warp_matrix(change: Change, source_px: int, image_px: int) -> NDArray[np.float64]:
+    """Return the (2, 3) matrix from pixels of the result to pixels of the source.
+
+    Pixel centres are whole numbers and the middle of the picture stays where it is, as in Keras. A
+    result smaller or larger than the source is scaled in the same matrix.
+    """
+    cosine, sine = np.cos(change.angle), np.sin(change.angle)
+    scale = source_px / image_px
+    turn = np.array([[cosine, -sine], [sine, cosine]]) * (change.zoom * scale)
+    mirror = np.array([-1.0 if change.flip else 1.0, 1.0])
+    linear = mirror[:, None] * turn
+    middle_in, middle_out = (source_px - 1) / 2, (image_px - 1) / 2
+    offset = middle_in + np.asarray(change.shift) * source_px - linear @ np.array([middle_out, middle_out])
+    return np.concatenate([linear, offset[:, None]], axis=1)
+
+
+def apply(
+    picture: NDArray[np.uint8], change: Change, image_px: int, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Return `picture` changed, as a square of `image_px`.
+
+    Args:
+        picture: (source_px, source_px, 3) uint8.
+        change: what to do.
+        image_px: side of the result in pixels.
+        out: (image_px, image_px, 3) uint8 to write to.
+
+    Returns:
+        (image_px, image_px, 3) uint8; pixels beyond the picture are its reflection.
+    """
+    matrix = warp_matrix(change, picture.shape[0], image_px)
+    result = cv2.warpAffine(
+        picture,
+        matrix,
+        (image_px, image_px),
+        dst=out,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT,
+    )
+    if change.contrast != 1.0:
+        cv2.LUT(result, _contrast_table(cv2.mean(result)[:3], change.contrast), dst=result)
+    return np.asarray(result)
+
+
+_LEVELS = np.arange(256, dtype=np.float32)[:, None]
+
+
+def _contrast_table(means: tuple[float, ...], factor: float) -> NDArray[np.uint8]:
+    """Return the (1, 256, 3) table of ``(level - mean) * factor + mean``, rounded and clipped."""
+    table = _LEVELS * factor + np.asarray(means, np.float32) * (1 - factor) + 0.5
+    return np.clip(table, 0, 255).astype(np.uint8)[None]

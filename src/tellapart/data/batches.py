@@ -1,0 +1,124 @@
+"""Batches of augmented pictures for `keras.Model.fit`. Knows nothing about the network.
+
+A batch depends on (seed, epoch, index) alone: never on threads, on what ran before, or on where a run was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.data.augment import apply, draw_change
+from tellapart.data.cache import Pictures
+from tellapart.data.decode import resize
+from tellapart.randomness import generator
+from tellapart.settings import Augment
+
+
+class TrainingBatches(keras.utils.PyDataset):
+    """One epoch after another of shuffled, augmented batches.
+
+    The last, incomplete batch of an epoch is left out (its photos come in other epochs), so that all
+    batches have one shape; with fewer photos than a batch holds, they form one smaller batch.
+
+    Args:
+        pictures: the photos.
+        positions: which of them are trained on, (num_images,) int.
+        targets: (num_images,) int class numbers, in the order of `positions`.
+        num_classes: length of the one-hot targets.
+        augment: ranges of the random changes.
+        batch_size: pictures in a batch.
+        image_px: side of the pictures in the batch.
+        seed: the run's seed.
+        epoch: the first epoch.
+        workers: threads that make batches.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        positions: NDArray[np.int64],
+        targets: NDArray[np.int64],
+        *,
+        num_classes: int,
+        augment: Augment,
+        batch_size: int,
+        image_px: int,
+        seed: int,
+        epoch: int = 0,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers + 2)
+        self.pictures = pictures
+        self.positions = positions
+        self.targets = np.eye(num_classes, dtype=np.float32)[targets]
+        self.augment = augment
+        self.batch_size = min(batch_size, len(positions))
+        self.image_px = image_px
+        self.seed = seed
+        self.epoch = epoch
+        self._order = self._shuffled()
+
+    def __len__(self) -> int:
+        return len(self.positions) // self.batch_size
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Return (batch, image_px, image_px, 3) uint8 and (batch, num_classes) float32."""
+        chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        rng = generator(self.seed, "augment", self.epoch, index)
+        images = np.empty((len(chosen), self.image_px, self.image_px, 3), np.uint8)
+        for slot, member in enumerate(chosen):
+            picture = self.pictures.read(int(self.positions[member]))
+            change = draw_change(self.augment, rng)
+            if picture.shape[0] > 2 * self.image_px:  # the warp reads 2 × 2 pixels: do not skip any
+                picture = resize(picture, 2 * self.image_px)
+            apply(picture, change, self.image_px, out=images[slot])
+        return images, self.targets[chosen]
+
+    def on_epoch_end(self) -> None:
+        """Go on to the next epoch. Keras stops its threads before it calls this, and starts them after."""
+        self.epoch += 1
+        self._order = self._shuffled()
+
+    def _shuffled(self) -> NDArray[np.int64]:
+        return generator(self.seed, "order", self.epoch).permutation(len(self.positions))
+
+
+class CleanBatches(keras.utils.PyDataset):
+    """The photos as they are, in their order, for validation and prediction.
+
+    Args:
+        pictures: the photos.
+        positions: which of them, (num_images,) int.
+        targets: their class numbers, or None where there are none.
+        num_classes: length of the one-hot targets.
+        batch_size: pictures in a batch; the last one may be smaller.
+        workers: threads that make batches.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        positions: NDArray[np.int64],
+        targets: NDArray[np.int64] | None = None,
+        *,
+        num_classes: int = 0,
+        batch_size: int = 64,
+        workers: int = 1,
+    ) -> None:
+        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers + 2)
+        self.pictures = pictures
+        self.positions = positions
+        self.targets = None if targets is None else np.eye(num_classes, dtype=np.float32)[targets]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[NDArray, ...]:
+        """Return (batch, image_px, image_px, 3) uint8 and, where known, (batch, num_classes) float32."""
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        images = self.pictures.batch(self.positions[part])
+        return (images,) if self.targets is None else (images, self.targets[part])

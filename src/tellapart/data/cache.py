@@ -1,0 +1,235 @@
+"""Pictures decoded once and kept on disk, shared by all runs. Knows nothing about labels or training.
+
+One folder per picture size and decoder version holds two files: ``pictures.u8``, uint8 pictures one behind
+the other, and ``index.bin``, the SHA-256 of the file that each picture came from. A picture counts once its
+digest stands in the index, and the index grows only after the pictures are on disk: a killed process leaves
+some pictures that no digest names, and the next one writes over them. Pictures are read with ``pread``: the
+kernel's page cache serves them without adding to this process' memory, as a memory map would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.data.decode import DECODER_VERSION, decode_square, read_file
+from tellapart.errors import DecodeError, InputError
+from tellapart.files import is_disk_full, sha256
+from tellapart.records import Progress, no_progress
+
+logger = logging.getLogger(__name__)
+
+_DIGEST_BYTES = 32
+_CHUNK_BYTES = 32 * 1024 * 1024
+
+
+class Pictures:
+    """Photos of a data set as square uint8 pictures, from the cache where they are in it.
+
+    Safe to read from many threads. `close` it, or use it in a ``with`` block.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        digests: Sequence[str],
+        image_px: int,
+        *,
+        max_pixels: int = 100_000_000,
+        cache: Path | None = None,
+    ) -> None:
+        self.paths = list(paths)
+        self.digests = list(digests)
+        self.image_px = image_px
+        self.max_pixels = max_pixels
+        self._rows = np.full(len(self.paths), -1, np.int64)
+        self._file = -1
+        if cache is not None and (cache / "pictures.u8").exists():
+            known = {digest: row for row, digest in enumerate(read_index(cache, image_px))}
+            self._rows[:] = [known.get(digest, -1) for digest in self.digests]
+            self._file = os.open(cache / "pictures.u8", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def num_cached(self) -> int:
+        """How many of the photos are read from the cache; the others are decoded at each use."""
+        return int((self._rows >= 0).sum())
+
+    def read(self, position: int) -> NDArray[np.uint8]:
+        """Return the photo at `position` as (image_px, image_px, 3) uint8.
+
+        Raises:
+            InputError: the photo changed or vanished since the scan.
+        """
+        row, size = int(self._rows[position]), picture_bytes(self.image_px)
+        if row >= 0:
+            data = os.pread(self._file, size, row * size)
+            if len(data) == size:
+                return np.frombuffer(data, np.uint8).reshape(self.image_px, self.image_px, 3)
+        path = self.paths[position]
+        try:
+            return decode_square(read_file(path), self.image_px, max_pixels=self.max_pixels)
+        except DecodeError as error:
+            raise InputError(f"{path} {error}; it could be read when the run began.") from error
+
+    def batch(self, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return (len(positions), image_px, image_px, 3) uint8."""
+        batch = np.empty((len(positions), self.image_px, self.image_px, 3), np.uint8)
+        for slot, position in enumerate(positions):
+            batch[slot] = self.read(int(position))
+        return batch
+
+    def close(self) -> None:
+        """Close the file. The pictures cannot be read from the cache afterwards."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self._rows[:] = -1
+
+
+def open_pictures(
+    paths: Sequence[Path],
+    digests: Sequence[str],
+    image_px: int,
+    *,
+    folder: Path,
+    limit_bytes: int,
+    max_pixels: int = 100_000_000,
+    progress: Progress = no_progress,
+) -> Pictures:
+    """Decode the photos that are not in the cache yet, and open all of them for reading.
+
+    Args:
+        paths: the photo files.
+        digests: their SHA-256, the key in the cache.
+        image_px: side of the pictures in pixels.
+        folder: where caches are kept.
+        limit_bytes: the cache for this size grows to at most so much; 0 leaves it alone.
+        max_pixels: larger images are refused.
+        progress: called with ("decoding photos", done, total).
+
+    Returns:
+        All photos. Those beyond the limit, or that did not fit on the disk, are decoded at each use.
+    """
+    cache = cache_folder(folder, image_px)
+    options = {"max_pixels": max_pixels}
+    if limit_bytes <= 0:
+        return Pictures(paths, digests, image_px, **options)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / "lock"):
+            _extend(cache, paths, digests, image_px, limit_bytes, max_pixels, progress)
+    except OSError as error:
+        reason = "the disk is full" if is_disk_full(error) else str(error)
+        logger.warning("The cache %s cannot grow (%s): the rest is decoded as it is needed.", cache, reason)
+    readable = cache if os.access(cache, os.R_OK) else None
+    return Pictures(paths, digests, image_px, cache=readable, **options)
+
+
+def cache_folder(folder: Path, image_px: int) -> Path:
+    """Return the folder of the cache for one picture size."""
+    return folder / f"pictures-{image_px}px-v{DECODER_VERSION}"
+
+
+def picture_bytes(image_px: int) -> int:
+    """Return the bytes of one picture."""
+    return image_px * image_px * 3
+
+
+def read_index(cache: Path, image_px: int) -> list[str]:
+    """Return the digests of the pictures that are wholly on disk, in their order."""
+    try:
+        index = (cache / "index.bin").read_bytes()
+        on_disk = (cache / "pictures.u8").stat().st_size // picture_bytes(image_px)
+    except FileNotFoundError:
+        return []
+    count = min(len(index) // _DIGEST_BYTES, on_disk)
+    text = index[: count * _DIGEST_BYTES].hex()
+    return [text[start : start + 64] for start in range(0, len(text), 64)]
+
+
+def _extend(
+    cache: Path,
+    paths: Sequence[Path],
+    digests: Sequence[str],
+    image_px: int,
+    limit_bytes: int,
+    max_pixels: int,
+    progress: Progress,
+) -> None:
+    known = read_index(cache, image_px)
+    have, size = set(known), picture_bytes(image_px)
+    missing = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in have}
+    room = max(0, limit_bytes // size - len(known))
+    todo = list(missing.items())[:room]
+    if len(todo) < len(missing):
+        logger.warning(
+            "The cache limit leaves out %d photos: they are decoded as they are needed.",
+            len(missing) - len(todo),
+        )
+    if not todo:
+        return
+    chunk = max(1, _CHUNK_BYTES // size)
+    with (
+        open(cache / "pictures.u8", "ab") as pictures,
+        open(cache / "index.bin", "ab") as index,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        pictures.truncate(len(known) * size)
+        index.truncate(len(known) * _DIGEST_BYTES)
+        for start in range(0, len(todo), chunk):
+            part = todo[start : start + chunk]
+            decoded = pool.map(lambda item: _decode_checked(item, image_px, max_pixels), part)
+            good = [
+                (digest, picture)
+                for (digest, _), picture in zip(part, decoded, strict=True)
+                if picture is not None
+            ]
+            for _, picture in good:
+                pictures.write(picture.data)
+            _to_disk(pictures)
+            index.write(b"".join(bytes.fromhex(digest) for digest, _ in good))
+            _to_disk(index)
+            progress("decoding photos", start + len(part), len(todo))
+
+
+def _decode_checked(item: tuple[str, Path], image_px: int, max_pixels: int) -> NDArray[np.uint8] | None:
+    """Decode one photo; None where it cannot be, or is no longer the file that was scanned."""
+    digest, path = item
+    try:
+        data = read_file(path)
+        if sha256(data) != digest:
+            return None
+        return np.ascontiguousarray(decode_square(data, image_px, max_pixels=max_pixels))
+    except DecodeError:
+        return None
+
+
+def _to_disk(stream) -> None:  # type: ignore[no-untyped-def]  # a binary file
+    """Order matters: pictures must be on disk before the index names them."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock; the kernel lets it go when the process ends, however it ends."""
+    with open(path, "ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

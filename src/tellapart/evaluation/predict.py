@@ -1,0 +1,188 @@
+"""What a trained model says of pictures. Knows nothing about training.
+
+The same decoder and the same network serve the final evaluation and later predictions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.data.batches import CleanBatches
+from tellapart.data.cache import Pictures
+from tellapart.data.decode import decode_square, read_file, resize
+from tellapart.data.scan import IMAGE_EXTENSIONS
+from tellapart.errors import DecodeError, InputError, RunError
+from tellapart.files import read_json
+from tellapart.records import Prediction, Progress, no_progress
+
+BATCH_SIZE = 64
+
+
+def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress = no_progress) -> NDArray[np.float32]:
+    """Return the model's probabilities for all pictures of a data set.
+
+    Returns:
+        (num_images, num_classes) float32.
+    """
+    batches = CleanBatches(pictures, np.arange(len(pictures)), batch_size=BATCH_SIZE)
+    results = []
+    with ThreadPoolExecutor(1) as pool:  # read the next batch while this one is computed
+        waiting = pool.submit(batches.__getitem__, 0)
+        for index in range(len(batches)):
+            (images,) = waiting.result()
+            if index + 1 < len(batches):
+                waiting = pool.submit(batches.__getitem__, index + 1)
+            results.append(model.predict_on_batch(images))
+            progress("predicting", min((index + 1) * BATCH_SIZE, len(pictures)), len(pictures))
+    return np.concatenate(results)
+
+
+def prediction_table(frame: pd.DataFrame, probabilities: NDArray[np.float32], classes: list[str]) -> pd.DataFrame:
+    """Return the rows of ``predictions.csv``.
+
+    Args:
+        frame: path, label and split of each image.
+        probabilities: (num_images, num_classes).
+        classes: names of the columns.
+
+    Returns:
+        path, split, true_label, predicted_label, correct, probability and one "p:CLASS" column per class.
+    """
+    best = probabilities.argmax(axis=1)
+    names = np.asarray(classes, object)
+    table = pd.DataFrame({
+        "path": frame["path"].to_numpy(object),
+        "split": frame["split"].to_numpy(object),
+        "true_label": frame["label"].to_numpy(object),
+        "predicted_label": names[best],
+        "correct": names[best] == frame["label"].to_numpy(object),
+        "probability": probabilities.max(axis=1),
+    })  # fmt: skip
+    columns = pd.DataFrame(probabilities, columns=[f"p:{name}" for name in classes])
+    return pd.concat([table, columns], axis=1)
+
+
+class Classifier:
+    """A trained run, ready to name pictures.
+
+    Example:
+        >>> classifier = tellapart.load("runs/pets")
+        >>> classifier.predict(["cat.jpg"])[0].label
+        'cat'
+    """
+
+    def __init__(self, model: keras.Model, classes: Sequence[str], *, max_pixels: int = 100_000_000) -> None:
+        self.model = model
+        self.classes = list(classes)
+        self.image_px = int(model.input_shape[1])
+        self.max_pixels = max_pixels
+
+    def predict(
+        self,
+        images: Sequence[str | os.PathLike[str] | NDArray[np.uint8]],
+        *,
+        top_k: int = 3,
+        progress: Progress = no_progress,
+    ) -> list[Prediction]:
+        """Name each image; one that cannot be read gets an error and costs the others nothing.
+
+        Args:
+            images: files, or pictures as (height, width, 3) uint8 RGB arrays of any size.
+            top_k: how many classes to list.
+            progress: called with ("predicting", done, total).
+
+        Returns:
+            One `Prediction` per image, in their order.
+        """
+        results: list[Prediction] = []
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for start in range(0, len(images), BATCH_SIZE):
+                part = list(images[start : start + BATCH_SIZE])
+                results += self._predict_part(part, list(pool.map(self._picture, part)), start, top_k)
+                progress("predicting", len(results), len(images))
+        return results
+
+    def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
+        return np.asarray(self.model.predict_on_batch(pictures))
+
+    def _picture(self, image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8] | str:
+        try:
+            if isinstance(image, np.ndarray):
+                if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+                    return f"is {image.dtype} {image.shape}; expected uint8 (height, width, 3)"
+                return resize(image, self.image_px)
+            return decode_square(read_file(image), self.image_px, max_pixels=self.max_pixels)
+        except DecodeError as error:
+            return str(error)
+
+    def _predict_part(
+        self, names: list, pictures: list[NDArray[np.uint8] | str], start: int, top_k: int
+    ) -> list[Prediction]:
+        good = [index for index, picture in enumerate(pictures) if not isinstance(picture, str)]
+        rows = self.probabilities(np.stack([np.asarray(pictures[i]) for i in good])) if good else np.zeros((0, 1))
+        found = dict(zip(good, rows, strict=True))
+        results = []
+        for index, name in enumerate(names):
+            path = f"image {start + index}" if isinstance(name, np.ndarray) else str(name)
+            if index not in found:
+                results.append(Prediction(path, None, float("nan"), (), str(pictures[index])))
+                continue
+            order = np.argsort(-found[index], kind="stable")[:top_k]
+            top = tuple((self.classes[i], float(found[index][i])) for i in order)
+            results.append(Prediction(path, top[0][0], top[0][1], top))
+        return results
+
+
+def load(run: str | os.PathLike[str]) -> Classifier:
+    """Open a finished run for prediction.
+
+    Raises:
+        RunError: `run` is no run folder, or has no model yet.
+    """
+    folder = Path(run)
+    if not (folder / "model.keras").is_file():
+        state = "has no model yet; finish it with tellapart train --resume" if folder.is_dir() else "does not exist"
+        raise RunError(f"{folder} {state}. Expected a run folder made by tellapart train.")
+    environment = read_json(folder / "environment.json")
+    try:
+        model = keras.saving.load_model(folder / "model.keras", compile=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{folder / 'model.keras'} cannot be opened: {error}") from error
+    return Classifier(model, environment["classes"])
+
+
+def image_files(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Return the image files that are named, those in named folders and below included.
+
+    Raises:
+        InputError: a name leads to nothing, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for name in map(Path, names):
+        if name.is_dir():
+            inside = list(_images_below(name))
+            if not inside:
+                raise InputError(f"{name} holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
+            found += inside
+        elif name.exists() or name.is_symlink():
+            found.append(name)
+        else:
+            raise InputError(f"{name} does not exist. Expected an image or a folder of images.")
+    return found
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for here, folders, files in os.walk(folder):  # does not follow links: loops end
+        folders.sort()
+        yield from (Path(here, name) for name in sorted(files) if Path(name).suffix[1:].lower() in IMAGE_EXTENSIONS)
+
+

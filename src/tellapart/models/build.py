@@ -1,0 +1,35 @@
+"""From settings to a network: which one, with which layers. Knows nothing about training."""
+
+from __future__ import annotations
+
+import keras
+
+from tellapart.models.convnet import PLAIN_LAYERS, convnet
+from tellapart.settings import Model
+
+NETWORKS = {"convnet": convnet}
+
+
+def build(settings: Model, num_classes: int, image_px: int, *, seed: int = 0) -> keras.Model:
+    """Build the network in plain Keras layers: what is saved, and opens without tellapart."""
+    return NETWORKS[settings.name](settings, num_classes, image_px, seed=seed)
+
+
+def build_for_training(
+    settings: Model, num_classes: int, *, precision: str = "float32", seed: int = 0
+) -> keras.Model:
+    """Build the network for any picture size, in the fastest layers that the backend has.
+
+    Its variables are those of `build`, in the same order: `copy_weights` passes them on.
+    """
+    layers = PLAIN_LAYERS
+    if keras.backend.backend() == "tensorflow":
+        from tellapart.models.fused import FusedBatchNormalization, FusedConv2D
+
+        layers = {"conv": FusedConv2D, "batchnorm": FusedBatchNormalization}
+    return NETWORKS[settings.name](settings, num_classes, None, layers=layers, dtype=precision, seed=seed)
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Give `target` the weights of `source`, another build of the same network."""
+    target.set_weights(source.get_weights())

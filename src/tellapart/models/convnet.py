@@ -1,0 +1,72 @@
+"""The reference network: three convolutions, global average pooling, one hidden layer.
+
+Knows nothing about data, losses or optimisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tellapart.settings import Model
+
+PLAIN_LAYERS: Mapping[str, Any] = {
+    "conv": keras.layers.Conv2D,
+    "batchnorm": keras.layers.BatchNormalization,
+}
+
+
+def convnet(
+    settings: Model,
+    num_classes: int,
+    image_px: int | None,
+    *,
+    layers: Mapping[str, Any] = PLAIN_LAYERS,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> keras.Model:
+    """Build the reference network.
+
+    uint8 picture → [-1, 1] → three times (Conv2D 3×3 "same" + ReLU → BatchNormalization), with 32, 64 and
+    128 channels and MaxPooling 2×2 after the first two → GlobalAveragePooling → Dense 256 + ReLU →
+    Dropout → Dense + Softmax. 130,000 parameters; one of its last features sees 18 × 18 pixels.
+
+    Args:
+        settings: dropout, L2 and BatchNormalization's momentum.
+        num_classes: length of the output.
+        image_px: side of the input, or None for any size.
+        layers: the layer classes for "conv" and "batchnorm"; variables are the same for all choices.
+        dtype: "float32" or "mixed_bfloat16".
+        seed: of the initial weights and dropout.
+
+    Returns:
+        A model from (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32
+        probabilities.
+    """
+    seeds = iter(range(seed, seed + 100))
+    penalty = keras.regularizers.L2(settings.l2) if settings.l2 else None
+
+    def kernel() -> dict[str, Any]:
+        return {
+            "kernel_initializer": keras.initializers.GlorotUniform(seed=next(seeds)),
+            "kernel_regularizer": penalty,
+        }
+
+    inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype=dtype, name="normalise")(inputs)
+    for block, channels in enumerate((32, 64, 128), start=1):
+        x = layers["conv"](
+            channels, 3, padding="same", activation="relu", dtype=dtype, name=f"conv{block}", **kernel()
+        )(x)
+        x = layers["batchnorm"](momentum=settings.batchnorm_momentum, dtype=dtype, name=f"batchnorm{block}")(x)
+        if block < 3:
+            x = keras.layers.MaxPooling2D(2, dtype=dtype, name=f"pool{block}")(x)
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(x)
+    x = keras.layers.Dense(256, activation="relu", dtype="float32", name="hidden", **kernel())(x)
+    x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)
+    outputs = keras.layers.Dense(
+        num_classes, activation="softmax", dtype="float32", name="probabilities", **kernel()
+    )(x)
+    return keras.Model(inputs, outputs, name="convnet")

@@ -1,0 +1,176 @@
+"""What happens between steps and epochs. Callbacks observe and record; `train` decides."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+
+from tellapart.data.batches import CleanBatches
+from tellapart.errors import TrainingStoppedError
+from tellapart.files import write_text
+from tellapart.records import Progress
+from tellapart.training.checkpoint import Arrays, save_checkpoint, save_weights
+
+
+class EvaluatedWeights(keras.callbacks.Callback):
+    """Validates the weights that would be kept: averaged, with statistics from clean photos.
+
+    During validation the model holds the optimiser's running average of the weights (Polyak & Juditsky
+    1992), where the recipe asks for one, and BatchNormalization's statistics estimated anew on photos as
+    they are, not as augmentation shows them. Training goes on afterwards with its own weights.
+
+    Attributes:
+        weights: what was validated last, as `keras.Model.get_weights` returns them.
+    """
+
+    def __init__(self, clean: CleanBatches | None) -> None:
+        super().__init__()
+        self.clean = clean
+        self.weights: Arrays = []
+        self._training: Arrays = []
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the weights to be validated in place."""
+        del logs
+        self._training = self.model.get_weights()
+        seeds = [np.asarray(v) for v in self._random_states()]
+        if self.model.optimizer.use_ema:
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        if self.clean is not None:
+            recalibrate(self.model, self.clean)
+        for variable, value in zip(self._random_states(), seeds, strict=True):
+            variable.assign(value)
+        self.weights = self.model.get_weights()
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the training weights back."""
+        del logs
+        self.model.set_weights(self._training)
+
+    def _random_states(self) -> list[Any]:
+        return [v for v in self.model.variables if "seed_generator" in v.path]
+
+
+def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
+    """Estimate BatchNormalization's statistics anew as the mean over batches of clean photos."""
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    usual = [layer.momentum for layer in layers]
+    for index in range(len(clean)):
+        for layer in layers:
+            layer.momentum = index / (index + 1)
+        model(clean[index][0], training=True)
+    for layer, momentum in zip(layers, usual, strict=True):
+        layer.momentum = momentum
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Keeps the last state and the best weights, and stops when validation no longer improves.
+
+    Args:
+        folder: where ``last.npz`` and ``best.npz`` go.
+        evaluated: holds the weights that validation saw.
+        state: what else belongs to the run; gains ``epoch``, ``history``, ``best`` and ``seconds_training``.
+        patience: epochs without a lower validation loss before the run stops.
+    """
+
+    def __init__(
+        self, folder: Path, evaluated: EvaluatedWeights, state: dict[str, Any], patience: int
+    ) -> None:
+        super().__init__()
+        self.folder = folder
+        self.evaluated = evaluated
+        self.state = state
+        self.patience = patience
+        self._clock = time.perf_counter()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start the clock."""
+        del epoch, logs
+        self._clock = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Record the epoch and write the checkpoints: best before last, so that last never names a lost best."""
+        row = {name: float(value) for name, value in (logs or {}).items()}
+        score = row.get("val_loss", row["loss"])
+        if np.isfinite(score) and score < self.state.get("best", {}).get("score", np.inf):
+            self.state["best"] = {"epoch": epoch + 1, "score": score}
+            weights = self.evaluated.weights if "val_loss" in row else self.model.get_weights()
+            save_weights(self.folder / "best.npz", weights, self.state["best"])
+        seconds = time.perf_counter() - self._clock
+        self.state["seconds_training"] = self.state.get("seconds_training", 0.0) + seconds
+        self.state["epoch"] = epoch + 1
+        self.state.setdefault("history", []).append(
+            {
+                "epoch": epoch + 1,
+                "image_px": self.state["image_px"],
+                "learning_rate": float(self.model.optimizer.learning_rate),
+                **row,
+                "seconds": seconds,
+            }
+        )
+        self.state["stopped"] = epoch + 1 - self.state["best"]["epoch"] >= self.patience if "best" in self.state else False
+        save_checkpoint(self.folder / "last.npz", self.model, self.state)
+        if self.state["stopped"]:
+            self.model.stop_training = True
+
+
+class Journal(keras.callbacks.Callback):
+    """Writes ``history.csv`` and ``log.jsonl`` and reports progress; stops at a loss that is not finite."""
+
+    def __init__(self, run: Path, state: dict[str, Any], steps: int, progress: Progress) -> None:
+        super().__init__()
+        self.run = run
+        self.state = state
+        self.steps = steps
+        self.progress = progress
+        self._what = "training"
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Name the epoch that is shown."""
+        del logs
+        self._what = f"epoch {epoch + 1} of {self.state['epochs']} at {self.state['image_px']} px"
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look at the running loss now and then: each look waits for the device."""
+        if batch % 16 and batch + 1 != self.steps:
+            return
+        loss = float((logs or {}).get("loss", 0.0))
+        if not np.isfinite(loss):
+            raise TrainingStoppedError(
+                f"The loss became {loss} in epoch {self.state.get('epoch', 0) + 1}, step {batch + 1}. The last good "
+                "checkpoint is kept. Lower train.learning_rate or set train.precision=float32, then --resume."
+            )
+        self.progress(self._what, batch + 1, self.steps)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write the history so far."""
+        del logs
+        write_text(self.run / "history.csv", pd.DataFrame(self.state["history"]).to_csv(index=False))
+        write_log(self.run, "epoch", **self.state["history"][-1], best_epoch=self.state.get("best", {}).get("epoch"))
+        del epoch
+
+
+def write_log(run: Path, event: str, **values: Any) -> None:
+    """Append one line to the run's ``log.jsonl``."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
+    with open(run / "log.jsonl", "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line, default=str) + "\n")
+
+
+def tensorboard(run: Path) -> Sequence[keras.callbacks.Callback]:
+    """Return Keras' TensorBoard writer where the backend is TensorFlow; elsewhere none."""
+    if keras.backend.backend() != "tensorflow":
+        return ()
+    return (keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False, profile_batch=0),)
+
+
+Announce = Callable[[str], None]
+"""Called with one line that says what is about to happen."""

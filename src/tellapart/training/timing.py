@@ -1,0 +1,85 @@
+"""Measures steps before training: which precision is faster, and how many epochs fit a time.
+
+Knows nothing about photos on disk or checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from tellapart.data.batches import TrainingBatches
+from tellapart.settings import Recipe, Stage
+from tellapart.training.environment import accelerators, cpu_features
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The chosen precision and the measurement behind it (ms per picture; empty where nothing was to choose)."""
+
+    name: str
+    milliseconds_per_image: dict[str, float]
+    reason: str
+
+
+def choose_precision(
+    wanted: str, make_model: Callable[[str], keras.Model], batches: TrainingBatches
+) -> Precision:
+    """Choose float32 or mixed bfloat16 by timing a few steps of each.
+
+    Only a processor with bfloat16 instructions, or a GPU, can gain: elsewhere nothing is measured.
+    """
+    if wanted != "auto":
+        return Precision(wanted, {}, "set in the recipe")
+    if not accelerators() and not {"avx512_bf16", "amx_bf16"} & set(cpu_features()):
+        return Precision("float32", {}, "the processor has no bfloat16 instructions")
+    times = {}
+    for name in ("float32", "mixed_bfloat16"):
+        times[name] = 1000 * seconds_per_image(make_model(name), batches, steps=4)
+    faster = min(times, key=lambda name: times[name])
+    return Precision(faster, times, "the faster of the two by measurement")
+
+
+def seconds_per_image(model: keras.Model, batches: TrainingBatches, steps: int = 6) -> float:
+    """Return the median time of one training step, batch making included, per picture.
+
+    The model is changed: give a throw-away copy. Two steps come first, uncounted: they compile.
+    """
+    times = []
+    for step in range(steps + 2):
+        start = time.perf_counter()
+        images, targets = batches[step % len(batches)]
+        model.train_on_batch(images, targets)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:])) / batches.batch_size
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A time to keep to, and what the parts of a run cost.
+
+    Attributes:
+        deadline: when everything must be done, by `time.time`.
+        epoch_seconds: seconds for an epoch at each picture size, validation aside.
+        validation_seconds: seconds for one validation.
+        final_seconds: seconds for everything after training.
+    """
+
+    deadline: float
+    epoch_seconds: dict[int, float]
+    validation_seconds: float
+    final_seconds: float
+
+    def epochs_left(self, recipe: Recipe, stages: Sequence[Stage], start: float) -> int:
+        """Return how many epochs fit, when the share `start` of the schedule is done; at least 1."""
+        seconds = self.deadline - time.time() - self.final_seconds
+        total, edge, cost = sum(stage.share for stage in stages), 0.0, 0.0
+        for stage in stages:
+            low, edge = max(edge, start), edge + stage.share / total
+            cost += max(edge - low, 0.0) * self.epoch_seconds[stage.image_px]
+        cost = cost / (1 - start) + self.validation_seconds / recipe.train.validate_every
+        return max(1, int(seconds / cost))

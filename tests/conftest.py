@@ -1,0 +1,24 @@
+"""Makes the helpers beside this file importable and finds the real photos that some tests read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Return the folder of a set of real photos by its name, or skip the test where it is absent."""
+
+    def find(name: str) -> Path:
+        folder = Path(__file__).resolve().parents[2] / "shared" / "data" / name
+        if not folder.is_dir():
+            pytest.skip(f"the real photos {name!r} are not on this machine: {folder} does not exist")
+        return folder
+
+    return find

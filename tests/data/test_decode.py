@@ -1,0 +1,186 @@
+"""The decoder against Pillow and plain OpenCV, and against a corpus of damaged and odd files."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+import corpus
+from drawing import photo
+from tellapart.data.decode import decode, decode_square, read_file, read_header
+from tellapart.data.scan import scan
+from tellapart.errors import DecodeError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    root = tmp_path_factory.mktemp("corpus") / "odd"
+    return root, corpus.make_corpus(root)
+
+
+def outcome(path: Path) -> str:
+    """Return "reads" or the message of the DecodeError; nothing else may be raised."""
+    try:
+        data = read_file(path)
+        header, picture = read_header(data), decode(data)
+        square = decode_square(data, 32)
+    except DecodeError as error:
+        return str(error)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (header.height, header.width, 3)
+    assert square.shape == (32, 32, 3)
+    return corpus.READS
+
+
+def test_corpus_reads_or_says_why_not(folder):
+    root, described = folder
+    assert len(described) > 45
+    for name, text in described.items():
+        expected, _, what = text.partition(": ")
+        came = outcome(root / name)
+        if expected == corpus.READS:
+            assert came == corpus.READS, f"{name!r} is {what}, but {came}"
+            height, width = decode(read_file(root / name)).shape[:2]
+            assert (width, height) == (corpus.WIDTH, corpus.HEIGHT), name
+        elif expected == corpus.FAILS or came != corpus.READS:
+            assert re.search(what, came), f"{name!r}: {came}"
+
+
+def test_scan_reports_every_file_of_the_corpus_and_ends(folder):
+    root, described = folder
+    manifest = scan(root.parent)
+    errors = dict(zip(manifest.frame["path"], manifest.frame["error"], strict=True))
+    assert set(errors) == {f"odd/{name}" for name in described}, "the looping folder is entered once"
+    for name, text in described.items():
+        if not text.startswith(corpus.EITHER):
+            assert (errors[f"odd/{name}"] == "") == text.startswith(corpus.READS), name
+    assert "not a regular file" in errors["odd/pipe.jpg"]
+
+
+def test_all_exif_orientations_show_the_same_upright_picture():
+    picture = photo(5, (96, 64))
+    for orientation in range(1, 9):
+        data = corpus.rotated_jpeg(picture, orientation)
+        header = read_header(data)
+        assert (header.orientation, header.width, header.height) == (orientation, 96, 64)
+        difference = np.abs(decode(data).astype(int) - picture)
+        assert difference.shape == (64, 96, 3)
+        assert difference.mean() < 3, orientation
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_holds_for_transparent_pictures_too(form, orientation):
+    # OpenCV ignores the orientation when it is asked for the alpha channel.
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rgba = Image.fromarray(np.dstack([photo(6, (96, 64)), np.full((64, 96), 255, np.uint8)]))
+    data = corpus.encoded(rgba, form, exif=exif, lossless=True)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rgba.PNG", {}),
+        ("rgba.WEBP", {"lossless": True}),
+        ("rgba.TIFF", {}),
+        ("palette.PNG", {"transparency": 3}),
+        ("palette.PNG", {"transparency": bytes(range(0, 256, 8))}),
+        ("palette.GIF", {"transparency": 3}),
+    ],
+)
+def test_transparent_pixels_are_laid_on_white(name, options):
+    picture = Image.fromarray(photo(7, (96, 64)))
+    alpha = np.tile(np.linspace(0, 255, 96, dtype=np.uint8), (64, 1))
+    drawn = Image.fromarray(np.dstack([np.asarray(picture), alpha]))
+    shown, form = (drawn if name.startswith("rgba") else picture.quantize(32)), name.split(".")[1]
+    data = corpus.encoded(shown, form, **options)
+    rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA")).astype(float)
+    colour, opacity = rgba[..., :3], rgba[..., 3:] / 255
+    assert opacity.min() < 1
+    expected = colour * opacity + 255 * (1 - opacity)
+    tolerance = 1.5 if name == "rgba.TIFF" else 0.51  # libtiff rounds once more
+    np.testing.assert_allclose(decode(data), expected, atol=tolerance)
+
+
+def test_sixteen_bits_become_the_upper_eight():
+    wide = np.random.default_rng(0).integers(0, 65_536, (40, 50, 3)).astype(np.uint16)
+    np.testing.assert_array_equal(decode(corpus.png(wide)), wide >> 8)
+    grey = np.ascontiguousarray(wide[..., 0])
+    np.testing.assert_array_equal(decode(corpus.png(grey)), np.repeat((grey >> 8)[..., None], 3, axis=2))
+
+
+def test_cmyk_is_close_to_pillow():
+    data = corpus.encoded(Image.fromarray(photo(8, (96, 64))).convert("CMYK"), "JPEG", quality=95)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    assert np.abs(decode(data) - expected).max() <= 2
+
+
+def test_square_equals_plain_decode_and_area_resize():
+    data = corpus.jpeg(photo(9, (120, 100)))  # below twice 64: no reduced decode
+    plain = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    expected = cv2.resize(np.ascontiguousarray(plain), (64, 64), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(decode_square(data, 64), expected)
+
+
+def test_reduced_decode_stays_close_to_the_full_one():
+    data = corpus.jpeg(photo(10, (1000, 700)))
+    assert decode(data, at_least_px=64).shape == (88, 125, 3), "one eighth"
+    full = cv2.resize(decode(data), (64, 64), interpolation=cv2.INTER_AREA).astype(int)
+    difference = np.abs(decode_square(data, 64) - full)
+    # Strong colours on purpose, and 700 is no multiple of 8: about 1.3 and 10 of 255 levels.
+    assert difference.mean() < 2
+    assert difference.max() < 16
+
+
+def test_a_bomb_is_refused_by_its_header_and_the_limit_is_the_callers():
+    with pytest.raises(DecodeError, match="65,535 x 65,535 pixels"):
+        decode(corpus.bomb())
+    data = corpus.png(photo(1, (20, 10)))
+    assert decode(data, max_pixels=200).shape == (10, 20, 3)
+    with pytest.raises(DecodeError, match="at most 199 in all"):
+        decode(data, max_pixels=199)
+
+
+def test_a_damaged_png_is_refused_without_a_word_on_stderr(capfd):
+    data = corpus.png(photo(2))
+    with pytest.raises(DecodeError, match="checksum of its part b'IDAT'"):
+        decode(corpus.flip(data, len(data) // 2))
+    sys.stderr.flush()
+    assert capfd.readouterr().err == ""
+
+
+WHOLE = {form: corpus.encoded(Image.fromarray(photo(20)), form) for form in ("JPEG", "PNG", "GIF", "WEBP")}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(sorted(WHOLE)),
+    length=st.floats(0, 1),
+    flips=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=4),
+    cut=st.booleans(),
+)
+def test_damage_raises_nothing_but_decode_error(kind, length, flips, cut):
+    data = WHOLE[kind]
+    for place, mask in flips:
+        data = corpus.flip(data, int(place * (len(data) - 1)), mask)
+    if cut:
+        data = data[: int(length * len(data))]
+    try:
+        header = read_header(data, max_pixels=1_000_000)
+        picture = decode(data, max_pixels=1_000_000)
+    except DecodeError:
+        return
+    assert header.width * header.height <= 1_000_000
+    assert (picture.dtype, picture.ndim, picture.shape[2]) == (np.uint8, 3, 3)
