@@ -72,9 +72,7 @@ class Network(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         channels = (3, 32, 64, 128)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels[i], channels[i + 1], 3, padding="same") for i in range(3)
-        )
+        self.convolutions = nn.ModuleList(nn.Conv2d(channels[i], channels[i + 1], 3, padding="same") for i in range(3))
         # Keras' momentum 0.99 and epsilon, in PyTorch's meaning.
         self.norms = nn.ModuleList(nn.BatchNorm2d(width, eps=1e-3, momentum=0.01) for width in channels[1:])
         self.hidden = nn.Linear(128, 256)
@@ -260,14 +258,10 @@ def train_step(
             pixels = augmented_batch(pixels)
         return F.cross_entropy(network(pixels).float(), targets, label_smoothing=0.1)
 
-    compiled = (
-        loss_of if arguments.compile_mode == "none" else torch.compile(loss_of, mode=arguments.compile_mode)
-    )
+    compiled = loss_of if arguments.compile_mode == "none" else torch.compile(loss_of, mode=arguments.compile_mode)
 
     def step(pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(
-            arguments.device, dtype=torch.bfloat16, enabled=arguments.precision == "bfloat16"
-        ):
+        with torch.autocast(arguments.device, dtype=torch.bfloat16, enabled=arguments.precision == "bfloat16"):
             loss = compiled(pixels, targets)
         loss.backward()
         optimizer.step()
@@ -296,9 +290,7 @@ def augmented_batch(pixels: torch.Tensor) -> torch.Tensor:
         return ((images - means) * (1 + random(CONTRAST)).view(-1, 1, 1, 1) + means).clamp(0, 255)
 
 
-def on_device(
-    loader: DataLoader[Any], device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def on_device(loader: DataLoader[Any], device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield batches as (num_images, 3, height, width); stacked HWC pictures are channels last already."""
     for pixels, targets in loader:
         moved = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "validation", "test")
 """The three sides of a split, in the order in which they are reported."""
@@ -30,7 +31,8 @@ class Manifest:
             ``group`` ("" where it gives none), ``bytes``, ``sha256``, ``extension`` (lower case, no dot),
             ``format`` (of the content: "jpeg", "png", …), ``width`` and ``height`` (pixels, as shown),
             ``mode`` (Pillow's: "RGB", "L", "CMYK", "RGBA", "I;16", …), ``orientation`` (EXIF, 1 to 8),
-            ``frames`` (images in the file), ``fingerprint`` (64-bit perceptual hash, uint64),
+            ``frames`` (images in the file), ``bits`` (per channel, 8 or 16), ``transparent`` (some pixel can
+            be), ``fingerprint`` (64-bit perceptual hash, uint64),
             ``grey`` (True where a colour file holds no colour) and ``error`` ("" for a readable photo).
         thumbnails: (num_files, 32, 32) uint8 grey pictures, zeros where unreadable.
         problems: folders and files that could not be looked at, with the reason.

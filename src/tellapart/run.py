@@ -1,4 +1,4 @@
-"""The main job, top to bottom: a folder of photos becomes a run folder. Knows nothing about the command line."""
+"""The main job, top to bottom: photos become a run folder. Knows nothing about the command line."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("TELLAPART_CACHE") or f"{base}/tellapart").expanduser()
 
 
-def check(
-    photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, progress: Progress = no_progress
-) -> Health:
+def check(photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, progress: Progress = no_progress) -> Health:
     """Look for what would make numbers from these photos untrue. Nothing is changed.
 
     Args:
@@ -113,7 +111,8 @@ def train(
 
     Args:
         photos: a folder per class, train/val/test folders of those, or a table; not needed with `resume`.
-        recipe: a `Recipe`, a TOML file or the name of one; None: "fast" with a `time_budget`, else "reference".
+        recipe: a `Recipe`, a TOML file or the name of one; None: "fast" with a `time_budget`, else
+            "reference".
         changes: settings as "section.key=value".
         time_budget: seconds from `started` to the finished run; the number of epochs is fitted to it.
         out: the new run folder; None: ``runs/NAME-DATE``.
@@ -267,9 +266,7 @@ def _carry_out(
     return Run(folder, metrics)
 
 
-def _prepare(
-    folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progress, announce: Announce
-) -> None:
+def _prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progress, announce: Announce) -> None:
     """Scan, check and split the photos; ``manifest.csv`` comes last, as the sign that all is done."""
     manifest = scan(order["photos"], max_pixels=recipe.data.max_pixels, progress=progress)
     pairs = near_duplicates(manifest)
@@ -280,7 +277,11 @@ def _prepare(
             announce(f"{finding.severity}: {finding.message}")
     earlier = _sides_of(Path(order["split_from"])) if order.get("split_from") else None
     sides = split(
-        manifest, units(manifest, pairs), shares=recipe.data.split, seed=recipe.data.split_seed, earlier=earlier
+        manifest,
+        units(manifest, pairs),
+        shares=recipe.data.split,
+        seed=recipe.data.split_seed,
+        earlier=earlier,
     )
     manifest = replace(manifest, frame=manifest.frame.assign(split=sides))
     _refuse_unusable(manifest)
@@ -364,7 +365,7 @@ def _write_manifest(folder: Path, frame: pd.DataFrame) -> None:
 def _read_manifest(run: Path) -> pd.DataFrame:
     if not (run / "manifest.csv").is_file():
         raise RunError(f"{run} has no manifest.csv. Expected a run folder made by tellapart train.")
-    text = {name: str for name in ("path", "label", "split", "group", "sha256", "extension", "format", "mode", "error")}
+    text = dict.fromkeys(("path", "label", "split", "group", "sha256", "extension", "format", "mode", "error"), str)
     frame = pd.read_csv(run / "manifest.csv", dtype=text, keep_default_na=False)
     return frame.assign(path=[json.loads(f'"{path}"') for path in frame["path"]])
 
@@ -385,5 +386,3 @@ def _compare(old: Path, again: Run, record: dict[str, Any]) -> Reproduction:
         for metrics in (read_json(old / "metrics.json"), again.metrics)
     ]
     return Reproduction(again, max(differences) == 0.0, max(differences), (accuracy[0], accuracy[1]), tuple(changed))
-
-

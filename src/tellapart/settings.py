@@ -32,9 +32,7 @@ class Data(_Section):
         (0.7, 0.2, 0.1), description="shares of train, validation and test"
     )
     split_seed: int = Field(0, description="another number gives another split")
-    max_pixels: int = Field(
-        100_000_000, ge=1, description="larger images are refused before they are decoded"
-    )
+    max_pixels: int = Field(100_000_000, ge=1, description="larger images are refused before they are decoded")
     cache_limit_gb: float = Field(20.0, ge=0, description="decoded pictures kept on disk; 0 keeps none")
 
     @model_validator(mode="after")
@@ -48,14 +46,10 @@ class Augment(_Section):
     """The random changes made to each training picture, in Keras' meaning of the ranges."""
 
     flip: bool = Field(True, description="mirror left and right, one time in two")
-    rotation: float = Field(
-        0.2, ge=0, le=0.5, description="largest turn either way, as a share of a full circle"
-    )
+    rotation: float = Field(0.2, ge=0, le=0.5, description="largest turn either way, as a share of a full circle")
     zoom: float = Field(0.2, ge=0, lt=1, description="largest zoom out or in, as a share of the side")
     translation: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a share of the side")
-    contrast: float = Field(
-        0.2, ge=0, lt=1, description="largest change of contrast about each channel's mean"
-    )
+    contrast: float = Field(0.2, ge=0, lt=1, description="largest change of contrast about each channel's mean")
 
 
 class Model(_Section):
@@ -85,9 +79,7 @@ class Train(_Section):
     warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (adamw)")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")
-    weight_average: float = Field(
-        0.0, ge=0, lt=1, description="decay of the averaged weights per step; 0 for none"
-    )
+    weight_average: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights per step; 0 for none")
     patience: int = Field(10, ge=1, description="epochs without a better validation score before stopping")
     stages: tuple[Stage, ...] = Field((), description="progressive resizing; none: image_px throughout")
     source_px: int = Field(
@@ -184,9 +176,7 @@ def parse_duration(text: str) -> float:
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     seconds = (
-        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True))
-        if match
-        else 0.0
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
     )
     if seconds <= 0:
         raise RecipeError(f"{text!r} is not a time above 0. Write it as 90s, 10m or 1h30m.")
@@ -197,9 +187,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
     name, equals, text = change.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
-        raise RecipeError(
-            f"{change!r} is not a setting. Write it as section.key=value, as in train.epochs=3."
-        )
+        raise RecipeError(f"{change!r} is not a setting. Write it as section.key=value, as in train.epochs=3.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

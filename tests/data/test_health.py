@@ -69,14 +69,10 @@ def test_odd_kinds_of_photos_are_named_each(tmp_path):
     image = Image.fromarray(photo(501))
     frames = [Image.fromarray(photo(seed)) for seed in (502, 503)]
     (tmp_path / "a/print.jpg").write_bytes(corpus.encoded(image.convert("CMYK"), "JPEG"))
-    (tmp_path / "a/cut-out.png").write_bytes(
-        corpus.png(np.dstack([photo(504), np.full((48, 64), 128, np.uint8)]))
-    )
+    (tmp_path / "a/cut-out.png").write_bytes(corpus.png(np.dstack([photo(504), np.full((48, 64), 128, np.uint8)])))
     (tmp_path / "a/deep.png").write_bytes(corpus.png(photo(505).astype(np.uint16) * 257))
     (tmp_path / "b/turned.jpg").write_bytes(corpus.rotated_jpeg(photo(506), 6))
-    (tmp_path / "b/moving.gif").write_bytes(
-        corpus.encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    )
+    (tmp_path / "b/moving.gif").write_bytes(corpus.encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
     (tmp_path / "b/really-a-png.jpg").write_bytes(corpus.png(photo(507)))
     save_photo(tmp_path / "b/tiny.jpg", 508, (40, 31))
     save_photo(tmp_path / "b/small-but-enough.jpg", 509, (40, 32))
@@ -157,14 +153,10 @@ def test_imbalance_and_small_classes(tmp_path):
     assert not health.trustworthy
 
 
-@pytest.mark.parametrize(
-    ("counts", "severity"), [((30, 10), None), ((31, 10), "note"), ((101, 10), "warning")]
-)
+@pytest.mark.parametrize(("counts", "severity"), [((30, 10), None), ((31, 10), "note"), ((101, 10), "warning")])
 def test_imbalance_limits(tmp_path, counts, severity):
     make_classes(tmp_path, dict(zip("ab", counts, strict=True)), size=(32, 32))
-    assert [finding.severity for finding in found(health_of(tmp_path), "imbalance")] == [severity] * bool(
-        severity
-    )
+    assert [finding.severity for finding in found(health_of(tmp_path), "imbalance")] == [severity] * bool(severity)
 
 
 def test_a_single_class_measures_nothing(tmp_path):

@@ -11,8 +11,10 @@ def doctor() -> None:
     """Say what this machine has and what training would use."""
     from rich.table import Table
 
-    from tellapart.cli.show import console, escaped
+    from tellapart.cli.show import console, escaped, import_quietly
     from tellapart.data.cache import cache_folder
+
+    import_quietly("keras")
     from tellapart.run import default_cache
     from tellapart.training.environment import environment
 

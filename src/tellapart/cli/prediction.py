@@ -32,7 +32,9 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
 ) -> None:
     """Name images with a trained run. One that cannot be read costs the others nothing; exit code 1 then."""
-    from tellapart.cli.show import console, progress_bar
+    from tellapart.cli.show import console, import_quietly, progress_bar
+
+    import_quietly("keras")
     from tellapart.evaluation.predict import image_files, load
     from tellapart.files import write_text
 
@@ -69,7 +71,10 @@ def prediction_lines(predictions: Sequence[Prediction]) -> Any:
             table.add_row(escaped(prediction.path), "[red]unreadable[/]", "", escaped(prediction.error))
         else:
             table.add_row(
-                escaped(prediction.path), escaped(prediction.label), f"{prediction.probability:.3f}", escaped(rest)
+                escaped(prediction.path),
+                escaped(prediction.label),
+                f"{prediction.probability:.3f}",
+                escaped(rest),
             )
     return table
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +14,23 @@ from tellapart.records import SPLITS, Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def import_quietly(module: str) -> None:
+    """Import a module whose C++ code greets the terminal; what it says is shown only if the import fails."""
+    with tempfile.TemporaryFile() as said:
+        sys.stderr.flush()
+        terminal = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            importlib.import_module(module)
+        except BaseException:
+            said.seek(0)
+            os.write(terminal, said.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def console(*, stderr: bool = False) -> Console:

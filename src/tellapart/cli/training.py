@@ -12,7 +12,7 @@ STARTED = time.time()
 """When the process began: a time budget counts from here."""
 
 
-def train(  # noqa: PLR0913, PLR0917  (one parameter an option)
+def train(
     photos: Annotated[
         Path | None, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")
     ] = None,
@@ -21,7 +21,8 @@ def train(  # noqa: PLR0913, PLR0917  (one parameter an option)
         list[str] | None, typer.Option("--set", help="Change a setting: train.epochs=3. Can be repeated.")
     ] = None,
     time_: Annotated[
-        str | None, typer.Option("--time", help="Fit the work into this time: 90s, 10m, 1h. Uses the fast recipe.")
+        str | None,
+        typer.Option("--time", help="Fit the work into this time: 90s, 10m, 1h. Uses the fast recipe."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The new run folder [default: runs/NAME-DATE].")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")] = None,
@@ -33,7 +34,9 @@ def train(  # noqa: PLR0913, PLR0917  (one parameter an option)
     ] = None,
 ) -> None:
     """Train a classifier on photos and measure it."""
-    from tellapart.cli.show import announce, progress_bar
+    from tellapart.cli.show import announce, import_quietly, progress_bar
+
+    import_quietly("keras")
     from tellapart.run import train as train_run
     from tellapart.settings import parse_duration
 
@@ -54,7 +57,9 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="The new run folder [default: RUN-again].")] = None,
 ) -> None:
     """Train again from a run's own record and say whether the weights are the same."""
-    from tellapart.cli.show import announce, progress_bar
+    from tellapart.cli.show import announce, import_quietly, progress_bar
+
+    import_quietly("keras")
     from tellapart.run import reproduce as reproduce_run
 
     with progress_bar() as progress:
@@ -78,9 +83,11 @@ def demo(
     images: Annotated[int, typer.Option(help="How many pictures to draw.", min=200)] = 2000,
 ) -> None:
     """Draw a data set, train on it, show the metrics and name a few new pictures."""
-    from tellapart.cli.show import announce, console, progress_bar
+    from tellapart.cli.show import announce, console, import_quietly, progress_bar
     from tellapart.data.drawn import draw as draw_pictures
     from tellapart.evaluation.predict import image_files, load
+
+    import_quietly("keras")
     from tellapart.run import train as train_run
 
     photos, new = folder / "photos", folder / "new"
@@ -109,4 +116,6 @@ def _show(run: Any) -> None:
         f"{metrics['images_per_second']:.0f} images/s, best epoch {metrics['best_epoch']}, "
         f"peak memory {metrics['peak_memory_mb']:.0f} MB."
     )
-    output.print(f"Everything is in {escaped(str(run.path))}: curves.png, metrics.json, predictions.csv, model.keras, …")
+    output.print(
+        f"Everything is in {escaped(str(run.path))}: curves.png, metrics.json, predictions.csv, model.keras, …"
+    )

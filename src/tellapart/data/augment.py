@@ -1,4 +1,4 @@
-"""Random changes of training pictures: one warp and one lookup table each. Knows nothing about batches or labels.
+"""Random changes of training pictures: one warp and one lookup table each. Knows nothing about batches.
 
 The ranges mean what they mean in Keras' RandomFlip("horizontal"), RandomRotation, RandomTranslation,
 RandomZoom and RandomContrast with fill_mode="reflect", applied in this order. Keras resamples the picture

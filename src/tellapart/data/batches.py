@@ -6,6 +6,8 @@ interrupted.
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 from numpy.typing import NDArray
@@ -115,7 +117,7 @@ class CleanBatches(keras.utils.PyDataset):
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.positions) // self.batch_size)
+        return math.ceil(len(self.positions) / self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[NDArray, ...]:
         """Return (batch, image_px, image_px, 3) uint8 and, where known, (batch, num_classes) float32."""

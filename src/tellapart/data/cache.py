@@ -128,9 +128,8 @@ def open_pictures(
         All photos. Those beyond the limit, or that did not fit on the disk, are decoded at each use.
     """
     cache = cache_folder(folder, image_px)
-    options = {"max_pixels": max_pixels}
     if limit_bytes <= 0:
-        return Pictures(paths, digests, image_px, **options)
+        return Pictures(paths, digests, image_px, max_pixels=max_pixels)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / "lock"):
@@ -139,7 +138,7 @@ def open_pictures(
         reason = "the disk is full" if is_disk_full(error) else str(error)
         logger.warning("The cache %s cannot grow (%s): the rest is decoded as it is needed.", cache, reason)
     readable = cache if os.access(cache, os.R_OK) else None
-    return Pictures(paths, digests, image_px, cache=readable, **options)
+    return Pictures(paths, digests, image_px, max_pixels=max_pixels, cache=readable)
 
 
 def cache_folder(folder: Path, image_px: int) -> Path:
@@ -197,9 +196,7 @@ def _extend(
             part = todo[start : start + chunk]
             decoded = pool.map(lambda item: _decode_checked(item, image_px, max_pixels), part)
             good = [
-                (digest, picture)
-                for (digest, _), picture in zip(part, decoded, strict=True)
-                if picture is not None
+                (digest, picture) for (digest, _), picture in zip(part, decoded, strict=True) if picture is not None
             ]
             for _, picture in good:
                 pictures.write(picture.data)

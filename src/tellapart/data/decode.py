@@ -102,9 +102,7 @@ def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
             with Image.open(io.BytesIO(data)) as image:
                 known = FORMATS.get(image.format or "")
                 if known is None:
-                    raise DecodeError(
-                        f"is {image.format}; expected one of {', '.join(sorted(set(FORMATS.values())))}"
-                    )
+                    raise DecodeError(f"is {image.format}; expected one of {', '.join(sorted(set(FORMATS.values())))}")
                 _refuse_bomb(image.width, image.height, max_pixels)
                 # For a PNG without EXIF, getexif would decode the whole picture in search of it.
                 has_exif = image.format != "PNG" or b"eXIf" in data
@@ -252,8 +250,7 @@ def _refuse_bomb(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError(f"declares {width} x {height} pixels")
     if width * height > max_pixels:
         raise DecodeError(
-            f"declares {width:,} x {height:,} pixels; "
-            f"at most {max_pixels:,} in all are decoded (data.max_pixels)"
+            f"declares {width:,} x {height:,} pixels; at most {max_pixels:,} in all are decoded (data.max_pixels)"
         )
 
 
@@ -328,9 +325,7 @@ def _has_alpha(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 26:
         return data[25] in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) > 25:
-        return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (
-            data[12:16] == b"VP8L" and bool(data[24] & 0x10)
-        )
+        return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (data[12:16] == b"VP8L" and bool(data[24] & 0x10))
     return False
 
 

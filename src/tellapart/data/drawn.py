@@ -64,9 +64,7 @@ def draw(
     root = Path(folder)
     share, rest = divmod(num_images, len(CLASSES))
     jobs = [
-        (label, index)
-        for position, label in enumerate(CLASSES)
-        for index in range(1, share + (position < rest) + 1)
+        (label, index) for position, label in enumerate(CLASSES) for index in range(1, share + (position < rest) + 1)
     ]
     paths = [root / label / _file_name(seed, label, index) for label, index in jobs]
     _refuse_foreign(root, seed, set(paths))
@@ -142,7 +140,11 @@ def _picture(random: np.random.Generator, outline: Outline) -> NDArray[np.uint8]
     for _ in range(random.integers(1, 5)):
         clutter = _stick(random) if random.random() < 0.4 else _pebble(random)
         centre = random.uniform(0, 1, 2) * (width, height)
-        _cut_out(canvas, _placed(random, clutter, centre, unit * random.uniform(0.05, 0.14)), _colour(random, (0.2, 0.8)))
+        _cut_out(
+            canvas,
+            _placed(random, clutter, centre, unit * random.uniform(0.05, 0.14)),
+            _colour(random, (0.2, 0.8)),
+        )
 
     area_side = unit * random.uniform(0.17, 0.24)
     shapes = [
@@ -158,19 +160,13 @@ def _picture(random: np.random.Generator, outline: Outline) -> NDArray[np.uint8]
     return _photographed(random, canvas, unit)
 
 
-def _paper(
-    random: np.random.Generator, ground: NDArray[np.float64], width: int, height: int
-) -> NDArray[np.uint8]:
+def _paper(random: np.random.Generator, ground: NDArray[np.float64], width: int, height: int) -> NDArray[np.uint8]:
     """Return a sheet of paper with soft stains, its colour near `ground`."""
     stains = ground + random.normal(0, 14, (4, 4, 3)) + random.normal(0, 12, (4, 4, 1))
-    return cv2.resize(
-        np.clip(stains, 0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
-    )
+    return cv2.resize(np.clip(stains, 0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def _centres(
-    random: np.random.Generator, width: int, height: int, distance: float
-) -> list[NDArray[np.float64]]:
+def _centres(random: np.random.Generator, width: int, height: int, distance: float) -> list[NDArray[np.float64]]:
     """Return 3 to 6 points at least `distance` apart, fewer where there is no room."""
     wanted = int(random.integers(3, 7))
     margin = distance * 0.42
@@ -184,9 +180,7 @@ def _centres(
     return points
 
 
-def _placed(
-    random: np.random.Generator, contours: Contours, centre: NDArray[np.float64], area_side: float
-) -> Contours:
+def _placed(random: np.random.Generator, contours: Contours, centre: NDArray[np.float64], area_side: float) -> Contours:
     """Turn, shear a little and move `contours`; give them the area of a square of `area_side` pixels.
 
     Equal areas keep the number of inked pixels, and so the file's length, from telling the class.
@@ -212,9 +206,7 @@ def _cut_out(canvas: NDArray[np.uint8], contours: Contours, colour: Any, offset:
     cv2.fillPoly(canvas, points, shade, lineType=cv2.LINE_AA, shift=4)
 
 
-def _shade(
-    random: np.random.Generator, canvas: NDArray[np.uint8], shapes: list[Contours], unit: float
-) -> None:
+def _shade(random: np.random.Generator, canvas: NDArray[np.uint8], shapes: list[Contours], unit: float) -> None:
     """Darken `canvas` in place where the shapes' shadows fall."""
     shadow = np.zeros(canvas.shape[:2], np.uint8)
     turn = random.uniform(0, 2 * np.pi)
@@ -331,9 +323,7 @@ def _triangle(random: np.random.Generator) -> Contours:
 def _pebble(random: np.random.Generator) -> Contours:
     """Return a smooth outline of no class."""
     angles = np.linspace(0, 2 * np.pi, 36, endpoint=False)
-    waves = sum(
-        random.uniform(0.0, 0.12) * np.cos(order * angles + random.uniform(0, 2 * np.pi)) for order in (2, 3)
-    )
+    waves = sum(random.uniform(0.0, 0.12) * np.cos(order * angles + random.uniform(0, 2 * np.pi)) for order in (2, 3))
     return [_circle(36) * (1 + waves)[:, None]]
 
 

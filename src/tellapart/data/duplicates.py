@@ -93,4 +93,4 @@ def _mirrored(prints: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _standardised(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     flat = pictures.reshape(len(pictures), -1).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(flat.std(axis=1, keepdims=True), 1e-6)
+    return np.asarray(flat / np.maximum(flat.std(axis=1, keepdims=True), 1e-6), np.float32)

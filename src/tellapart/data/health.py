@@ -78,9 +78,7 @@ def health_table(health: Health) -> pd.DataFrame:
 
 def to_json(health: Health) -> dict[str, Any]:
     """Return the health as values that JSON knows, ``trustworthy`` included."""
-    findings = [
-        dataclasses.asdict(finding) | {"examples": list(finding.examples)} for finding in health.findings
-    ]
+    findings = [dataclasses.asdict(finding) | {"examples": list(finding.examples)} for finding in health.findings]
     return {
         "trustworthy": health.trustworthy,
         "num_photos": health.num_photos,
@@ -282,7 +280,4 @@ def _pair_paths(manifest: Manifest, pairs: Pairs) -> tuple[str, ...]:
 
 
 def _by_side(frame: pd.DataFrame, paths: list[str]) -> dict[str, int]:
-    return {
-        str(side): int(count)
-        for side, count in frame["split"][frame["path"].isin(paths)].value_counts().items()
-    }
+    return {str(side): int(count) for side, count in frame["split"][frame["path"].isin(paths)].value_counts().items()}

@@ -21,9 +21,7 @@ from tellapart.errors import DecodeError, InputError, nearest
 from tellapart.files import sha256
 from tellapart.records import Manifest, Progress, no_progress
 
-IMAGE_EXTENSIONS = frozenset(
-    {"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "mpo"}
-)
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "mpo"})
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -145,18 +143,14 @@ def _walk(root: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, st
     given = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
     is_split = "train" in given.values() and len(given) == len(folders) and len(given) > 1
     problems += [
-        (name, "is not inside a class folder")
-        for name in tops
-        if _looks_like_image(name) and (root / name).is_file()
+        (name, "is not inside a class folder") for name in tops if _looks_like_image(name) and (root / name).is_file()
     ]
     for name in tops:
         if (root / name).is_symlink() and not (root / name).exists():
             problems.append((name, "is a link that leads nowhere"))
     for name in folders:
         if is_split:
-            labels = [
-                entry for entry in _listed(root / name, problems, root) if (root / name / entry).is_dir()
-            ]
+            labels = [entry for entry in _listed(root / name, problems, root) if (root / name / entry).is_dir()]
             for label in labels:
                 yield from _class_files(root, root / name / label, label, given[name], problems)
         else:
@@ -195,9 +189,7 @@ def _class_files(
                 found += 1
                 yield path.relative_to(root).as_posix(), label, split, ""
             else:
-                problems.append(
-                    (path.relative_to(root).as_posix(), "is not an image by its name and was left out")
-                )
+                problems.append((path.relative_to(root).as_posix(), "is not an image by its name and was left out"))
     if not found:
         problems.append((folder.relative_to(root).as_posix(), "is a class folder without a photo"))
 
@@ -211,15 +203,11 @@ def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]
         if table.suffix.lower() in (".parquet", ".pq"):
             frame = pd.read_parquet(table)
         elif table.suffix.lower() in (".csv", ".tsv", ".txt"):
-            frame = pd.read_csv(
-                table, dtype=str, keep_default_na=False, sep="\t" if table.suffix == ".tsv" else ","
-            )
+            frame = pd.read_csv(table, dtype=str, keep_default_na=False, sep="\t" if table.suffix == ".tsv" else ",")
         else:
             raise InputError(f"{table} is neither a folder nor a table. Expected a folder, .csv or .parquet.")
     except ImportError as error:
-        raise InputError(
-            f"{table} is Parquet, which needs pyarrow: pip install 'tellapart[parquet]'."
-        ) from error
+        raise InputError(f"{table} is Parquet, which needs pyarrow: pip install 'tellapart[parquet]'.") from error
     except InputError:
         raise
     except (OSError, ValueError, pd.errors.ParserError) as error:
@@ -234,22 +222,17 @@ def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]
     frame = frame.assign(**{name: "" for name in ("split", "group") if name not in frame.columns})
     frame = frame[["path", "label", "split", "group"]].fillna("").astype(str)
     problems = [
-        (path, "is listed more than once; the first row was kept")
-        for path in frame["path"][frame["path"].duplicated()]
+        (path, "is listed more than once; the first row was kept") for path in frame["path"][frame["path"].duplicated()]
     ]
     frame = frame.drop_duplicates("path").copy()
     if (frame["label"] == "").any():
         rows = int((frame["label"] == "").sum())
-        raise InputError(
-            f"{table} has {rows} rows without a label. Give each photo a label or take the rows out."
-        )
+        raise InputError(f"{table} has {rows} rows without a label. Give each photo a label or take the rows out.")
     lowered = frame["split"].str.strip().str.lower()
     unknown = sorted(set(lowered) - set(SPLIT_FOLDERS) - {""})
     if unknown:
         raise InputError(f"{table} names the split {unknown[0]!r}. Expected train, validation or test.")
     if (lowered == "").any() and (lowered != "").any():
-        raise InputError(
-            f"{table} gives a split to some photos and not to others. Give it to all or to none."
-        )
+        raise InputError(f"{table} gives a split to some photos and not to others. Give it to all or to none.")
     frame["split"] = lowered.map(lambda name: SPLIT_FOLDERS.get(name, ""))
     return table.resolve().parent, frame, problems

@@ -99,9 +99,7 @@ def _keep_earlier(
     earlier: dict[str, str],
 ) -> None:
     """Give each unit the side of its photos in the earlier run, test before validation before train."""
-    known = pd.DataFrame({"unit": units, "side": frame["sha256"].map(earlier).to_numpy(object)})[
-        readable
-    ].dropna()
+    known = pd.DataFrame({"unit": units, "side": frame["sha256"].map(earlier).to_numpy(object)})[readable].dropna()
     known["rank"] = known["side"].map({"test": 0, "validation": 1, "train": 2})
     first = known.sort_values("rank").groupby("unit")["side"].first()
     table.loc[first.index, "side"] = first

@@ -30,7 +30,14 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, path: Path) -> None:
         if f"val_{name}" in history:
             seen = history.dropna(subset=[f"val_{name}"])
             marker = "o" if len(seen) < 30 else None
-            panel.plot(seen["epoch"], seen[f"val_{name}"], color=_BLUE, marker=marker, markersize=3, label="validation")
+            panel.plot(
+                seen["epoch"],
+                seen[f"val_{name}"],
+                color=_BLUE,
+                marker=marker,
+                markersize=3,
+                label="validation",
+            )
         panel.set_title(title)
         panel.legend(frameon=False)
     panels[1].set_ylim(top=1.0)

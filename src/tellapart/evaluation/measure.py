@@ -19,7 +19,12 @@ from tellapart.records import SPLITS, Progress, no_progress
 
 
 def measure(
-    run: Path, pictures: Pictures, frame: pd.DataFrame, classes: list[str], *, progress: Progress = no_progress
+    run: Path,
+    pictures: Pictures,
+    frame: pd.DataFrame,
+    classes: list[str],
+    *,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Predict every photo with the saved ``model.keras`` and measure each side of the split.
 
@@ -45,9 +50,7 @@ def measure(
     return measure_sides(frame, probabilities, classes)
 
 
-def measure_sides(
-    frame: pd.DataFrame, probabilities: NDArray[np.float32], classes: list[str]
-) -> dict[str, Any]:
+def measure_sides(frame: pd.DataFrame, probabilities: NDArray[np.float32], classes: list[str]) -> dict[str, Any]:
     """Return `classification_metrics` for each side of the split that has photos."""
     numbers = frame["label"].map({name: index for index, name in enumerate(classes)}).to_numpy(np.int64)
     sides = frame["split"].to_numpy(object)
@@ -61,5 +64,5 @@ def measure_sides(
 def best_epoch_of(history: pd.DataFrame) -> int:
     """Return the epoch with the lowest validation loss, or the last one where nothing was validated."""
     if "val_loss" in history and history["val_loss"].notna().any():
-        return int(history["epoch"][history["val_loss"].idxmin()])
+        return int(history["epoch"].iloc[int(history["val_loss"].argmin())])
     return int(history["epoch"].iloc[-1])

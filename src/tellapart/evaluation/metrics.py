@@ -37,7 +37,8 @@ def classification_metrics(
     """
     if len(true) == 0 or probabilities.shape != (len(true), len(classes)):
         raise ValueError(
-            f"Expected at least one image and probabilities ({len(true)}, {len(classes)}); got {probabilities.shape}."
+            f"Expected at least one image and probabilities of shape ({len(true)}, {len(classes)}); "
+            f"got {probabilities.shape}."
         )
     predicted = probabilities.argmax(axis=1)
     confusion = confusion_matrix(true, predicted, len(classes))
@@ -61,9 +62,7 @@ def classification_metrics(
     }
 
 
-def confusion_matrix(
-    true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int
-) -> NDArray[np.int64]:
+def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
     """Count (num_classes, num_classes) int64, true classes in rows, predicted ones in columns."""
     cells = np.bincount(true * num_classes + predicted, minlength=num_classes * num_classes)
     return cells.reshape(num_classes, num_classes).astype(np.int64)

@@ -184,5 +184,3 @@ def _images_below(folder: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(folder):  # does not follow links: loops end
         folders.sort()
         yield from (Path(here, name) for name in sorted(files) if Path(name).suffix[1:].lower() in IMAGE_EXTENSIONS)
-
-

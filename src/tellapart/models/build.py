@@ -15,9 +15,7 @@ def build(settings: Model, num_classes: int, image_px: int, *, seed: int = 0) ->
     return NETWORKS[settings.name](settings, num_classes, image_px, seed=seed)
 
 
-def build_for_training(
-    settings: Model, num_classes: int, *, precision: str = "float32", seed: int = 0
-) -> keras.Model:
+def build_for_training(settings: Model, num_classes: int, *, precision: str = "float32", seed: int = 0) -> keras.Model:
     """Build the network for any picture size, in the fastest layers that the backend has.
 
     Its variables are those of `build`, in the same order: `copy_weights` passes them on.

@@ -66,7 +66,7 @@ def convnet(
     x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(x)
     x = keras.layers.Dense(256, activation="relu", dtype="float32", name="hidden", **kernel())(x)
     x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)
-    outputs = keras.layers.Dense(
-        num_classes, activation="softmax", dtype="float32", name="probabilities", **kernel()
-    )(x)
+    outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities", **kernel())(
+        x
+    )
     return keras.Model(inputs, outputs, name="convnet")

@@ -54,5 +54,5 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def make_deterministic() -> None:
-    """Let TensorFlow choose only operations that give the same bits each time. Holds for the whole process."""
+    """Let TensorFlow use only operations that give the same bits each time, in this whole process."""
     tf.config.experimental.enable_op_determinism()

@@ -81,9 +81,7 @@ class Checkpoints(keras.callbacks.Callback):
         patience: epochs without a lower validation loss before the run stops.
     """
 
-    def __init__(
-        self, folder: Path, evaluated: EvaluatedWeights, state: dict[str, Any], patience: int
-    ) -> None:
+    def __init__(self, folder: Path, evaluated: EvaluatedWeights, state: dict[str, Any], patience: int) -> None:
         super().__init__()
         self.folder = folder
         self.evaluated = evaluated
@@ -97,7 +95,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._clock = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Record the epoch and write the checkpoints: best before last, so that last never names a lost best."""
+        """Record the epoch and write the checkpoints: best before last, so that last names no lost best."""
         row = {name: float(value) for name, value in (logs or {}).items()}
         score = row.get("val_loss", row["loss"])
         if np.isfinite(score) and score < self.state.get("best", {}).get("score", np.inf):
@@ -116,7 +114,9 @@ class Checkpoints(keras.callbacks.Callback):
                 "seconds": seconds,
             }
         )
-        self.state["stopped"] = epoch + 1 - self.state["best"]["epoch"] >= self.patience if "best" in self.state else False
+        self.state["stopped"] = (
+            epoch + 1 - self.state["best"]["epoch"] >= self.patience if "best" in self.state else False
+        )
         save_checkpoint(self.folder / "last.npz", self.model, self.state)
         if self.state["stopped"]:
             self.model.stop_training = True

@@ -65,7 +65,7 @@ def _save(path: Path, groups: dict[str, Arrays], state: dict[str, Any]) -> None:
     arrays = {f"{group}/{index:03d}": value for group, values in groups.items() for index, value in enumerate(values)}
     arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     with atomic_file(path) as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, allow_pickle=False, **arrays)
 
 
 def _load(path: Path) -> tuple[dict[str, Arrays], dict[str, Any]]:

@@ -42,9 +42,7 @@ def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
     return recipe.train.stages or (Stage(image_px=recipe.data.image_px, share=1.0),)
 
 
-def plan(
-    stages: Sequence[Stage], epochs: int, *, start: float = 0.0, longest: int | None = None
-) -> list[Segment]:
+def plan(stages: Sequence[Stage], epochs: int, *, start: float = 0.0, longest: int | None = None) -> list[Segment]:
     """Divide `epochs` over the rest of the schedule.
 
     Args:

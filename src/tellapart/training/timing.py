@@ -13,22 +13,20 @@ import keras
 import numpy as np
 
 from tellapart.data.batches import TrainingBatches
-from tellapart.settings import Recipe, Stage
+from tellapart.settings import Stage
 from tellapart.training.environment import accelerators, cpu_features
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The chosen precision and the measurement behind it (ms per picture; empty where nothing was to choose)."""
+    """The chosen precision and the measurement behind it (ms per picture, where there was one)."""
 
     name: str
     milliseconds_per_image: dict[str, float]
     reason: str
 
 
-def choose_precision(
-    wanted: str, make_model: Callable[[str], keras.Model], batches: TrainingBatches
-) -> Precision:
+def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batches: TrainingBatches) -> Precision:
     """Choose float32 or mixed bfloat16 by timing a few steps of each.
 
     Only a processor with bfloat16 instructions, or a GPU, can gain: elsewhere nothing is measured.
@@ -67,19 +65,25 @@ class Budget:
         epoch_seconds: seconds for an epoch at each picture size, validation aside.
         validation_seconds: seconds for one validation.
         final_seconds: seconds for everything after training.
+        validate_every: epochs between two validations.
     """
 
     deadline: float
     epoch_seconds: dict[int, float]
     validation_seconds: float
     final_seconds: float
+    validate_every: int
 
-    def epochs_left(self, recipe: Recipe, stages: Sequence[Stage], start: float) -> int:
+    def learn(self, image_px: int, seconds: float) -> None:
+        """Take the measured mean `seconds` of an epoch, validations included, for the next plan."""
+        self.epoch_seconds[image_px] = seconds - self.validation_seconds / self.validate_every
+
+    def epochs_left(self, stages: Sequence[Stage], start: float) -> int:
         """Return how many epochs fit, when the share `start` of the schedule is done; at least 1."""
         seconds = self.deadline - time.time() - self.final_seconds
         total, edge, cost = sum(stage.share for stage in stages), 0.0, 0.0
         for stage in stages:
             low, edge = max(edge, start), edge + stage.share / total
             cost += max(edge - low, 0.0) * self.epoch_seconds[stage.image_px]
-        cost = cost / (1 - start) + self.validation_seconds / recipe.train.validate_every
+        cost = cost / (1 - start) + self.validation_seconds / self.validate_every
         return max(1, int(seconds / cost))

@@ -1,4 +1,4 @@
-"""Trains a network on pictures: inputs, model, plan, resume, fit, save. Knows nothing about folders of photos.
+"""Trains a network on pictures: inputs, model, plan, fit, save. Knows nothing about folders of photos.
 
 One call owns one run folder's checkpoints, history and ``model.keras``.
 """
@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,19 @@ from tellapart.models.build import build, build_for_training
 from tellapart.randomness import derived_seed, generator
 from tellapart.records import Progress, no_progress
 from tellapart.settings import Recipe, Stage
-from tellapart.training.callbacks import Announce, Checkpoints, EvaluatedWeights, Journal, tensorboard, write_log
+from tellapart.training.callbacks import (
+    Announce,
+    Checkpoints,
+    EvaluatedWeights,
+    Journal,
+    tensorboard,
+    write_log,
+)
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
 from tellapart.training.schedule import PlannedRate, Segment, plan, stages_of
 from tellapart.training.timing import Budget, Precision, choose_precision, seconds_per_image
 
+_CORES = os.cpu_count() or 1
 _PARTS_OF_A_BUDGET = 8
 """A budgeted run is planned again so many times, since machines do not keep their speed."""
 
@@ -74,7 +82,7 @@ class Photos:
         """Return (positions, class numbers) of the photos on one side of the split."""
         positions = np.flatnonzero((self.frame["split"] == name).to_numpy())
         numbers = self.frame["label"].map({label: i for i, label in enumerate(self.classes)}).to_numpy(np.int64)
-        return positions, numbers[positions]
+        return positions.astype(np.int64), numbers[positions].astype(np.int64)
 
 
 def train_network(
@@ -103,106 +111,160 @@ def train_network(
         TrainingStoppedError: the loss is no longer finite; checkpoints are kept.
     """
     # Inputs
-    settings, num_classes = recipe.train, len(photos.classes)
-    positions, targets = photos.side("train")
-    if num_classes < 2 or len(positions) < num_classes:
-        raise InputError(
-            f"Found {num_classes} class(es) and {len(positions)} readable training photos. "
-            "Expected at least two classes with a photo each."
-        )
-
-    def batches_at(image_px: int, epoch: int = 0) -> TrainingBatches:
-        return TrainingBatches(
-            photos.sources, positions, targets, num_classes=num_classes, augment=recipe.augment,
-            batch_size=settings.batch_size, image_px=image_px, seed=settings.seed, epoch=epoch,
-            workers=settings.workers or os.cpu_count() or 1,
-        )  # fmt: skip
-
-    held_out, held_out_targets = photos.side("validation")
-    validation = CleanBatches(
-        photos.pictures, held_out, held_out_targets, num_classes=num_classes, batch_size=128, workers=os.cpu_count() or 1
-    )
-
-    # Model and optimiser
-    if settings.deterministic and keras.backend.backend() == "tensorflow":
+    inputs = _Inputs(recipe, photos)
+    last = run / "checkpoints" / "last.npz"
+    resumes = last.exists()
+    if recipe.train.deterministic and keras.backend.backend() == "tensorflow":
         from tellapart.models.fused import make_deterministic
 
         make_deterministic()
+
+    # Model and optimiser
+    precision = _choose_precision(inputs, load_weights(last)[1] if resumes else {})
+    model, rate = _compiled(recipe, inputs.num_classes, precision.name)
     stages = stages_of(recipe)
-    state: dict[str, Any] = {"epoch": 0, "done": 0.0, "segments": [], "image_px": stages[0].image_px}
-    resumes = (run / "checkpoints" / "last.npz").exists()
-    saved = load_weights(run / "checkpoints" / "last.npz")[1] if resumes else {}
-    first = batches_at(stages[-1].image_px)
-    wanted = saved.get("precision", settings.precision)
-    precision = choose_precision(wanted, lambda name: _compiled(recipe, num_classes, name)[0], first)
-    model, rate = _compiled(recipe, num_classes, precision.name)
     if resumes:
-        state = load_checkpoint(run / "checkpoints" / "last.npz", model)
+        state = load_checkpoint(last, model)
         announce(f"Going on after epoch {state['epoch']}.")
     else:
-        state |= {"precision": precision.name, "precision_why": precision.reason,
-                  "precision_ms_per_image": precision.milliseconds_per_image}  # fmt: skip
+        state = {"epoch": 0, "done": 0.0, "segments": [], "image_px": stages[0].image_px, **asdict(precision)}
 
     # Plan
-    budget = None
-    if deadline is not None and not replay:
-        budget = _measure(recipe, num_classes, precision.name, stages, batches_at, photos, deadline, len(held_out))
-    waiting = list(replay)[len(state["segments"]) - ("segment" in state) :]
+    budget = None if deadline is None or replay else _measure(inputs, precision.name, stages, deadline)
+    waiting = list(replay)[len(state["segments"]) :]
     if not resumes:
-        announce(_describe(recipe, stages, budget, precision, len(positions), state["done"]))
+        announce(_describe(inputs, stages, budget, precision.name))
 
     # Fit
-    evaluated = EvaluatedWeights(_clean_photos(recipe, photos, positions))
+    evaluated = EvaluatedWeights(inputs.clean())
     while not state.get("stopped") and (state["done"] < 1 or "segment" in state):
         if "segment" not in state:
             _enter(state, _next_segment(recipe, stages, state, budget, waiting), int(model.optimizer.iterations))
-        segment = Segment.from_dict(state["segment"])
-        batches = batches_at(segment.image_px, state["epoch"])
-        rate.enter(segment, state["first_step"], segment.epochs * len(batches))
-        if keras.backend.backend() != "tensorflow":
-            model.train_function = None  # traced with the old speed of the schedule
-        last_epoch = state["first_epoch"] + segment.epochs
         started, first_epoch = time.perf_counter(), state["epoch"]
-        model.fit(
-            batches,
-            initial_epoch=state["epoch"],
-            epochs=last_epoch,
-            shuffle=False,
-            validation_data=validation if len(held_out) else None,
-            validation_freq=_looks(settings.validate_every, last_epoch),
-            callbacks=[
-                evaluated,
-                Checkpoints(run / "checkpoints", evaluated, state, settings.patience),
-                Journal(run, state, len(batches), progress),
-                *tensorboard(run),
-            ],
-            verbose=0,
-        )
-        if budget is not None:
-            mean = (time.perf_counter() - started) / max(1, state["epoch"] - first_epoch)
-            budget.epoch_seconds[segment.image_px] = mean - budget.validation_seconds / settings.validate_every
-        if state["epoch"] == last_epoch:
+        _fit_segment(run, inputs, model, rate, state, evaluated, progress)
+        if budget is not None and state["epoch"] > first_epoch:
+            budget.learn(state["image_px"], (time.perf_counter() - started) / (state["epoch"] - first_epoch))
+        if "segment" in state and state["epoch"] == state["first_epoch"] + state["segment"]["epochs"]:
             _leave(state)
 
     # Save
-    if not len(held_out) or "best" not in state:
-        model.optimizer.build(model.trainable_variables)
-        evaluated.set_model(model)
-        evaluated.on_test_begin()
-        evaluated.on_test_end()
-        state["best"] = {"epoch": state["epoch"], "score": None}
-        save_weights(run / "checkpoints" / "best.npz", evaluated.weights, state["best"])
-    _save_plain(run, recipe, num_classes)
+    if "best" not in state:
+        _keep_last(run, model, evaluated, state)
+    _save_plain(run, recipe, inputs.num_classes)
     seconds = state.get("seconds_training", 0.0)
-    num_images = state["epoch"] * len(first) * first.batch_size
     write_log(run, "trained", epochs=state["epoch"], best=state["best"], seconds=seconds, segments=state["segments"])
     return Training(
         best_epoch=int(state["best"]["epoch"]),
         seconds=seconds,
-        images_per_second=num_images / seconds if seconds else 0.0,
-        precision=Precision(state["precision"], state["precision_ms_per_image"], state["precision_why"]),
+        images_per_second=state["epoch"] * inputs.images_per_epoch / seconds if seconds else 0.0,
+        precision=Precision(state["name"], state["milliseconds_per_image"], state["reason"]),
         segments=tuple(Segment.from_dict(segment) for segment in state["segments"]),
     )
+
+
+class _Inputs:
+    """The photos of a run as batches: for training at any size, for validation, and clean ones."""
+
+    def __init__(self, recipe: Recipe, photos: Photos) -> None:
+        self.recipe = recipe
+        self.photos = photos
+        self.num_classes = len(photos.classes)
+        self.positions, self.targets = photos.side("train")
+        if self.num_classes < 2 or len(self.positions) < self.num_classes:
+            raise InputError(
+                f"Found {self.num_classes} class(es) and {len(self.positions)} readable training photos. "
+                "Expected at least two classes with a photo each."
+            )
+        held_out, targets = photos.side("validation")
+        self.num_validation = len(held_out)
+        self.validation = CleanBatches(
+            photos.pictures, held_out, targets, num_classes=self.num_classes, batch_size=128, workers=_CORES
+        )
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Training pictures in an epoch: whole batches."""
+        batches = self.training(self.recipe.data.image_px)
+        return len(batches) * batches.batch_size
+
+    def training(self, image_px: int, epoch: int = 0) -> TrainingBatches:
+        """Return the training batches at a picture size, beginning with an epoch."""
+        settings = self.recipe.train
+        return TrainingBatches(
+            self.photos.sources,
+            self.positions,
+            self.targets,
+            num_classes=self.num_classes,
+            augment=self.recipe.augment,
+            batch_size=settings.batch_size,
+            image_px=image_px,
+            seed=settings.seed,
+            epoch=epoch,
+            workers=settings.workers or _CORES,
+        )
+
+    def clean(self) -> CleanBatches | None:
+        """Return training photos as they are, for BatchNormalization's statistics, where the recipe wants them."""
+        settings = self.recipe.train
+        count = min(settings.recalibrate_photos, len(self.positions))
+        if not count:
+            return None
+        chosen = generator(settings.seed, "recalibrate").choice(self.positions, count, replace=False)
+        return CleanBatches(self.photos.pictures, np.sort(chosen), batch_size=128)
+
+
+def _fit_segment(
+    run: Path,
+    inputs: _Inputs,
+    model: keras.Model,
+    rate: PlannedRate,
+    state: dict[str, Any],
+    evaluated: EvaluatedWeights,
+    progress: Progress,
+) -> None:
+    """Train the epochs of ``state["segment"]`` that are not done yet."""
+    settings, segment = inputs.recipe.train, Segment.from_dict(state["segment"])
+    batches = inputs.training(segment.image_px, state["epoch"])
+    rate.enter(segment, state["first_step"], segment.epochs * len(batches))
+    if keras.backend.backend() != "tensorflow":
+        model.train_function = None  # traced with the old speed of the schedule
+    last_epoch = state["first_epoch"] + segment.epochs
+    model.fit(
+        batches,
+        initial_epoch=state["epoch"],
+        epochs=last_epoch,
+        shuffle=False,
+        validation_data=inputs.validation if inputs.num_validation else None,
+        validation_freq=_looks(settings.validate_every, last_epoch),
+        callbacks=[
+            evaluated,
+            Checkpoints(run / "checkpoints", evaluated, state, settings.patience),
+            Journal(run, state, len(batches), progress),
+            *tensorboard(run),
+        ],
+        verbose=0,
+    )
+
+
+def _choose_precision(inputs: _Inputs, saved: dict[str, Any]) -> Precision:
+    """Keep the precision of a run that goes on; choose it for a new one."""
+    if saved:
+        return Precision(saved["name"], saved["milliseconds_per_image"], saved["reason"])
+    recipe = inputs.recipe
+    return choose_precision(
+        recipe.train.precision,
+        lambda name: _compiled(recipe, inputs.num_classes, name)[0],
+        inputs.training(stages_of(recipe)[-1].image_px),
+    )
+
+
+def _keep_last(run: Path, model: keras.Model, evaluated: EvaluatedWeights, state: dict[str, Any]) -> None:
+    """Without validation the last weights are the best there are."""
+    evaluated.set_model(model)
+    evaluated.on_test_begin()
+    evaluated.on_test_end()
+    state["best"] = {"epoch": state["epoch"], "score": None}
+    save_weights(run / "checkpoints" / "best.npz", evaluated.weights, state["best"])
 
 
 def optimizer_for(recipe: Recipe, rate: Any) -> keras.optimizers.Optimizer:
@@ -231,39 +293,36 @@ def _compiled(recipe: Recipe, num_classes: int, precision: str) -> tuple[keras.M
     return model, rate
 
 
-def _measure(
-    recipe: Recipe, num_classes: int, precision: str, stages: Sequence[Stage], batches_at: Any,
-    photos: Photos, deadline: float, num_validation: int,
-) -> Budget:  # fmt: skip
+def _measure(inputs: _Inputs, precision: str, stages: Sequence[Stage], deadline: float) -> Budget:
     """Time a few steps at each picture size on a throw-away model."""
-    model, rate = _compiled(recipe, num_classes, precision)
+    recipe = inputs.recipe
+    model, rate = _compiled(recipe, inputs.num_classes, precision)
     rate.enter(Segment(stages[0].image_px, 1, (0.0, 0.01)), 0, 1000)
-    epoch_seconds, slowest = {}, 0.0
+    epoch_seconds, at_full_size = {}, 0.0
     for image_px in {stage.image_px for stage in stages}:
-        batches = batches_at(image_px)
-        seconds = seconds_per_image(model, batches)
-        epoch_seconds[image_px] = seconds * len(batches) * batches.batch_size
-        slowest = max(slowest, seconds * (recipe.data.image_px / image_px) ** 2)
-    seen = num_validation + recipe.train.recalibrate_photos
+        seconds = seconds_per_image(model, inputs.training(image_px))
+        epoch_seconds[image_px] = seconds * inputs.images_per_epoch
+        at_full_size = max(at_full_size, seconds * (recipe.data.image_px / image_px) ** 2)
+    seen = inputs.num_validation + recipe.train.recalibrate_photos
     return Budget(
         deadline=deadline,
         epoch_seconds=epoch_seconds,
-        validation_seconds=0.35 * slowest * seen,
-        final_seconds=10 + 0.5 * slowest * len(photos.pictures),
+        validation_seconds=0.35 * at_full_size * seen,  # forward is a third of a training step
+        final_seconds=10 + 0.5 * at_full_size * len(inputs.photos.pictures),
+        validate_every=recipe.train.validate_every,
     )
 
 
-def _describe(
-    recipe: Recipe, stages: Sequence[Stage], budget: Budget | None, precision: Precision, num_train: int, done: float
-) -> str:
+def _describe(inputs: _Inputs, stages: Sequence[Stage], budget: Budget | None, precision: str) -> str:
     """Say in one line what training will do."""
-    epochs = recipe.train.epochs if budget is None else _budgeted_epochs(recipe, stages, budget, done)
-    segments = plan(stages, epochs, start=done)
+    recipe = inputs.recipe
+    epochs = recipe.train.epochs if budget is None else _budgeted_epochs(recipe, stages, budget, 0.0)
+    segments = plan(stages, epochs)
     parts = ", then ".join(f"{part.epochs} at {part.image_px} px" for part in segments)
-    line = f"Plan: {num_train:,} training photos, {epochs} epochs ({parts}), {precision.name}"
+    line = f"Plan: {len(inputs.positions):,} training photos, {epochs} epochs ({parts}), {precision}"
     if budget is not None:
         seconds = sum(part.epochs * budget.epoch_seconds[part.image_px] for part in segments)
-        seconds += epochs / recipe.train.validate_every * budget.validation_seconds
+        seconds += epochs / budget.validate_every * budget.validation_seconds
         line += f"; about {seconds:.0f} s of training and {budget.final_seconds:.0f} s for the final measurement"
         if time.time() + seconds + budget.final_seconds > budget.deadline + 1:
             line += ". Even one epoch takes longer than the time given: it will run over"
@@ -271,7 +330,11 @@ def _describe(
 
 
 def _next_segment(
-    recipe: Recipe, stages: Sequence[Stage], state: dict[str, Any], budget: Budget | None, waiting: list[Segment]
+    recipe: Recipe,
+    stages: Sequence[Stage],
+    state: dict[str, Any],
+    budget: Budget | None,
+    waiting: list[Segment],
 ) -> Segment:
     if waiting:
         return waiting.pop(0)
@@ -286,7 +349,7 @@ def _next_segment(
 def _budgeted_epochs(recipe: Recipe, stages: Sequence[Stage], budget: Budget, done: float) -> int:
     """Small data sets would get thousands of epochs: four times the recipe's is the most."""
     most = max(1, round(4 * recipe.train.epochs * (1 - done)))
-    return min(most, budget.epochs_left(recipe, stages, done))
+    return min(most, budget.epochs_left(stages, done))
 
 
 def _enter(state: dict[str, Any], segment: Segment, first_step: int) -> None:
@@ -309,14 +372,6 @@ def _leave(state: dict[str, Any]) -> None:
 def _looks(validate_every: int, last_epoch: int) -> list[int]:
     """Return the epochs after which Keras validates, counted from 1: every so many, and the last."""
     return sorted({*range(validate_every, last_epoch + 1, validate_every), last_epoch})
-
-
-def _clean_photos(recipe: Recipe, photos: Photos, positions: NDArray[np.int64]) -> CleanBatches | None:
-    count = min(recipe.train.recalibrate_photos, len(positions))
-    if not count:
-        return None
-    chosen = generator(recipe.train.seed, "recalibrate").choice(positions, count, replace=False)
-    return CleanBatches(photos.pictures, np.sort(chosen), batch_size=128)
 
 
 def _save_plain(run: Path, recipe: Recipe, num_classes: int) -> None:
