@@ -28,8 +28,8 @@ except ModuleNotFoundError:
 
 import cv2
 import numpy as np
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 ROTATION, ZOOM, CONTRAST = 0.2, 0.2, 0.2
@@ -83,10 +83,10 @@ class Network(nn.Module):
         """Return (num_images, num_classes) logits."""
         maps = pixels.float() / 255
         for i, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            maps = norm(F.relu(convolution(maps)))
+            maps = norm(functional.relu(convolution(maps)))
             if i < 2:
-                maps = F.max_pool2d(maps, 2)
-        features = F.relu(self.hidden(maps.mean((2, 3))))
+                maps = functional.max_pool2d(maps, 2)
+        features = functional.relu(self.hidden(maps.mean((2, 3))))
         return self.logits(self.dropout(features))
 
 
@@ -256,7 +256,7 @@ def train_step(
     def loss_of(pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if augment_batch:
             pixels = augmented_batch(pixels)
-        return F.cross_entropy(network(pixels).float(), targets, label_smoothing=0.1)
+        return functional.cross_entropy(network(pixels).float(), targets, label_smoothing=0.1)
 
     compiled = loss_of if arguments.compile_mode == "none" else torch.compile(loss_of, mode=arguments.compile_mode)
 
@@ -284,8 +284,8 @@ def augmented_batch(pixels: torch.Tensor) -> torch.Tensor:
         mirror = torch.where(random(1.0) < 0, -1.0, 1.0)
         cosine, sine, zero = zoom * angle.cos(), zoom * angle.sin(), torch.zeros_like(angle)
         rows = (torch.stack([mirror * cosine, -sine, zero], 1), torch.stack([mirror * sine, cosine, zero], 1))
-        grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-        images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+        images = functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
         means = images.mean((2, 3), keepdim=True)
         return ((images - means) * (1 + random(CONTRAST)).view(-1, 1, 1, 1) + means).clamp(0, 255)
 

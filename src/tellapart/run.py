@@ -190,6 +190,11 @@ def reproduce(
     }  # fmt: skip
     _begin(folder, recipe, order)
     manifest = _read_manifest(old)
+    write_json(
+        folder / "environment.json",
+        read_json(folder / "environment.json") | {name: record[name] for name in ("root", "classes", "num_photos")}
+        | {"data_sha256": data_hash(manifest[manifest["error"] == ""])},
+    )  # fmt: skip
     _write_manifest(folder, manifest)
     write_json(folder / "health.json", read_json(old / "health.json"))
     again = _carry_out(folder, order, cache, time.time(), progress, announce)
@@ -232,6 +237,7 @@ def _carry_out(
     spent = _seconds_spent(folder)
     budget = order.get("time_budget")
     replayed = order.get("replay")
+    cached = pictures.num_cached
     with pictures, sources:
         training = train_network(
             folder,
@@ -251,7 +257,7 @@ def _carry_out(
         "precision_why": training.precision.reason,
         "precision_ms_per_image": training.precision.milliseconds_per_image,
         "segments": [segment.to_dict() for segment in training.segments],
-        "cached_photos": pictures.num_cached,
+        "cached_photos": cached,
     }
     write_json(folder / "environment.json", record)
     metrics |= {
@@ -272,9 +278,13 @@ def _prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Prog
     pairs = near_duplicates(manifest)
     health = check_health(manifest, pairs, seed=recipe.data.split_seed, progress=progress)
     write_json(folder / "health.json", to_json(health))
-    for finding in health.findings:
-        if finding.severity != "note":
-            announce(f"{finding.severity}: {finding.message}")
+    serious = [finding for finding in health.findings if finding.severity != "note"]
+    for finding in serious:
+        announce(f"{finding.severity}: {finding.kind}: {finding.message.split('. ')[0]}.")
+    if serious:
+        announce(
+            f"What follows, and how to mend it: tellapart check {order['photos']}, or health.json in the run folder."
+        )
     earlier = _sides_of(Path(order["split_from"])) if order.get("split_from") else None
     sides = split(
         manifest,

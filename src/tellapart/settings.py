@@ -49,6 +49,7 @@ class Augment(_Section):
     rotation: float = Field(0.2, ge=0, le=0.5, description="largest turn either way, as a share of a full circle")
     zoom: float = Field(0.2, ge=0, lt=1, description="largest zoom out or in, as a share of the side")
     translation: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a share of the side")
+    brightness: float = Field(0.0, ge=0, le=1, description="largest change of brightness, as a share of white")
     contrast: float = Field(0.2, ge=0, lt=1, description="largest change of contrast about each channel's mean")
 
 
@@ -79,7 +80,9 @@ class Train(_Section):
     warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (adamw)")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")
-    weight_average: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights per step; 0 for none")
+    weight_average: float = Field(
+        0.0, ge=0, lt=1, description="length of the running average of the weights, as a share of all steps; 0: none"
+    )
     patience: int = Field(10, ge=1, description="epochs without a better validation score before stopping")
     stages: tuple[Stage, ...] = Field((), description="progressive resizing; none: image_px throughout")
     source_px: int = Field(

@@ -28,7 +28,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(drawn: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """All pictures, their targets and their metadata: width, height, aspect, bytes, bytes per pixel, format."""
+    """Return pictures, targets and width, height, aspect, bytes, bytes per pixel, PNG or not."""
     images, targets, metadata = [], [], []
     for target, label in enumerate(CLASSES):
         for path in sorted((drawn / label).iterdir()):
@@ -157,7 +157,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_fewer_images_than_classes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="num_images is 9. Expected at least 10"):
+    with pytest.raises(InputError, match=r"num_images is 9\. Expected at least 10"):
         draw(tmp_path, num_images=9)
 
 

@@ -1,8 +1,8 @@
 """Random changes of training pictures: one warp and one lookup table each. Knows nothing about batches.
 
 The ranges mean what they mean in Keras' RandomFlip("horizontal"), RandomRotation, RandomTranslation,
-RandomZoom and RandomContrast with fill_mode="reflect", applied in this order. Keras resamples the picture
-once per layer; here flip, rotation, shift and zoom are one matrix, so it is resampled once.
+RandomZoom, RandomContrast and RandomBrightness with fill_mode="reflect", applied in this order. Keras
+resamples the picture once per layer; here flip, turn, shift and zoom are one matrix and one resampling.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Change:
         zoom: side of the window that is shown, relative to the picture: 1.2 zooms out, 0.8 in.
         shift: (x, y) move of the window, as a share of the side.
         contrast: factor about each channel's mean.
+        brightness: added to all levels, as a share of white.
     """
 
     flip: bool = False
@@ -33,11 +34,12 @@ class Change:
     zoom: float = 1.0
     shift: tuple[float, float] = (0.0, 0.0)
     contrast: float = 1.0
+    brightness: float = 0.0
 
 
 def draw_change(augment: Augment, rng: np.random.Generator) -> Change:
     """Draw one `Change` uniformly from the ranges of `augment`; always the same number of draws."""
-    draws = rng.random(6)
+    draws = rng.random(7)
     signed = 2 * draws[1:] - 1
     return Change(
         flip=bool(augment.flip and draws[0] < 0.5),
@@ -45,6 +47,7 @@ def draw_change(augment: Augment, rng: np.random.Generator) -> Change:
         zoom=float(1 + signed[1] * augment.zoom),
         shift=(float(signed[2] * augment.translation), float(signed[3] * augment.translation)),
         contrast=float(1 + signed[4] * augment.contrast),
+        brightness=float(signed[5] * augment.brightness),
     )
 
 
@@ -55,12 +58,12 @@ def warp_matrix(change: Change, source_px: int, image_px: int) -> NDArray[np.flo
     result smaller or larger than the source is scaled in the same matrix.
     """
     cosine, sine = np.cos(change.angle), np.sin(change.angle)
-    scale = source_px / image_px
-    turn = np.array([[cosine, -sine], [sine, cosine]]) * (change.zoom * scale)
     mirror = np.array([-1.0 if change.flip else 1.0, 1.0])
-    linear = mirror[:, None] * turn
+    turn = mirror[:, None] * np.array([[cosine, -sine], [sine, cosine]])
+    linear = turn * (change.zoom * source_px / image_px)
     middle_in, middle_out = (source_px - 1) / 2, (image_px - 1) / 2
-    offset = middle_in + np.asarray(change.shift) * source_px - linear @ np.array([middle_out, middle_out])
+    shift = turn @ (np.asarray(change.shift) * source_px)  # along the turned picture's sides
+    offset = middle_in + shift - linear @ np.array([middle_out, middle_out])
     return np.concatenate([linear, offset[:, None]], axis=1)
 
 
@@ -87,15 +90,16 @@ def apply(
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT,
     )
-    if change.contrast != 1.0:
-        cv2.LUT(result, _contrast_table(cv2.mean(result)[:3], change.contrast), dst=result)
+    if change.contrast != 1.0 or change.brightness != 0.0:
+        cv2.LUT(result, _levels_table(cv2.mean(result)[:3], change), dst=result)
     return np.asarray(result)
 
 
 _LEVELS = np.arange(256, dtype=np.float32)[:, None]
 
 
-def _contrast_table(means: tuple[float, ...], factor: float) -> NDArray[np.uint8]:
-    """Return the (1, 256, 3) table of ``(level - mean) * factor + mean``, rounded and clipped."""
-    table = _LEVELS * factor + np.asarray(means, np.float32) * (1 - factor) + 0.5
+def _levels_table(means: tuple[float, ...], change: Change) -> NDArray[np.uint8]:
+    """Return the (1, 256, 3) table of ``(level - mean) * contrast + mean + brightness``, rounded and clipped."""
+    offset = np.asarray(means, np.float32) * (1 - change.contrast) + 255 * change.brightness
+    table = _LEVELS * change.contrast + offset + 0.5
     return np.clip(table, 0, 255).astype(np.uint8)[None]

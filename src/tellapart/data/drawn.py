@@ -163,7 +163,8 @@ def _picture(random: np.random.Generator, outline: Outline) -> NDArray[np.uint8]
 def _paper(random: np.random.Generator, ground: NDArray[np.float64], width: int, height: int) -> NDArray[np.uint8]:
     """Return a sheet of paper with soft stains, its colour near `ground`."""
     stains = ground + random.normal(0, 14, (4, 4, 3)) + random.normal(0, 12, (4, 4, 1))
-    return cv2.resize(np.clip(stains, 0, 255).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    sheet = np.clip(stains, 0, 255).astype(np.uint8)
+    return np.asarray(cv2.resize(sheet, (width, height), interpolation=cv2.INTER_CUBIC))
 
 
 def _centres(random: np.random.Generator, width: int, height: int, distance: float) -> list[NDArray[np.float64]]:
@@ -228,10 +229,10 @@ def _photographed(random: np.random.Generator, canvas: NDArray[np.uint8], unit: 
     blur = unit * random.uniform(0.0, 0.009)
     if blur > 0.3:
         pixels = cv2.GaussianBlur(pixels, (0, 0), blur)
-    # A table of normal quantiles turns random bytes into noise ten times faster than `normal`.
+    # A table of normal quantiles turns random bytes into noise faster than `normal`.
     grain = random.integers(0, 256, canvas.shape, dtype=np.uint8)
     pixels += np.float32(random.uniform(1, 7)) * _normal_quantiles()[grain]
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(pixels, 0, 255), np.uint8)
 
 
 def _normal_quantiles() -> NDArray[np.float32]:
@@ -323,8 +324,8 @@ def _triangle(random: np.random.Generator) -> Contours:
 def _pebble(random: np.random.Generator) -> Contours:
     """Return a smooth outline of no class."""
     angles = np.linspace(0, 2 * np.pi, 36, endpoint=False)
-    waves = sum(random.uniform(0.0, 0.12) * np.cos(order * angles + random.uniform(0, 2 * np.pi)) for order in (2, 3))
-    return [_circle(36) * (1 + waves)[:, None]]
+    waves = [random.uniform(0.0, 0.12) * np.cos(order * angles + random.uniform(0, 2 * np.pi)) for order in (2, 3)]
+    return [_circle(36) * (1 + np.sum(waves, axis=0))[:, None]]
 
 
 def _stick(random: np.random.Generator) -> Contours:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from tellapart.data.scan import fingerprint
 from tellapart.records import Manifest
 
 MAX_BITS = 8
@@ -39,7 +40,7 @@ def near_duplicates(manifest: Manifest) -> NDArray[np.int64]:
     standard = _standardised(pictures)
     found = []
     for mirrored in (False, True):
-        others = _mirrored(prints) if mirrored else prints
+        others = _mirrored(pictures) if mirrored else prints
         pairs = _close(prints, others)
         left = standard[pairs[:, 0]].reshape(-1, *pictures.shape[1:])
         right = standard[pairs[:, 1]].reshape(-1, *pictures.shape[1:])
@@ -84,10 +85,13 @@ def _exact(digests: NDArray) -> NDArray[np.int64]:
     return np.sort(np.stack([order[:-1][same], order[1:][same]], axis=1), axis=1).astype(np.int64)
 
 
-def _mirrored(prints: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the fingerprints of the mirrored pictures: odd columns of the transform change sign."""
-    odd_columns = np.uint64(int("01" * 32, 2))
-    return prints ^ odd_columns
+def _mirrored(pictures: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the fingerprints of the mirrored pictures.
+
+    Computed again, not by changing the sign of odd columns: the median changes too, and 4 of the 8 bits
+    that may differ would be lost to that.
+    """
+    return np.array([fingerprint(np.ascontiguousarray(picture[:, ::-1])) for picture in pictures], np.uint64)
 
 
 def _standardised(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -29,7 +29,8 @@ def split(
     closes that gap: units with a known photo keep the side it had.
 
     Every class is drawn by the same rule, so shares hold per class up to chance. A class that chance
-    would leave without a photo on some side gives that side the unit whose number lies nearest to it.
+    would leave without a photo on some side gives that side the unit whose number lies nearest to it;
+    it may go back when the class grows, unless `earlier` keeps it.
 
     Args:
         manifest: the photos; sides given in its ``split`` column are kept as they are.

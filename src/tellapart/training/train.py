@@ -119,21 +119,24 @@ def train_network(
 
         make_deterministic()
 
-    # Model and optimiser
-    precision = _choose_precision(inputs, load_weights(last)[1] if resumes else {})
-    model, rate = _compiled(recipe, inputs.num_classes, precision.name)
+    state = load_weights(last)[1] if resumes else {}
+    precision = _choose_precision(inputs, state)
+
+    # Plan
     stages = stages_of(recipe)
+    budget = None if deadline is None or replay else _measure(inputs, precision.name, stages, deadline)
+    if not resumes:
+        epochs = sum(segment.epochs for segment in replay) or _planned_epochs(recipe, stages, budget, 0.0)
+        steps = epochs * inputs.images_per_epoch // recipe.train.batch_size
+        state = {"epoch": 0, "done": 0.0, "segments": [], "planned_steps": steps, **asdict(precision)}
+        announce(_describe(inputs, stages, epochs, budget, precision.name))
+    waiting = list(replay)[len(state["segments"]) :]
+
+    # Model and optimiser
+    model, rate = _compiled(recipe, inputs.num_classes, precision.name, state["planned_steps"])
     if resumes:
         state = load_checkpoint(last, model)
         announce(f"Going on after epoch {state['epoch']}.")
-    else:
-        state = {"epoch": 0, "done": 0.0, "segments": [], "image_px": stages[0].image_px, **asdict(precision)}
-
-    # Plan
-    budget = None if deadline is None or replay else _measure(inputs, precision.name, stages, deadline)
-    waiting = list(replay)[len(state["segments"]) :]
-    if not resumes:
-        announce(_describe(inputs, stages, budget, precision.name))
 
     # Fit
     evaluated = EvaluatedWeights(inputs.clean())
@@ -267,10 +270,11 @@ def _keep_last(run: Path, model: keras.Model, evaluated: EvaluatedWeights, state
     save_weights(run / "checkpoints" / "best.npz", evaluated.weights, state["best"])
 
 
-def optimizer_for(recipe: Recipe, rate: Any) -> keras.optimizers.Optimizer:
-    """Return the recipe's Keras optimiser with `rate` as its learning rate."""
+def optimizer_for(recipe: Recipe, rate: Any, steps: int) -> keras.optimizers.Optimizer:
+    """Return the recipe's Keras optimiser with `rate` as its learning rate, for about `steps` steps in all."""
     settings = recipe.train
-    average = {"use_ema": True, "ema_momentum": settings.weight_average} if settings.weight_average else {}
+    window = max(2.0, settings.weight_average * steps)
+    average = {"use_ema": True, "ema_momentum": 1 - 1 / window} if settings.weight_average else {}
     if settings.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay, **average)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
@@ -280,12 +284,12 @@ def optimizer_for(recipe: Recipe, rate: Any) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(rate, **average)
 
 
-def _compiled(recipe: Recipe, num_classes: int, precision: str) -> tuple[keras.Model, PlannedRate]:
+def _compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000) -> tuple[keras.Model, PlannedRate]:
     seed = derived_seed(recipe.train.seed, "network")
     model = build_for_training(recipe.model, num_classes, precision=precision, seed=seed)
     rate = PlannedRate(recipe.train)
     model.compile(
-        optimizer=optimizer_for(recipe, rate),
+        optimizer=optimizer_for(recipe, rate, steps),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.train.label_smoothing),
         metrics=["accuracy"],
         jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",  # XLA is slower on the CPU
@@ -313,10 +317,8 @@ def _measure(inputs: _Inputs, precision: str, stages: Sequence[Stage], deadline:
     )
 
 
-def _describe(inputs: _Inputs, stages: Sequence[Stage], budget: Budget | None, precision: str) -> str:
+def _describe(inputs: _Inputs, stages: Sequence[Stage], epochs: int, budget: Budget | None, precision: str) -> str:
     """Say in one line what training will do."""
-    recipe = inputs.recipe
-    epochs = recipe.train.epochs if budget is None else _budgeted_epochs(recipe, stages, budget, 0.0)
     segments = plan(stages, epochs)
     parts = ", then ".join(f"{part.epochs} at {part.image_px} px" for part in segments)
     line = f"Plan: {len(inputs.positions):,} training photos, {epochs} epochs ({parts}), {precision}"
@@ -338,16 +340,20 @@ def _next_segment(
 ) -> Segment:
     if waiting:
         return waiting.pop(0)
+    left = _planned_epochs(recipe, stages, budget, state["done"])
     if budget is None:
-        left = recipe.train.epochs - state["epoch"]
         return plan(stages, left, start=state["done"])[0]
-    left = _budgeted_epochs(recipe, stages, budget, state["done"])
     whole = left / (1 - state["done"])
     return plan(stages, left, start=state["done"], longest=math.ceil(whole / _PARTS_OF_A_BUDGET))[0]
 
 
-def _budgeted_epochs(recipe: Recipe, stages: Sequence[Stage], budget: Budget, done: float) -> int:
-    """Small data sets would get thousands of epochs: four times the recipe's is the most."""
+def _planned_epochs(recipe: Recipe, stages: Sequence[Stage], budget: Budget | None, done: float) -> int:
+    """Return the epochs that are left when the share `done` of the schedule is.
+
+    Small data sets would get thousands of epochs in a budget: four times the recipe's is the most.
+    """
+    if budget is None:
+        return max(1, round(recipe.train.epochs * (1 - done)))
     most = max(1, round(4 * recipe.train.epochs * (1 - done)))
     return min(most, budget.epochs_left(stages, done))
 

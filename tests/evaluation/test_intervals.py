@@ -1,0 +1,71 @@
+"""Intervals against SciPy, against plain resampling of images, and what they cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tellapart.evaluation.intervals import bootstrap_confusion, mean_interval, wilson
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 20), (9, 10), (270, 300), (1, 5000)])
+def test_wilson_equals_scipy(successes, trials):
+    expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
+    found = wilson(successes, trials)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_no_trials_leave_everything_open():
+    assert (wilson(0, 0).low, wilson(0, 0).high) == (0, 1)
+
+
+@pytest.mark.parametrize("share", [0.8, 0.9, 0.95])
+def test_the_interval_of_an_accuracy_covers_it_95_times_in_100(share):
+    """Exactly: every possible number of right answers of 300, weighted with its probability."""
+    right = np.arange(301)
+    ends = [wilson(int(count), 300) for count in right]
+    covers = np.array([interval.low <= share <= interval.high for interval in ends])
+    assert stats.binom.pmf(right, 300, share) @ covers == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = np.random.default_rng(0).gamma(1.0, size=25)
+    expected = stats.t.interval(0.95, 24, loc=values.mean(), scale=stats.sem(values))
+    found = mean_interval(values)
+    assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
+    assert mean_interval(np.array([2.5])).low == mean_interval(np.array([2.5])).high == 2.5
+
+
+def statistics(confusion):
+    """Accuracy, and F1 of the first class, of (…, num_classes, num_classes) counts."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    both = confusion[..., 0, :].sum(-1) + confusion[..., :, 0].sum(-1)
+    return {
+        "accuracy": hits.sum(-1) / confusion.sum((-2, -1)),
+        "f1": 2 * hits[..., 0] / np.maximum(both, 1),
+    }
+
+
+def test_drawing_cells_is_resampling_images():
+    confusion = np.array([[70, 9, 1], [4, 90, 6], [0, 15, 55]])
+    true, predicted = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices((3, 3)))
+    rng = np.random.default_rng(1)
+    drawn = []
+    for _ in range(4_000):
+        images = rng.integers(0, len(true), len(true))
+        counts = np.zeros((3, 3))
+        np.add.at(counts, (true[images], predicted[images]), 1)
+        drawn.append(statistics(counts))
+    found = bootstrap_confusion(confusion, statistics)
+    for name in ("accuracy", "f1"):
+        low, high = np.quantile([values[name] for values in drawn], (0.025, 0.975))
+        width = high - low
+        assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=0.08 * width)
+
+
+def test_the_bootstrap_is_the_same_each_time():
+    confusion = np.array([[5, 2], [1, 9]])
+    assert bootstrap_confusion(confusion, statistics) == bootstrap_confusion(confusion, statistics)
+    assert bootstrap_confusion(confusion, statistics) != bootstrap_confusion(confusion, statistics, seed=1)
+    assert bootstrap_confusion(np.zeros((2, 2), np.int64), statistics) == {}

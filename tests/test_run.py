@@ -1,0 +1,185 @@
+"""The main job end to end on drawn pictures, with real kills of real processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
+import tellapart
+from tellapart.errors import RunError, TrainingStoppedError
+from tellapart.training.checkpoint import load_weights
+
+pytestmark = pytest.mark.integration
+
+QUICK = [
+    "data.image_px=32", "train.source_px=40", "train.epochs=6", "train.batch_size=16", "train.optimizer=adamw",
+    "train.learning_rate=2e-3", "train.warmup_epochs=1", "train.weight_average=0.1", "model.batchnorm_momentum=0.9",
+    "train.recalibrate_photos=64", "train.deterministic=true", "train.precision=float32", "model.dropout=0.1",
+    "train.stages=[{image_px=24, share=1}, {image_px=32, share=1}]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tellapart.draw(tmp_path_factory.mktemp("drawn") / "photos", num_images=400)
+
+
+def start_training(photos: Path | None, run: Path, cache: Path, *options: str) -> subprocess.Popen:
+    where = ["--resume", str(run)] if photos is None else [str(photos), "--out", str(run)]
+    changes = [] if photos is None else [word for change in QUICK for word in ("--set", change)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tellapart", "train", *where, *changes, *options],
+        env={**os.environ, "TELLAPART_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def kill_when(process: subprocess.Popen, ready) -> None:
+    """SIGKILL the process as soon as `ready()` holds; fail if it ends first."""
+    while not ready():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    finish(start_training(photos, folder / "run", folder / "cache"))
+    return folder / "run"
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    left, right = (load_weights(run / "checkpoints" / "best.npz")[0] for run in (one, other))
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_run_folder_is_whole_and_its_numbers_are_scikit_learns(uninterrupted: Path, photos: Path):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert names == {
+        "recipe.toml", "environment.json", "manifest.csv", "health.json", "history.csv", "checkpoints", "model.keras",
+        "predictions.csv", "metrics.json", "curves.png", "log.jsonl", "tensorboard",
+    }  # fmt: skip
+    metrics = json.loads((uninterrupted / "metrics.json").read_text())
+    table = pd.read_csv(uninterrupted / "predictions.csv")
+    for side in ("train", "validation", "test"):
+        rows, found = table[table["split"] == side], metrics[side]
+        assert found["num_images"] == len(rows)
+        assert found["accuracy"] == pytest.approx(accuracy_score(rows["true_label"], rows["predicted_label"]), abs=1e-9)
+        for average in ("macro", "weighted"):
+            expected = precision_recall_fscore_support(
+                rows["true_label"], rows["predicted_label"], average=average, zero_division=0
+            )
+            for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
+                assert found[f"{name}_{average}"] == pytest.approx(value, abs=1e-9)
+        for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_weighted", "loss"):
+            low, high = found["intervals"][name]
+            assert low <= found[name] <= high
+    assert {"seconds_training", "seconds_total", "images_per_second", "peak_memory_mb"} <= set(metrics)
+    environment = json.loads((uninterrupted / "environment.json").read_text())
+    assert environment["num_photos"] == 400
+    assert len(environment["data_sha256"]) == 64
+    history = pd.read_csv(uninterrupted / "history.csv")
+    assert history["image_px"].tolist() == [24] * 3 + [32] * 3
+    predicted = tellapart.load(uninterrupted).predict([photos / table["path"][0]])[0]
+    assert predicted.label == table["predicted_label"][0]
+    assert predicted.probability == pytest.approx(table["probability"][0], abs=1e-5)
+
+
+def test_tensorboard_reads_the_run(uninterrupted: Path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reader = event_accumulator.EventAccumulator(str(uninterrupted / "tensorboard" / "validation"))
+    reader.Reload()
+    assert len(reader.Tags()["tensors"]) >= 2
+
+
+def test_killed_in_mid_epoch_resumes_to_the_same_weights(uninterrupted: Path, photos: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    process = start_training(photos, run, tmp_path / "cache")
+    log = run / "log.jsonl"
+    kill_when(process, lambda: log.exists() and log.read_text().count('"event": "epoch"') >= 2)
+    assert not (run / "metrics.json").exists()
+    finish(start_training(None, run, tmp_path / "cache"))
+    assert same_weights(run, uninterrupted)
+    assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_killed_while_a_checkpoint_is_written_resumes_to_the_same_weights(
+    uninterrupted: Path, photos: Path, tmp_path: Path
+):
+    run = tmp_path / "run"
+    process = start_training(photos, run, tmp_path / "cache")
+    checkpoints = run / "checkpoints"
+    kill_when(process, lambda: (checkpoints / "last.npz").exists() and any(checkpoints.glob(".last*")))
+    finish(start_training(None, run, tmp_path / "cache"))
+    assert same_weights(run, uninterrupted)
+
+
+def test_killed_while_caching_resumes_to_the_same_weights(uninterrupted: Path, photos: Path, tmp_path: Path):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    process = start_training(photos, run, cache)
+    kill_when(process, lambda: any(cache.glob("*/pictures.u8")))
+    finish(start_training(None, run, cache))
+    assert same_weights(run, uninterrupted)
+
+
+def test_reproduce_gives_the_same_weights(uninterrupted: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "tellapart", "reproduce", str(uninterrupted), "--out", str(tmp_path / "again")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "The weights are the same, bit for bit." in result.stdout
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(photos: Path, tmp_path: Path):
+    changes = [*QUICK, "train.learning_rate=1e30", "train.warmup_epochs=0", "train.deterministic=false"]
+    with pytest.raises(TrainingStoppedError, match="last good checkpoint is kept"):
+        tellapart.train(photos, changes=changes, out=tmp_path / "run", cache=tmp_path / "cache")
+    assert (tmp_path / "run" / "history.csv").exists() == (tmp_path / "run" / "checkpoints" / "last.npz").exists()
+    with pytest.raises(RunError, match="--resume"):
+        tellapart.train(photos, out=tmp_path / "run", cache=tmp_path / "cache")
+
+
+def test_a_time_budget_is_kept(photos: Path, tmp_path: Path):
+    lines: list[str] = []
+    began = time.time()
+    run = tellapart.train(
+        photos, changes=[*QUICK, "train.deterministic=false"], recipe="reference", time_budget=40, out=tmp_path / "run",
+        cache=tmp_path / "cache", announce=lines.append,
+    )  # fmt: skip
+    assert time.time() - began < 60
+    assert any(line.startswith("Plan: ") and "about" in line for line in lines)
+    assert run.metrics["seconds_total"] == pytest.approx(time.time() - began, abs=5)
+
+
+def test_a_table_with_splits_trains_and_measures_those_splits(photos: Path, tmp_path: Path):
+    rows = [(path, path.parent.name) for path in sorted(photos.glob("*/*.*"))]
+    sides = ["train", "train", "train", "val", "test"]
+    with open(tmp_path / "photos.csv", "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "label", "split"])
+        writer.writerows([os.path.relpath(path, tmp_path), label, sides[i % 5]] for i, (path, label) in enumerate(rows))
+    run = tellapart.train(
+        tmp_path / "photos.csv", changes=[*QUICK, "train.epochs=2", "train.deterministic=false"], out=tmp_path / "run",
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert [run.metrics[side]["num_images"] for side in ("train", "validation", "test")] == [240, 80, 80]
