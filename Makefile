@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
 .PHONY: install install-dev demo test lint docs lock clean
 install: .venv/installed
 install-dev: .venv/installed-dev
@@ -18,6 +20,16 @@ install-dev: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# JAX without TensorFlow, for the tests that train on it.
+.venv-jax/installed: .venv/installed-dev
+	$(PYTHON) -m venv .venv-jax
+	$(BIN)/python -c 'import tomllib; deps = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
+		print(*[d for d in deps if not d.startswith("tensorflow")], "jax", sep="\n")' > .venv-jax/requirements.txt
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement .venv-jax/requirements.txt
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 demo: install
 	$(BIN)/tellapart demo
 
@@ -27,11 +39,11 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+test: lint .venv-jax/installed
 	$(BIN)/python -m pytest -m 'not slow'
 
 docs: install-dev
-	$(BIN)/python docs/make_cli_reference.py
+	$(BIN)/python docs/make_reference.py
 
 # Pins every package for every platform; the file names no registry.
 lock: install-dev
@@ -39,4 +51,4 @@ lock: install-dev
 		--no-header --no-annotate --upgrade --output-file constraints.txt
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-jax demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -16,7 +16,7 @@ SIDE = 96
 
 
 def by_keras(picture: NDArray[np.uint8], change: Change) -> NDArray[np.float32]:
-    """Apply `change` with one Keras layer per part, in the order flip, rotation, translation, zoom, contrast."""
+    """Apply `change` with one Keras layer per part, in the order of the module's docstring."""
     layers, side = keras.layers, picture.shape[0]
     images = picture[None].astype(np.float32)
     if change.flip:
@@ -39,6 +39,9 @@ def by_keras(picture: NDArray[np.uint8], change: Change) -> NDArray[np.float32]:
     if change.contrast != 1.0:
         factor = {"contrast_factor": np.full((1, 1, 1, 1), change.contrast, np.float32)}
         images = layers.RandomContrast(0.5).transform_images(images, transformation=factor)
+    if change.brightness:
+        delta = {"rgb_delta": np.full((1, 1, 1, 1), 255 * change.brightness, np.float32)}
+        images = layers.RandomBrightness(0.5).transform_images(images, transformation=delta)
     return np.asarray(images)[0]
 
 
@@ -53,6 +56,8 @@ def by_keras(picture: NDArray[np.uint8], change: Change) -> NDArray[np.float32]:
         Change(shift=(0.1, -0.05)),
         Change(contrast=1.2),
         Change(contrast=0.8),
+        Change(brightness=0.1),
+        Change(contrast=1.2, brightness=-0.2),
     ],
     ids=lambda change: str({k: v for k, v in vars(change).items() if v != getattr(Change(), k)}),
 )
@@ -65,14 +70,14 @@ def test_each_part_is_what_keras_does(change):
 @pytest.mark.parametrize("flip", [False, True])
 def test_parts_compose_in_the_order_of_keras_layers(flip):
     picture = cv2.GaussianBlur(photo(2, (SIDE, SIDE)), (0, 0), 3)  # Keras resamples it three times
-    change = Change(flip=flip, angle=0.4, shift=(0.06, -0.1), zoom=0.85, contrast=1.1)
+    change = Change(flip=flip, angle=0.4, shift=(0.06, -0.1), zoom=0.85, contrast=1.1, brightness=-0.05)
     difference = np.abs(apply(picture, change, SIDE) - by_keras(picture, change))
     assert difference[16:-16, 16:-16].mean() < 0.5
     assert difference.mean() < 1.0, "the border is reflected as Keras reflects it"
 
 
 def test_drawn_parameters_fill_the_ranges_of_the_keras_layers():
-    augment = Augment(translation=0.1)
+    augment = Augment(translation=0.1, brightness=0.15)
     rng = np.random.default_rng(0)
     changes = [draw_change(augment, rng) for _ in range(20_000)]
     images = np.zeros((20_000, 1, 1, 1), np.float32)
@@ -84,7 +89,9 @@ def test_drawn_parameters_fill_the_ranges_of_the_keras_layers():
         "contrast": layers.RandomContrast((0.2, 0.2), seed=1).get_random_transformation(images)["contrast_factor"],
         "shift": layers.RandomTranslation(0.1, 0.1, seed=1).get_random_transformation(images)["translations"],
     }
+    drawn["brightness"] = layers.RandomBrightness(0.15, seed=1).get_random_transformation(images)["rgb_delta"] / 255
     expected = {"angle": (0, 0.4 * np.pi), "zoom": (1, 0.2), "contrast": (1, 0.2), "shift": (0, 0.1)}
+    expected["brightness"] = (0, 0.15)
     for name, (middle, reach) in expected.items():
         ours = np.array([getattr(change, name) for change in changes])
         for values in (ours, np.asarray(drawn[name])):
@@ -93,8 +100,8 @@ def test_drawn_parameters_fill_the_ranges_of_the_keras_layers():
             assert values.mean() == pytest.approx(middle, abs=0.02 * reach)
             assert values.std() == pytest.approx(reach / np.sqrt(3), rel=0.02), "uniform"
     assert np.mean([change.flip for change in changes]) == pytest.approx(0.5, abs=0.015)
-    columns = [[c.angle, c.zoom, c.contrast, *c.shift, c.flip] for c in changes]
-    assert np.abs(np.corrcoef(np.transpose(columns)) - np.eye(6)).max() < 0.03, "independent of each other"
+    columns = [[c.angle, c.zoom, c.contrast, c.brightness, *c.shift, c.flip] for c in changes]
+    assert np.abs(np.corrcoef(np.transpose(columns)) - np.eye(7)).max() < 0.03, "independent of each other"
 
 
 def test_the_same_generator_draws_the_same_and_no_range_draws_the_identity():

@@ -77,6 +77,16 @@ def test_a_batch_depends_on_seed_epoch_and_index_alone(pictures):
     assert not any(np.array_equal(batches[index][0], other_seed[index][0]) for index in range(4))
 
 
+def test_a_photo_is_changed_anew_in_each_epoch_and_place(pictures):
+    same = np.zeros(6, np.int64)  # one photo, six times
+    options = {"num_classes": 1, "augment": Augment(), "batch_size": 3, "image_px": PX, "seed": 0}
+    seen = set()
+    for epoch in range(3):
+        batches = TrainingBatches(pictures, same, same, epoch=epoch, **options)
+        seen |= {image.tobytes() for index in range(2) for image in batches[index][0]}
+    assert len(seen) == 18
+
+
 def test_every_photo_comes_at_most_once_an_epoch_with_its_own_target(pictures):
     batches = batches_of(pictures, augment=UNCHANGED, image_px=32)
     known = {pictures.read(4 + member).tobytes(): member for member in range(22)}

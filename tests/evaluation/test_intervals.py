@@ -65,7 +65,7 @@ def test_drawing_cells_is_resampling_images():
 
 
 def test_the_bootstrap_is_the_same_each_time():
-    confusion = np.array([[5, 2], [1, 9]])
+    confusion = np.array([[500, 220], [100, 900]])
     assert bootstrap_confusion(confusion, statistics) == bootstrap_confusion(confusion, statistics)
     assert bootstrap_confusion(confusion, statistics) != bootstrap_confusion(confusion, statistics, seed=1)
     assert bootstrap_confusion(np.zeros((2, 2), np.int64), statistics) == {}

@@ -74,8 +74,8 @@ def test_every_metric_lies_in_its_interval(case):
         assert low - 1e-12 <= result[name] <= high + 1e-12, name
     for name in names:
         for key, (low, high) in per_class[name].items():
-            value = result["per_class"][name][key]
-            assert 0 <= low - 1e-12 <= value <= high + 1e-12 <= 1 + 2e-12 or low == high == value, (name, key)
+            assert 0 <= low <= high <= 1
+            assert low - 1e-12 <= result["per_class"][name][key] <= high + 1e-12, (name, key)
 
 
 def test_intervals_of_accuracy_and_recall_are_wilsons():
@@ -93,7 +93,7 @@ def test_a_certain_mistake_costs_a_finite_loss():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"probabilities \(3, 2\); got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(3, 2\); got \(3, 4\)"):
         classification_metrics(np.zeros(3, np.int64), np.ones((3, 4)), ["a", "b"])
     with pytest.raises(ValueError, match="at least one image"):
         classification_metrics(np.zeros(0, np.int64), np.ones((0, 2)), ["a", "b"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -72,7 +73,7 @@ def test_plans_add_up_and_progress_is_continuous(epochs, start, longest):
     assert sizes == sorted(sizes)
     assert segments[0].progress[0] == pytest.approx(start)
     assert segments[-1].progress[1] == pytest.approx(1)
-    for segment, following in zip(segments, segments[1:], strict=False):
+    for segment, following in itertools.pairwise(segments):
         assert segment.progress[1] == pytest.approx(following.progress[0])
     for segment in segments:
         low, high = segment.progress

@@ -99,7 +99,10 @@ _LEVELS = np.arange(256, dtype=np.float32)[:, None]
 
 
 def _levels_table(means: tuple[float, ...], change: Change) -> NDArray[np.uint8]:
-    """Return the (1, 256, 3) table of ``(level - mean) * contrast + mean + brightness``, rounded and clipped."""
-    offset = np.asarray(means, np.float32) * (1 - change.contrast) + 255 * change.brightness
-    table = _LEVELS * change.contrast + offset + 0.5
+    """Return the (1, 256, 3) table of ``(level - mean) * contrast + mean + brightness``, rounded.
+
+    Clipped after each of the two, as Keras' two layers do.
+    """
+    contrasted = _LEVELS * change.contrast + np.asarray(means, np.float32) * (1 - change.contrast)
+    table = np.clip(contrasted, 0, 255) + (255 * change.brightness + 0.5)
     return np.clip(table, 0, 255).astype(np.uint8)[None]

@@ -49,9 +49,20 @@ class EvaluatedWeights(keras.callbacks.Callback):
         for variable, value in zip(self._random_states(), seeds, strict=True):
             variable.assign(value)
         self.weights = self.model.get_weights()
+        self.model.set_weights(self.weights)  # on JAX the average may share, and lose, the model's memory
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """Put the training weights back."""
+        del logs
+        self.model.set_weights(self._training)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Remember the training weights: `fit` ends with the average in their place."""
+        del epoch, logs
+        self._training = self.model.get_weights()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the training weights back, for the next segment."""
         del logs
         self.model.set_weights(self._training)
 

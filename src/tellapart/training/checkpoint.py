@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -70,13 +71,13 @@ def _save(path: Path, groups: dict[str, Arrays], state: dict[str, Any]) -> None:
 
 def _load(path: Path) -> tuple[dict[str, Arrays], dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
             state = json.loads(archive["state"].tobytes())
             groups: dict[str, Arrays] = {}
             for name in sorted(set(archive.files) - {"state"}):
                 groups.setdefault(name.split("/")[0], []).append(archive[name])
     except FileNotFoundError:
         raise RunError(f"{path} does not exist: the run ended before its first checkpoint.") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is not a whole checkpoint ({error}).") from error
     return groups, state

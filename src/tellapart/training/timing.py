@@ -17,6 +17,10 @@ from tellapart.settings import Stage
 from tellapart.training.environment import accelerators, cpu_features
 
 
+_WORTHWHILE = 0.9
+"""bfloat16 must take at most this share of float32's time: below that it costs accuracy for nothing."""
+
+
 @dataclass(frozen=True)
 class Precision:
     """The chosen precision and the measurement behind it (ms per picture, where there was one)."""
@@ -35,11 +39,11 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
         return Precision(wanted, {}, "set in the recipe")
     if not accelerators() and not {"avx512_bf16", "amx_bf16"} & set(cpu_features()):
         return Precision("float32", {}, "the processor has no bfloat16 instructions")
-    times = {}
-    for name in ("float32", "mixed_bfloat16"):
-        times[name] = 1000 * seconds_per_image(make_model(name), batches, steps=4)
-    faster = min(times, key=lambda name: times[name])
-    return Precision(faster, times, "the faster of the two by measurement")
+    models = {name: make_model(name) for name in ("float32", "mixed_bfloat16")}
+    times = {name: 1000 * min(step_times(model, batches, 5)) / batches.batch_size for name, model in models.items()}
+    if times["mixed_bfloat16"] < _WORTHWHILE * times["float32"]:
+        return Precision("mixed_bfloat16", times, "faster by measurement")
+    return Precision("float32", times, "mixed_bfloat16 is not faster by a tenth")
 
 
 def seconds_per_image(model: keras.Model, batches: TrainingBatches, steps: int = 6) -> float:
@@ -47,13 +51,18 @@ def seconds_per_image(model: keras.Model, batches: TrainingBatches, steps: int =
 
     The model is changed: give a throw-away copy. Two steps come first, uncounted: they compile.
     """
+    return float(np.median(step_times(model, batches, steps))) / batches.batch_size
+
+
+def step_times(model: keras.Model, batches: TrainingBatches, steps: int) -> list[float]:
+    """Return the seconds of each of `steps` training steps, after two that are not counted."""
     times = []
     for step in range(steps + 2):
         start = time.perf_counter()
         images, targets = batches[step % len(batches)]
         model.train_on_batch(images, targets)
         times.append(time.perf_counter() - start)
-    return float(np.median(times[2:])) / batches.batch_size
+    return times[2:]
 
 
 @dataclass(frozen=True)

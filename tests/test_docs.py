@@ -1,0 +1,41 @@
+"""The documentation is complete and as the code says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import tellapart
+from tellapart.data import health, oddities, shortcuts
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def _reference():
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_up_to_date():
+    made = _reference()
+    assert (DOCS / "cli.md").read_text() == made.reference(), "run `make docs`"
+    assert (DOCS / "settings.md").read_text() == made.settings(), "run `make docs`"
+
+
+def test_every_finding_is_documented():
+    source = "".join(Path(module.__file__).read_text() for module in (health, oddities, shortcuts))
+    kinds = set(re.findall(r'Finding\(\s*"([a-z_0-9]+)"', source))
+    assert len(kinds) >= 8
+    page = (DOCS / "check.md").read_text()
+    assert [kind for kind in sorted(kinds) if kind not in page] == []
+
+
+def test_every_public_name_has_a_docstring_and_links_lead_somewhere():
+    assert [name for name in tellapart.__all__ if not getattr(tellapart, name).__doc__] == []
+    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

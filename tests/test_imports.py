@@ -1,0 +1,45 @@
+"""What an import must not load: seconds at every start, and a framework where none is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FRAMEWORKS = {"keras", "tensorflow", "torch", "jax"}
+HEAVY = FRAMEWORKS | {"pandas", "cv2", "sklearn", "scipy", "matplotlib"}
+
+
+def loaded_by(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has loaded after `code`."""
+    script = f"import sys\n{code}\nprint('loaded', *{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+HELP = """
+from tellapart.cli.main import main
+sys.argv = ["tellapart", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+STARTS = {"package": "import tellapart", "settings": "import tellapart.settings", "help": HELP}
+
+
+@pytest.mark.parametrize("code", STARTS.values(), ids=STARTS.keys())
+def test_nothing_heavy_is_loaded_before_it_is_used(code):
+    assert loaded_by(code) & HEAVY == set()
+
+
+@pytest.mark.integration
+def test_looking_at_photos_and_measuring_loads_no_framework():
+    data = ["augment", "cache", "decode", "drawn", "duplicates", "health", "oddities", "scan", "shortcuts", "split"]
+    modules = [f"tellapart.data.{name}" for name in data]
+    modules += ["tellapart.evaluation.intervals", "tellapart.evaluation.metrics"]
+    assert loaded_by("\n".join(f"import {name}" for name in modules)) & FRAMEWORKS == set()

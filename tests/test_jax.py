@@ -1,0 +1,50 @@
+"""The training path on JAX, in an environment where TensorFlow is not installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tellapart
+
+pytestmark = pytest.mark.integration
+JAX_PYTHON = Path(__file__).parents[1] / ".venv-jax" / "bin" / "python"
+
+TRAIN = """
+import importlib.util, json, sys
+assert importlib.util.find_spec("tensorflow") is None
+import keras, tellapart
+assert keras.backend.backend() == "jax"
+changes = ["train.epochs=8", "train.stages=[{image_px=24, share=1}, {image_px=32, share=1}]", "data.image_px=32",
+           "train.precision=float32", "train.validate_every=2"]
+run = tellapart.train(sys.argv[1], recipe="demo", changes=changes, out=sys.argv[2], cache=sys.argv[3])
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_trains_on_jax_without_tensorflow_and_the_model_opens_under_tensorflow(tmp_path: Path):
+    if not JAX_PYTHON.exists():
+        pytest.skip("no environment with JAX and without TensorFlow: `make .venv-jax/installed` makes it")
+    photos = tellapart.draw(tmp_path / "photos", num_images=300)
+    run = tmp_path / "run"
+    result = subprocess.run(
+        [JAX_PYTHON, "-c", TRAIN, photos, run, tmp_path / "cache"],
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads((run / "environment.json").read_text())["backend"] == "jax"
+    history = pd.read_csv(run / "history.csv")
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert history["learning_rate"].iloc[-1] == pytest.approx(4e-5, rel=1e-3)
+    table = pd.read_csv(run / "predictions.csv").head(20)
+    predictions = tellapart.load(run).predict([photos / path for path in table["path"]])
+    assert sys.modules["keras"].backend.backend() == "tensorflow"
+    np.testing.assert_allclose([p.probability for p in predictions], table["probability"], atol=1e-4)
