@@ -18,10 +18,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import write_result
 
-from tellapart.evaluation.intervals import mean_interval, wilson
+from machine import write_result
+from tellapart.evaluation.intervals import mean_interval
 from tellapart.settings import parse_duration
+from tellapart.shares import wilson
 
 
 def train(photos: Path, options: list[str], seed: int, run: Path) -> dict:
@@ -65,7 +66,9 @@ def main() -> None:
     options += ["--recipe", arguments.recipe] if arguments.recipe else []
     name = f"accuracy-{arguments.photos.name}-{Path(what).stem}"
     arguments.work.mkdir(parents=True, exist_ok=True)
-    runs = [train(arguments.photos, options, seed, arguments.work / f"{name}-{seed}") for seed in range(arguments.seeds)]
+    runs = [
+        train(arguments.photos, options, seed, arguments.work / f"{name}-{seed}") for seed in range(arguments.seeds)
+    ]
     accuracies = np.array([run["test"] for run in runs])
     right = sum(run["test"] * run["num_test"] for run in runs)
     over_seeds, pooled = mean_interval(accuracies), wilson(right / len(runs), runs[0]["num_test"])
@@ -79,7 +82,9 @@ def main() -> None:
     }
     path = write_result(name, values)
     print(json.dumps(values, indent=2))
-    print(f"ratio to the budget in time: {max(run['wall_seconds'] for run in runs) / (values['budget_seconds'] or 1):.3f}")
+    print(
+        f"ratio to the budget in time: {max(run['wall_seconds'] for run in runs) / (values['budget_seconds'] or 1):.3f}"
+    )
     print(f"Written to {path}")
 
 

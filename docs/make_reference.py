@@ -30,7 +30,10 @@ def settings() -> str:
             default = json.dumps(setting.default) if setting.default != () else "[]"
             lines.append(f"| `{name}` | `{default}` | {setting.description} |")
         lines.append("")
-    lines += ["A stage in `train.stages` has `image_px` and `share`: its share of the epochs, relative to the others.", ""]
+    lines += [
+        "A stage in `train.stages` has `image_px` and `share`, its share of the epochs relative to the others.",
+        "",
+    ]
     return "\n".join(lines)
 
 

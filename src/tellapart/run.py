@@ -67,9 +67,8 @@ class Reproduction:
 
 
 def default_cache() -> Path:
-    """Return the folder for decoded pictures: the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TELLAPART_CACHE") or f"{base}/tellapart").expanduser()
+    """Return the folder for decoded pictures where none is named."""
+    return Path.home() / ".cache" / "tellapart"
 
 
 def check(photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, progress: Progress = no_progress) -> Health:
@@ -345,10 +344,13 @@ def _new_folder(out: str | os.PathLike[str] | None, photos: Path) -> Path:
 def _reopen(folder: Path, photos: str | os.PathLike[str] | None) -> tuple[Path, dict[str, Any]]:
     if not (folder / "recipe.toml").is_file() or not (folder / "environment.json").is_file():
         raise RunError(f"{folder} is not a run folder (no recipe.toml). Expected one made by tellapart train.")
-    order = read_json(folder / "environment.json")["order"]
-    if photos is not None:
-        order["photos"] = os.path.abspath(photos)
-    return folder, order
+    record = read_json(folder / "environment.json")
+    if photos is not None:  # they have moved
+        record["order"]["photos"] = os.path.abspath(photos)
+        if "root" in record:
+            record["root"] = str(find_photos(Path(photos))[0])
+        write_json(folder / "environment.json", record)
+    return folder, record["order"]
 
 
 def _seconds_spent(folder: Path) -> float:

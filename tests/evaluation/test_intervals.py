@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tellapart.evaluation.intervals import bootstrap_confusion, mean_interval, wilson
+from tellapart.evaluation.intervals import bootstrap_confusion, mean_interval
+from tellapart.shares import wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 20), (9, 10), (270, 300), (1, 5000)])

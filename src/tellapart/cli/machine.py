@@ -1,10 +1,18 @@
-"""The command about this machine: doctor."""
+"""The command about this machine, doctor, and where this user keeps decoded pictures."""
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import typer
+
+
+def cache_of_user() -> Path:
+    """Return the folder for decoded pictures: TELLAPART_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TELLAPART_CACHE") or f"{base}/tellapart").expanduser()
 
 
 def doctor() -> None:
@@ -15,10 +23,9 @@ def doctor() -> None:
     from tellapart.data.cache import cache_folder
 
     import_quietly("keras")
-    from tellapart.run import default_cache
     from tellapart.training.environment import environment
 
-    found, cache = environment(), default_cache()
+    found, cache = environment(), cache_of_user()
     used = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.exists() else 0
     free = shutil.disk_usage(cache if cache.exists() else cache.anchor).free
     bfloat16 = {"avx512_bf16", "amx_bf16"} & set(found["cpu_features"]) or found["accelerators"]

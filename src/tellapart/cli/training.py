@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tellapart.cli.machine import cache_of_user
+
 STARTED = time.time()
 """When the process began: a time budget counts from here."""
 
@@ -47,7 +49,7 @@ def train(
     with progress_bar() as progress:
         run = train_run(
             photos, recipe=recipe, changes=changes, time_budget=budget, out=out, resume=resume,
-            split_from=split_from, started=STARTED, progress=progress, announce=announce,
+            split_from=split_from, cache=cache_of_user(), started=STARTED, progress=progress, announce=announce,
         )  # fmt: skip
     _show(run)
 
@@ -63,7 +65,7 @@ def reproduce(
     from tellapart.run import reproduce as reproduce_run
 
     with progress_bar() as progress:
-        result = reproduce_run(run, out=out, progress=progress, announce=announce)
+        result = reproduce_run(run, out=out, cache=cache_of_user(), progress=progress, announce=announce)
     for line in result.changed:
         typer.echo(f"changed since: {line}")
     old, new = result.accuracies

@@ -84,7 +84,10 @@ class Pictures:
                 return np.frombuffer(data, np.uint8).reshape(self.image_px, self.image_px, 3)
         path = self.paths[position]
         try:
-            return decode_square(read_file(path), self.image_px, max_pixels=self.max_pixels)
+            content = read_file(path)
+            if sha256(content) != self.digests[position]:
+                raise InputError(f"{path} has changed since the run began. Bring it back, or begin a new run.")
+            return decode_square(content, self.image_px, max_pixels=self.max_pixels)
         except DecodeError as error:
             raise InputError(f"{path} {error}; it could be read when the run began.") from error
 

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.records import Finding, Interval, Manifest
+from tellapart.records import Finding, Manifest
+from tellapart.shares import wilson
 
 FALSIFIES_ABOVE = 0.25
 """Share of the way from chance to certainty, lower end of the interval, above which numbers are not true."""
@@ -134,15 +135,6 @@ def measure(features: pd.DataFrame, labels: NDArray, *, seed: int = 0) -> dict[s
         "chance": chance,
         "excess": _figure(*((value - chance) / (1 - chance) for value in (recalls.mean(), low, high))),
     }
-
-
-def wilson(successes: int, total: int) -> Interval:
-    """Return the 95 % Wilson score interval of a share (Wilson 1927)."""
-    z = 1.959964
-    share, spread = successes / total, z * z / total
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
 def _usable(manifest: Manifest, pairs: NDArray[np.int64]) -> pd.DataFrame:

@@ -10,28 +10,6 @@ from numpy.typing import NDArray
 from tellapart.randomness import generator
 from tellapart.records import Interval
 
-Z = 1.959963984540054
-"""The 97.5 % point of the normal distribution."""
-
-
-def wilson(successes: float, trials: float) -> Interval:
-    """Return Wilson's score interval of a share (Wilson 1927; Brown, Cai & DasGupta 2001, section 3.1.1).
-
-    Args:
-        successes: how often it happened, 0 to `trials`.
-        trials: how often it could have happened; 0 gives the interval [0, 1].
-
-    Example:
-        >>> wilson(9, 10)
-        Interval(low=0.5958..., high=0.9821...)
-    """
-    if trials <= 0:
-        return Interval(0.0, 1.0)
-    share, square = successes / trials, Z * Z
-    middle = (share + square / (2 * trials)) / (1 + square / trials)
-    half = Z / (1 + square / trials) * np.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
-    return Interval(float(max(0.0, middle - half)), float(min(1.0, middle + half)))
-
 
 def mean_interval(values: NDArray[np.float64]) -> Interval:
     """Return the interval of a mean by the central limit theorem, with Student's t.

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.evaluation.intervals import bootstrap_confusion, mean_interval, wilson
+from tellapart.evaluation.intervals import bootstrap_confusion, mean_interval
+from tellapart.shares import wilson
 
 AVERAGED = tuple(f"{name}_{average}" for name in ("precision", "recall", "f1") for average in ("macro", "weighted"))
 

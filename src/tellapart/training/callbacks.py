@@ -148,6 +148,9 @@ class Journal(keras.callbacks.Callback):
         """Name the epoch that is shown."""
         del logs
         self._what = f"epoch {epoch + 1} of {self.state['epochs']} at {self.state['image_px']} px"
+        seen = [row["val_accuracy"] for row in self.state.get("history", []) if "val_accuracy" in row]
+        if seen:
+            self._what += f", validation accuracy {seen[-1]:.3f}"
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the running loss now and then: each look waits for the device."""

@@ -16,7 +16,6 @@ from tellapart.data.batches import TrainingBatches
 from tellapart.settings import Stage
 from tellapart.training.environment import accelerators, cpu_features
 
-
 _WORTHWHILE = 0.9
 """bfloat16 must take at most this share of float32's time: below that it costs accuracy for nothing."""
 

@@ -124,7 +124,7 @@ def train_network(
 
     # Plan
     stages = stages_of(recipe)
-    budget = None if deadline is None or replay else _measure(inputs, precision.name, stages, deadline)
+    budget = None if deadline is None or replay else _measure(inputs, precision, stages, deadline)
     if not resumes:
         epochs = sum(segment.epochs for segment in replay) or _planned_epochs(recipe, stages, budget, 0.0)
         steps = epochs * inputs.images_per_epoch // recipe.train.batch_size
@@ -297,14 +297,18 @@ def _compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 100
     return model, rate
 
 
-def _measure(inputs: _Inputs, precision: str, stages: Sequence[Stage], deadline: float) -> Budget:
-    """Time a few steps at each picture size on a throw-away model."""
+def _measure(inputs: _Inputs, precision: Precision, stages: Sequence[Stage], deadline: float) -> Budget:
+    """Time a few steps at each picture size on a throw-away model; the last size may be known already."""
     recipe = inputs.recipe
-    model, rate = _compiled(recipe, inputs.num_classes, precision)
+    model, rate = _compiled(recipe, inputs.num_classes, precision.name)
     rate.enter(Segment(stages[0].image_px, 1, (0.0, 0.01)), 0, 1000)
+    known = precision.milliseconds_per_image.get(precision.name)
     epoch_seconds, at_full_size = {}, 0.0
     for image_px in {stage.image_px for stage in stages}:
-        seconds = seconds_per_image(model, inputs.training(image_px))
+        if known is not None and image_px == stages[-1].image_px:
+            seconds = known / 1000
+        else:
+            seconds = seconds_per_image(model, inputs.training(image_px))
         epoch_seconds[image_px] = seconds * inputs.images_per_epoch
         at_full_size = max(at_full_size, seconds * (recipe.data.image_px / image_px) ** 2)
     seen = inputs.num_validation + recipe.train.recalibrate_photos

@@ -1,0 +1,195 @@
+"""The commands as a user types them: what they print, and how they end when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import tellapart
+from corpus import make_corpus
+from drawing import make_classes
+from tellapart.cli.main import main
+
+pytestmark = pytest.mark.integration
+QUICK = ["data.image_px=32", "train.epochs=2", "train.precision=float32", "train.learning_rate=2e-3"]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Ended]:
+    monkeypatch.setenv("TELLAPART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["tellapart", *map(str, words)])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in out + err
+        return Ended(code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tellapart.draw(tmp_path_factory.mktemp("photos") / "drawn", num_images=200)
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    return tellapart.train(photos, changes=QUICK, out=folder / "run", cache=folder / "cache").path
+
+
+def test_train_shows_the_metrics_and_leaves_a_run(command, photos: Path, tmp_path: Path):
+    changes = [word for change in QUICK for word in ("--set", change)]
+    ended = command("train", photos, *changes, "--out", tmp_path / "run", "--cache-limit", 0)
+    assert ended.code == 0
+    assert "accuracy" in ended.out
+    assert "Plan: " in ended.err
+    assert not (tmp_path / "cache").exists()
+    assert (tmp_path / "run" / "metrics.json").exists()
+    again = command("train", "--resume", tmp_path / "run")
+    assert again.code == 0
+    assert "already finished" in again.err
+
+
+def test_predict_in_all_forms_agrees(command, run: Path, photos: Path):
+    lines = command("predict", run, photos / "star", "--format", "jsonl", "--top", 10)
+    rows = [json.loads(line) for line in lines.out.splitlines()]
+    assert lines.code == 0
+    assert len(rows) == 20
+    assert all(math.isclose(sum(c["probability"] for c in row["top"]), 1, abs_tol=1e-4) for row in rows)
+    table = list(csv.DictReader(io.StringIO(command("predict", run, photos / "star", "--format", "csv").out)))
+    assert [row["label"] for row in table] == [row["label"] for row in rows]
+    assert [row["path"] for row in table] == [row["path"] for row in rows]
+    shown = command("predict", run, photos / "star")
+    assert all(Path(row["path"]).name in shown.out.replace("\n", "") for row in rows[:3])
+
+
+def test_predict_on_damaged_files_answers_for_each_and_says_so(command, run: Path, tmp_path: Path):
+    make_corpus(tmp_path / "corpus")
+    ended = command("predict", run, tmp_path / "corpus", "--format", "jsonl", "--out", tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ended.code == 1
+    assert "could not be read" in ended.err
+    assert {row["label"] is None for row in rows} == {True, False}
+    assert all((row["label"] is None) == bool(row["error"]) for row in rows)
+
+
+def test_check_and_train_survive_damaged_files(command, photos: Path, tmp_path: Path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(photos, mixed)
+    make_corpus(mixed / "star" / "odd")
+    checked = command("check", mixed, "--out", tmp_path / "health.json")
+    kinds = {finding["kind"] for finding in json.loads((tmp_path / "health.json").read_text())["findings"]}
+    assert {"unreadable", "wrong_extension", "exif_rotated", "cmyk", "alpha", "sixteen_bit", "animated"} <= kinds
+    assert "unreadable" in checked.out
+    changes = [word for change in QUICK for word in ("--set", change)]
+    assert command("train", mixed, *changes, "--set", "train.epochs=1", "--out", tmp_path / "run").code == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    health = json.loads((tmp_path / "run" / "health.json").read_text())
+    measured = sum(metrics[side]["num_images"] for side in ("train", "validation", "test"))
+    assert measured == health["num_readable"] < health["num_photos"]
+
+
+def test_check_ends_with_1_when_the_result_would_be_false(command, tmp_path: Path):
+    make_classes(tmp_path / "photos", {"a": 12, "b": 12})
+    shutil.copy(next((tmp_path / "photos" / "a").iterdir()), tmp_path / "photos" / "b" / "copy.jpg")
+    ended = command("check", tmp_path / "photos")
+    assert ended.code == 1
+    assert "conflicting_labels" in ended.out
+    assert (tmp_path / "health.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "nowhere"], "nowhere does not exist"),
+        (["train"], "No photos were given"),
+        (["train", "one"], "only the class 'a'"),
+        (["train", "empty"], "holds no photos"),
+        (["train", "good", "--set", "train.epoch=3"], "Did you mean 'epochs'?"),
+        (["train", "good", "--set", "epochs=3"], "section.key=value"),
+        (["train", "good", "--set", "train.epochs=none"], "train.epochs"),
+        (["train", "good", "--recipe", "fastt"], "Did you mean 'fast'?"),
+        (["train", "good", "--time", "soon"], "Write it as 90s, 10m or 1h30m"),
+        (["train", "good", "--out", "full"], "already exists and is not empty"),
+        (["train", "--resume", "good"], "is not a run folder"),
+        (["train", "columns.csv"], "no column 'label'"),
+        (["train", "good/a/0.txt"], "neither a folder nor a table"),
+        (["check", "nowhere"], "does not exist"),
+        (["predict", "good", "good"], "has no model yet"),
+        (["predict", "nowhere", "good"], "does not exist"),
+        (["reproduce", "good"], "is not a finished run"),
+        (["draw", "good"], "was not drawn by tellapart"),
+    ],
+)
+def test_a_mistake_is_one_clear_message(command, tmp_path: Path, words: list[str], said: str):
+    make_classes(tmp_path / "good", {"a": 4, "b": 4})
+    (tmp_path / "good" / "a" / "0.txt").write_text("no photo")
+    make_classes(tmp_path / "one", {"a": 4})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thing").write_text("mine")
+    (tmp_path / "columns.csv").write_text("path,lable\ngood/a/1.jpg,a\n")
+    ended = command(*words)
+    assert ended.code not in (0, 1)
+    assert said in " ".join(ended.err.split())
+    assert (tmp_path / "full" / "thing").read_text() == "mine"
+
+
+def test_a_full_disk_is_a_message_and_the_run_goes_on_later(photos: Path, tmp_path: Path):
+    """A real limit on the size of files: the kernel refuses to write model and checkpoints beyond it."""
+    import os
+    import subprocess
+
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000));"
+        "from tellapart.cli.main import main; main()"
+    )
+    changes = [word for change in QUICK for word in ("--set", change)]
+    words = ["train", str(photos), *changes, "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "TELLAPART_CACHE": str(tmp_path / "cache")}
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert ended.returncode == 4, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "File too large" in ended.stderr
+    assert not list((tmp_path / "run").rglob("*.part"))
+    resumed = tellapart.train(resume=tmp_path / "run", cache=tmp_path / "cache")
+    assert resumed.metrics["test"]["num_images"] > 0
+
+
+def test_doctor_names_what_is_used(command):
+    ended = command("doctor")
+    assert ended.code == 0
+    assert "float32" in ended.out
+    assert "cores" in ended.out
