@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tellapart.data.drawn import draw
+    from tellapart.data.health import check
     from tellapart.evaluation.predict import Classifier, load
-    from tellapart.run import check, reproduce, train
+    from tellapart.run import reproduce, train
     from tellapart.settings import Recipe, load_recipe
 
 __version__ = "0.1.0"
@@ -19,7 +20,7 @@ __all__ = ["Classifier", "Recipe", "check", "draw", "load", "load_recipe", "pred
 _HOMES = {
     "Classifier": "evaluation.predict",
     "Recipe": "settings",
-    "check": "run",
+    "check": "data.health",
     "draw": "data.drawn",
     "load": "evaluation.predict",
     "load_recipe": "settings",

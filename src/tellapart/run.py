@@ -16,14 +16,13 @@ import pandas as pd
 
 from tellapart.data.cache import open_pictures
 from tellapart.data.duplicates import near_duplicates, units
-from tellapart.data.health import check as check_health
-from tellapart.data.health import to_json
+from tellapart.data.health import examine, to_json
 from tellapart.data.scan import find_photos, scan
 from tellapart.data.split import split
 from tellapart.errors import InputError, RunError
 from tellapart.evaluation.measure import measure
 from tellapart.files import read_json, write_json, write_text
-from tellapart.records import Health, Manifest, Progress, no_progress
+from tellapart.records import Manifest, Progress, no_progress
 from tellapart.settings import Recipe, load_recipe, save_recipe
 from tellapart.training.callbacks import Announce, write_log
 from tellapart.training.checkpoint import load_weights
@@ -69,27 +68,6 @@ class Reproduction:
 def default_cache() -> Path:
     """Return the folder for decoded pictures where none is named."""
     return Path.home() / ".cache" / "tellapart"
-
-
-def check(photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, progress: Progress = no_progress) -> Health:
-    """Look for what would make numbers from these photos untrue. Nothing is changed.
-
-    Args:
-        photos: a folder per class, train/val/test folders of those, or a CSV or Parquet table.
-        max_pixels: images that declare more are not decoded.
-        progress: called with (what, done, total).
-
-    Returns:
-        The findings; ``trustworthy`` is False when one of them would falsify a result.
-
-    Raises:
-        InputError: `photos` holds nothing that could be a data set.
-
-    Example:
-        >>> health = tellapart.check("photos")
-        >>> [finding.kind for finding in health.findings]
-    """
-    return check_health(scan(photos, max_pixels=max_pixels, progress=progress), progress=progress)
 
 
 def train(
@@ -275,7 +253,7 @@ def _prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Prog
     """Scan, check and split the photos; ``manifest.csv`` comes last, as the sign that all is done."""
     manifest = scan(order["photos"], max_pixels=recipe.data.max_pixels, progress=progress)
     pairs = near_duplicates(manifest)
-    health = check_health(manifest, pairs, seed=recipe.data.split_seed, progress=progress)
+    health = examine(manifest, pairs, seed=recipe.data.split_seed, progress=progress)
     write_json(folder / "health.json", to_json(health))
     serious = [finding for finding in health.findings if finding.severity != "note"]
     for finding in serious:

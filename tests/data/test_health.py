@@ -16,14 +16,14 @@ from sklearn.metrics import balanced_accuracy_score
 
 import corpus
 from drawing import make_classes, photo, save, save_photo
-from tellapart.data.health import check, health_table, to_json
+from tellapart.data.health import examine, health_table, to_json
 from tellapart.data.scan import scan
 from tellapart.data.shortcuts import measure
 from tellapart.records import Finding, Health
 
 
 def health_of(photos: Path) -> Health:
-    return check(scan(photos))
+    return examine(scan(photos))
 
 
 def found(health: Health, kind: str) -> list[Finding]:

@@ -30,12 +30,10 @@ def check(
 
     Exit code 1 when a finding would falsify a result.
     """
-    from tellapart.cli.show import console, escaped, import_quietly, progress_bar
+    from tellapart.cli.show import console, escaped, progress_bar
+    from tellapart.data.health import check as check_photos
     from tellapart.data.health import to_json
     from tellapart.files import write_json
-
-    import_quietly("keras")
-    from tellapart.run import check as check_photos
 
     with progress_bar() as progress:
         health = check_photos(photos, progress=progress)

@@ -98,7 +98,8 @@ def demo(
         announce(f"Drawing {images} pictures of 10 classes in {photos}")
         draw_pictures(photos, num_images=images, progress=progress)
         draw_pictures(new, num_images=10, seed=1, progress=progress)
-        run = train_run(photos, recipe="demo", out=out, started=STARTED, progress=progress, announce=announce)
+        run = train_run(photos, recipe="demo", out=out, cache=cache_of_user(), started=STARTED, progress=progress,
+                        announce=announce)  # fmt: skip
     _show(run)
     console().print("\nTen pictures that it has never seen:")
     predictions = load(run.path).predict(image_files([new]))

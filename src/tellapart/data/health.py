@@ -6,6 +6,7 @@ Knows nothing about models, and changes no file. docs/check.md describes every f
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from tellapart.data.duplicates import near_duplicates
 from tellapart.data.oddities import grey, unreadable, unusual, wrong_extension
+from tellapart.data.scan import scan
 from tellapart.data.shortcuts import metadata_shortcuts
 from tellapart.records import Finding, Health, Manifest, Progress, no_progress
 
@@ -30,7 +32,29 @@ Pairs = NDArray[np.int64]
 Check = Callable[[Manifest, Pairs], Iterable[Finding]]
 
 
-def check(
+def check(photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, progress: Progress = no_progress) -> Health:
+    """Look for what would make numbers from these photos untrue. Nothing is changed.
+
+    Args:
+        photos: a folder per class, train/val/test folders of those, or a CSV or Parquet table.
+        max_pixels: images that declare more are not decoded.
+        progress: called with (what, done, total).
+
+    Returns:
+        All findings, worst first. ``trustworthy`` is False when one of them "falsifies".
+
+    Raises:
+        InputError: `photos` holds nothing that could be a data set.
+
+    Example:
+        >>> health = tellapart.check("photos")  # doctest: +SKIP
+        >>> [finding.kind for finding in health.findings]  # doctest: +SKIP
+        ['conflicting_labels', 'unreadable']
+    """
+    return examine(scan(photos, max_pixels=max_pixels, progress=progress), progress=progress)
+
+
+def examine(
     manifest: Manifest,
     pairs: Pairs | None = None,
     *,
@@ -51,7 +75,7 @@ def check(
         All findings, worst first. ``trustworthy`` is False when one of them "falsifies".
 
     Example:
-        >>> health = check(scan("photos"))  # doctest: +SKIP
+        >>> health = examine(scan("photos"))  # doctest: +SKIP
         >>> [finding.kind for finding in health.findings]  # doctest: +SKIP
         ['conflicting_labels', 'unreadable']
     """
