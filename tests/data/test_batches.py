@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from drawing import save_photo
 from tellapart.data.batches import CleanBatches, TrainingBatches
 from tellapart.data.cache import Pictures
+from tellapart.files import sha256
 from tellapart.settings import Augment
 
 PX = 24
@@ -24,7 +25,7 @@ TARGETS = np.arange(22) % 3
 def pictures(tmp_path_factory) -> Pictures:
     folder: Path = tmp_path_factory.mktemp("photos")
     paths = [save_photo(folder / f"{number}.jpg", number, (40, 40)) for number in range(30)]
-    return Pictures(paths, ["" for _ in paths], 32)
+    return Pictures(paths, [sha256(path.read_bytes()) for path in paths], 32)
 
 
 def batches_of(pictures: Pictures, **changes) -> TrainingBatches:

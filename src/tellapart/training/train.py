@@ -316,7 +316,7 @@ def _measure(inputs: _Inputs, precision: Precision, stages: Sequence[Stage], dea
         deadline=deadline,
         epoch_seconds=epoch_seconds,
         validation_seconds=0.35 * at_full_size * seen,  # forward is a third of a training step
-        final_seconds=10 + 0.5 * at_full_size * len(inputs.photos.pictures),
+        final_seconds=4 + 0.3 * at_full_size * len(inputs.photos.pictures),
         validate_every=recipe.train.validate_every,
     )
 
