@@ -137,7 +137,7 @@ def test_check_ends_with_1_when_the_result_would_be_false(command, tmp_path: Pat
         (["train", "good", "--out", "full"], "already exists and is not empty"),
         (["train", "--resume", "good"], "is not a run folder"),
         (["train", "columns.csv"], "no column 'label'"),
-        (["train", "good/a/0.txt"], "neither a folder nor a table"),
+        (["train", "good/a/0.md"], "neither a folder nor a table"),
         (["check", "nowhere"], "does not exist"),
         (["predict", "good", "good"], "has no model yet"),
         (["predict", "nowhere", "good"], "does not exist"),
@@ -147,7 +147,7 @@ def test_check_ends_with_1_when_the_result_would_be_false(command, tmp_path: Pat
 )
 def test_a_mistake_is_one_clear_message(command, tmp_path: Path, words: list[str], said: str):
     make_classes(tmp_path / "good", {"a": 4, "b": 4})
-    (tmp_path / "good" / "a" / "0.txt").write_text("no photo")
+    (tmp_path / "good" / "a" / "0.md").write_text("no photo")
     make_classes(tmp_path / "one", {"a": 4})
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()

@@ -202,7 +202,7 @@ def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]
     try:
         if table.suffix.lower() in (".parquet", ".pq"):
             frame = pd.read_parquet(table)
-        elif table.suffix.lower() in (".csv", ".tsv", ".txt"):
+        elif table.suffix.lower() in (".csv", ".tsv"):
             frame = pd.read_csv(table, dtype=str, keep_default_na=False, sep="\t" if table.suffix == ".tsv" else ",")
         else:
             raise InputError(f"{table} is neither a folder nor a table. Expected a folder, .csv or .parquet.")
