@@ -84,17 +84,18 @@ def printable(text: str) -> str:
 
 def metrics_table(metrics: dict[str, Any]) -> Any:
     """Return a rich table of the main metrics on each side, with their 95 % intervals."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     sides = [side for side in SPLITS if side in metrics]
-    table = Table(title="Metrics with 95 % intervals", title_justify="left")
+    table = Table(title="Metrics with 95 % intervals", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("")
     for side in sides:
-        table.add_column(f"{side} ({metrics[side]['num_images']:,})", justify="right")
+        table.add_column(f"{side} ({metrics[side]['num_images']:,})", justify="right", no_wrap=True)
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "loss"):
         cells = []
         for side in sides:
             low, high = metrics[side]["intervals"][name]
-            cells.append(f"{metrics[side][name]:.3f} [{low:.3f}, {high:.3f}]".replace("[", "\\["))
+            cells.append(f"{metrics[side][name]:.3f}  {low:.3f}–{high:.3f}")
         table.add_row(name.replace("_", " "), *cells)
     return table

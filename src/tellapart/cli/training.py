@@ -86,10 +86,10 @@ def demo(
 ) -> None:
     """Draw a data set, train on it, show the metrics and name a few new pictures."""
     from tellapart.cli.show import announce, console, import_quietly, progress_bar
-    from tellapart.data.drawn import draw as draw_pictures
-    from tellapart.evaluation.predict import image_files, load
 
     import_quietly("keras")
+    from tellapart.data.drawn import draw as draw_pictures
+    from tellapart.evaluation.predict import image_files, load
     from tellapart.run import train as train_run
 
     photos, new = folder / "photos", folder / "new"
