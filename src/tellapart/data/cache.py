@@ -13,8 +13,9 @@ import contextlib
 import fcntl
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 32
 _CHUNK_BYTES = 32 * 1024 * 1024
+_TASK = 8
+"""Photos that a thread decodes in one go."""
 
 
 class Pictures:
@@ -195,18 +198,45 @@ def _extend(
     ):
         pictures.truncate(len(known) * size)
         index.truncate(len(known) * _DIGEST_BYTES)
-        for start in range(0, len(todo), chunk):
-            part = todo[start : start + chunk]
-            decoded = pool.map(lambda item: _decode_checked(item, image_px, max_pixels), part)
-            good = [
-                (digest, picture) for (digest, _), picture in zip(part, decoded, strict=True) if picture is not None
-            ]
+        done = 0
+        for good, looked_at in _decoded_chunks(todo, chunk, image_px, max_pixels, pool):
             for _, picture in good:
                 pictures.write(picture.data)
             _to_disk(pictures)
             index.write(b"".join(bytes.fromhex(digest) for digest, _ in good))
             _to_disk(index)
-            progress("decoding photos", start + len(part), len(todo))
+            done += looked_at
+            progress("decoding photos", done, len(todo))
+
+
+Decoded = list[tuple[str, NDArray[np.uint8]]]
+
+
+def _decoded_chunks(
+    todo: list[tuple[str, Path]], chunk: int, image_px: int, max_pixels: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Decoded, int]]:
+    """Yield (pictures, number of photos) a chunk at a time; the next chunk is decoded while one is written."""
+
+    def decode_some(items: list[tuple[str, Path]]) -> Decoded:
+        decoded = ((item[0], _decode_checked(item, image_px, max_pixels)) for item in items)
+        return [(digest, picture) for digest, picture in decoded if picture is not None]
+
+    waiting: deque[tuple[int, list[Future[Decoded]]]] = deque()
+    try:
+        for start in range(0, len(todo), chunk):
+            part = todo[start : start + chunk]
+            tasks = [pool.submit(decode_some, part[i : i + _TASK]) for i in range(0, len(part), _TASK)]
+            waiting.append((len(part), tasks))
+            if len(waiting) > 1:
+                count, tasks = waiting.popleft()
+                yield [pair for task in tasks for pair in task.result()], count
+        while waiting:
+            count, tasks = waiting.popleft()
+            yield [pair for task in tasks for pair in task.result()], count
+    finally:
+        for _, tasks in waiting:
+            for task in tasks:
+                task.cancel()
 
 
 def _decode_checked(item: tuple[str, Path], image_px: int, max_pixels: int) -> NDArray[np.uint8] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +22,7 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -47,12 +49,25 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, path: Path) -> None:
     changes = history["epoch"][history["image_px"].diff().fillna(0) != 0]
     for panel in panels:
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.axvline(best_epoch, color=_GREY, linestyle=":", linewidth=1)
         for epoch in changes:
             panel.axvline(epoch - 0.5, color="#dddddd", linewidth=1, zorder=0)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", color="#eeeeee")
+    _name_sizes(panels[2], history)
     panels[0].annotate(f"best: {best_epoch}", (best_epoch, panels[0].get_ylim()[1]), fontsize=8, color=_GREY,
                        ha="right", va="top", rotation=90)  # fmt: skip
     with atomic_file(path) as stream:
         figure.savefig(stream, format="png", dpi=110)
+
+
+def _name_sizes(panel: Any, history: pd.DataFrame) -> None:
+    """Write each picture size over the epochs that were trained at it, where there is more than one."""
+    sizes = history.groupby("image_px", sort=False)["epoch"].mean()
+    if len(sizes) > 1:
+        for image_px, middle in sizes.items():
+            top = (middle, 0.02)
+            panel.annotate(
+                f"{image_px} px", top, xycoords=("data", "axes fraction"), ha="center", color=_GREY, fontsize=9
+            )
