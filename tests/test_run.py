@@ -160,16 +160,22 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(photos: Path, 
         tellapart.train(photos, out=tmp_path / "run", cache=tmp_path / "cache")
 
 
-def test_a_time_budget_is_kept(photos: Path, tmp_path: Path):
+def test_a_time_budget_is_kept_and_the_run_can_be_done_again(photos: Path, tmp_path: Path):
     lines: list[str] = []
     began = time.time()
     run = tellapart.train(
-        photos, changes=[*QUICK, "train.deterministic=false"], recipe="reference", time_budget=40, out=tmp_path / "run",
+        photos, changes=[*QUICK, "train.deterministic=false"], recipe="reference", time_budget=25, out=tmp_path / "run",
         cache=tmp_path / "cache", announce=lines.append,
     )  # fmt: skip
-    assert time.time() - began < 60
+    assert time.time() - began < 45
     assert any(line.startswith("Plan: ") and "about" in line for line in lines)
     assert run.metrics["seconds_total"] == pytest.approx(time.time() - began, abs=5)
+    again = tellapart.reproduce(run.path, out=tmp_path / "again", cache=tmp_path / "cache").run.path
+    done, repeated = (pd.read_csv(path / "history.csv") for path in (run.path, again))
+    pd.testing.assert_frame_equal(done[["image_px", "learning_rate"]], repeated[["image_px", "learning_rate"]])
+    records = [json.loads((path / "environment.json").read_text()) for path in (run.path, again)]
+    assert records[0]["planned_steps"] == records[1]["planned_steps"]
+    assert records[0]["data_sha256"] == records[1]["data_sha256"]
 
 
 def test_a_table_with_splits_trains_and_measures_those_splits(photos: Path, tmp_path: Path):

@@ -28,7 +28,7 @@ from tellapart.training.callbacks import Announce, write_log
 from tellapart.training.checkpoint import load_weights
 from tellapart.training.environment import data_hash, environment, peak_memory_mb
 from tellapart.training.schedule import Segment
-from tellapart.training.train import Photos, train_network
+from tellapart.training.train import Photos, Replay, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ def _carry_out(
             recipe,
             Photos(pictures, sources, frame, classes),
             deadline=started - spent + budget if budget else None,
-            replay=_segments_of(Path(replayed)) if replayed else (),
+            replay=_plan_of(Path(replayed)) if replayed else None,
             progress=progress,
             announce=announce,
         )
@@ -233,7 +233,8 @@ def _carry_out(
         "precision": training.precision.name,
         "precision_why": training.precision.reason,
         "precision_ms_per_image": training.precision.milliseconds_per_image,
-        "segments": [segment.to_dict() for segment in training.segments],
+        "segments": [segment.to_dict() for segment in training.plan.segments],
+        "planned_steps": training.plan.steps,
         "cached_photos": cached,
     }
     write_json(folder / "environment.json", record)
@@ -337,8 +338,9 @@ def _seconds_spent(folder: Path) -> float:
     return float(load_weights(path)[1].get("seconds_training", 0.0)) if path.exists() else 0.0
 
 
-def _segments_of(run: Path) -> list[Segment]:
-    return [Segment.from_dict(values) for values in read_json(run / "environment.json")["segments"]]
+def _plan_of(run: Path) -> Replay:
+    record = read_json(run / "environment.json")
+    return Replay(tuple(Segment.from_dict(values) for values in record["segments"]), record["planned_steps"])
 
 
 def _sides_of(run: Path) -> dict[str, str]:

@@ -52,14 +52,27 @@ class Training:
         seconds: spent in epochs, validation included.
         images_per_second: training pictures per second of `seconds`.
         precision: what was computed in, and why.
-        segments: what was done, to do it again.
+        plan: what was done, to do it again.
     """
 
     best_epoch: int
     seconds: float
     images_per_second: float
     precision: Precision
+    plan: Replay
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one training did, for another to do the same.
+
+    Attributes:
+        segments: in their order.
+        steps: as many as were planned at first; the weight average takes its length from them.
+    """
+
     segments: tuple[Segment, ...]
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ def train_network(
     photos: Photos,
     *,
     deadline: float | None = None,
-    replay: Sequence[Segment] = (),
+    replay: Replay | None = None,
     progress: Progress = no_progress,
     announce: Announce = lambda line: None,
 ) -> Training:
@@ -102,7 +115,7 @@ def train_network(
         recipe: what to do.
         photos: what to do it with.
         deadline: by `time.time`, when everything must be done; replaces ``train.epochs``.
-        replay: segments of an earlier run to go through exactly, instead of planning.
+        replay: an earlier run's plan to go through exactly, instead of planning.
         progress: called often with (what, done, total).
         announce: called with the plan before the first step.
 
@@ -126,11 +139,13 @@ def train_network(
     stages = stages_of(recipe)
     budget = None if deadline is None or replay else _measure(inputs, precision, stages, deadline)
     if not resumes:
-        epochs = sum(segment.epochs for segment in replay) or _planned_epochs(recipe, stages, budget, 0.0)
+        epochs = _planned_epochs(recipe, stages, budget, 0.0)
         steps = epochs * inputs.images_per_epoch // recipe.train.batch_size
+        if replay:
+            epochs, steps = sum(segment.epochs for segment in replay.segments), replay.steps
         state = {"epoch": 0, "done": 0.0, "segments": [], "planned_steps": steps, **asdict(precision)}
         announce(_describe(inputs, stages, epochs, budget, precision.name))
-    waiting = list(replay)[len(state["segments"]) :]
+    waiting = list(replay.segments[len(state["segments"]) :]) if replay else []
 
     # Model and optimiser
     model, rate = _compiled(recipe, inputs.num_classes, precision.name, state["planned_steps"])
@@ -161,7 +176,7 @@ def train_network(
         seconds=seconds,
         images_per_second=state["epoch"] * inputs.images_per_epoch / seconds if seconds else 0.0,
         precision=Precision(state["name"], state["milliseconds_per_image"], state["reason"]),
-        segments=tuple(Segment.from_dict(segment) for segment in state["segments"]),
+        plan=Replay(tuple(Segment.from_dict(values) for values in state["segments"]), state["planned_steps"]),
     )
 
 
