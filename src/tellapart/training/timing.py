@@ -16,6 +16,8 @@ from tellapart.data.batches import TrainingBatches
 from tellapart.settings import Stage
 from tellapart.training.environment import accelerators, cpu_features
 
+_WARM_UP = 2
+"""Steps that come first, uncounted: they compile."""
 _WORTHWHILE = 0.9
 """bfloat16 must take at most this share of float32's time: below that it costs accuracy for nothing."""
 
@@ -39,7 +41,11 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
     if not accelerators() and not {"avx512_bf16", "amx_bf16"} & set(cpu_features()):
         return Precision("float32", {}, "the processor has no bfloat16 instructions")
     models = {name: make_model(name) for name in ("float32", "mixed_bfloat16")}
-    times = {name: 1000 * min(step_times(model, batches, 5)) / batches.batch_size for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for step in range(_WARM_UP + 6):  # in turn: other work on the machine slows both alike
+        for name, model in models.items():
+            seconds[name].append(_step_seconds(model, batches, step))
+    times = {name: 1000 * min(found[_WARM_UP:]) / batches.batch_size for name, found in seconds.items()}
     if times["mixed_bfloat16"] < _WORTHWHILE * times["float32"]:
         return Precision("mixed_bfloat16", times, "faster by measurement")
     return Precision("float32", times, "mixed_bfloat16 is not faster by a tenth")
@@ -48,20 +54,17 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
 def seconds_per_image(model: keras.Model, batches: TrainingBatches, steps: int = 6) -> float:
     """Return the median time of one training step, batch making included, per picture.
 
-    The model is changed: give a throw-away copy. Two steps come first, uncounted: they compile.
+    The model is changed: give a throw-away copy.
     """
-    return float(np.median(step_times(model, batches, steps))) / batches.batch_size
+    times = [_step_seconds(model, batches, step) for step in range(_WARM_UP + steps)]
+    return float(np.median(times[_WARM_UP:])) / batches.batch_size
 
 
-def step_times(model: keras.Model, batches: TrainingBatches, steps: int) -> list[float]:
-    """Return the seconds of each of `steps` training steps, after two that are not counted."""
-    times = []
-    for step in range(steps + 2):
-        start = time.perf_counter()
-        images, targets = batches[step % len(batches)]
-        model.train_on_batch(images, targets)
-        times.append(time.perf_counter() - start)
-    return times[2:]
+def _step_seconds(model: keras.Model, batches: TrainingBatches, step: int) -> float:
+    start = time.perf_counter()
+    images, targets = batches[step % len(batches)]
+    model.train_on_batch(images, targets)
+    return time.perf_counter() - start
 
 
 @dataclass(frozen=True)
