@@ -125,6 +125,18 @@ def test_killed_in_mid_epoch_resumes_to_the_same_weights(uninterrupted: Path, ph
     assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
+def test_ctrl_c_ends_with_a_hint(photos: Path, tmp_path: Path):
+    process = start_training(photos, tmp_path / "run", tmp_path / "cache")
+    while not (tmp_path / "run" / "history.csv").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+
+
 def test_killed_while_a_checkpoint_is_written_resumes_to_the_same_weights(
     uninterrupted: Path, photos: Path, tmp_path: Path
 ):

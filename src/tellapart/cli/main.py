@@ -39,6 +39,10 @@ def options(
         raise typer.Exit
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
+
 def main() -> None:
     """Run a command; an error that a user can mend is one message on stderr and no traceback."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -47,9 +51,10 @@ def main() -> None:
     except TellapartError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("Stopped. A run folder that was begun can be finished with --resume.", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
+            typer.echo("Stopped. A run folder that was begun can be finished with --resume.", err=True)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
