@@ -22,7 +22,7 @@ from tellapart.data.split import split
 from tellapart.errors import InputError, RunError
 from tellapart.evaluation.measure import measure
 from tellapart.files import read_json, write_json, write_text
-from tellapart.records import Manifest, Progress, no_progress
+from tellapart.records import SPLITS, Manifest, Progress, no_progress
 from tellapart.settings import Recipe, load_recipe, save_recipe
 from tellapart.training.callbacks import Announce, write_log
 from tellapart.training.checkpoint import load_weights
@@ -152,7 +152,8 @@ def reproduce(
         announce: called with single lines that say what comes next.
 
     Raises:
-        RunError: `run` is not a finished run, or its photos have changed.
+        RunError: `run` is not a finished run.
+        InputError: a photo that is not in the cache has changed or vanished.
     """
     old = Path(run)
     if not (old / "metrics.json").is_file():
@@ -282,7 +283,7 @@ def _prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Prog
     }
     write_json(folder / "environment.json", record)
     counts = manifest.readable["split"].value_counts()
-    announce("Split: " + ", ".join(f"{counts.get(side, 0):,} {side}" for side in ("train", "validation", "test")) + ".")
+    announce("Split: " + ", ".join(f"{counts.get(side, 0):,} {side}" for side in SPLITS) + ".")
     _write_manifest(folder, manifest.frame)
 
 
@@ -345,7 +346,8 @@ def _plan_of(run: Path) -> Replay:
 
 def _sides_of(run: Path) -> dict[str, str]:
     manifest = _read_manifest(run)
-    return dict(zip(manifest["sha256"], manifest["split"], strict=True))
+    known = manifest[manifest["split"] != ""]
+    return dict(zip(known["sha256"], known["split"], strict=True))
 
 
 def _write_manifest(folder: Path, frame: pd.DataFrame) -> None:

@@ -74,6 +74,34 @@ def test_train_shows_the_metrics_and_leaves_a_run(command, photos: Path, tmp_pat
     assert "already finished" in again.err
 
 
+def test_split_from_keeps_the_sides_of_an_earlier_run(command, run: Path, photos: Path, tmp_path: Path):
+    more = tmp_path / "more"
+    shutil.copytree(photos, more)
+    for path in sorted(photos.glob("*/*.*"))[::3]:  # copies that may bring nothing new but a smaller digest
+        (more / path.parent.name / f"copy-{path.name}").write_bytes(path.read_bytes() + b"\0")
+    changes = [word for change in QUICK for word in ("--set", change)]
+    words = [
+        "train",
+        more,
+        *changes,
+        "--set",
+        "data.split_seed=7",
+        "--set",
+        "train.epochs=1",
+        "--out",
+        tmp_path / "new",
+    ]
+    assert command(*words, "--split-from", run).code == 0
+    with open(run / "manifest.csv") as old, open(tmp_path / "new" / "manifest.csv") as new:
+        sides = {row["sha256"]: row["split"] for row in csv.DictReader(old)}
+        found = [(row["path"], row["sha256"], row["split"]) for row in csv.DictReader(new)]
+    assert [path for path, digest, side in found if digest in sides and sides[digest] != side] == []
+    by_path = {path: side for path, _, side in found}
+    copies = [path for path in by_path if "copy-" in path]
+    assert len(copies) == 67
+    assert [path for path in copies if by_path[path] != by_path[path.replace("copy-", "")]] == []
+
+
 def test_predict_in_all_forms_agrees(command, run: Path, photos: Path):
     lines = command("predict", run, photos / "star", "--format", "jsonl", "--top", 10)
     rows = [json.loads(line) for line in lines.out.splitlines()]
