@@ -76,7 +76,7 @@ def test_the_training_network_takes_any_size_and_passes_its_weights_on():
     assert training.input_shape == (None, None, None, 3)
     copy_weights(training, plain)
     for mine, theirs in zip(training.weights, plain.weights, strict=True):
-        assert (mine.path, mine.shape) == (theirs.path, theirs.shape)
+        assert (mine.path.split("/")[-2:], mine.shape) == (theirs.path.split("/"), theirs.shape)
     images = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
     np.testing.assert_allclose(training(images), plain(images), atol=1e-6)
 

@@ -8,33 +8,49 @@ import pytest
 
 from tellapart.models.build import build_for_training, copy_weights
 from tellapart.models.convnet import convnet
-from tellapart.models.fused import FusedBatchNormalization, FusedConv2D
+from tellapart.models.fused import FusedBlock
 from tellapart.settings import Model
 
 SETTINGS = Model(dropout=0.0, l2=1e-2, batchnorm_momentum=0.9)
 
 
-def batches(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def batches(count: int, side: int = 20) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Noise with flat areas, where the values in a pooling window are equal."""
     rng = np.random.default_rng(0)
-    return [
-        (rng.integers(0, 256, (8, 20, 20, 3), np.uint8), np.eye(3, dtype=np.float32)[rng.integers(0, 3, 8)])
-        for _ in range(count)
-    ]
+    made = []
+    for _ in range(count):
+        images = rng.integers(0, 256, (8, side, side, 3), np.uint8)
+        images[:, : side // 2, 3:15] = 255
+        made.append((images, np.eye(3, dtype=np.float32)[rng.integers(0, 3, 8)]))
+    return made
 
 
 def two_networks() -> tuple[keras.Model, keras.Model]:
+    """Return the fused and the plain network with the same weights, some slopes of normalisation negative."""
     fused, plain = build_for_training(SETTINGS, 3, seed=1), convnet(SETTINGS, 3, None, seed=2)
-    assert isinstance(fused.get_layer("conv1"), FusedConv2D)
-    assert isinstance(fused.get_layer("batchnorm1"), FusedBatchNormalization)
+    rng = np.random.default_rng(4)
+    for block in (1, 2, 3):
+        layer = fused.get_layer(f"block{block}")
+        assert isinstance(layer, FusedBlock)
+        for variable in (layer.conv.bias, layer.batchnorm.gamma, layer.batchnorm.beta):
+            variable.assign(variable + rng.normal(0, 1, variable.shape))
+        assert np.asarray(layer.batchnorm.gamma).min() < 0
     copy_weights(fused, plain)
     return fused, plain
 
 
-def test_gradients_and_losses_are_those_of_the_plain_layers():
+def distance(a: np.ndarray, b: np.ndarray | float = 0.0) -> float:
+    """Of two arrays as vectors: a rounding that tips one ReLU or one maximum must not count as much as a wrong sum."""
+    return float(np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64)))
+
+
+@pytest.mark.parametrize("side", [20, 16, 12, 22, 21], ids=lambda side: f"{side}px")
+def test_gradients_and_losses_are_those_of_the_plain_layers(side: int):
+    """At 20 px every second convolution's sides are odd after pooling; at 21 the plain layers must step in."""
     import tensorflow as tf
 
     fused, plain = two_networks()
-    ((images, targets),) = batches(1)
+    ((images, targets),) = batches(1, side)
     results = []
     for model in (fused, plain):
         with tf.GradientTape() as tape:
@@ -42,33 +58,77 @@ def test_gradients_and_losses_are_those_of_the_plain_layers():
             loss += sum(model.losses)
         results.append((loss, tape.gradient(loss, [v.value for v in model.trainable_variables])))
     (mine, my_gradients), (theirs, their_gradients) = results
-    assert float(mine) == pytest.approx(float(theirs), rel=1e-6)
+    assert float(mine) == pytest.approx(float(theirs), rel=1e-5)
     for variable, ours, keras_own in zip(plain.trainable_variables, my_gradients, their_gradients, strict=True):
-        scale = np.abs(keras_own).max()
-        np.testing.assert_allclose(ours, keras_own, atol=1e-4 * scale, err_msg=variable.path)
+        assert distance(ours, keras_own) < 1e-3 * distance(keras_own), variable.path
 
 
 @pytest.mark.integration
 def test_training_moves_weights_and_running_statistics_alike():
     fused, plain = two_networks()
-    losses = []
+    start, losses = plain.get_weights(), []
     for model in (fused, plain):
         model.compile(keras.optimizers.SGD(0.05), loss="categorical_crossentropy", jit_compile=False)
         losses.append([float(model.train_on_batch(*batch)) for batch in batches(5)])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-    for ours, keras_own in zip(fused.weights, plain.weights, strict=True):
-        np.testing.assert_allclose(ours, keras_own, rtol=1e-4, atol=1e-5, err_msg=keras_own.path)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for ours, keras_own, before in zip(fused.weights, plain.weights, start, strict=True):
+        assert distance(ours, keras_own) < 0.05 * distance(keras_own, before), keras_own.path
     moved = np.asarray(plain.get_layer("batchnorm2").moving_variance)
     assert np.abs(moved - 1).max() > 0.1, "five steps moved the statistics, so they were compared"
+
+
+def test_predictions_are_those_of_the_plain_layers():
+    fused, plain = two_networks()
+    for block in (1, 2, 3):
+        norm, rng = fused.get_layer(f"block{block}").batchnorm, np.random.default_rng(block)
+        norm.moving_mean.assign(rng.normal(0, 1, norm.moving_mean.shape))
+        norm.moving_variance.assign(rng.uniform(0.5, 2, norm.moving_mean.shape))
+    copy_weights(fused, plain)
     images = batches(1)[0][0]
     np.testing.assert_allclose(fused.predict_on_batch(images), plain.predict_on_batch(images), atol=1e-5)
 
 
+@pytest.mark.integration
+def test_half_precision_stays_near_single_precision():
+    images, targets = batches(1)[0]
+    losses = []
+    for precision in ("float32", "mixed_bfloat16"):
+        model = build_for_training(SETTINGS, 3, precision=precision, seed=1)
+        model.compile(keras.optimizers.SGD(0.05), loss="categorical_crossentropy", jit_compile=False)
+        losses.append([float(model.train_on_batch(images, targets)) for _ in range(3)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
+    assert losses[0][2] < losses[0][0]
+
+
+def test_sums_over_a_large_batch_are_exact_to_the_last_digits():
+    """oneDNN's FusedBatchNormV3 is wrong by a thousandth here; sums of sums are not."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    raw = rng.normal(5, 0.5, (32, 64, 64, 8)).astype(np.float32)
+    layer = FusedBlock(
+        keras.layers.Conv2D(8, 3, padding="same", activation="relu"),
+        keras.layers.BatchNormalization(momentum=0.0),
+        keras.layers.MaxPooling2D(2),
+    )
+    layer.build((None, 64, 64, 8))
+    identity = np.zeros((3, 3, 8, 8), np.float32)
+    identity[1, 1] = np.eye(8)
+    layer.conv.kernel.assign(identity)
+    outputs = np.asarray(layer(tf.constant(raw), training=True))
+    exact = np.maximum(raw.astype(np.float64), 0)
+    mean, variance = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+    np.testing.assert_allclose(layer.batchnorm.moving_mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(layer.batchnorm.moving_variance, variance, rtol=1e-4)
+    expected = (exact - mean) / np.sqrt(variance + 1e-3)
+    expected = expected.reshape(32, 32, 2, 32, 2, 8).max((2, 4))
+    np.testing.assert_allclose(outputs, expected, atol=1e-3)
+
+
 def test_a_frozen_normalisation_keeps_its_statistics_as_in_keras():
-    images = np.random.default_rng(3).normal(3, 2, (4, 6, 6, 5)).astype(np.float32)
-    for kind in (FusedBatchNormalization, keras.layers.BatchNormalization):
-        layer = kind(momentum=0.5)
-        layer.build(images.shape)
-        layer.trainable = False
-        np.testing.assert_allclose(layer(images, training=True), images / np.sqrt(1.001), rtol=1e-5)
-        assert (np.asarray(layer.moving_mean) == 0).all()
+    fused, plain = two_networks()
+    images = batches(1)[0][0]
+    fused.get_layer("block2").batchnorm.trainable = False
+    plain.get_layer("batchnorm2").trainable = False
+    np.testing.assert_allclose(fused(images, training=True), plain(images, training=True), atol=1e-4)
+    assert (np.asarray(fused.get_layer("block2").batchnorm.moving_mean) == 0).all()

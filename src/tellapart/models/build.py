@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from tellapart.models.convnet import PLAIN_LAYERS, convnet
+from tellapart.models.convnet import convnet, one_by_one
 from tellapart.settings import Model
 
 NETWORKS = {"convnet": convnet}
@@ -20,12 +20,10 @@ def build_for_training(settings: Model, num_classes: int, *, precision: str = "f
 
     Its variables are those of `build`, in the same order: `copy_weights` passes them on.
     """
-    layers = PLAIN_LAYERS
+    chain = one_by_one
     if keras.backend.backend() == "tensorflow":
-        from tellapart.models.fused import FusedBatchNormalization, FusedConv2D
-
-        layers = {"conv": FusedConv2D, "batchnorm": FusedBatchNormalization}
-    return NETWORKS[settings.name](settings, num_classes, None, layers=layers, dtype=precision, seed=seed)
+        from tellapart.models.fused import fused as chain
+    return NETWORKS[settings.name](settings, num_classes, None, chain=chain, dtype=precision, seed=seed)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

@@ -5,17 +5,21 @@ Knows nothing about data, losses or optimisers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from tellapart.settings import Model
 
-PLAIN_LAYERS: Mapping[str, Any] = {
-    "conv": keras.layers.Conv2D,
-    "batchnorm": keras.layers.BatchNormalization,
-}
+Chain = Callable[..., Any]
+"""Applies (convolution, normalisation, pooling) to a tensor, one after the other or fused; `name` is the block's."""
+
+
+def one_by_one(x: Any, conv: Any, batchnorm: Any, pool: Any, *, name: str) -> Any:
+    """Apply the layers as they are."""
+    del name
+    return pool(batchnorm(conv(x)))
 
 
 def convnet(
@@ -23,7 +27,7 @@ def convnet(
     num_classes: int,
     image_px: int | None,
     *,
-    layers: Mapping[str, Any] = PLAIN_LAYERS,
+    chain: Chain = one_by_one,
     dtype: str = "float32",
     seed: int = 0,
 ) -> keras.Model:
@@ -37,7 +41,7 @@ def convnet(
         settings: dropout, L2 and BatchNormalization's momentum.
         num_classes: length of the output.
         image_px: side of the input, or None for any size.
-        layers: the layer classes for "conv" and "batchnorm"; variables are the same for all choices.
+        chain: how the three layers of a block are applied; variables and their order are the same for all choices.
         dtype: "float32" or "mixed_bfloat16".
         seed: of the initial weights and dropout.
 
@@ -57,13 +61,22 @@ def convnet(
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype=dtype, name="normalise")(inputs)
     for block, channels in enumerate((32, 64, 128), start=1):
-        x = layers["conv"](
-            channels, 3, padding="same", activation="relu", dtype=dtype, name=f"conv{block}", **kernel()
-        )(x)
-        x = layers["batchnorm"](momentum=settings.batchnorm_momentum, dtype=dtype, name=f"batchnorm{block}")(x)
-        if block < 3:
-            x = keras.layers.MaxPooling2D(2, dtype=dtype, name=f"pool{block}")(x)
-    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(x)
+        pool = (
+            keras.layers.MaxPooling2D(2, dtype=dtype, name=f"pool{block}")
+            if block < 3
+            else keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")
+        )
+        x = chain(
+            x,
+            keras.layers.Conv2D(
+                channels, 3, padding="same", activation="relu", dtype=dtype, name=f"conv{block}", **kernel()
+            ),
+            keras.layers.BatchNormalization(
+                momentum=settings.batchnorm_momentum, dtype=dtype, name=f"batchnorm{block}"
+            ),
+            pool,
+            name=f"block{block}",
+        )
     x = keras.layers.Dense(256, activation="relu", dtype="float32", name="hidden", **kernel())(x)
     x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)
     outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities", **kernel())(

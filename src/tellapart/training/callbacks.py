@@ -72,7 +72,8 @@ class EvaluatedWeights(keras.callbacks.Callback):
 
 def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
     """Estimate BatchNormalization's statistics anew as the mean over batches of clean photos."""
-    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = [getattr(layer, "batchnorm", layer) for layer in model.layers]
+    layers = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
     usual = [layer.momentum for layer in layers]
     for index in range(len(clean)):
         for layer in layers:

@@ -35,6 +35,7 @@ from tellapart.training.callbacks import (
     write_log,
 )
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
+from tellapart.training.environment import accelerators
 from tellapart.training.schedule import PlannedRate, Segment, plan, stages_of
 from tellapart.training.timing import Budget, Precision, choose_precision, seconds_per_image
 
@@ -307,7 +308,8 @@ def _compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 100
         optimizer=optimizer_for(recipe, rate, steps),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.train.label_smoothing),
         metrics=["accuracy"],
-        jit_compile=False if keras.backend.backend() == "tensorflow" else "auto",  # XLA is slower on the CPU
+        # On the processor XLA's convolutions are slower than TensorFlow's own: see models/fused.py.
+        jit_compile="auto" if accelerators() or keras.backend.backend() != "tensorflow" else False,
     )
     return model, rate
 
