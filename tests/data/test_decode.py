@@ -127,11 +127,32 @@ def test_cmyk_is_close_to_pillow():
     assert np.abs(decode(data) - expected).max() <= 2
 
 
-def test_square_equals_plain_decode_and_area_resize():
-    data = corpus.jpeg(photo(9, (120, 100)))  # below twice 64: no reduced decode
-    plain = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    expected = cv2.resize(np.ascontiguousarray(plain), (64, 64), interpolation=cv2.INTER_AREA)
+@pytest.mark.parametrize(
+    ("size", "steps"),
+    [
+        ((120, 100), [((64, 64), cv2.INTER_LINEAR)]),
+        ((40, 50), [((64, 64), cv2.INTER_LINEAR)]),
+        ((100, 300), [((100, 64), cv2.INTER_AREA), ((64, 64), cv2.INTER_LINEAR)]),
+        ((300, 40), [((64, 40), cv2.INTER_AREA), ((64, 64), cv2.INTER_LINEAR)]),
+        ((64, 64), []),
+    ],
+    ids=str,
+)
+def test_square_equals_plain_decode_and_resize(size: tuple[int, int], steps: list[tuple[tuple[int, int], int]]):
+    """No side is both 64 px long at an eighth, a quarter or a half: no reduced decode."""
+    data = corpus.jpeg(photo(9, size))
+    expected = np.ascontiguousarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+    for target, method in steps:
+        expected = cv2.resize(expected, target, interpolation=method)
     np.testing.assert_array_equal(decode_square(data, 64), expected)
+
+
+@pytest.mark.parametrize("size", [(120, 100), (1000, 700), (64, 64)], ids=str)
+def test_a_picture_can_be_decoded_into_an_array(size: tuple[int, int]):
+    data, out = corpus.jpeg(photo(9, size)), np.zeros((2, 64, 64, 3), np.uint8)
+    assert decode_square(data, 64, out=out[1]).base is out
+    np.testing.assert_array_equal(out[1], decode_square(data, 64))
+    assert not out[0].any()
 
 
 def test_reduced_decode_stays_close_to_the_full_one():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 from collections import deque
@@ -199,56 +200,66 @@ def _extend(
         pictures.truncate(len(known) * size)
         index.truncate(len(known) * _DIGEST_BYTES)
         done = 0
-        for good, looked_at in _decoded_chunks(todo, chunk, image_px, max_pixels, pool):
-            for _, picture in good:
-                pictures.write(picture.data)
+        for decoded, names, looked_at in _decoded_chunks(todo, chunk, image_px, max_pixels, pool):
+            pictures.write(decoded.data)
             _to_disk(pictures)
-            index.write(b"".join(bytes.fromhex(digest) for digest, _ in good))
+            index.write(bytes.fromhex("".join(names)))
             _to_disk(index)
             done += looked_at
             progress("decoding photos", done, len(todo))
 
 
-Decoded = list[tuple[str, NDArray[np.uint8]]]
-
-
 def _decoded_chunks(
     todo: list[tuple[str, Path]], chunk: int, image_px: int, max_pixels: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[Decoded, int]]:
-    """Yield (pictures, number of photos) a chunk at a time; the next chunk is decoded while one is written."""
+) -> Iterator[tuple[NDArray[np.uint8], list[str], int]]:
+    """Yield (pictures, their digests, photos looked at) a chunk at a time; the next is decoded meanwhile.
 
-    def decode_some(items: list[tuple[str, Path]]) -> Decoded:
-        decoded = ((item[0], _decode_checked(item, image_px, max_pixels)) for item in items)
-        return [(digest, picture) for digest, picture in decoded if picture is not None]
+    The pictures lie in one of two buffers that are used in turn.
+    """
+    buffers = [np.empty((min(chunk, len(todo)), image_px, image_px, 3), np.uint8) for _ in range(2)]
 
-    waiting: deque[tuple[int, list[Future[Decoded]]]] = deque()
+    def decode_some(buffer: NDArray[np.uint8], items: list[tuple[str, Path]]) -> list[bool]:
+        return [_decode_into(buffer[slot], item, max_pixels) for slot, item in enumerate(items)]
+
+    waiting: deque[tuple[NDArray[np.uint8], list[tuple[str, Path]], list[Future[list[bool]]]]] = deque()
+
+    def begin(start: int) -> None:
+        buffer, part = buffers[start // chunk % 2], todo[start : start + chunk]
+        tasks = [
+            pool.submit(decode_some, buffer[first : first + _TASK], part[first : first + _TASK])
+            for first in range(0, len(part), _TASK)
+        ]
+        waiting.append((buffer, part, tasks))
+
     try:
-        for start in range(0, len(todo), chunk):
-            part = todo[start : start + chunk]
-            tasks = [pool.submit(decode_some, part[i : i + _TASK]) for i in range(0, len(part), _TASK)]
-            waiting.append((len(part), tasks))
-            if len(waiting) > 1:
-                count, tasks = waiting.popleft()
-                yield [pair for task in tasks for pair in task.result()], count
+        starts = iter(range(0, len(todo), chunk))
+        for start in itertools.islice(starts, 2):
+            begin(start)
         while waiting:
-            count, tasks = waiting.popleft()
-            yield [pair for task in tasks for pair in task.result()], count
+            buffer, part, tasks = waiting[0]
+            good = np.concatenate([task.result() for task in tasks])
+            digests = [digest for (digest, _), is_good in zip(part, good, strict=True) if is_good]
+            yield buffer[: len(part)] if good.all() else buffer[: len(part)][good], digests, len(part)
+            waiting.popleft()
+            for start in itertools.islice(starts, 1):
+                begin(start)
     finally:
-        for _, tasks in waiting:
+        for _, _, tasks in waiting:
             for task in tasks:
                 task.cancel()
 
 
-def _decode_checked(item: tuple[str, Path], image_px: int, max_pixels: int) -> NDArray[np.uint8] | None:
-    """Decode one photo; None where it cannot be, or is no longer the file that was scanned."""
+def _decode_into(out: NDArray[np.uint8], item: tuple[str, Path], max_pixels: int) -> bool:
+    """Decode one photo; False where it cannot be, or is no longer the file that was scanned."""
     digest, path = item
     try:
         data = read_file(path)
         if sha256(data) != digest:
-            return None
-        return np.ascontiguousarray(decode_square(data, image_px, max_pixels=max_pixels))
+            return False
+        decode_square(data, out.shape[0], max_pixels=max_pixels, out=out)
     except DecodeError:
-        return None
+        return False
+    return True
 
 
 def _to_disk(stream) -> None:  # type: ignore[no-untyped-def]  # a binary file
