@@ -19,65 +19,8 @@ from pathlib import Path
 
 from machine import write_result
 
-PEERS = Path(__file__).parent / "peers"
-
-
-def ours(photos: str, steps: int) -> dict:
-    """Run in a child process: decode into an empty cache, then train `steps` steps inside `fit`."""
-    script = f"""
-import json, time, tempfile, os
-import numpy as np
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-from pathlib import Path
-import keras
-from tellapart.data.batches import TrainingBatches
-from tellapart.data.cache import open_pictures
-from tellapart.data.scan import find_photos
-from tellapart.data.decode import read_file
-from tellapart.files import sha256
-from tellapart.settings import Recipe
-from tellapart.training.schedule import Segment
-from tellapart.training.timing import choose_precision
-from tellapart.training.train import _compiled
-
-recipe = Recipe()
-root, frame, _ = find_photos(Path({photos!r}))
-frame = frame.sample(min(len(frame), {steps + 20} * 32), random_state=0)
-paths = [root / path for path in frame["path"]]
-start = time.perf_counter()
-digests = [sha256(read_file(path)) for path in paths]
-with tempfile.TemporaryDirectory() as folder:
-    pictures = open_pictures(paths, digests, 224, folder=Path(folder), limit_bytes=10**11)
-    decode = len(paths) / (time.perf_counter() - start)
-    classes = sorted(frame["label"].unique())
-    targets = frame["label"].map({{name: i for i, name in enumerate(classes)}}).to_numpy()
-    batches = TrainingBatches(pictures, np.arange(len(paths)), targets, num_classes=len(classes),
-        augment=recipe.augment, batch_size=32, image_px=224, seed=0, workers=os.cpu_count())
-    start, cpu = time.perf_counter(), time.process_time()
-    for index in range(10):
-        batches[index]
-    augment, augment_cpu = (time.perf_counter() - start) / 320, (time.process_time() - cpu) / 320
-    precision = choose_precision("auto", lambda name: _compiled(recipe, len(classes), name)[0], batches)
-    model, rate = _compiled(recipe, len(classes), precision.name)
-    rate.enter(Segment(224, 1, (0.0, 1.0)), 0, 10000)
-    class Clock(keras.callbacks.Callback):
-        def __init__(self):
-            super().__init__()
-            self.wall, self.cpu = [], []
-        def on_train_batch_end(self, batch, logs=None):
-            float(logs["loss"])
-            self.wall.append(time.perf_counter())
-            self.cpu.append(time.process_time())
-    clock = Clock()
-    model.fit(batches, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
-wall, cpu = clock.wall, clock.cpu
-images = 32 * (len(wall) - 6)
-print(json.dumps({{"images_per_second": images / (wall[-1] - wall[5]),
-    "cpu_seconds_per_image": (cpu[-1] - cpu[5]) / images, "precision": precision.name,
-    "precision_ms_per_image": precision.milliseconds_per_image, "first_epoch_images_per_second": decode,
-    "augment_ms_per_image": 1000 * augment, "augment_cpu_ms_per_image": 1000 * augment_cpu}}))
-"""
-    return run([sys.executable, "-c", script])
+HERE = Path(__file__).parent
+PEERS = HERE / "peers"
 
 
 def run(command: list[str]) -> dict:
@@ -113,69 +56,68 @@ import json; print(json.dumps(rates))
     }
 
 
+def contestants(photos: Path, num_steps: int, torch_python: str) -> dict[str, list[str]]:
+    """Return the commands, each of which prints a JSON line."""
+    steps = ["--image-px", "224", "--batch-size", "32", "--steps", str(num_steps)]
+    stock = [sys.executable, str(PEERS / "stock_keras.py"), str(photos), *steps]
+    commands = {
+        "tellapart": [sys.executable, str(HERE / "tellapart_training.py"), str(photos), "--steps", str(num_steps)],
+        "keras float32": stock,
+        "keras reading": [*stock, "--no-training"],
+        "keras augmentation": [sys.executable, str(PEERS / "keras_augmentation.py")],
+    }
+    if torch_python:
+        for precision in ("bfloat16", "float32"):
+            script = str(PEERS / "torch_compiled.py")
+            commands[f"torch {precision}"] = [torch_python, script, str(photos), *steps, "--precision", precision]
+    return commands
+
+
+def summary(rounds: dict[str, list[dict]]) -> dict:
+    """Return medians over the rounds, and medians of the ratios to tellapart within each round."""
+    mine, floor = rounds["tellapart"], floor_ms_per_image()
+
+    def ratio(other: str, ours: str, theirs: str = "images_per_second") -> float:
+        return statistics.median(a[ours] / b[theirs] for a, b in zip(mine, rounds[other], strict=True))
+
+    trained = [name for name, found in rounds.items() if "images_per_second" in found[0]]
+    medians = {name: statistics.median(found["images_per_second"] for found in rounds[name]) for name in trained}
+    cpu = ratio("keras augmentation", "augment_cpu_ms_per_image", "cpu_ms_per_image")
+    ratios = {name: ratio(name, "images_per_second") for name in trained if name != "tellapart"}
+    ratios |= {
+        "keras float32, first epoch with decoding": ratio("keras float32", "first_epoch_images_per_second"),
+        "keras reading, first read with hashing and writing": ratio(
+            "keras reading", "first_read_images_per_second", "first_epoch_images_per_second"
+        ),
+        "keras augmentation, processor time": 1 / cpu,
+    }
+    times_the_floor = 1000 / medians["tellapart"] / floor["ms_per_image"]
+    return {
+        "median_images_per_second": medians,
+        "ratio_of_tellapart": ratios,
+        "floor": {**floor, "times_the_floor": times_the_floor},
+    }
+
+
 def main() -> None:
     """Run the rounds and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos")
+    parser.add_argument("photos", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--torch-python", default="", help="a Python that has PyTorch")
     arguments = parser.parse_args()
-    steps = ["--image-px", "224", "--batch-size", "32", "--steps", str(arguments.steps)]
-    contestants = {
-        "tellapart": lambda: ours(str(Path(arguments.photos).resolve()), arguments.steps),
-        "keras float32": lambda: run([sys.executable, str(PEERS / "stock_keras.py"), arguments.photos, *steps]),
-        "keras reading": lambda: run(
-            [sys.executable, str(PEERS / "stock_keras.py"), arguments.photos, *steps, "--no-training"]
-        ),
-        "keras augmentation": lambda: run([sys.executable, str(PEERS / "keras_augmentation.py")]),
-    }
-    if arguments.torch_python:
-        for precision in ("bfloat16", "float32"):
-            command = [arguments.torch_python, str(PEERS / "torch_compiled.py"), arguments.photos, *steps]
-            contestants[f"torch {precision}"] = lambda command=command, precision=precision: run(
-                [*command, "--precision", precision]
-            )
-    rounds: dict[str, list[dict]] = {name: [] for name in contestants}
+    commands = contestants(arguments.photos.resolve(), arguments.steps, arguments.torch_python)
+    rounds: dict[str, list[dict]] = {name: [] for name in commands}
     for number in range(arguments.rounds):
-        for name, contestant in contestants.items():
+        for name, command in commands.items():
             start = time.time()
-            rounds[name].append(contestant())
+            rounds[name].append(run(command))
             print(f"round {number + 1}, {name}: {time.time() - start:.0f} s {rounds[name][-1]}", flush=True)
-    mine, floor = rounds["tellapart"], floor_ms_per_image()
-    ratios = {
-        name: statistics.median(
-            a["images_per_second"] / b["images_per_second"] for a, b in zip(mine, other, strict=True)
-        )
-        for name, other in rounds.items()
-        if name not in ("tellapart", "keras reading", "keras augmentation")
-    }
-    ratios["keras reading, first epoch with decoding"] = statistics.median(
-        a["first_epoch_images_per_second"] / b["first_epoch_images_per_second"]
-        for a, b in zip(mine, rounds["keras reading"], strict=True)
-    )
-    ratios["keras augmentation, processor time"] = statistics.median(
-        b["cpu_ms_per_image"] / a["augment_cpu_ms_per_image"]
-        for a, b in zip(mine, rounds["keras augmentation"], strict=True)
-    )
-    per_image = 1000 / statistics.median(a["images_per_second"] for a in mine)
-    values = {
-        "what": "reference network, 224 px, batch 32, augmentation on, from files on disk",
-        "median_images_per_second": {
-            name: statistics.median(a["images_per_second"] for a in found)
-            for name, found in rounds.items()
-            if "images_per_second" in found[0]
-        },
-        "ratio_of_tellapart": ratios,
-        "floor": {**floor, "times_the_floor": per_image / floor["ms_per_image"]},
-        "rounds": rounds,
-    }
-    path = write_result("throughput", values)
-    print(
-        json.dumps(
-            {name: values[name] for name in ("median_images_per_second", "ratio_of_tellapart", "floor")}, indent=2
-        )
-    )
+    found = summary(rounds)
+    what = "reference network, 224 px, batch 32, augmentation on, from files on disk"
+    path = write_result("throughput", {"what": what, **found, "rounds": rounds})
+    print(json.dumps(found, indent=2))
     print(f"Written to {path}")
 
 

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from tellapart.data.drawn import draw
     from tellapart.data.health import check
     from tellapart.evaluation.predict import Classifier, load
-    from tellapart.run import reproduce, train
+    from tellapart.reproduction import reproduce
+    from tellapart.run import train
     from tellapart.settings import Recipe, load_recipe
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ _HOMES = {
     "draw": "data.drawn",
     "load": "evaluation.predict",
     "load_recipe": "settings",
-    "reproduce": "run",
+    "reproduce": "reproduction",
     "train": "run",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tellapart.settings import Stage
@@ -32,3 +33,51 @@ def test_an_epoch_is_trained_even_when_none_fits(monkeypatch):
     monkeypatch.setattr(timing.time, "time", lambda: 5_000.0)
     budget = Budget(1.0, {64: 20.0}, validation_seconds=4.0, final_seconds=100.0, validate_every=1)
     assert budget.epochs_left((Stage(image_px=64, share=1),), 0.0) == 1
+
+
+def test_whole_steps_are_timed_only_where_a_convolution_gains(monkeypatch):
+    """The wanted precision is taken as it is; else the processor decides, then one convolution, then whole steps."""
+
+    class Batches:
+        image_px, batch_size = 32, 4
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int):
+            return np.zeros((4, 32, 32, 3), np.uint8), np.zeros((4, 2), np.float32)
+
+    class Sleeper:
+        def __init__(self, name: str) -> None:
+            self.milliseconds = {"float32": 8.0, "mixed_bfloat16": 4.0}[name]
+
+        def train_on_batch(self, *_: object) -> None:
+            timing.time.now += self.milliseconds / 1000
+
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            return self.now
+
+    def choose(wanted: str = "auto") -> timing.Precision:
+        return timing.choose_precision(wanted, Sleeper, Batches())
+
+    assert choose("mixed_bfloat16").reason == "set in the recipe"
+    monkeypatch.setattr(timing, "accelerators", list)
+    monkeypatch.setattr(timing, "cpu_features", lambda: ["avx2"])
+    assert choose().name == "float32"
+    monkeypatch.setattr(timing, "cpu_features", lambda: ["amx_bf16"])
+    monkeypatch.setattr(timing, "_convolution_milliseconds", lambda px: (2.0, 1.9))
+    assert choose() == timing.Precision("float32", {}, "a convolution takes 1.9 ms in bfloat16 and 2.0 ms in float32")
+    monkeypatch.setattr(timing, "_convolution_milliseconds", lambda px: (2.0, 1.0))
+    monkeypatch.setattr(timing, "time", Clock())
+    chosen = choose()
+    assert chosen.name == "mixed_bfloat16"
+    assert chosen.milliseconds_per_image == pytest.approx({"float32": 2.0, "mixed_bfloat16": 1.0})
+
+
+def test_a_convolution_can_be_timed_in_both_precisions():
+    single, half = timing._convolution_milliseconds(16)
+    assert 0 < single < 1000
+    assert 0 < half < 1000

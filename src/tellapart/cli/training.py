@@ -62,7 +62,7 @@ def reproduce(
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
-    from tellapart.run import reproduce as reproduce_run
+    from tellapart.reproduction import reproduce as reproduce_run
 
     with progress_bar() as progress:
         result = reproduce_run(run, out=out, cache=cache_of_user(), progress=progress, announce=announce)

@@ -1,0 +1,96 @@
+"""The photos of a run as batches. Knows nothing about networks or plans."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.data.batches import CleanBatches, TrainingBatches
+from tellapart.data.cache import Pictures
+from tellapart.errors import InputError
+from tellapart.randomness import generator
+from tellapart.settings import Recipe
+
+_CORES = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What is trained on.
+
+    Attributes:
+        pictures: all readable photos of the data set, as the network sees them.
+        sources: the same photos, larger where the recipe asks for it: training pictures are cut from them.
+        frame: their label and split, in the order of `pictures`.
+        classes: names in the order of the network's outputs.
+    """
+
+    pictures: Pictures
+    sources: Pictures
+    frame: pd.DataFrame
+    classes: list[str]
+
+    def side(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (positions, class numbers) of the photos on one side of the split."""
+        positions = np.flatnonzero((self.frame["split"] == name).to_numpy())
+        numbers = self.frame["label"].map({label: i for i, label in enumerate(self.classes)}).to_numpy(np.int64)
+        return positions.astype(np.int64), numbers[positions].astype(np.int64)
+
+
+class Inputs:
+    """Training batches at any size, validation batches, and clean ones.
+
+    Raises:
+        InputError: too few photos.
+    """
+
+    def __init__(self, recipe: Recipe, photos: Photos) -> None:
+        self.recipe = recipe
+        self.photos = photos
+        self.num_classes = len(photos.classes)
+        self.positions, self.targets = photos.side("train")
+        if self.num_classes < 2 or len(self.positions) < self.num_classes:
+            raise InputError(
+                f"Found {self.num_classes} class(es) and {len(self.positions)} readable training photos. "
+                "Expected at least two classes with a photo each."
+            )
+        held_out, targets = photos.side("validation")
+        self.num_validation = len(held_out)
+        self.validation = CleanBatches(
+            photos.pictures, held_out, targets, num_classes=self.num_classes, batch_size=128, workers=_CORES
+        )
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Training pictures in an epoch: whole batches."""
+        batches = self.training(self.recipe.data.image_px)
+        return len(batches) * batches.batch_size
+
+    def training(self, image_px: int, epoch: int = 0) -> TrainingBatches:
+        """Return the training batches at a picture size, beginning with an epoch."""
+        settings = self.recipe.train
+        return TrainingBatches(
+            self.photos.sources,
+            self.positions,
+            self.targets,
+            num_classes=self.num_classes,
+            augment=self.recipe.augment,
+            batch_size=settings.batch_size,
+            image_px=image_px,
+            seed=settings.seed,
+            epoch=epoch,
+            workers=settings.workers or _CORES,
+        )
+
+    def clean(self) -> CleanBatches | None:
+        """Return training photos as they are, for BatchNormalization's statistics, where the recipe wants them."""
+        settings = self.recipe.train
+        count = min(settings.recalibrate_photos, len(self.positions))
+        if not count:
+            return None
+        chosen = generator(settings.seed, "recalibrate").choice(self.positions, count, replace=False)
+        return CleanBatches(self.photos.pictures, np.sort(chosen), batch_size=128)

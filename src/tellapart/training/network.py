@@ -1,0 +1,53 @@
+"""A recipe's network with its optimiser, loss and rate. Knows nothing about photos or plans."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tellapart.models.build import build_for_training
+from tellapart.randomness import derived_seed
+from tellapart.settings import Recipe
+from tellapart.training.environment import accelerators
+from tellapart.training.schedule import PlannedRate
+
+
+def optimizer_for(recipe: Recipe, rate: Any, steps: int) -> keras.optimizers.Optimizer:
+    """Return the recipe's Keras optimiser with `rate` as its learning rate, for about `steps` steps in all."""
+    settings = recipe.train
+    window = max(2.0, settings.weight_average * steps)
+    average = {"use_ema": True, "ema_momentum": 1 - 1 / window} if settings.weight_average else {}
+    if settings.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay, **average)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        return optimizer
+    if settings.optimizer == "sgd":
+        return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **average)
+    return keras.optimizers.Adam(rate, **average)
+
+
+def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000) -> tuple[keras.Model, PlannedRate]:
+    """Build the recipe's network with its optimiser, ready for its first step.
+
+    Args:
+        recipe: what to build.
+        num_classes: length of the output.
+        precision: "float32" or "mixed_bfloat16".
+        steps: about how many there will be, for the length of the weight average.
+
+    Returns:
+        The compiled model, and the learning rate for `PlannedRate.enter`.
+    """
+    seed = derived_seed(recipe.train.seed, "network")
+    model = build_for_training(recipe.model, num_classes, precision=precision, seed=seed)
+    rate = PlannedRate(recipe.train)
+    model.compile(
+        optimizer=optimizer_for(recipe, rate, steps),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.train.label_smoothing),
+        metrics=["accuracy"],
+        # On the processor XLA's convolutions are slower than TensorFlow's own: see models/fused.py.
+        jit_compile="auto" if accelerators() or keras.backend.backend() != "tensorflow" else False,
+    )
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
+    return model, rate
