@@ -71,9 +71,7 @@ def slices(correct: NDArray[np.bool_], properties: pd.DataFrame) -> list[Slice]:
         p_value = float(fisher_exact(table).pvalue)
         found.append(Slice(column, value, count, hits / count, wilson(hits, count), rest_hits / rest, p_value))
     corrected = _holm(np.array([part.p_value for part in found]))
-    found = [
-        Slice(**{**vars(part), "p_value": float(p_value)}) for part, p_value in zip(found, corrected, strict=True)
-    ]
+    found = [Slice(**{**vars(part), "p_value": float(p_value)}) for part, p_value in zip(found, corrected, strict=True)]
     return sorted(found, key=lambda part: (not part.is_worse, part.accuracy))
 
 

@@ -1,5 +1,4 @@
-"""Do heat maps say what the network looks at? Two tests that need no opinion. Knows nothing about how maps are made.
-"""
+"""Do heat maps say what the network looks at? Two tests that need no opinion. Knows nothing about how maps are made."""
 
 from __future__ import annotations
 
