@@ -107,7 +107,8 @@ def jpeg_quality(data: bytes) -> float:
     table = _luminance_table(data)
     if table is None:
         return 100.0
-    scale = 100 * float((table / _STANDARD).mean())
+    whole = table < table.max() if table.max() >= 255 else np.ones(64, bool)  # larger values were cut off
+    scale = 100 * float((table / _STANDARD)[whole].mean()) if whole.any() else 5000.0
     quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
     return float(np.clip(quality, 1, 100))
 

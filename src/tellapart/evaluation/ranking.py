@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata, t
 
 from tellapart.randomness import generator
 from tellapart.records import Interval
@@ -85,7 +85,8 @@ def roc_auc(positive: NDArray[np.bool_], score: Floats) -> tuple[float, Interval
     """Return the area under the ROC curve with its interval.
 
     The area is the share of (positive, negative) pairs in the right order, ties counted as half (Mann & Whitney 1947);
-    its variance is DeLong's (1988), and the interval is taken on the logit scale, so that it stays within 0 and 1.
+    its variance is DeLong's (1988). The interval is taken on the logit scale, so that it stays within 0 and 1, with
+    Student's t at Welch's degrees of freedom: with few positives the variance itself is uncertain.
     """
     both, ours, theirs = rankdata(score), rankdata(score[positive]), rankdata(score[~positive])
     num_positive, num_negative = len(ours), len(theirs)
@@ -94,11 +95,17 @@ def roc_auc(positive: NDArray[np.bool_], score: Floats) -> tuple[float, Interval
     area = float(above.mean())
     spread = [values.var(ddof=1) / len(values) if len(values) > 1 else 0.25 for values in (above, below)]
     deviation = float(np.sqrt(sum(spread)))
+    freedom = (
+        sum(spread) ** 2
+        / sum(part**2 / max(len(values) - 1, 1) for part, values in zip(spread, (above, below), strict=True))
+        if deviation
+        else 1.0
+    )
     if not 0 < area < 1:
         # All pairs in order say nothing of the variance: as many hits as there are of the rarer kind, by Wilson.
         few = min(num_positive, num_negative)
         return area, wilson(round(area) * few, few)
-    logit, half = np.log(area / (1 - area)), norm.ppf(0.975) * deviation / (area * (1 - area))
+    logit, half = np.log(area / (1 - area)), t.ppf(0.975, freedom) * deviation / (area * (1 - area))
     low, high = (float(1 / (1 + np.exp(-end))) for end in (logit - half, logit + half))
     return area, Interval(low, high)
 
