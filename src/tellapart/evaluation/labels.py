@@ -14,7 +14,7 @@ _FOLDS = 5
 def out_of_sample(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
-    probabilities: NDArray[np.float32],
+    probabilities: NDArray[np.floating],
     trained_on: NDArray[np.bool_],
     units: NDArray[np.int64],
     *,

@@ -43,6 +43,20 @@ def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress 
     return np.concatenate(results)
 
 
+def predict_arrays(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32, a batch at a time.
+
+    Batches are filled up to a power of two: TensorFlow compiles anew for each size that it meets.
+    """
+    size, results = clean_batch_size(pictures.shape[1]), []
+    for start in range(0, len(pictures), size):
+        part = pictures[start : start + size]
+        full = min(size, 1 << (len(part) - 1).bit_length())
+        filled = np.concatenate([part, np.repeat(part[:1], full - len(part), axis=0)]) if full > len(part) else part
+        results.append(np.asarray(model.predict_on_batch(filled), np.float32)[: len(part)])
+    return np.concatenate(results)
+
+
 def prediction_table(frame: pd.DataFrame, probabilities: NDArray[np.float32], classes: list[str]) -> pd.DataFrame:
     """Return the rows of ``predictions.csv``.
 
@@ -111,7 +125,7 @@ class Classifier:
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
-        return np.asarray(self.model.predict_on_batch(pictures))
+        return predict_arrays(self.model, pictures)
 
     def _picture(self, image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8] | str:
         try:

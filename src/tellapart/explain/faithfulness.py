@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.batches import clean_batch_size
 from tellapart.evaluation.intervals import mean_interval
+from tellapart.evaluation.predict import predict_arrays
 from tellapart.explain.maps import Method, Targets, blurred
 from tellapart.models.probe import Floats, Images
 from tellapart.randomness import generator
@@ -149,6 +149,4 @@ def _ranks(heat: Floats) -> NDArray[np.int64]:
 
 
 def _probability(model: keras.Model, images: Images, targets: Targets) -> Floats:
-    size = clean_batch_size(images.shape[1])
-    rows = [np.asarray(model.predict_on_batch(images[at : at + size])) for at in range(0, len(images), size)]
-    return np.asarray(np.concatenate(rows)[np.arange(len(images)), targets], np.float32)
+    return predict_arrays(model, images)[np.arange(len(images)), targets]

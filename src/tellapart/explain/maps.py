@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.evaluation.predict import predict_arrays
 from tellapart.models.probe import Floats, Images, Probe, Reading, first_layer
 
 Targets = NDArray[np.int64]
@@ -144,7 +145,5 @@ def _probe(model: keras.Model, layer: keras.layers.Layer | None = None) -> Probe
 
 
 def _log_probability(model: keras.Model, images: Images, targets: Targets) -> Floats:
-    probabilities = np.concatenate(
-        [np.asarray(model.predict_on_batch(images[start : start + 64])) for start in range(0, len(images), 64)]
-    )
+    probabilities = predict_arrays(model, images)
     return np.asarray(np.log(np.maximum(probabilities[np.arange(len(images)), targets], 1e-7)), np.float32)

@@ -117,6 +117,13 @@ def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield layer
 
 
+def feature_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return the network's own layers with feature maps, from input to output, those inside nested models left out."""
+    return [
+        layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer) and _has_feature_maps(layer)
+    ]
+
+
 def feature_layer(model: keras.Model) -> keras.layers.Layer:
     """Return the last layer with feature maps: what class activation maps look at.
 
