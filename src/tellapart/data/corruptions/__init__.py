@@ -1,0 +1,1 @@
+"""What `tellapart.data.corrupt` does to pictures, one module per group of corruptions."""
