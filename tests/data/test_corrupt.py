@@ -9,7 +9,7 @@ from statistics import NormalDist
 import cv2
 import numpy as np
 import pytest
-from scipy import ndimage, stats
+from scipy import ndimage, special
 
 from drawing import photo
 from tellapart.data.corrupt import CORRUPTIONS, corrupt
@@ -153,7 +153,7 @@ def test_damage_grows_with_severity(name):
     pictures = [drawn("flower", 2), drawn("moon", 9), drawn("drop", 5)]
     if measure is bend:
         pictures = [np.tile(np.arange(224, dtype=np.uint8)[:, None], (224, 1, 3))]
-    seeds = range(1) if name in UNIFORM else range(6)
+    seeds = range(1) if name in UNIFORM else range(4)
     for picture in pictures:
         damage = [
             np.mean([measure(picture, corrupt(picture, name, severity, rng(seed))) for seed in seeds])
@@ -286,7 +286,9 @@ def test_shot_noise_is_poisson_with_the_published_number_of_photons(severity, ph
         counted = np.bincount(result.ravel(), minlength=256) / result.size
         counts = np.arange(200)
         outcomes = np.rint(255 * np.minimum(counts / photons, 1)).astype(int)
-        expected = np.bincount(outcomes, stats.poisson.pmf(counts, level / 255 * photons), 256)
+        mean = level / 255 * photons
+        chances = np.exp(special.xlogy(counts, mean) - mean - special.gammaln(counts + 1))
+        expected = np.bincount(outcomes, chances, 256)
         assert np.abs(counted - expected).max() <= 5 * np.sqrt(expected.max() / result.size)
         assert np.all(np.abs(counted - expected) <= 6 * np.sqrt(expected / result.size) + 2 / result.size)
 
