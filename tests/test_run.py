@@ -126,7 +126,7 @@ def test_killed_in_mid_epoch_resumes_to_the_same_weights(uninterrupted: Path, ph
 
 
 def test_ctrl_c_ends_with_a_hint(photos: Path, tmp_path: Path):
-    process = start_training(photos, tmp_path / "run", tmp_path / "cache")
+    process = start_training(photos, tmp_path / "run", tmp_path / "cache", "--set", "train.epochs=500")
     while not (tmp_path / "run" / "history.csv").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)

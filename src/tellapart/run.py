@@ -209,14 +209,15 @@ def _prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Prog
             f"What follows, and how to mend it: tellapart check {order['photos']}, or health.json in the run folder."
         )
     earlier = sides_of(Path(order["split_from"])) if order.get("split_from") else None
+    unit = units(manifest, pairs)
     sides = split(
         manifest,
-        units(manifest, pairs),
+        unit,
         shares=recipe.data.split,
         seed=recipe.data.split_seed,
         earlier=earlier,
     )
-    manifest = replace(manifest, frame=manifest.frame.assign(split=sides))
+    manifest = replace(manifest, frame=manifest.frame.assign(split=sides, unit=unit))
     _refuse_unusable(manifest)
     record = read_json(folder / "environment.json")
     record |= {

@@ -27,4 +27,7 @@ def wilson(successes: float, trials: float) -> Interval:
     share, square = successes / trials, Z * Z
     middle = (share + square / (2 * trials)) / (1 + square / trials)
     half = Z / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
-    return Interval(float(max(0.0, middle - half)), float(min(1.0, middle + half)))
+    # At the ends the formula gives 0 and 1, but for rounding.
+    low = 0.0 if successes <= 0 else max(0.0, middle - half)
+    high = 1.0 if successes >= trials else min(1.0, middle + half)
+    return Interval(float(low), float(high))

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tellapart.cli import data, machine, prediction, training
+from tellapart.cli import data, evaluation, machine, prediction, training
 from tellapart.errors import TellapartError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command("draw")(data.draw)
 app.command("check")(data.check)
 app.command("train")(training.train)
 app.command("predict")(prediction.predict)
+app.command("evaluate")(evaluation.evaluate)
+app.command("explain")(evaluation.explain)
 app.command("reproduce")(training.reproduce)
 app.command("doctor")(machine.doctor)
 

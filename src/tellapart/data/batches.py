@@ -18,6 +18,14 @@ from tellapart.data.decode import resize
 from tellapart.randomness import generator
 from tellapart.settings import Augment
 
+_PIXELS_AT_ONCE = 32 * 224 * 224
+_MOST_AT_ONCE = 128
+
+
+def clean_batch_size(image_px: int) -> int:
+    """Return how many pictures to predict at once: a network's activations for more would not fit in little memory."""
+    return max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // image_px**2))
+
 
 class TrainingBatches(keras.utils.PyDataset):
     """One epoch after another of shuffled, augmented batches.
@@ -96,7 +104,7 @@ class CleanBatches(keras.utils.PyDataset):
         positions: which of them, (num_images,) int.
         targets: their class numbers, or None where there are none.
         num_classes: length of the one-hot targets.
-        batch_size: pictures in a batch; the last one may be smaller.
+        batch_size: pictures in a batch; the last one may be smaller; None: `clean_batch_size`.
         workers: threads that make batches.
     """
 
@@ -107,14 +115,14 @@ class CleanBatches(keras.utils.PyDataset):
         targets: NDArray[np.int64] | None = None,
         *,
         num_classes: int = 0,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         workers: int = 1,
     ) -> None:
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers + 2)
         self.pictures = pictures
         self.positions = positions
         self.targets = None if targets is None else np.eye(num_classes, dtype=np.float32)[targets]
-        self.batch_size = batch_size
+        self.batch_size = batch_size or clean_batch_size(pictures.image_px)
 
     def __len__(self) -> int:
         return math.ceil(len(self.positions) / self.batch_size)

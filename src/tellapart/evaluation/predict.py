@@ -15,15 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.data.batches import CleanBatches
+from tellapart.data.batches import CleanBatches, clean_batch_size
 from tellapart.data.cache import Pictures
 from tellapart.data.decode import decode_square, read_file, resize
 from tellapart.data.scan import IMAGE_EXTENSIONS
 from tellapart.errors import DecodeError, InputError, RunError
 from tellapart.files import read_json
 from tellapart.records import Prediction, Progress, no_progress
-
-BATCH_SIZE = 64
 
 
 def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress = no_progress) -> NDArray[np.float32]:
@@ -32,7 +30,7 @@ def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress 
     Returns:
         (num_images, num_classes) float32.
     """
-    batches = CleanBatches(pictures, np.arange(len(pictures)), batch_size=BATCH_SIZE)
+    batches = CleanBatches(pictures, np.arange(len(pictures)))
     results = []
     with ThreadPoolExecutor(1) as pool:  # read the next batch while this one is computed
         waiting = pool.submit(batches.__getitem__, 0)
@@ -41,7 +39,21 @@ def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress 
             if index + 1 < len(batches):
                 waiting = pool.submit(batches.__getitem__, index + 1)
             results.append(model.predict_on_batch(images))
-            progress("predicting", min((index + 1) * BATCH_SIZE, len(pictures)), len(pictures))
+            progress("predicting", min((index + 1) * batches.batch_size, len(pictures)), len(pictures))
+    return np.concatenate(results)
+
+
+def predict_arrays(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32, a batch at a time.
+
+    Batches are filled up to a power of two: TensorFlow compiles anew for each size that it meets.
+    """
+    size, results = clean_batch_size(pictures.shape[1]), []
+    for start in range(0, len(pictures), size):
+        part = pictures[start : start + size]
+        full = min(size, 1 << (len(part) - 1).bit_length())
+        filled = np.concatenate([part, np.repeat(part[:1], full - len(part), axis=0)]) if full > len(part) else part
+        results.append(np.asarray(model.predict_on_batch(filled), np.float32)[: len(part)])
     return np.concatenate(results)
 
 
@@ -104,15 +116,16 @@ class Classifier:
         """
         results: list[Prediction] = []
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for start in range(0, len(images), BATCH_SIZE):
-                part = list(images[start : start + BATCH_SIZE])
+            size = clean_batch_size(self.image_px)
+            for start in range(0, len(images), size):
+                part = list(images[start : start + size])
                 results += self._predict_part(part, list(pool.map(self._picture, part)), start, top_k)
                 progress("predicting", len(results), len(images))
         return results
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
-        return np.asarray(self.model.predict_on_batch(pictures))
+        return predict_arrays(self.model, pictures)
 
     def _picture(self, image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8] | str:
         try:

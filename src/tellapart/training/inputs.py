@@ -60,9 +60,7 @@ class Inputs:
             )
         held_out, targets = photos.side("validation")
         self.num_validation = len(held_out)
-        self.validation = CleanBatches(
-            photos.pictures, held_out, targets, num_classes=self.num_classes, batch_size=128, workers=_CORES
-        )
+        self.validation = CleanBatches(photos.pictures, held_out, targets, num_classes=self.num_classes, workers=_CORES)
 
     @property
     def images_per_epoch(self) -> int:
@@ -93,4 +91,4 @@ class Inputs:
         if not count:
             return None
         chosen = generator(settings.seed, "recalibrate").choice(self.positions, count, replace=False)
-        return CleanBatches(self.photos.pictures, np.sort(chosen), batch_size=128)
+        return CleanBatches(self.photos.pictures, np.sort(chosen))

@@ -1,0 +1,54 @@
+"""Commands that look into a trained run: evaluate and explain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tellapart.cli.machine import cache_of_user
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    photos: Annotated[
+        Path | None, typer.Argument(help="Other labelled photos [default: the run's own, judged on its test side].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for the report [default: RUN/report].")] = None,
+) -> None:
+    """Write a report on a run: one page that says how good it is, why, and what to do next."""
+    from tellapart.cli.show import announce, import_quietly, progress_bar
+
+    import_quietly("keras")
+    from tellapart.report.evaluate import evaluate as evaluate_run
+
+    with progress_bar() as progress:
+        report = evaluate_run(run, photos, out=out, cache=cache_of_user(), progress=progress, announce=announce)
+    typer.echo(f"{report.page} ({report.page.stat().st_size / 1e6:.1f} MB)")
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("explanations"),
+    method: Annotated[
+        str, typer.Option(help="grad-cam, hires-cam, layer-cam, integrated-gradients or occlusion.")
+    ] = "grad-cam",
+    label: Annotated[str | None, typer.Option(help="Explain this class [default: the one the model names].")] = None,
+) -> None:
+    """Show what the model looked at: a picture with its heat map for each image, and a sheet of all."""
+    from tellapart.cli.show import import_quietly, progress_bar
+
+    import_quietly("keras")
+    from tellapart.evaluation.predict import image_files, load
+    from tellapart.explain.files import explain_files
+
+    classifier = load(run)
+    with progress_bar() as progress:
+        found = explain_files(classifier, image_files(images), out, method=method, label=label, progress=progress)
+    typer.echo(f"{len(found.written)} pictures and {found.sheet} in {out}")
+    for path, reason in found.unreadable:
+        typer.echo(f"{path}: {reason}", err=True)
+    if found.unreadable:
+        raise typer.Exit(1)

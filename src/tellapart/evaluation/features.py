@@ -1,0 +1,71 @@
+"""What the network makes of pictures before it names them: the inputs of its last layer, and who is near whom."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.data.batches import CleanBatches
+from tellapart.data.cache import Pictures
+from tellapart.errors import InputError
+from tellapart.records import Progress, no_progress
+
+Floats = NDArray[np.float32]
+
+_BLOCK = 1024
+
+
+def feature_model(model: keras.Model) -> keras.Model:
+    """Return the network with two outputs: the inputs of its last dense layer, and its probabilities.
+
+    Raises:
+        InputError: it has no dense layer.
+    """
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    if not dense:
+        raise InputError(f"The network {model.name!r} has no Dense layer to take features from.")
+    return keras.Model(model.inputs, [dense[-1].input, model.outputs[0]])
+
+
+def features_and_probabilities(
+    model: keras.Model, pictures: Pictures, progress: Progress = no_progress
+) -> tuple[Floats, Floats]:
+    """Return (num_images, num_features) and (num_images, num_classes), both float32, for all pictures of a data set."""
+    both, batches = feature_model(model), CleanBatches(pictures, np.arange(len(pictures)))
+    features, probabilities = [], []
+    for index in range(len(batches)):
+        found = both.predict_on_batch(batches[index][0])
+        features.append(np.asarray(found[0], np.float32).reshape(len(found[0]), -1))
+        probabilities.append(np.asarray(found[1], np.float32))
+        progress("predicting", min((index + 1) * batches.batch_size, len(pictures)), len(pictures))
+    return np.concatenate(features), np.concatenate(probabilities)
+
+
+def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> tuple[NDArray[np.int64], Floats]:
+    """Return the most similar references of each query, by the cosine of their features.
+
+    Args:
+        queries: (num_queries, num_features).
+        references: (num_references, num_features).
+        count: how many; fewer where there are fewer references.
+
+    Returns:
+        Positions among the references, nearest first, and their cosines: (num_queries, count) each.
+    """
+    count = min(count, len(references))
+    ours, theirs = _unit(queries), _unit(references)
+    positions = np.empty((len(ours), count), np.int64)
+    cosines = np.empty((len(ours), count), np.float32)
+    for start in range(0, len(ours), _BLOCK):
+        similarity = ours[start : start + _BLOCK] @ theirs.T
+        best = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        values = np.take_along_axis(similarity, best, axis=1)
+        order = np.argsort(-values, axis=1, kind="stable")
+        positions[start : start + _BLOCK] = np.take_along_axis(best, order, axis=1)
+        cosines[start : start + _BLOCK] = np.take_along_axis(values, order, axis=1)
+    return positions, cosines
+
+
+def _unit(features: Floats) -> Floats:
+    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12), np.float32)

@@ -1,0 +1,170 @@
+"""How accuracy falls with the quality of pictures: artificial corruption, and the quality that real photos have.
+
+Knows nothing about networks: a predictor maps (num_images, image_px, image_px, 3) uint8 to probabilities.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.data.corrupt import CORRUPTIONS, corrupt
+from tellapart.data.decode import resize
+from tellapart.data.quality import DIRECTIONS
+from tellapart.evaluation.intervals import mean_interval
+from tellapart.randomness import generator
+from tellapart.records import Interval, Progress, no_progress
+from tellapart.shares import wilson
+
+Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+SEVERITIES = (1, 2, 3, 4, 5)
+CORRUPTED_PX = 224
+"""Pictures are corrupted at this size, for which the corruptions are defined, and then shrunk for the network."""
+_BINS = 5
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracy on corrupted pictures.
+
+    Attributes:
+        runs: a row for each of 15 corruptions at 5 severities: ``corruption``, ``group``, ``severity``, ``accuracy``,
+            ``low``, ``high``.
+        num_images: in each run.
+        clean_accuracy: of the same pictures as they are.
+        mean_corruption_error: mean error over all runs (Hendrycks & Dietterich 2019, section 4.1, without division by
+            another network's errors, for there is none that everybody trains on these photos).
+        interval: of ``mean_corruption_error``, over pictures.
+        relative: mean error over all runs less the error on clean pictures.
+        relative_interval: of ``relative``, paired over pictures.
+    """
+
+    runs: pd.DataFrame
+    num_images: int
+    clean_accuracy: float
+    mean_corruption_error: float
+    interval: Interval
+    relative: float
+    relative_interval: Interval
+
+
+def robustness(
+    predict: Predictor,
+    pictures: NDArray[np.uint8],
+    true: NDArray[np.int64],
+    image_px: int,
+    *,
+    progress: Progress = no_progress,
+) -> Robustness:
+    """Predict the pictures under all corruptions.
+
+    Args:
+        predict: the network.
+        pictures: (num_images, px, px, 3) uint8, at `CORRUPTED_PX` or the network's size if that is larger.
+        true: (num_images,) class numbers.
+        image_px: side of the pictures that `predict` takes.
+        progress: called with ("corrupting pictures", done, total).
+    """
+    clean = _correct(predict, _shrunk(pictures, image_px), true)
+    wrong, rows, total = np.zeros(len(true)), [], len(CORRUPTIONS) * len(SEVERITIES)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        kinds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+        waiting = [pool.submit(_corrupted, pictures[at], kinds[0], at, image_px) for at in range(len(true))]
+        for number, (name, severity) in enumerate(kinds, start=1):
+            shown = np.stack([part.result() for part in waiting])
+            if number < total:  # the next are made while these are predicted
+                waiting = [
+                    pool.submit(_corrupted, pictures[at], kinds[number], at, image_px) for at in range(len(true))
+                ]
+            correct = _correct(predict, shown, true)
+            wrong += ~correct
+            interval = wilson(int(correct.sum()), len(true))
+            rows.append((name, CORRUPTIONS[name], severity, float(correct.mean()), interval.low, interval.high))
+            progress("corrupting pictures", number, total)
+    mean_wrong = wrong / total
+    columns = ["corruption", "group", "severity", "accuracy", "low", "high"]
+    return Robustness(
+        runs=pd.DataFrame(rows, columns=columns),
+        num_images=len(true),
+        clean_accuracy=float(clean.mean()),
+        mean_corruption_error=float(mean_wrong.mean()),
+        interval=mean_interval(mean_wrong),
+        relative=float((mean_wrong - ~clean).mean()),
+        relative_interval=mean_interval(mean_wrong - ~clean),
+    )
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The quality of photos for which the measured accuracy holds.
+
+    Attributes:
+        limits: for each measure of `tellapart.data.quality`, (low, high); infinite where nothing limits it.
+        bins: a row for each measure and range: ``measure``, ``low``, ``high``, ``num_images``, ``accuracy``,
+            ``accuracy_low`` and ``accuracy_high`` (its interval), ``inside`` (whether it belongs to the envelope).
+        accuracy: of all photos.
+    """
+
+    limits: Mapping[str, tuple[float, float]]
+    bins: pd.DataFrame
+    accuracy: float
+
+    def outside(self, quality: Mapping[str, float]) -> list[str]:
+        """Return the measures for which a photo is worse than what was measured."""
+        return [name for name, (low, high) in self.limits.items() if not low <= quality[name] <= high]
+
+
+def envelope(qualities: pd.DataFrame, correct: NDArray[np.bool_]) -> Envelope:
+    """Find out how good photos must be for the accuracy to hold.
+
+    For each measure the photos are cut into ranges of equal number. From each bad end inwards, ranges are left out
+    whose accuracy is below the accuracy of all photos by more than its interval explains. Beyond the worst photo that
+    was looked at (the most extreme hundredth left aside) nothing is known, so the envelope ends there too.
+
+    Args:
+        qualities: a row per photo, a column per measure of `Quality`.
+        correct: (num_images,) whether the photo was named rightly.
+    """
+    overall, rows, limits = float(correct.mean()), [], {}
+    for measure, bad in DIRECTIONS.items():
+        values = qualities[measure].to_numpy(np.float64)
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)))
+        place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
+        counts = [int((place == index).sum()) for index in range(max(len(edges) - 1, 1))]
+        hits = [int(correct[place == index].sum()) for index in range(len(counts))]
+        ends = [wilson(hit, count) for hit, count in zip(hits, counts, strict=True)]
+        inside = [end.high >= overall for end in ends]
+        first = next((index for index, good in enumerate(inside) if good), 0) if bad != "high" else 0
+        last = next((index for index in reversed(range(len(inside))) if inside[index]), 0) if bad != "low" else None
+        stop = len(inside) - 1 if last is None else last
+        observed = np.quantile(values, (0.01, 0.99))
+        low = max(float(edges[first]), float(observed[0])) if bad != "high" else -np.inf
+        high = min(float(edges[min(stop + 1, len(edges) - 1)]), float(observed[1])) if bad != "low" else np.inf
+        limits[measure] = (low, high)
+        for index, (count, hit, end) in enumerate(zip(counts, hits, ends, strict=True)):
+            kept = first <= index <= stop
+            top = float(edges[min(index + 1, len(edges) - 1)])
+            share = hit / count if count else np.nan
+            rows.append((measure, float(edges[index]), top, count, share, end.low, end.high, kept))
+    columns = ["measure", "low", "high", "num_images", "accuracy", "accuracy_low", "accuracy_high", "inside"]
+    return Envelope(limits, pd.DataFrame(rows, columns=columns), overall)
+
+
+def _corrupted(picture: NDArray[np.uint8], kind: tuple[str, int], at: int, image_px: int) -> NDArray[np.uint8]:
+    name, severity = kind
+    return resize(corrupt(picture, name, severity, generator(0, "corrupt", name, severity, at)), image_px)
+
+
+def _shrunk(pictures: NDArray[np.uint8], image_px: int) -> NDArray[np.uint8]:
+    return np.stack([resize(picture, image_px) for picture in pictures])
+
+
+def _correct(predict: Predictor, pictures: NDArray[np.uint8], true: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return np.asarray(predict(pictures).argmax(axis=1) == true)

@@ -1,0 +1,107 @@
+"""Where is the model worse than elsewhere? Slices of the photos, worst first, corrected for many looks.
+
+Knows nothing about models or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.records import Interval
+from tellapart.shares import wilson
+
+SMALLEST = 20
+"""Slices with fewer photos are not looked at: their intervals would say nothing."""
+_MOST_VALUES = 30
+"""A column of text with more values than this is a name, not a property."""
+_QUARTERS = 4
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Photos that share a property.
+
+    Attributes:
+        column: the property.
+        value: what it is in this slice.
+        num_images: how many photos.
+        accuracy: on them.
+        interval: of the accuracy.
+        accuracy_elsewhere: on all other photos; NaN where there are none.
+        p_value: of the two accuracies being equal (Fisher 1922, exact, two-sided), times the number of slices still
+            in question (Holm 1979); at most 1. Below 0.05: the slice is different, with all looks accounted for.
+    """
+
+    column: str
+    value: str
+    num_images: int
+    accuracy: float
+    interval: Interval
+    accuracy_elsewhere: float
+    p_value: float
+
+    @property
+    def is_worse(self) -> bool:
+        """True where the slice is worse than the rest by more than chance explains."""
+        return self.p_value < 0.05 and self.accuracy < self.accuracy_elsewhere
+
+
+def slices(correct: NDArray[np.bool_], properties: pd.DataFrame) -> list[Slice]:
+    """Return all slices with at least `SMALLEST` photos: those that differ first, worst first.
+
+    Args:
+        correct: (num_images,) whether each photo was named rightly.
+        properties: a row per photo. Numbers are cut into quarters, text and truth values are taken as they are;
+            columns with one value or with too many names are left out.
+    """
+    from scipy.stats import fisher_exact
+
+    found = []
+    for column, value, inside in _groups(properties):
+        count, hits = int(inside.sum()), int(correct[inside].sum())
+        rest, rest_hits = len(correct) - count, int(correct.sum()) - hits
+        if count < SMALLEST or rest == 0:
+            continue
+        table = [[hits, count - hits], [rest_hits, rest - rest_hits]]
+        p_value = float(fisher_exact(table).pvalue)
+        found.append(Slice(column, value, count, hits / count, wilson(hits, count), rest_hits / rest, p_value))
+    corrected = _holm(np.array([part.p_value for part in found]))
+    found = [Slice(**{**vars(part), "p_value": float(p_value)}) for part, p_value in zip(found, corrected, strict=True)]
+    return sorted(found, key=lambda part: (not part.is_worse, part.accuracy))
+
+
+def _groups(properties: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    for column in properties:
+        values = properties[column]
+        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+            yield from _quarters(str(column), values.to_numpy(np.float64))
+        else:
+            named = values.astype(str).to_numpy(object)
+            names = sorted(set(named))
+            if 1 < len(names) <= _MOST_VALUES:
+                yield from ((str(column), name, named == name) for name in names)
+
+
+def _quarters(column: str, values: NDArray[np.float64]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Yield up to four ranges of about as many photos; equal numbers stay together."""
+    finite = np.isfinite(values)
+    edges = np.unique(np.quantile(values[finite], np.linspace(0, 1, _QUARTERS + 1))) if finite.any() else np.zeros(0)
+    if len(edges) < 2:
+        return
+    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    for index in range(len(edges) - 1):
+        yield column, f"{edges[index]:.4g} to {edges[index + 1]:.4g}", finite & (place == index)
+
+
+def _holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p-values corrected for all being looked at (Holm 1979)."""
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return corrected

@@ -1,0 +1,152 @@
+"""Do heat maps say what the network looks at? Two tests that need no opinion. Knows nothing about how maps are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.evaluation.intervals import mean_interval
+from tellapart.evaluation.predict import predict_arrays
+from tellapart.explain.maps import Method, Targets, blurred
+from tellapart.models.probe import Floats, Images
+from tellapart.randomness import generator
+from tellapart.records import Interval
+
+_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """How much the probability of a class hangs on the places that a method marks.
+
+    Attributes:
+        deletion: mean area under the curve while the hottest places are blurred first, 0 to 1; low is good.
+        insertion: while the hottest places are uncovered first; high is good.
+        deletion_gain: how much lower than with random maps, paired over images, with its interval.
+        insertion_gain: how much higher than with random maps, likewise.
+        deletion_interval: of ``deletion``.
+        insertion_interval: of ``insertion``.
+    """
+
+    deletion: float
+    insertion: float
+    deletion_gain: tuple[float, Interval]
+    insertion_gain: tuple[float, Interval]
+    deletion_interval: Interval
+    insertion_interval: Interval
+
+    @property
+    def score(self) -> float:
+        """Insertion less deletion: by this methods are compared, high is good."""
+        return self.insertion - self.deletion
+
+
+def faithfulness(model: keras.Model, images: Images, targets: Targets, heat: Floats) -> Faithfulness:
+    """Measure deletion and insertion (Petsiuk et al. 2018, "RISE", section 4.2) against random maps.
+
+    What is hidden is replaced by the blurred picture; places are taken in `_STEPS` equal steps, ties in random order.
+
+    Args:
+        model: maps uint8 pictures to probabilities.
+        images: (num_images, height, width, 3) uint8.
+        targets: (num_images,) class numbers.
+        heat: (num_images, height, width), the method's maps.
+    """
+    rng = generator(0, "random maps")
+    ours = areas(model, images, targets, heat + 1e-6 * rng.random(heat.shape, np.float32))
+    chance = areas(model, images, targets, smooth_noise(heat.shape, rng))
+    gains = chance[0] - ours[0], ours[1] - chance[1]
+    intervals = [mean_interval(values.astype(np.float64)) for values in (*ours, *gains)]
+    return Faithfulness(
+        deletion=float(ours[0].mean()),
+        insertion=float(ours[1].mean()),
+        deletion_gain=(float(gains[0].mean()), intervals[2]),
+        insertion_gain=(float(gains[1].mean()), intervals[3]),
+        deletion_interval=intervals[0],
+        insertion_interval=intervals[1],
+    )
+
+
+def areas(model: keras.Model, images: Images, targets: Targets, heat: Floats) -> tuple[Floats, Floats]:
+    """Return each image's areas under the deletion and the insertion curve, (num_images,) float32 each."""
+    cover = blurred(images)
+    ranks = _ranks(heat)
+    pixels = ranks.shape[1] * ranks.shape[2]
+    curves: tuple[list[Floats], list[Floats]] = ([], [])
+    for step in range(_STEPS + 1):
+        hot = (ranks < round(step * pixels / _STEPS))[..., None]
+        for curve, shown in zip(curves, (np.where(hot, cover, images), np.where(hot, images, cover)), strict=True):
+            curve.append(_probability(model, shown, targets))
+    deletion, insertion = (np.trapezoid(np.stack(curve), dx=1 / _STEPS, axis=0) for curve in curves)
+    return np.asarray(deletion, np.float32), np.asarray(insertion, np.float32)
+
+
+def smooth_noise(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
+    """Return random maps as smooth as class activation maps are: noise of 8 × 8 cells, enlarged."""
+    import cv2
+
+    cells = rng.random((shape[0], 8, 8), np.float32)
+    return np.stack([cv2.resize(cell, (shape[2], shape[1]), interpolation=cv2.INTER_CUBIC) for cell in cells])
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """How maps change when the network forgets what it learned.
+
+    Attributes:
+        layers: names, from the output back; each is randomised together with all before it in this list.
+        correlation: mean rank correlation of the maps with those of the trained network, one for each layer.
+    """
+
+    layers: tuple[str, ...]
+    correlation: tuple[float, ...]
+
+
+def weight_randomisation(model: keras.Model, images: Images, targets: Targets, method: Method) -> Sanity:
+    """Randomise the network layer by layer from the output (Adebayo et al. 2018, "Sanity Checks", section 4.1).
+
+    A method whose maps stay as they were does not show what was learned. The network gets its weights back.
+    """
+    from scipy.stats import spearmanr
+
+    trained = method(model, images, targets)
+    kept, rng = model.get_weights(), generator(0, "forgetting")
+    names, correlations = [], []
+    try:
+        for layer in reversed([layer for layer in model.layers if layer.weights]):
+            layer.set_weights([_shuffled(weight, rng) for weight in layer.get_weights()])
+            maps = method(model, images, targets)
+            pairs = [_rank_correlation(spearmanr, a, b) for a, b in zip(trained, maps, strict=True)]
+            names.append(layer.name)
+            correlations.append(float(np.mean(pairs)))
+    finally:
+        model.set_weights(kept)
+    return Sanity(tuple(names), tuple(correlations))
+
+
+def _rank_correlation(spearmanr, a: Floats, b: Floats) -> float:  # type: ignore[no-untyped-def]  # SciPy's function
+    """Return the rank correlation of two maps; 0 where one of them is constant."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(spearmanr(a.ravel(), b.ravel()).statistic)
+
+
+def _shuffled(weight: NDArray, rng: np.random.Generator) -> NDArray:
+    """Return the same numbers at other places: scale and spread stay, what was learned goes."""
+    return np.asarray(rng.permutation(weight.ravel()).reshape(weight.shape))
+
+
+def _ranks(heat: Floats) -> NDArray[np.int64]:
+    """Return for each place how many places of its map are hotter."""
+    flat = heat.reshape(len(heat), -1)
+    order = np.argsort(-flat, axis=1)
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(flat.shape[1])[None].repeat(len(flat), axis=0), axis=1)
+    return ranks.reshape(heat.shape)
+
+
+def _probability(model: keras.Model, images: Images, targets: Targets) -> Floats:
+    return predict_arrays(model, images)[np.arange(len(images)), targets]

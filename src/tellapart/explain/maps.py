@@ -1,0 +1,149 @@
+"""Heat maps: how much each place of a picture speaks for a class. Knows nothing about files or how maps are shown.
+
+Every method is a function (model, images, targets) → heat maps: uint8 pictures (num_images, height, width, 3) and class
+numbers (num_images,) in, (num_images, height, width) float32 in [0, 1] out. The largest value of a map is 1, or 0 where
+nothing speaks for the class.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import cv2
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.evaluation.predict import predict_arrays
+from tellapart.models.probe import Floats, Images, Probe, Reading, first_layer
+
+Targets = NDArray[np.int64]
+Method = Callable[[keras.Model, Images, Targets], Floats]
+
+_INTEGRATION_STEPS = 24
+_OCCLUDERS = 12
+"""Patches along a side, each two of these steps wide."""
+
+
+def grad_cam(model: keras.Model, images: Images, targets: Targets) -> Floats:
+    """Weigh each feature map by the mean of its gradient (Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2)."""
+    return to_heat(grad_cam_values(_probe(model).read(images, targets)), images)
+
+
+def hires_cam(model: keras.Model, images: Images, targets: Targets) -> Floats:
+    """Multiply each feature with its own gradient (Draelos & Carin 2020, "HiResCAM", equation 4)."""
+    return to_heat(hires_cam_values(_probe(model).read(images, targets)), images)
+
+
+def layer_cam(model: keras.Model, images: Images, targets: Targets) -> Floats:
+    """Multiply each feature with its gradient where that is positive (Jiang et al. 2021, "LayerCAM", equation 6)."""
+    return to_heat(layer_cam_values(_probe(model).read(images, targets)), images)
+
+
+def integrated_gradients(model: keras.Model, images: Images, targets: Targets) -> Floats:
+    """Integrate the gradient on the way from a blurred picture to the picture (Sundararajan et al. 2017).
+
+    A place's heat is the sum over its channels, what speaks against the class left out.
+    """
+    return to_heat(integrated_gradients_values(model, images, targets), images)
+
+
+def occlusion(model: keras.Model, images: Images, targets: Targets) -> Floats:
+    """Cover places with the blurred picture and see how far the score falls (Zeiler & Fergus 2014, section 4.2)."""
+    return to_heat(occlusion_values(model, images, targets), images)
+
+
+METHODS: Mapping[str, Method] = {
+    "grad-cam": grad_cam,
+    "hires-cam": hires_cam,
+    "layer-cam": layer_cam,
+    "integrated-gradients": integrated_gradients,
+    "occlusion": occlusion,
+}
+
+
+def grad_cam_values(reading: Reading) -> Floats:
+    """Return the map at the size of the layer, before ReLU and scaling: (num_images, height, width) float32."""
+    weights = reading.gradients.mean(axis=(1, 2), keepdims=True)
+    return np.asarray((reading.outputs * weights).sum(axis=-1), np.float32)
+
+
+def hires_cam_values(reading: Reading) -> Floats:
+    """Return the map at the size of the layer, before ReLU and scaling: (num_images, height, width) float32."""
+    return np.asarray((reading.outputs * reading.gradients).sum(axis=-1), np.float32)
+
+
+def layer_cam_values(reading: Reading) -> Floats:
+    """Return the map at the size of the layer, before ReLU and scaling: (num_images, height, width) float32."""
+    return np.asarray((reading.outputs * np.maximum(reading.gradients, 0)).sum(axis=-1), np.float32)
+
+
+def integrated_gradients_values(
+    model: keras.Model, images: Images, targets: Targets, *, steps: int = _INTEGRATION_STEPS
+) -> Floats:
+    """Return each place's share of score(picture) - score(blurred picture): (num_images, height, width) float32.
+
+    The integral is Gauss-Legendre's sum, which needs a tenth of the points of a Riemann sum. The shares add up to
+    the difference of the scores (completeness, proposition 1 of the paper) as far as the sum is exact.
+    """
+    probe = _probe(model, first_layer(model))
+    picture = probe.read(images, targets).outputs
+    baseline = probe.read(blurred(images), targets).outputs
+    way = picture - baseline
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    total = np.zeros_like(way)
+    for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
+        total += np.float32(weight) * probe.read(images, targets, np.float32(point - 1) * way).gradients
+    return np.asarray((total * way).sum(axis=-1), np.float32)
+
+
+def occlusion_values(model: keras.Model, images: Images, targets: Targets, *, occluders: int = _OCCLUDERS) -> Floats:
+    """Return how far the log-probability falls when the surroundings of a place are covered, on average.
+
+    Returns:
+        (num_images, height, width) float32.
+    """
+    height, width = images.shape[1:3]
+    cover = blurred(images)
+    rows, columns = (np.linspace(0, side, occluders + 1).round().astype(int) for side in (height, width))
+    before = _log_probability(model, images, targets)
+    total, looks = np.zeros((len(images), height, width), np.float32), np.zeros((height, width), np.float32)
+    for row in range(occluders - 1):
+        for column in range(occluders - 1):
+            place = np.s_[rows[row] : rows[row + 2], columns[column] : columns[column + 2]]
+            covered = images.copy()
+            covered[:, *place] = cover[:, *place]
+            fall = before - _log_probability(model, covered, targets)
+            total[:, *place] += fall[:, None, None]
+            looks[place] += 1
+    return np.asarray(total / looks, np.float32)
+
+
+def blurred(images: Images) -> Images:
+    """Return (num_images, height, width, 3) uint8 pictures without detail: what is shown in place of what is hidden.
+
+    A grey patch would itself be a shape; a blurred picture keeps the colours and loses the object.
+    """
+    sigma = max(images.shape[1:3]) / 8
+    return np.stack([cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) for image in images])
+
+
+def to_heat(values: Floats, images: Images) -> Floats:
+    """Enlarge maps to the pictures' size, leave out what speaks against the class, and scale to [0, 1]."""
+    height, width = images.shape[1:3]
+    enlarged = np.stack([cv2.resize(value, (width, height), interpolation=cv2.INTER_LINEAR) for value in values])
+    positive = np.maximum(np.nan_to_num(enlarged, nan=0.0, posinf=0.0, neginf=0.0), 0)
+    largest = positive.max(axis=(1, 2), keepdims=True)
+    return np.asarray(np.divide(positive, largest, out=np.zeros_like(positive), where=largest > 0), np.float32)
+
+
+@functools.lru_cache(maxsize=4)
+def _probe(model: keras.Model, layer: keras.layers.Layer | None = None) -> Probe:
+    """Return the probe of a network, compiled once: all explanations of a network go through the same few."""
+    return Probe(model, layer)
+
+
+def _log_probability(model: keras.Model, images: Images, targets: Targets) -> Floats:
+    probabilities = predict_arrays(model, images)
+    return np.asarray(np.log(np.maximum(probabilities[np.arange(len(images)), targets], 1e-7)), np.float32)

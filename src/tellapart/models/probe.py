@@ -1,0 +1,241 @@
+"""Looks inside a network: a layer's outputs, and how the score of a class changes with them.
+
+The one place for gradients outside training, on TensorFlow and JAX alike. Knows nothing about heat maps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.errors import InputError, nearest
+
+Images = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a network showed for a batch of images.
+
+    Attributes:
+        probabilities: (num_images, num_classes) float32.
+        scores: (num_images,) float32, each image's target class before softmax.
+        outputs: of the layer, (num_images, …) float32.
+        gradients: of the scores with respect to `outputs`, in their shape.
+    """
+
+    probabilities: Floats
+    scores: Floats
+    outputs: Floats
+    gradients: Floats
+
+
+class Probe:
+    """A network with one of its layers laid open.
+
+    The layer may stand inside a nested model, as in transfer learning. The score of a class is what goes into the
+    final softmax; where the network ends without one, the logarithm of the probability.
+
+    Args:
+        model: maps images to probabilities.
+        layer: the layer; None: the last one with feature maps, (num_images, height, width, channels).
+        batch_size: images that are computed at once.
+
+    Raises:
+        InputError: there is no layer with feature maps.
+    """
+
+    def __init__(self, model: keras.Model, layer: keras.layers.Layer | None = None, *, batch_size: int = 32) -> None:
+        self.model = model
+        self.layer = feature_layer(model) if layer is None else layer
+        self.batch_size = batch_size
+        self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self._gradient = _with_gradient(self._look, model)
+
+    def read(self, images: Images, targets: NDArray[np.int64], move: Floats | None = None) -> Reading:
+        """Return the layer's outputs, and the gradients of the target classes' scores.
+
+        Args:
+            images: (num_images, height, width, 3) uint8.
+            targets: (num_images,) class numbers.
+            move: is added to the layer's outputs before the network goes on, (num_images, …) float32; None: nothing.
+        """
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            chosen = slice(start, start + self.batch_size)
+            part, count = images[chosen], len(images[chosen])
+            moved = np.zeros((count, *self.shape(part)), np.float32) if move is None else move[chosen]
+            full = self.batch_size if len(images) > self.batch_size else count  # a short last batch would compile anew
+            given = (_filled(array, full) for array in (part, targets[chosen].astype(np.int32), moved))
+            parts.append([np.asarray(found, np.float32)[:count] for found in self._gradient(*given)])
+        return Reading(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def shape(self, images: Images) -> tuple[int, ...]:
+        """Return the shape of the layer's output for one of the images: (height, width, channels)."""
+        size = images.shape[1:3]
+        if size not in self._shapes:
+            seen: list[Any] = []
+
+            def note(outputs: Any) -> Any:
+                seen.append(outputs.shape[1:])
+                return outputs
+
+            with _changed(self.layer, note):
+                self.model(images[:1], training=False)
+            self._shapes[size] = tuple(int(side) for side in seen[-1])
+        return self._shapes[size]
+
+    def _look(self, images: Any, targets: Any, move: Any) -> tuple[Any, Any, Any]:
+        """Return (probabilities, scores, outputs) as tensors."""
+        ops, seen = keras.ops, []
+
+        def open_up(outputs: Any) -> Any:
+            seen.append(ops.cast(outputs, "float32"))
+            return outputs + ops.cast(move, outputs.dtype)
+
+        with _changed(self.layer, open_up), _without_softmax(self.model) as ends_with_softmax:
+            last = ops.cast(self.model(images, training=False), "float32")
+        probabilities = ops.softmax(last) if ends_with_softmax else last
+        logits = last if ends_with_softmax else ops.log(ops.maximum(last, 1e-7))
+        scores = ops.sum(logits * ops.one_hot(targets, last.shape[-1], dtype="float32"), axis=-1)
+        return probabilities, scores, seen[-1]
+
+
+def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yield the layers from input to output, those of nested models in place of the models."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from layers_of(layer)
+        elif not isinstance(layer, keras.layers.InputLayer):
+            yield layer
+
+
+def feature_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Return the network's own layers with feature maps, from input to output, those inside nested models left out."""
+    return [
+        layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer) and _has_feature_maps(layer)
+    ]
+
+
+def feature_layer(model: keras.Model) -> keras.layers.Layer:
+    """Return the last layer with feature maps: what class activation maps look at.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [layer for layer in layers_of(model) if _has_feature_maps(layer)]
+    if not found:
+        raise InputError(f"The network {model.name!r} has no layer with feature maps (height, width, channels).")
+    return found[-1]
+
+
+def first_layer(model: keras.Model) -> keras.layers.Layer:
+    """Return the first layer whose outputs are the picture as numbers: after scaling, before any convolution.
+
+    Raises:
+        InputError: the network does not begin with one.
+    """
+    layer = next(layers_of(model))
+    if _has_feature_maps(layer) and layer.output.shape[-1] == 3 and not layer.trainable_variables:
+        return layer
+    raise InputError(
+        f"The network {model.name!r} begins with {layer.name!r}. Expected a layer that scales the picture, such as "
+        "Rescaling, so that gradients can be taken with respect to its outputs."
+    )
+
+
+def named_layer(model: keras.Model, name: str) -> keras.layers.Layer:
+    """Return the layer called `name`, inside nested models too.
+
+    Raises:
+        InputError: there is none of that name, or it has no feature maps.
+    """
+    layers = {layer.name: layer for layer in layers_of(model) if _has_feature_maps(layer)}
+    if name not in layers:
+        raise InputError(
+            f"The network has no layer {name!r} with feature maps.{nearest(name, layers)} It has {', '.join(layers)}."
+        )
+    return layers[name]
+
+
+def _has_feature_maps(layer: keras.layers.Layer) -> bool:
+    try:
+        shape = layer.output.shape
+    except (AttributeError, ValueError):  # never called, or called at several places
+        return False
+    return len(shape) == 4 and (shape[1], shape[2]) != (1, 1)
+
+
+def _filled(array: NDArray, count: int) -> NDArray:
+    return np.concatenate([array, np.repeat(array[:1], count - len(array), axis=0)])
+
+
+@contextlib.contextmanager
+def _changed(layer: keras.layers.Layer, change: Callable[[Any], Any]) -> Iterator[None]:
+    """Let a layer return `change(outputs)`: works at any depth, without building the network anew."""
+    plain = layer.call
+    layer.call = lambda *args, **options: change(plain(*args, **options))
+    try:
+        yield
+    finally:
+        layer.call = plain
+
+
+@contextlib.contextmanager
+def _without_softmax(model: keras.Model) -> Iterator[bool]:
+    """Let the network return what goes into its final softmax; yield whether there is one."""
+    last = list(layers_of(model))[-1]
+    if isinstance(last, keras.layers.Softmax):
+        plain = last.call
+        last.call = lambda inputs, *_args, **_options: inputs
+        try:
+            yield True
+        finally:
+            last.call = plain
+    elif getattr(last, "activation", None) is keras.activations.softmax:
+        last.activation = keras.activations.linear
+        try:
+            yield True
+        finally:
+            last.activation = keras.activations.softmax
+    else:
+        yield False
+
+
+def _with_gradient(look: Callable[..., tuple[Any, Any, Any]], model: keras.Model) -> Callable[..., Any]:
+    """Compile (images, targets, move) → (probabilities, scores, outputs, gradients with respect to `move`)."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+        def run(images: Any, targets: Any, move: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(move)
+                probabilities, scores, outputs = look(images, targets, move)
+            return probabilities, scores, outputs, tape.gradient(scores, move)
+
+        return lambda *given: run(*map(tf.convert_to_tensor, given))
+    if backend == "jax":
+        import jax
+
+        def total(move: Any, weights: Any, images: Any, targets: Any) -> Any:
+            with keras.StatelessScope(state_mapping=list(zip(model.variables, weights, strict=True))):
+                found = look(images, targets, move)
+            return found[1].sum(), found
+
+        compiled = jax.jit(jax.grad(total, has_aux=True))
+
+        def run_jax(images: Any, targets: Any, move: Any) -> Any:
+            gradients, found = compiled(move, [variable.value for variable in model.variables], images, targets)
+            return *found, gradients
+
+        return run_jax
+    raise InputError(f"Explanations need TensorFlow or JAX; the Keras backend is {backend}.")

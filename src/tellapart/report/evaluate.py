@@ -1,0 +1,75 @@
+"""The story of a report: a run and labelled photos become ``report.html``. Reads top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tellapart.evaluation.predict import load
+from tellapart.files import write_json
+from tellapart.records import Progress, no_progress
+from tellapart.report.examine import Announce, examine
+from tellapart.report.page import write_page
+from tellapart.report.subject import open_subject, other_photos, photos_of_run
+from tellapart.report.values import envelope_record, values_of
+from tellapart.run import default_cache
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report.
+
+    Attributes:
+        page: ``report.html``.
+        values: the contents of ``evaluation.json``.
+    """
+
+    page: Path
+    values: dict[str, Any]
+
+
+def evaluate(
+    run: str | os.PathLike[str],
+    photos: str | os.PathLike[str] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress = no_progress,
+    announce: Announce = logger.info,
+) -> Report:
+    """Examine a run, on its own photos or on others, and write the report.
+
+    Args:
+        run: a finished run folder.
+        photos: other labelled photos; None: those of the run, judged on its test side.
+        out: the folder for ``report.html``, ``evaluation.json`` and ``envelope.json``; None: ``RUN/report``, or
+            ``RUN/report-NAME`` for other photos.
+        cache: the folder for decoded pictures; None: the user's cache folder.
+        progress: called often with (what, done, total).
+        announce: called with single lines.
+
+    Raises:
+        RunError: `run` has no model.
+        InputError: no photo can be read, or one has a label that the model does not know.
+    """
+    folder = Path(run)
+    classifier = load(folder)
+    if photos is None:
+        root, manifest = photos_of_run(folder)
+    else:
+        root, manifest = other_photos(Path(photos), classifier.classes, progress)
+    place = Path(out) if out is not None else folder / ("report" if photos is None else f"report-{Path(photos).stem}")
+    place.mkdir(parents=True, exist_ok=True)
+    store = Path(cache) if cache is not None else default_cache()
+    with (subject := open_subject(classifier, root, manifest, cache=store, progress=progress)).pictures:
+        found = examine(subject, own_photos=photos is None, progress=progress, announce=announce)
+        values = values_of(found)
+        write_json(place / "evaluation.json", values)
+        write_json(place / "envelope.json", envelope_record(found.envelope))
+        page = write_page(place / "report.html", folder, found, progress=progress)
+    return Report(page, values)

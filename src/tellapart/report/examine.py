@@ -1,0 +1,334 @@
+"""Computes all parts of a report, one after the other. Knows nothing about pages or folders."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.data.decode import decode_square, read_file, resize
+from tellapart.data.quality import DIRECTIONS, measure_quality
+from tellapart.errors import DecodeError, InputError
+from tellapart.evaluation.calibration import (
+    Abstention,
+    Calibration,
+    abstention,
+    at_temperature,
+    calibration,
+    conformal_sets,
+    conformal_threshold,
+    fit_temperature,
+)
+from tellapart.evaluation.labels import out_of_sample, suspected_labels
+from tellapart.evaluation.measure import measure_sides
+from tellapart.evaluation.predict import predict_arrays
+from tellapart.evaluation.ranking import Curve, curves, top_k_accuracy
+from tellapart.evaluation.robustness import CORRUPTED_PX, Envelope, Robustness, envelope, robustness
+from tellapart.evaluation.slices import Slice, slices
+from tellapart.explain.channels import Channels, channel_importance
+from tellapart.explain.faithfulness import Faithfulness, Sanity, faithfulness, weight_randomisation
+from tellapart.explain.maps import METHODS
+from tellapart.randomness import generator
+from tellapart.records import Interval, Progress
+from tellapart.report.shortcuts import Shortcuts, shortcuts
+from tellapart.report.subject import Subject
+from tellapart.shares import wilson
+
+Announce = Callable[[str], None]
+
+COVERAGES = (0.9, 0.95, 0.99)
+DEFAULT_METHOD = "grad-cam"
+_FEW = 48
+"""Pictures for what takes many looks at each: comparing methods, silencing channels."""
+_SOME = 200
+_MOST_CORRUPTED_PIXELS = 1100 * 64 * 64
+"""Pictures times their pixels that the network sees in each of the 75 corruption runs."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report says. What could not be computed is None, with a reason in `missing`.
+
+    Attributes:
+        subject: the network and its photos.
+        metrics: for each side, as `measure_sides` gives it.
+        baseline: accuracy of a linear model on 8 × 8 coloured squares, trained on the same photos.
+        top_k: k → (accuracy, interval), on the main side, as are all that follow.
+        ranking: ROC and precision-recall curves of the classes.
+        calibration: of the probabilities as they are.
+        calibration_scaled: after temperature scaling.
+        temperature: fitted on validation.
+        sets: a row per stated coverage: ``coverage``, ``threshold``, ``covered``, ``low``, ``high``, ``mean_size``.
+        abstention: accuracy against the share answered.
+        labels: suspected label errors over all sides, most suspicious first.
+        robustness: accuracy under corruption.
+        envelope: photo quality for which the accuracy holds.
+        slices: worst first.
+        heat: (num_images of the main side, px, px) float32, for the predicted classes, by `method`.
+        method: that made `heat`.
+        methods: how faithful each method is.
+        sanity: what becomes of the maps when the network forgets.
+        channels: which channel carries which class.
+        channel_photos: positions of the photos that `channels` looked at.
+        shortcuts: whether the surroundings give the class away.
+        missing: part → why it is not there.
+        seconds: part → how long it took.
+    """
+
+    subject: Subject
+    metrics: dict[str, Any]
+    baseline: tuple[float, Interval] | None
+    top_k: dict[int, tuple[float, Interval]]
+    ranking: list[Curve]
+    calibration: Calibration
+    calibration_scaled: Calibration | None
+    temperature: float | None
+    sets: pd.DataFrame | None
+    abstention: Abstention
+    labels: pd.DataFrame | None
+    robustness: Robustness
+    envelope: Envelope
+    slices: list[Slice]
+    heat: NDArray[np.float32] | None
+    method: str
+    methods: dict[str, Faithfulness]
+    sanity: Sanity | None
+    channels: Channels | None
+    channel_photos: NDArray[np.int64]
+    shortcuts: Shortcuts | None
+    missing: dict[str, str]
+    seconds: dict[str, float]
+
+
+def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce: Announce) -> Findings:
+    """Compute all parts of a report."""
+    predict = functools.partial(predict_arrays, subject.model)
+    missing: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    at = subject.at(subject.main)
+    true, probabilities = subject.numbers[at], subject.probabilities[at]
+    correct = probabilities.argmax(axis=1) == true
+    announce(f"{len(at):,} {subject.main} photos, {len(subject.classes)} classes.")
+
+    def timed(part: str, compute: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = compute()
+        seconds[part] = time.perf_counter() - start
+        return result
+
+    # What the probabilities say
+    held_out = subject.at("validation") if subject.main != "validation" else np.zeros(0, np.int64)
+    scaled = _scaled(subject, held_out, at, missing)
+    sets = _sets(subject, held_out, at, missing)
+    labels = timed("labels", lambda: _labels(subject, own_photos, missing, progress))
+
+    # How it fares with worse pictures and in parts of the photos
+    large, qualities = timed("quality", lambda: _large_pictures(subject, at, progress))
+    picture_px = subject.pictures.image_px
+    few = spread(true, min(len(at), max(_FEW, _MOST_CORRUPTED_PIXELS // picture_px**2)))
+    robust = timed(
+        "corruptions",
+        lambda: robustness(predict, large[few], true[few], picture_px, progress=progress),
+    )
+    parts = slices(correct, _properties(subject.frame.iloc[at], qualities))
+
+    # What it looks at
+    pictures = subject.pictures.batch(at)
+    heat, methods, sanity, channels, looked = _looks(subject, pictures, at, missing, timed, progress)
+    some = spread(true, _SOME)
+    alarm = None
+    if heat is not None:
+        alarm = timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], heat[some]))
+    return Findings(
+        subject=subject,
+        metrics=measure_sides(subject.frame, subject.probabilities.astype(np.float32), subject.classes),
+        baseline=timed("baseline", lambda: _baseline(subject, at, own_photos, missing)),
+        top_k={k: top_k_accuracy(true, probabilities, k) for k in (1, 2, 3, 5) if k < len(subject.classes)},
+        ranking=timed("ranking", lambda: curves(true, probabilities, subject.classes)),
+        calibration=calibration(true, probabilities),
+        calibration_scaled=scaled[1],
+        temperature=scaled[0],
+        sets=sets,
+        abstention=abstention(true, probabilities),
+        labels=labels,
+        robustness=robust,
+        envelope=envelope(qualities, correct),
+        slices=parts,
+        heat=heat,
+        method=DEFAULT_METHOD,
+        methods=methods,
+        sanity=sanity,
+        channels=channels,
+        channel_photos=looked,
+        shortcuts=alarm,
+        missing=missing,
+        seconds=seconds,
+    )
+
+
+def spread(true: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return `count` positions, as even over the classes as can be, the same each time, in rising order."""
+    order = generator(0, "spread").permutation(len(true))
+    rank = pd.Series(order).groupby(true[order]).cumcount().to_numpy()  # the how-many-eth of its class
+    return np.sort(order[np.argsort(rank, kind="stable")][:count])
+
+
+def _baseline(
+    subject: Subject, at: NDArray[np.int64], own_photos: bool, missing: dict[str, str]
+) -> tuple[float, Interval] | None:
+    """Return the accuracy of a logistic regression on 8 × 8 coloured squares: what needs no network."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    trained_on = subject.at("train")
+    if not own_photos or not len(trained_on) or len(np.unique(subject.numbers[trained_on])) < 2:
+        missing["baseline"] = "There are no training photos to fit one to."
+        return None
+
+    def squares(positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows = [resize(subject.pictures.read(int(position)), 8).ravel() for position in positions]
+        return np.stack(rows).astype(np.float32)
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    model.fit(squares(trained_on), subject.numbers[trained_on])
+    hits = int((model.predict(squares(at)) == subject.numbers[at]).sum())
+    return hits / len(at), wilson(hits, len(at))
+
+
+def _scaled(
+    subject: Subject, held_out: NDArray[np.int64], at: NDArray[np.int64], missing: dict[str, str]
+) -> tuple[float | None, Calibration | None]:
+    if not len(held_out):
+        missing["temperature scaling"] = "There are no validation photos to fit it on."
+        return None, None
+    temperature = fit_temperature(subject.numbers[held_out], subject.probabilities[held_out])
+    return temperature, calibration(subject.numbers[at], at_temperature(subject.probabilities[at], temperature))
+
+
+def _sets(
+    subject: Subject, held_out: NDArray[np.int64], at: NDArray[np.int64], missing: dict[str, str]
+) -> pd.DataFrame | None:
+    if not len(held_out):
+        missing["prediction sets"] = "There are no validation photos to fit them on."
+        return None
+    rows = []
+    for coverage in COVERAGES:
+        threshold = conformal_threshold(subject.numbers[held_out], subject.probabilities[held_out], coverage)
+        sets = conformal_sets(subject.probabilities[at], threshold)
+        covered = sets[np.arange(len(at)), subject.numbers[at]]
+        interval = wilson(int(covered.sum()), len(at))
+        sizes = sets.sum(axis=1)
+        rows.append((
+            coverage, threshold, float(covered.mean()), interval.low, interval.high, float(sizes.mean()),
+            float((sizes == 1).mean()),
+        ))  # fmt: skip
+    columns = ["coverage", "threshold", "covered", "low", "high", "mean_size", "single"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _labels(subject: Subject, own_photos: bool, missing: dict[str, str], progress: Progress) -> pd.DataFrame | None:
+    """Return suspected label errors over all sides."""
+    frame = subject.frame
+    trained_on = (frame["split"] == "train").to_numpy() if own_photos else np.zeros(len(frame), bool)
+    unit = frame["unit"].to_numpy() if "unit" in frame else np.arange(len(frame))
+    counts = np.bincount(subject.numbers[trained_on], minlength=len(subject.classes))
+    if trained_on.any() and counts.min() < 2:
+        missing["label errors"] = "A class has fewer than two training photos."
+        return None
+    probabilities = subject.probabilities
+    if trained_on.any():
+        probabilities = out_of_sample(
+            subject.features, subject.numbers, probabilities, trained_on, np.asarray(unit, np.int64), progress=progress
+        )
+    if len(np.unique(subject.numbers)) < len(subject.classes):
+        missing["label errors"] = "A class does not occur in these photos."
+        return None
+    return suspected_labels(subject.numbers, probabilities)
+
+
+def _large_pictures(
+    subject: Subject, at: NDArray[np.int64], progress: Progress
+) -> tuple[NDArray[np.uint8], pd.DataFrame]:
+    """Read the photos once more: as pictures to corrupt, and to measure their quality."""
+    side = max(CORRUPTED_PX, subject.pictures.image_px)
+    pictures = np.empty((len(at), side, side, 3), np.uint8)
+    rows = []
+    for slot, position in enumerate(at):
+        path = subject.root / subject.frame["path"].iloc[position]
+        try:
+            data = read_file(path)
+            decode_square(data, side, out=pictures[slot])
+            rows.append(measure_quality(data).to_dict())
+        except DecodeError:  # changed since the scan: the cache still has it
+            pictures[slot] = 0
+            rows.append(dict.fromkeys(DIRECTIONS, float("nan")))
+        if slot % 32 == 31 or slot + 1 == len(at):
+            progress("measuring quality", slot + 1, len(at))
+    return pictures, pd.DataFrame(rows)
+
+
+_PROPERTIES = ("label", "format", "mode", "orientation", "grey", "transparent", "frames", "bits", "extension")
+
+
+def _properties(frame: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns to slice by: classes, folders, size, format, quality, and what else the manifest has."""
+    folders = frame["path"].str.rpartition("/")[0]
+    plain = {
+        "class": frame["label"],
+        "folder": folders,
+        "width": frame["width"],
+        "height": frame["height"],
+        "aspect": frame["width"] / frame["height"],
+        "bytes per pixel": frame["bytes"] / (frame["width"] * frame["height"]),
+        **{name: frame[name] for name in (*_PROPERTIES[1:], "group") if name in frame},
+    }
+    if (folders == frame["label"]).all():
+        del plain["folder"]  # the same slices twice would only cost power
+    table = pd.DataFrame({name: values.to_numpy() for name, values in plain.items()})
+    measured = qualities.drop(columns="short_side_px").add_prefix("quality: ")
+    return pd.concat([table, measured.reset_index(drop=True)], axis=1)
+
+
+def _looks(
+    subject: Subject,
+    pictures: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    missing: dict[str, str],
+    timed: Callable[[str, Callable[[], Any]], Any],
+    progress: Progress,
+) -> tuple[NDArray[np.float32] | None, dict[str, Faithfulness], Sanity | None, Channels | None, NDArray[np.int64]]:
+    """Make the heat maps, test them, and silence channels; a network without feature maps gets none of it."""
+    predicted = subject.probabilities[at].argmax(axis=1)
+    nothing = np.zeros(0, np.int64)
+    try:
+        heat = timed("heat maps", lambda: METHODS[DEFAULT_METHOD](subject.model, pictures, predicted))
+        few = spread(subject.numbers[at], _FEW)
+        methods = {}
+        for number, (name, method) in enumerate(METHODS.items(), start=1):
+            maps = timed(name, functools.partial(method, subject.model, pictures[few], predicted[few]))
+            methods[name] = faithfulness(subject.model, pictures[few], predicted[few], maps)
+            progress("comparing methods", number, len(METHODS))
+        sanity = timed(
+            "sanity check",
+            lambda: weight_randomisation(
+                subject.model, pictures[few[:16]], predicted[few[:16]], METHODS[DEFAULT_METHOD]
+            ),
+        )
+        looked = at[spread(subject.numbers[at], _SOME)]
+        channels = timed(
+            "channels",
+            lambda: channel_importance(
+                subject.model, subject.pictures.batch(looked), subject.numbers[looked], len(subject.classes)
+            ),
+        )
+    except InputError as error:
+        missing["heat maps"] = str(error)
+        return None, {}, None, None, nothing
+    return heat, methods, sanity, channels, looked

@@ -1,0 +1,294 @@
+"""Lays a report out as one HTML file that needs nothing else. Knows nothing about how its numbers were made."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.evaluation.features import nearest_neighbours
+from tellapart.evaluation.measure import best_epoch_of
+from tellapart.evaluation.metrics import confusion_matrix
+from tellapart.evaluation.ranking import macro_average
+from tellapart.explain.overlay import overlay
+from tellapart.files import read_json, write_text
+from tellapart.records import SPLITS, Progress
+from tellapart.report import figures
+from tellapart.report.examine import Findings
+from tellapart.report.photos import coarse_heat, encoded, thumbnails
+from tellapart.report.verdict import percent, verdict
+from tellapart.settings import load_recipe
+
+_MANY = 2500
+"""Photos from which the page shows smaller pictures, and neighbours for mistakes alone."""
+_LISTED = 60
+"""Rows of a long list, and rightly named photos of a cell, that the page shows."""
+_FEATURE_MAPS = 8
+
+
+def write_page(path: Path, run: Path, found: Findings, *, progress: Progress) -> Path:
+    """Write ``report.html``.
+
+    Args:
+        path: the file.
+        run: the run folder.
+        found: all that was computed.
+        progress: called with ("drawing the page", done, total).
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("tellapart.report", "page"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    templates.filters |= {"percent": percent, "words": lambda name: str(name).replace("_", " ")}
+    health = read_json(run / "health.json")["findings"] if (run / "health.json").is_file() else []
+    progress("drawing the page", 0, 2)
+    photos = _photos(found)
+    progress("drawing the page", 1, 2)
+    loader = templates.loader
+    assert loader is not None
+    source = {name: loader.get_source(templates, name)[0] for name in ("page.css", "page.js")}
+    text = templates.get_template("page.html").render(
+        found=found,
+        side=found.subject.main,
+        metrics=found.metrics[found.subject.main],
+        sides=[name for name in SPLITS if name in found.metrics],
+        verdict=verdict(found, health),
+        health=health,
+        confusion=_confusion(found),
+        averages=macro_average(found.ranking),
+        drawn=_figures(run, found),
+        mistakes=_mistakes(found),
+        suspects=_suspects(found),
+        looks=_looks(found),
+        sanity=list(zip(found.sanity.layers, found.sanity.correlation, strict=True)) if found.sanity else [],
+        photos=json.dumps(photos, separators=(",", ":")).replace("</", "<\\/"),
+        again=_again(run),
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        css=source["page.css"],
+        js=source["page.js"],
+    )
+    write_text(path, text)
+    progress("drawing the page", 2, 2)
+    return path
+
+
+def _photos(found: Findings) -> dict[str, Any]:
+    """Return what the page's script needs: small pictures, and for each photo of the main side what is said of it."""
+    subject = found.subject
+    at = subject.at(subject.main)
+    probabilities = subject.probabilities[at]
+    predicted = probabilities.argmax(axis=1)
+    wrong = predicted != subject.numbers[at]
+    many = len(at) > _MANY
+    shown = np.flatnonzero(_worth_showing(subject.numbers[at], predicted, probabilities.max(axis=1)))
+    train = subject.at("train")
+    neighbours = np.zeros((len(at), 0), np.int64)
+    if len(train):
+        neighbours = train[nearest_neighbours(subject.features[at], subject.features[train])[0]]
+    suspects = _suspect_positions(found)
+    with_neighbours = [slot for slot in shown if wrong[slot] or not many]
+    needed = sorted(
+        {int(at[slot]) for slot in shown} | {int(p) for s in with_neighbours for p in neighbours[s]} | suspects
+    )
+    paths = [subject.root / subject.frame["path"].iloc[position] for position in needed]
+    small = dict(zip(needed, thumbnails(paths, 64 if many else 96), strict=True))
+    index = {position: number for number, position in enumerate(needed)}
+    heat = coarse_heat(found.heat[shown]) if found.heat is not None else [""] * len(shown)
+    records = []
+    for number, slot in enumerate(shown):
+        order = np.argsort(-probabilities[slot], kind="stable")[:3]
+        near = neighbours[slot] if slot in set(with_neighbours) else []
+        records.append({
+            "i": index[int(at[slot])],
+            "t": int(subject.numbers[at[slot]]),
+            "p": [[int(n), round(float(probabilities[slot, n]), 3)] for n in order],
+            "h": heat[number],
+            "n": [index[int(position)] for position in near],
+        })  # fmt: skip
+    return {
+        "classes": subject.classes,
+        "images": [small[position] for position in needed],
+        "paths": [str(subject.frame["path"].iloc[position]) for position in needed],
+        "labels": [int(subject.numbers[position]) for position in needed],
+        "positions": needed,
+        "photos": records,
+    }
+
+
+def _worth_showing(
+    true: NDArray[np.int64], predicted: NDArray[np.int64], sure: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Return which photos go into the page: all mistakes, and of each class's right ones the least sure."""
+    shown = predicted != true
+    for number in np.unique(true):
+        right = np.flatnonzero((true == number) & (predicted == number))
+        shown[right[np.argsort(sure[right], kind="stable")[:_LISTED]]] = True
+    return np.asarray(shown)
+
+
+def _confusion(found: Findings) -> dict[str, Any]:
+    subject = found.subject
+    at = subject.at(subject.main)
+    predicted = subject.probabilities[at].argmax(axis=1)
+    counts = confusion_matrix(subject.numbers[at], predicted, len(subject.classes))
+    totals = counts.sum(axis=1)
+    shares = np.divide(counts, totals[:, None], out=np.zeros(counts.shape), where=totals[:, None] > 0)
+    return {"counts": counts.tolist(), "shares": shares.tolist(), "totals": totals.tolist()}
+
+
+def _figures(run: Path, found: Findings) -> dict[str, Any]:
+    """Return all SVG figures by name."""
+    robust = found.robustness
+    lowest = float(np.floor(10 * robust.runs["low"].min()) / 10)
+    drawn: dict[str, Any] = {
+        "roc": figures.roc([curve for curve in found.ranking if len(curve.precision)]),
+        "precision_recall": figures.precision_recall([curve for curve in found.ranking if len(curve.precision)]),
+        "reliability": figures.reliability(found.calibration, "as trained"),
+        "scaled": figures.reliability(found.calibration_scaled, f"temperature {found.temperature:.2f}")
+        if found.calibration_scaled is not None
+        else "",
+        "answered": figures.answered(found.abstention),
+        "corruptions": [
+            figures.corruption(runs, str(name), robust.clean_accuracy, lowest)
+            for name, runs in robust.runs.groupby("corruption", sort=False)
+        ],
+        "envelope": [
+            figures.envelope_measure(bins, str(name), found.envelope.accuracy)
+            for name, bins in found.envelope.bins.groupby("measure", sort=False)
+            if len(bins) > 1
+        ],
+        "curves": [],
+    }
+    if (run / "history.csv").is_file():
+        history = pd.read_csv(run / "history.csv")
+        best = best_epoch_of(history)
+        names = [name for name in ("loss", "accuracy", "learning_rate") if name in history]
+        drawn["curves"] = [figures.learning_curve(history, name, best) for name in names]
+    return drawn
+
+
+def _mistakes(found: Findings) -> list[int]:
+    """Return the numbers of the wrongly named photos among the page's records, the surest mistakes first."""
+    subject = found.subject
+    at = subject.at(subject.main)
+    probabilities = subject.probabilities[at]
+    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    shown = np.flatnonzero(_worth_showing(subject.numbers[at], predicted, sure))
+    wrong = [
+        (float(sure[slot]), number) for number, slot in enumerate(shown) if predicted[slot] != subject.numbers[at[slot]]
+    ]
+    return [number for _, number in sorted(wrong, reverse=True)[:_LISTED]]
+
+
+def _suspect_positions(found: Findings) -> set[int]:
+    if found.labels is None:
+        return set()
+    suspected = found.labels[found.labels["suspected"]]
+    return {int(position) for position in suspected["position"].head(_LISTED)}
+
+
+def _suspects(found: Findings) -> list[dict[str, Any]]:
+    """Return the labels that look wrong, most suspicious first."""
+    if found.labels is None:
+        return []
+    frame, classes = found.subject.frame, found.subject.classes
+    rows = found.labels[found.labels["suspected"]].head(_LISTED)
+    return [
+        {
+            "position": int(row["position"]),
+            "path": str(frame["path"].iloc[int(row["position"])]),
+            "split": str(frame["split"].iloc[int(row["position"])]),
+            "given": str(frame["label"].iloc[int(row["position"])]),
+            "suggested": classes[int(row["suggested"])],
+        }
+        for _, row in rows.iterrows()
+    ]
+
+
+def _looks(found: Findings) -> dict[str, Any]:
+    """Return the pictures of what the network sees: class maps, feature maps, and the channels of each class."""
+    if found.heat is None or found.channels is None:
+        return {}
+    subject = found.subject
+    at = subject.at(subject.main)
+    probabilities = subject.probabilities[at]
+    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    classes = []
+    for number, name in enumerate(subject.classes):
+        right = np.flatnonzero((predicted == number) & (subject.numbers[at] == number))
+        if not len(right):
+            continue
+        best = right[np.argsort(-sure[right], kind="stable")[:4]]
+        shown = [encoded(overlay(subject.pictures.read(int(at[slot])), found.heat[slot]), 80) for slot in best]
+        mean = found.heat[right].mean(axis=0)
+        grey = np.full((*mean.shape, 3), 128, np.uint8)
+        mean_picture = encoded(overlay(grey, mean / max(float(mean.max()), 1e-9)), 80)
+        strongest = np.argsort(-found.channels.importance[:, number], kind="stable")[:3]
+        channels = [
+            {
+                "channel": int(channel),
+                "importance": float(found.channels.importance[channel, number]),
+                "photos": [
+                    encoded(subject.pictures.read(int(found.channel_photos[place])), 75)
+                    for place in found.channels.strongest[channel][:4]
+                ],
+            }
+            for channel in strongest
+        ]
+        classes.append({"name": name, "shown": shown, "mean": mean_picture, "channels": channels})
+    return {"classes": classes, "layer": found.channels.layer, "layers": _feature_maps(found, at)}
+
+
+def _feature_maps(found: Findings, at: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Return for each layer with feature maps the strongest of them, for the surest photo of the main side."""
+    import keras
+
+    from tellapart.models.probe import feature_layers
+
+    subject = found.subject
+    surest = int(at[int(subject.probabilities[at].max(axis=1).argmax())])
+    picture = subject.pictures.read(surest)
+    layers = feature_layers(subject.model)
+    outputs = keras.Model(subject.model.inputs, [layer.output for layer in layers]).predict_on_batch(picture[None])
+    outputs = [outputs] if len(layers) == 1 else outputs
+    rows = []
+    for layer, output in zip(layers, outputs, strict=True):
+        maps = np.asarray(output[0], np.float32)
+        best = np.argsort(-maps.std(axis=(0, 1)), kind="stable")[:_FEATURE_MAPS]
+        rows.append({
+            "name": layer.name,
+            "shape": " × ".join(map(str, maps.shape)),
+            "maps": [encoded(_grey(maps[..., channel]), 80) for channel in best],
+        })  # fmt: skip
+    return rows
+
+
+def _grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    import cv2
+
+    low, high = float(values.min()), float(values.max())
+    scaled = (255 * (values - low) / max(high - low, 1e-9)).astype(np.uint8)
+    return np.asarray(cv2.applyColorMap(scaled, cv2.COLORMAP_VIRIDIS)[..., ::-1])
+
+
+def _again(run: Path) -> dict[str, Any]:
+    """Return what it takes to do the run again."""
+    record = read_json(run / "environment.json")
+    recipe = load_recipe(run / "recipe.toml")
+    return {
+        "commands": [f"tellapart reproduce {run}", f"tellapart evaluate {run}"],
+        "recipe": json.dumps(recipe.model_dump(mode="json"), indent=1),
+        "facts": {
+            name: record[name]
+            for name in ("commit", "data_sha256", "seed", "processor", "python", "backend", "precision")
+            if name in record
+        },
+        "packages": record.get("packages", {}),
+    }

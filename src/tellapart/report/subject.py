@@ -1,0 +1,127 @@
+"""What a report is about: a network, labelled photos, and what the network says of them. Knows nothing about pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.data.cache import Pictures, open_pictures
+from tellapart.data.duplicates import near_duplicates, units
+from tellapart.data.scan import scan
+from tellapart.errors import InputError, nearest
+from tellapart.evaluation.features import features_and_probabilities
+from tellapart.evaluation.predict import Classifier
+from tellapart.files import read_json
+from tellapart.records import SPLITS, Progress, no_progress
+from tellapart.run_folder import read_manifest
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and its photos.
+
+    Attributes:
+        model: the network.
+        classes: names in the order of its outputs.
+        root: the folder that paths are relative to.
+        frame: path, label, split and everything else that the manifest says of each readable photo.
+        pictures: the photos as the network sees them, in the order of `frame`.
+        numbers: (num_images,) class numbers.
+        features: (num_images, num_features) float32, the inputs of the network's last layer.
+        probabilities: (num_images, num_classes) float64; rows that were not finite are even.
+        num_not_finite: how many rows were not.
+        main: the side that the report is about: "test", or the last one that has photos.
+        unreadable: (path, reason) of photos that were left out.
+    """
+
+    model: keras.Model
+    classes: list[str]
+    root: Path
+    frame: pd.DataFrame
+    pictures: Pictures
+    numbers: NDArray[np.int64]
+    features: NDArray[np.float32]
+    probabilities: NDArray[np.float64]
+    num_not_finite: int
+    main: str
+    unreadable: tuple[tuple[str, str], ...]
+
+    def at(self, side: str) -> NDArray[np.int64]:
+        """Return the positions of the photos on one side of the split."""
+        return np.flatnonzero((self.frame["split"] == side).to_numpy())
+
+    @property
+    def sides(self) -> list[str]:
+        """The sides that have photos, in the order of a report."""
+        return [side for side in SPLITS if len(self.at(side))]
+
+
+def photos_of_run(run: Path) -> tuple[Path, pd.DataFrame]:
+    """Return (root, manifest) of the photos that a run was made from."""
+    return Path(read_json(run / "environment.json")["root"]), read_manifest(run)
+
+
+def other_photos(photos: Path, classes: list[str], progress: Progress = no_progress) -> tuple[Path, pd.DataFrame]:
+    """Return (root, manifest) of labelled photos that the run does not know; without a split all of them are "test".
+
+    Raises:
+        InputError: a label is none of the network's classes.
+    """
+    manifest = scan(photos, progress=progress)
+    unknown = sorted(set(manifest.frame["label"]) - set(classes))
+    if unknown:
+        raise InputError(
+            f"{photos} has the class {unknown[0]!r}, which the model does not know.{nearest(unknown[0], classes)} "
+            f"It knows {', '.join(classes)}."
+        )
+    frame = manifest.frame
+    if (frame["split"] == "").all():
+        frame = frame.assign(split="test")
+    return manifest.root, frame.assign(unit=units(manifest, near_duplicates(manifest)))
+
+
+def open_subject(
+    classifier: Classifier, root: Path, manifest: pd.DataFrame, *, cache: Path, progress: Progress = no_progress
+) -> Subject:
+    """Decode the photos and ask the network about all of them.
+
+    Raises:
+        InputError: no photo can be read.
+    """
+    bad = manifest[manifest["error"] != ""]
+    frame = manifest[manifest["error"] == ""].reset_index(drop=True)
+    if frame.empty:
+        raise InputError(f"{root} holds no readable photo to evaluate on.")
+    pictures = open_pictures(
+        [root / path for path in frame["path"]],
+        frame["sha256"].tolist(),
+        classifier.image_px,
+        folder=cache,
+        limit_bytes=20 * 10**9,
+        max_pixels=classifier.max_pixels,
+        progress=progress,
+    )
+    features, probabilities = features_and_probabilities(classifier.model, pictures, progress)
+    finite = np.asarray(np.isfinite(probabilities).all(axis=1))
+    probabilities = np.where(finite[:, None], probabilities, 1 / len(classifier.classes)).astype(np.float64)
+    index = {name: number for number, name in enumerate(classifier.classes)}
+    numbers = np.array([index[label] for label in frame["label"]], np.int64)
+    sides = [side for side in SPLITS if (frame["split"] == side).any()]
+    return Subject(
+        model=classifier.model,
+        classes=classifier.classes,
+        root=root,
+        frame=frame,
+        pictures=pictures,
+        numbers=numbers,
+        features=np.nan_to_num(features),
+        probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
+        num_not_finite=int((~finite).sum()),
+        main=sides[-1],
+        unreadable=tuple(zip(bad["path"], bad["error"], strict=True)),
+    )

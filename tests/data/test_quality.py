@@ -1,0 +1,61 @@
+"""Photo quality: each measure against something whose value is known."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from corpus import jpeg, png
+from drawing import photo
+from tellapart.data.quality import DIRECTIONS, Quality, jpeg_quality, measure_quality, noise_level
+from tellapart.errors import DecodeError
+
+
+@pytest.mark.parametrize("sigma", [2.0, 8.0, 20.0])
+def test_noise_is_the_standard_deviation_that_was_added(sigma):
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(60, 190, 200)[None].repeat(200, axis=0)
+    noisy = np.clip(ramp + rng.normal(0, sigma, ramp.shape), 0, 255).round().astype(np.uint8)
+    assert noise_level(noisy) == pytest.approx(sigma, rel=0.05)
+
+
+@pytest.mark.parametrize("quality", [10, 35, 50, 75, 90, 98])
+def test_jpeg_quality_is_read_back(quality):
+    _, data = cv2.imencode(".jpg", photo(1, (80, 60)), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert jpeg_quality(data.tobytes()) == pytest.approx(quality, abs=1.5)
+
+
+def test_measures_move_in_their_direction():
+    rng = np.random.default_rng(0)
+    sharp = np.kron(rng.integers(60, 200, (40, 50, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    good = measure_quality(png(sharp))
+    blurred = measure_quality(png(cv2.GaussianBlur(sharp, (0, 0), 4)))
+    dark = measure_quality(png((sharp * 0.2).astype(np.uint8)))
+    flat = measure_quality(png((128 + 0.2 * (sharp.astype(float) - 128)).astype(np.uint8)))
+    assert blurred.sharpness < 0.3 * good.sharpness
+    assert dark.brightness == pytest.approx(0.2 * good.brightness, rel=0.05)
+    assert flat.contrast == pytest.approx(0.2 * good.contrast, rel=0.1)
+    assert good.short_side_px == 320
+    assert good.jpeg_quality == 100
+    half = sharp.copy()
+    half[:160] = 255
+    assert measure_quality(png(half)).clipped == pytest.approx(0.5, abs=0.02)
+
+
+def test_every_measure_has_a_direction_and_a_value_for_tiny_pictures():
+    tiny = measure_quality(png(np.full((1, 1, 3), 7, np.uint8)))
+    assert isinstance(tiny, Quality)
+    assert set(tiny.to_dict()) == set(DIRECTIONS)
+    assert np.isfinite(list(tiny.to_dict().values())).all()
+
+
+def test_the_size_does_not_make_a_photo_noisier():
+    large = np.clip(cv2.resize(photo(3, (64, 48)), (1600, 1200)), 0, 255)
+    assert measure_quality(png(large)).noise < 1.5
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(DecodeError):
+        measure_quality(b"<html>not found</html>")
+    assert jpeg_quality(jpeg(photo(1))[:20]) == 100

@@ -1,0 +1,44 @@
+"""Planted wrong labels are found."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tellapart.evaluation.labels import out_of_sample, suspected_labels
+
+
+def clusters(count: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 3, count)
+    return (3 * np.eye(3)[true] + rng.normal(0, 0.7, (count, 3))).astype(np.float32), true
+
+
+def test_planted_errors_come_first():
+    features, true = clusters()
+    planted = np.arange(0, 600, 33)
+    given = true.copy()
+    given[planted] = (true[planted] + 1) % 3
+    learned = np.eye(3)[given].astype(np.float32)  # a network that knows each label it was trained on by heart
+    trained_on = np.arange(600) % 10 != 0
+    softmax = np.exp(features) / np.exp(features).sum(axis=1, keepdims=True)
+    probabilities = np.where(trained_on[:, None], learned, softmax)
+    found = suspected_labels(given, out_of_sample(features, given, probabilities, trained_on, np.arange(600)))
+    first = set(found["position"][: len(planted)])
+    assert len(first & set(planted)) >= 0.9 * len(planted)
+    top = found[found["position"].isin(planted)]
+    assert (top["suggested"].to_numpy() == true[top["position"]]).mean() > 0.9
+    assert found["suspected"][: len(planted)].mean() > 0.9
+    assert found["suspected"].mean() < 0.08
+
+
+def test_copies_do_not_vouch_for_each_other():
+    """Two copies with the same wrong label: in another fold the copy would confirm it."""
+    features, true = clusters(300)
+    features[1] = features[0]
+    given = true.copy()
+    given[:2] = (true[0] + 1) % 3
+    units = np.arange(300)
+    units[1] = 0
+    everything = np.ones(300, bool)
+    found = out_of_sample(features, given, np.eye(3)[given], everything, units)
+    assert (found[:2].argmax(axis=1) == true[0]).all()

@@ -1,0 +1,141 @@
+"""A report of a real run on drawn pictures: what it says, and that a person can click through it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import confusion_matrix
+
+import tellapart
+from tellapart.errors import InputError
+
+pytestmark = pytest.mark.integration
+
+QUICK = [
+    "data.image_px=32", "train.epochs=8", "train.batch_size=32", "train.learning_rate=4e-3", "train.precision=float32",
+    "train.warmup_epochs=1", "model.batchnorm_momentum=0.9", "model.dropout=0.1", "augment.rotation=0.02",
+]  # fmt: skip
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "google-chrome")) if path), None)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, a run with twelve wrong labels among them, and its report."""
+    here = tmp_path_factory.mktemp("report")
+    photos = tellapart.draw(here / "photos", num_images=900)
+    classes = sorted(path.name for path in photos.iterdir() if path.is_dir())
+    for number, path in enumerate(sorted((photos / classes[0]).iterdir())[:12]):
+        path.rename(photos / classes[1 + number % 3] / f"moved-{path.name}")
+    tellapart.train(photos, changes=QUICK, out=here / "run", cache=here / "cache")
+    tellapart.evaluate(here / "run", cache=here / "cache")
+    return here
+
+
+@pytest.fixture(scope="module")
+def values(place: Path) -> dict:
+    return json.loads((place / "run" / "report" / "evaluation.json").read_text())
+
+
+def test_the_page_needs_no_network_and_is_small(place: Path):
+    page = (place / "run" / "report" / "report.html").read_text()
+    assert len(page) < 6e6
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:|//|/)""", without_names)
+    assert "nan" not in re.sub(r"base64,[^\"']*", "", re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)).lower()
+    assert page.count("<svg") > 20
+    assert len(re.findall(r"<svg[^>]*><title>[^<]{10,}", page)) == page.count("<svg"), "each figure has a text"
+    assert all('alt="' in image for image in re.findall(r"<img [^>]*>", page))
+
+
+def test_the_numbers_are_those_of_the_run(place: Path, values: dict):
+    metrics = json.loads((place / "run" / "metrics.json").read_text())
+    for side in ("train", "validation", "test"):
+        assert values["metrics"][side]["accuracy"] == pytest.approx(metrics[side]["accuracy"], abs=1e-9)
+        assert values["metrics"][side]["loss"] == pytest.approx(metrics[side]["loss"], rel=1e-4)
+    assert values["baseline"]["accuracy"] < values["metrics"]["test"]["accuracy"]
+    assert values["robustness"]["mean_corruption_error"] > 1 - values["robustness"]["clean_accuracy"]
+    assert len(values["robustness"]["runs"]) == 75
+    assert set(values["methods"]) == {"grad-cam", "hires-cam", "layer-cam", "integrated-gradients", "occlusion"}
+    assert values["missing"] == {}
+    assert 0.02 < values["temperature"] < 20
+
+
+def test_wrong_labels_are_suspected(place: Path, values: dict):
+    page = (place / "run" / "report" / "report.html").read_text()
+    section = page[page.index('id="labels"') : page.index('id="sure"')]
+    assert section.count("moved-") >= 6
+    assert values["suspected_labels"] >= 6
+
+
+def test_the_confusion_matrix_counts_the_predictions(place: Path):
+    page = (place / "run" / "report" / "report.html").read_text()
+    table = pd.read_csv(place / "run" / "predictions.csv")
+    test = table[table["split"] == "test"]
+    names = sorted(table["true_label"].unique())
+    expected = confusion_matrix(test["true_label"], test["predicted_label"], labels=names)
+    found = np.zeros_like(expected)
+    for true, said, count in re.findall(r'data-true="(\d+)" data-said="(\d+)" data-count="(\d+)"', page):
+        found[int(true), int(said)] = int(count)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_other_photos_are_judged_as_a_whole(place: Path):
+    other = tellapart.draw(place / "other", num_images=120, seed=7)
+    (other / sorted(p.name for p in other.iterdir() if p.is_dir())[0] / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    report = tellapart.evaluate(place / "run", other, cache=place / "cache")
+    assert report.page == place / "run" / "report-other" / "report.html"
+    assert report.values["metrics"]["test"]["num_images"] == 120
+    assert "baseline" in report.values["missing"]
+    assert "temperature scaling" in report.values["missing"]
+    assert "1 photos cannot be read" in report.page.read_text()
+
+
+def test_an_unknown_class_is_refused(place: Path):
+    other = place / "stranger"
+    (other / "nonsense").mkdir(parents=True)
+    source = next((place / "photos").rglob("*.jpg"))
+    shutil.copy(source, other / "nonsense" / source.name)
+    with pytest.raises(InputError, match="has the class 'nonsense', which the model does not know"):
+        tellapart.evaluate(place / "run", other, cache=place / "cache")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_person_can_click_from_a_cell_to_a_photo_to_its_heat_map(place: Path, width: int):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    errors: list[str] = []
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith(("file:", "data:")) else errors.append(request.url),
+        )
+        page.goto((place / "run" / "report" / "report.html").as_uri())
+        cell = page.locator(".confusion button.wrong:not(.none)").first
+        count = int(cell.get_attribute("data-count") or 0)
+        cell.click()
+        assert page.locator("#cell .card").count() == count
+        page.locator("#cell .card").first.click()
+        dialog = page.locator("dialog#photo")
+        assert dialog.is_visible()
+        page.wait_for_function("document.querySelector('dialog canvas')?.width > 100")
+        colours = page.evaluate(
+            "(() => {const c = document.querySelector('dialog canvas'); const d = c.getContext('2d')"
+            ".getImageData(0, 0, c.width, c.height).data; let n = 0;"
+            "for (let i = 0; i < d.length; i += 4) if (Math.abs(d[i] - d[i + 2]) > 25) n++; return n;})()"
+        )
+        assert colours > 100, "the heat map is coloured"
+        assert dialog.locator(".near img").count() == 3
+        page.keyboard.press("Escape")
+        assert not dialog.is_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
+        browser.close()
+    assert errors == []
