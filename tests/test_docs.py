@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tellapart
 from tellapart.data import health, oddities, shortcuts
+from tellapart.data.corrupt import CORRUPTIONS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -33,6 +34,11 @@ def test_every_finding_is_documented():
     assert {"leakage", "unreadable", "grey", "tiny", "metadata_shortcut"} <= kinds
     page = (DOCS / "check.md").read_text()
     assert [kind for kind in sorted(kinds) if kind not in page] == []
+
+
+def test_every_corruption_is_documented_with_its_group():
+    page = (DOCS / "corruptions.md").read_text()
+    assert [name for name, group in CORRUPTIONS.items() if f"| {group} | `{name}` |" not in page] == []
 
 
 def test_every_public_name_has_a_docstring_and_links_lead_somewhere():

@@ -107,8 +107,8 @@ def smeared(values: Plane, radius: int, sigma: float, angle: float) -> Plane:
 
 
 def zoom_blur(picture: Picture, rng: np.random.Generator, end: float, step: float) -> Picture:
-    """Average the picture and its enlargements by 1, 1 + `step`, … below `end`: moving towards the scene."""
-    zooms = np.arange(1, end, step)
+    """Average the picture and its enlargements by 1, 1 + `step`, … until `end`: moving towards the scene."""
+    zooms = np.arange(1, end, step)  # as published; by rounding, 1.11 is among them at severity 1
     values = picture.astype(np.float32)
     total = values.copy()
     for zoom in zooms:

@@ -82,17 +82,18 @@ def _blurred_cosines(length: int, sigma: float) -> Plane:
 def pixelate(picture: Picture, rng: np.random.Generator, share: float) -> Picture:
     """Shrink to `share` of the sides and enlarge again, both as Pillow's BOX filter does.
 
-    That averages the pixels whose centres lie in the smaller picture's pixel, then takes the nearest.
+    That averages the pixels whose centres lie in the smaller picture's pixel, or on its further border, then
+    takes the nearest.
     """
     sums, counts, nearest = np.asarray(cv2.integral(picture)), [], []
     for axis, length in enumerate(picture.shape[:2]):
         smaller = int(length * share)
-        edges = np.floor(np.arange(smaller + 1) * (length / smaller) + 0.5).astype(np.intp)
+        edges = (2 * length * np.arange(smaller + 1) + smaller) // (2 * smaller)
         sums = np.diff(np.take(sums, edges, axis), axis=axis)
-        counts.append(np.diff(edges))
-        nearest.append(((np.arange(length) + 0.5) * (smaller / length)).astype(np.intp))
-    means = levels((sums / np.multiply.outer(*counts)[..., None]).astype(np.float32))
-    return np.asarray(np.take(np.take(means, nearest[0], axis=0), nearest[1], axis=1))
+        counts.append(np.diff(edges).astype(np.float32))
+        nearest.append((2 * np.arange(length) + 1) * smaller // (2 * length))
+    means = levels(cv2.divide(sums, cv2.merge([np.multiply.outer(*counts)] * 3), dtype=cv2.CV_32F))
+    return np.asarray(np.take(np.take(means, nearest[1], axis=1), nearest[0], axis=0))
 
 
 def jpeg_compression(picture: Picture, rng: np.random.Generator, quality: int) -> Picture:

@@ -17,15 +17,21 @@ from tellapart.randomness import generator
 
 SHEET_PX = 512
 
-FANS = ((300, 7), (180, 16), (100, 44), (50, 90))
+FANS = ((300, 6), (180, 18), (100, 48), (50, 90))
 """Length of the stems in pixels, and how many times fronds of it sprout from one place; the longest grow first."""
+
+FANS_AT_ONCE = 6
 
 DARK, WHITE = (38, 52, 72), (250, 253, 255)
 """RGB of the clear pane and of thick ice."""
 
-_NUM_STEPS = 8
+_STEPS = np.arange(9)
+"""A needle is drawn in 8 steps, between 9 points."""
+
 _CELL_PX = 4
 """Side of the cells in which it is kept where ice is."""
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,17 +43,19 @@ class _Needles:
         headings: (num_needles, 9) float64, the direction at each point in radians.
         lengths: (num_needles,) float64, in pixels, as long as nothing is in the way.
         steps: (num_needles,) int, how many of the 8 steps were free.
+        origins: (num_needles, 2) float64, where the frond began.
     """
 
-    points: NDArray[np.float64]
-    headings: NDArray[np.float64]
-    lengths: NDArray[np.float64]
+    points: Floats
+    headings: Floats
+    lengths: Floats
     steps: NDArray[np.intp]
+    origins: Floats
 
 
 @cache
 def frost_sheet(number: int) -> NDArray[np.uint8]:
-    """Return a drawn sheet of frost; drawn at the first call, in a third of a second, then kept.
+    """Return a drawn sheet of frost; drawn at the first call, in a fraction of a second, then kept.
 
     Args:
         number: another number gives another sheet; it depends on nothing else.
@@ -59,60 +67,56 @@ def frost_sheet(number: int) -> NDArray[np.uint8]:
     ice = np.zeros((SHEET_PX, SHEET_PX), np.uint8)
     taken = np.zeros((SHEET_PX // _CELL_PX, SHEET_PX // _CELL_PX), np.uint8)
     for length, num_fans in FANS:
-        for _ in range(num_fans):
-            places = random.uniform(0, SHEET_PX, (8, 2))
-            root = places[np.argmin(_cells_at(cv2.blur(taken, (9, 9)), places))]
-            heading = random.uniform(0, 2 * np.pi)
-            for _ in range(random.integers(2, 6)):
-                _grow_frond(ice, taken, random, root, heading, length * random.uniform(0.45, 1.1))
-                heading += random.uniform(0.45, 0.8)
+        for _ in range(num_fans // FANS_AT_ONCE):
+            places = random.uniform(0, SHEET_PX, (FANS_AT_ONCE, 8, 2))
+            emptiest = np.argmin(_cells_at(cv2.blur(taken, (9, 9)), places), axis=1)
+            roots = places[np.arange(FANS_AT_ONCE), emptiest]
+            headings = random.uniform(0, 2 * np.pi, FANS_AT_ONCE)
+            for _ in range(random.integers(3, 6)):
+                _grow_fronds(ice, taken, random, roots, headings, length * random.uniform(0.45, 1.1, FANS_AT_ONCE))
+                headings = headings + random.uniform(0.45, 0.8, FANS_AT_ONCE)
     sheet = _lit(ice, random)
     sheet.flags.writeable = False
     return sheet
 
 
-def _grow_frond(
+def _grow_fronds(
     ice: NDArray[np.uint8],
     taken: NDArray[np.uint8],
     random: np.random.Generator,
-    root: NDArray[np.float64],
-    heading: float,
-    length: float,
+    roots: Floats,
+    headings: Floats,
+    lengths: Floats,
 ) -> None:
-    """Draw a frond into `ice`, as brightness, and its stem and branches into `taken`."""
+    """Draw fronds into `ice`, as brightness, and their stems and branches into `taken`."""
     strength = random.uniform(0.7, 1)
-    start = (root[None], np.array([heading]), np.array([length]), random.normal(0, 0.5, 1))
-    stem = _free(_bent(*start), taken, root)
-    branches = _free(_sprouts(stem, 6, 0.42, random), taken, root)
-    twigs = _free(_sprouts(branches, 4, 0.3, random), taken, root)
-    for needles, brightness in ((stem, 255), (branches, 215), (twigs, 170)):
+    stems = _free(_bent(roots, headings, lengths, random.normal(0, 0.5, len(roots)), roots), taken)
+    branches = _free(_sprouts(stems, 6, 0.42, random), taken)
+    twigs = _free(_sprouts(branches, 4, 0.3, random), taken)
+    for needles, brightness in ((stems, 255), (branches, 215), (twigs, 170)):
         lines = list(np.rint(needles.points * 16).astype(np.int32))  # sixteenths of a pixel
         cv2.polylines(ice, lines, False, brightness * strength, 1, cv2.LINE_AA, 4)
         if needles is not twigs:
             cv2.polylines(taken, [line // _CELL_PX for line in lines], False, 255, 1, cv2.LINE_8, 4)
 
 
-def _bent(
-    roots: NDArray[np.float64],
-    headings: NDArray[np.float64],
-    lengths: NDArray[np.float64],
-    bends: NDArray[np.float64],
-) -> _Needles:
+def _bent(roots: Floats, headings: Floats, lengths: Floats, bends: Floats, origins: Floats) -> _Needles:
     """Return needles whose heading turns by `bends` radians from root to tip."""
-    turned = headings[:, None] + bends[:, None] * np.linspace(0, 1, _NUM_STEPS + 1)
-    steps = np.stack([np.cos(turned), np.sin(turned)], axis=-1) * (lengths / _NUM_STEPS)[:, None, None]
+    turned = headings[:, None] + bends[:, None] * (_STEPS / _STEPS[-1])
+    steps = np.stack([np.cos(turned), np.sin(turned)], axis=-1) * (lengths / _STEPS[-1])[:, None, None]
     steps[:, 0] = roots
-    return _Needles(np.cumsum(steps, axis=1), turned, lengths, np.full(len(roots), _NUM_STEPS))
+    return _Needles(np.cumsum(steps, axis=1), turned, lengths, np.full(len(roots), _STEPS[-1]), origins)
 
 
-def _free(needles: _Needles, taken: NDArray[np.uint8], root: NDArray[np.float64]) -> _Needles:
+def _free(needles: _Needles, taken: NDArray[np.uint8]) -> _Needles:
     """Return `needles` up to where they meet ice, without those that cannot begin."""
-    near_root = np.hypot(*np.moveaxis(needles.points - root, -1, 0)) < 8  # where sister fronds touch
-    free = np.logical_and.accumulate((_cells_at(taken, needles.points) == 0) | near_root, axis=1)
+    away = needles.points - needles.origins[:, None]
+    near_origin = away[..., 0] ** 2 + away[..., 1] ** 2 < 8**2  # where fronds of one fan touch
+    free = np.logical_and.accumulate((_cells_at(taken, needles.points) == 0) | near_origin, axis=1)
     steps = free.sum(axis=1) - 1
     kept = np.flatnonzero(steps > 0)
-    last = np.minimum(np.arange(_NUM_STEPS + 1), steps[kept, None])
-    return _Needles(needles.points[kept[:, None], last], needles.headings[kept], needles.lengths[kept], steps[kept])
+    points = needles.points[kept[:, None], np.minimum(_STEPS, steps[kept, None])]
+    return _Needles(points, needles.headings[kept], needles.lengths[kept], steps[kept], needles.origins[kept])
 
 
 def _sprouts(needles: _Needles, spacing_px: float, share: float, random: np.random.Generator) -> _Needles:
@@ -120,20 +124,22 @@ def _sprouts(needles: _Needles, spacing_px: float, share: float, random: np.rand
     numbers = (needles.lengths / spacing_px).astype(int)
     parents = np.repeat(np.arange(len(numbers)), numbers)
     order = np.arange(len(parents)) - np.repeat(np.cumsum(numbers) - numbers, numbers)
-    along = (order + random.uniform(0.1, 0.9, len(parents))) / np.maximum(numbers, 1)[parents]
-    grown = along * _NUM_STEPS <= needles.steps[parents]
+    along = (order + random.uniform(0.1, 0.9, len(parents))) / numbers[parents]
+    grown = along * _STEPS[-1] <= needles.steps[parents]
     parents, order, along = parents[grown], order[grown], along[grown]
-    before = np.minimum((along * _NUM_STEPS).astype(int), _NUM_STEPS - 1)
-    rest = (along * _NUM_STEPS - before)[:, None]
+    before = np.minimum((along * _STEPS[-1]).astype(int), _STEPS[-1] - 1)
+    rest = (along * _STEPS[-1] - before)[:, None]
     roots = needles.points[parents, before] * (1 - rest) + needles.points[parents, before + 1] * rest
+    headings = needles.headings[parents, before]
     turns = np.where(order % 2, 1, -1) * np.pi / 3.3 + random.normal(0, 0.07, len(along))
     taper = (1 - along) ** 0.7 * np.minimum(1, 0.35 + 3 * along) * random.uniform(0.25, 1, len(along))
-    return _bent(roots, needles.headings[parents, before] + turns, needles.lengths[parents] * share * taper, -turns / 4)
+    lengths = needles.lengths[parents] * share * taper
+    return _bent(roots, headings + turns, lengths, -turns / 4, needles.origins[parents])
 
 
-def _cells_at(taken: NDArray[np.uint8], points: NDArray[np.float64]) -> NDArray[np.uint8]:
-    columns, rows = np.moveaxis(np.clip(points / _CELL_PX, 0, len(taken) - 1).astype(np.intp), -1, 0)
-    return np.asarray(taken[rows, columns])
+def _cells_at(taken: NDArray[np.uint8], points: Floats) -> NDArray[np.uint8]:
+    cells = np.clip(points / _CELL_PX, 0, len(taken) - 1).astype(np.intp)
+    return np.asarray(taken[cells[..., 1], cells[..., 0]])
 
 
 def _lit(ice: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:

@@ -23,7 +23,7 @@ def gaussian_noise(picture: Picture, rng: np.random.Generator, deviation: float)
 
 def shot_noise(picture: Picture, rng: np.random.Generator, photons: int) -> Picture:
     """Count photons: Poisson, with a mean of `photons` for white."""
-    own, cells = _photon_tables(photons)
+    own, cells = photon_tables(photons)
     columns = draw_bits(rng, picture.shape, np.uint8)
     # Column and level side by side are the number of a cell, level * 256 + column.
     pairs = np.asarray(cv2.merge([columns.reshape(-1, 1), picture.reshape(-1, 1)]))
@@ -52,7 +52,7 @@ def _normal_levels(deviation: float) -> NDArray[np.int16]:
 
 
 @cache
-def _photon_tables(photons: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+def photon_tables(photons: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     """Return the distributions for all 256 levels, made for drawing by the alias method (Walker 1977).
 
     A level's distribution is cut into 256 equal columns of two outcomes each. One draw says which column,
