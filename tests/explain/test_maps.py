@@ -9,7 +9,7 @@ import pytest
 from tellapart.errors import InputError
 from tellapart.explain import maps
 from tellapart.models.build import build
-from tellapart.models.probe import Probe, feature_layer, first_layer, named_layer
+from tellapart.models.probe import Probe, feature_layer, first_layer
 from tellapart.settings import Model
 
 RNG = np.random.default_rng(0)
@@ -120,12 +120,10 @@ def test_nothing_speaking_for_a_class_gives_an_empty_map_without_a_warning():
     np.testing.assert_array_equal(heat, [[[0, 0], [0, 0]], [[0, 0.5], [0, 1]]])
 
 
-def test_layers_are_found_by_name_inside_nested_models():
+def test_layers_are_found_inside_nested_models():
     model = nested_network()
-    assert named_layer(model, "features") is feature_layer(model)
+    assert feature_layer(model).name == "features"
     assert first_layer(model).name.startswith("rescaling")
-    with pytest.raises(InputError, match=r"no layer 'fetures'.*Did you mean 'features'"):
-        named_layer(model, "fetures")
     flat = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(InputError, match="no layer with feature maps"):
         feature_layer(flat)

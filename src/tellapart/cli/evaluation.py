@@ -47,7 +47,8 @@ def explain(
     classifier = load(run)
     with progress_bar() as progress:
         found = explain_files(classifier, image_files(images), out, method=method, label=label, progress=progress)
-    typer.echo(f"{len(found.written)} pictures and {found.sheet} in {out}")
+    if found.sheet is not None:
+        typer.echo(f"{len(found.written)} pictures in {out}, all of them on {found.sheet}")
     for path, reason in found.unreadable:
         typer.echo(f"{path}: {reason}", err=True)
     if found.unreadable:

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.batches import CleanBatches
 from tellapart.data.cache import Pictures
 from tellapart.errors import InputError
+from tellapart.evaluation.predict import outputs_for
 from tellapart.records import Progress, no_progress
 
 Floats = NDArray[np.float32]
@@ -32,14 +32,9 @@ def features_and_probabilities(
     model: keras.Model, pictures: Pictures, progress: Progress = no_progress
 ) -> tuple[Floats, Floats]:
     """Return (num_images, num_features) and (num_images, num_classes), both float32, for all pictures of a data set."""
-    both, batches = feature_model(model), CleanBatches(pictures, np.arange(len(pictures)))
-    features, probabilities = [], []
-    for index in range(len(batches)):
-        found = both.predict_on_batch(batches[index][0])
-        features.append(np.asarray(found[0], np.float32).reshape(len(found[0]), -1))
-        probabilities.append(np.asarray(found[1], np.float32))
-        progress("predicting", min((index + 1) * batches.batch_size, len(pictures)), len(pictures))
-    return np.concatenate(features), np.concatenate(probabilities)
+    features, probabilities = zip(*outputs_for(feature_model(model), pictures, progress), strict=True)
+    flat = [np.asarray(part, np.float32).reshape(len(part), -1) for part in features]
+    return np.concatenate(flat), np.concatenate([np.asarray(part, np.float32) for part in probabilities])
 
 
 def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> tuple[NDArray[np.int64], Floats]:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -30,17 +31,20 @@ def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress 
     Returns:
         (num_images, num_classes) float32.
     """
+    return np.concatenate([np.asarray(found) for found in outputs_for(model, pictures, progress)])
+
+
+def outputs_for(model: keras.Model, pictures: Pictures, progress: Progress = no_progress) -> Iterator[Any]:
+    """Yield what the model returns for the pictures of a data set, a batch at a time."""
     batches = CleanBatches(pictures, np.arange(len(pictures)))
-    results = []
     with ThreadPoolExecutor(1) as pool:  # read the next batch while this one is computed
         waiting = pool.submit(batches.__getitem__, 0)
         for index in range(len(batches)):
             (images,) = waiting.result()
             if index + 1 < len(batches):
                 waiting = pool.submit(batches.__getitem__, index + 1)
-            results.append(model.predict_on_batch(images))
+            yield model.predict_on_batch(images)
             progress("predicting", min((index + 1) * batches.batch_size, len(pictures)), len(pictures))
-    return np.concatenate(results)
 
 
 def predict_arrays(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

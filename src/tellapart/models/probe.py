@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.errors import InputError, nearest
+from tellapart.errors import InputError
 
 Images = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -151,20 +151,6 @@ def first_layer(model: keras.Model) -> keras.layers.Layer:
     )
 
 
-def named_layer(model: keras.Model, name: str) -> keras.layers.Layer:
-    """Return the layer called `name`, inside nested models too.
-
-    Raises:
-        InputError: there is none of that name, or it has no feature maps.
-    """
-    layers = {layer.name: layer for layer in layers_of(model) if _has_feature_maps(layer)}
-    if name not in layers:
-        raise InputError(
-            f"The network has no layer {name!r} with feature maps.{nearest(name, layers)} It has {', '.join(layers)}."
-        )
-    return layers[name]
-
-
 def _has_feature_maps(layer: keras.layers.Layer) -> bool:
     try:
         shape = layer.output.shape
@@ -178,14 +164,20 @@ def _filled(array: NDArray, count: int) -> NDArray:
 
 
 @contextlib.contextmanager
-def _changed(layer: keras.layers.Layer, change: Callable[[Any], Any]) -> Iterator[None]:
-    """Let a layer return `change(outputs)`: works at any depth, without building the network anew."""
-    plain = layer.call
-    layer.call = lambda *args, **options: change(plain(*args, **options))
+def _replaced(layer: keras.layers.Layer, name: str, value: Any) -> Iterator[None]:
+    """Give a layer another attribute for a while."""
+    plain = getattr(layer, name)
+    setattr(layer, name, value)
     try:
         yield
     finally:
-        layer.call = plain
+        setattr(layer, name, plain)
+
+
+def _changed(layer: keras.layers.Layer, change: Callable[[Any], Any]) -> contextlib.AbstractContextManager[None]:
+    """Let a layer return `change(outputs)`: works at any depth, without building the network anew."""
+    plain = layer.call
+    return _replaced(layer, "call", lambda *args, **options: change(plain(*args, **options)))
 
 
 @contextlib.contextmanager
@@ -193,18 +185,11 @@ def _without_softmax(model: keras.Model) -> Iterator[bool]:
     """Let the network return what goes into its final softmax; yield whether there is one."""
     last = list(layers_of(model))[-1]
     if isinstance(last, keras.layers.Softmax):
-        plain = last.call
-        last.call = lambda inputs, *_args, **_options: inputs
-        try:
+        with _replaced(last, "call", lambda inputs, *_args, **_options: inputs):
             yield True
-        finally:
-            last.call = plain
     elif getattr(last, "activation", None) is keras.activations.softmax:
-        last.activation = keras.activations.linear
-        try:
+        with _replaced(last, "activation", keras.activations.linear):
             yield True
-        finally:
-            last.activation = keras.activations.softmax
     else:
         yield False
 

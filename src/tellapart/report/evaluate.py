@@ -11,11 +11,12 @@ from typing import Any
 from tellapart.evaluation.predict import load
 from tellapart.files import write_json
 from tellapart.records import Progress, no_progress
-from tellapart.report.examine import Announce, examine
+from tellapart.report.examine import examine
 from tellapart.report.page import write_page
 from tellapart.report.subject import open_subject, other_photos, photos_of_run
 from tellapart.report.values import envelope_record, values_of
 from tellapart.run import default_cache
+from tellapart.training.callbacks import Announce
 
 logger = logging.getLogger(__name__)
 

@@ -39,8 +39,7 @@ from tellapart.records import Interval, Progress
 from tellapart.report.shortcuts import Shortcuts, shortcuts
 from tellapart.report.subject import Subject
 from tellapart.shares import wilson
-
-Announce = Callable[[str], None]
+from tellapart.training.callbacks import Announce
 
 COVERAGES = (0.9, 0.95, 0.99)
 DEFAULT_METHOD = "grad-cam"
@@ -274,7 +273,7 @@ def _large_pictures(
     return pictures, pd.DataFrame(rows)
 
 
-_PROPERTIES = ("label", "format", "mode", "orientation", "grey", "transparent", "frames", "bits", "extension")
+_PROPERTIES = ("format", "mode", "orientation", "grey", "transparent", "frames", "bits", "extension", "group")
 
 
 def _properties(frame: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
@@ -287,7 +286,7 @@ def _properties(frame: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
         "height": frame["height"],
         "aspect": frame["width"] / frame["height"],
         "bytes per pixel": frame["bytes"] / (frame["width"] * frame["height"]),
-        **{name: frame[name] for name in (*_PROPERTIES[1:], "group") if name in frame},
+        **{name: frame[name] for name in _PROPERTIES if name in frame},
     }
     if (folders == frame["label"]).all():
         del plain["folder"]  # the same slices twice would only cost power

@@ -64,7 +64,6 @@ def write_page(path: Path, run: Path, found: Findings, *, progress: Progress) ->
         confusion=_confusion(found),
         averages=macro_average(found.ranking),
         drawn=_figures(run, found),
-        mistakes=_mistakes(found),
         suspects=_suspects(found),
         looks=_looks(found),
         sanity=list(zip(found.sanity.layers, found.sanity.correlation, strict=True)) if found.sanity else [],
@@ -93,7 +92,7 @@ def _photos(found: Findings) -> dict[str, Any]:
     if len(train):
         neighbours = train[nearest_neighbours(subject.features[at], subject.features[train])[0]]
     suspects = _suspect_positions(found)
-    with_neighbours = [slot for slot in shown if wrong[slot] or not many]
+    with_neighbours = {int(slot) for slot in shown if wrong[slot] or not many}
     needed = sorted(
         {int(at[slot]) for slot in shown} | {int(p) for s in with_neighbours for p in neighbours[s]} | suspects
     )
@@ -104,7 +103,7 @@ def _photos(found: Findings) -> dict[str, Any]:
     records = []
     for number, slot in enumerate(shown):
         order = np.argsort(-probabilities[slot], kind="stable")[:3]
-        near = neighbours[slot] if slot in set(with_neighbours) else []
+        near = neighbours[slot] if int(slot) in with_neighbours else []
         records.append({
             "i": index[int(at[slot])],
             "t": int(subject.numbers[at[slot]]),
@@ -172,19 +171,6 @@ def _figures(run: Path, found: Findings) -> dict[str, Any]:
         names = [name for name in ("loss", "accuracy", "learning_rate") if name in history]
         drawn["curves"] = [figures.learning_curve(history, name, best) for name in names]
     return drawn
-
-
-def _mistakes(found: Findings) -> list[int]:
-    """Return the numbers of the wrongly named photos among the page's records, the surest mistakes first."""
-    subject = found.subject
-    at = subject.at(subject.main)
-    probabilities = subject.probabilities[at]
-    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    shown = np.flatnonzero(_worth_showing(subject.numbers[at], predicted, sure))
-    wrong = [
-        (float(sure[slot]), number) for number, slot in enumerate(shown) if predicted[slot] != subject.numbers[at[slot]]
-    ]
-    return [number for _, number in sorted(wrong, reverse=True)[:_LISTED]]
 
 
 def _suspect_positions(found: Findings) -> set[int]:

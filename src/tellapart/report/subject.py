@@ -55,11 +55,6 @@ class Subject:
         """Return the positions of the photos on one side of the split."""
         return np.flatnonzero((self.frame["split"] == side).to_numpy())
 
-    @property
-    def sides(self) -> list[str]:
-        """The sides that have photos, in the order of a report."""
-        return [side for side in SPLITS if len(self.at(side))]
-
 
 def photos_of_run(run: Path) -> tuple[Path, pd.DataFrame]:
     """Return (root, manifest) of the photos that a run was made from."""

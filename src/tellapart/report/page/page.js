@@ -92,9 +92,8 @@ document.getElementById("normalised").addEventListener("change", (event) => {
   });
 });
 
-document.querySelectorAll("[data-photos]").forEach((grid) => {
-  grid.append(...grid.dataset.photos.split(",").map((number) => card(data.photos[Number(number)])));
-});
+const surest = data.photos.filter((photo) => photo.t !== photo.p[0][0]).sort((a, b) => b.p[0][1] - a.p[0][1]).slice(0, 60);
+document.getElementById("surest").append(...(surest.length ? surest.map(card) : [element("p", { textContent: "There are none." })]));
 document.querySelectorAll("img[data-position]").forEach((image) => {
   const index = at.get(Number(image.dataset.position));
   if (index !== undefined) image.src = source(index);

@@ -1,0 +1,57 @@
+"""Image files explained: what is written, and what bad input does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from drawing import photo, save
+from tellapart.errors import InputError
+from tellapart.evaluation.predict import Classifier
+from tellapart.explain.files import explain_files
+from tellapart.models.build import build
+from tellapart.settings import Model
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return Classifier(build(Model(), 3, 32, seed=1), ["ant", "bee", "cat or dog"])
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Two photos of one name in two folders, a large one, and a file that is none."""
+    sizes = {"a/x.png": (60, 40), "b/x.png": (40, 60), "large.png": (1500, 900)}
+    for number, (name, size) in enumerate(sizes.items()):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, photo(number, size))
+    (tmp_path / "no.jpg").write_text("<html>")
+    return [tmp_path / name for name in (*sizes, "no.jpg")]
+
+
+@pytest.mark.parametrize("label", [None, "cat or dog"])
+def test_each_image_gets_a_picture_and_a_bad_one_costs_nothing(classifier, images, tmp_path, label):
+    found = explain_files(classifier, images, tmp_path / "out", label=label)
+    assert len(set(found.written)) == 3
+    assert [path.name for path, _ in found.unreadable] == ["no.jpg"]
+    shapes = [cv2.imread(str(path)).shape for path in found.written]
+    assert shapes == [(40, 60, 3), (60, 40, 3), (614, 1024, 3)], "as they are, but at most 1024 px"
+    if label:
+        assert [path.name for path in found.written][:2] == ["x.cat-or-dog.jpg", "x.cat-or-dog-2.jpg"]
+    assert np.asarray(cv2.imread(str(found.sheet))).shape[1] > 6 * 160
+
+
+def test_unknown_methods_and_classes_are_named_with_the_nearest(classifier, images, tmp_path):
+    with pytest.raises(InputError, match=r"no method 'gradcam'.*Did you mean 'grad-cam'"):
+        explain_files(classifier, images, tmp_path / "out", method="gradcam")
+    with pytest.raises(InputError, match=r"knows no class 'bea'.*Did you mean 'bee'"):
+        explain_files(classifier, images, tmp_path / "out", label="bea")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_but_bad_images_gives_no_sheet(classifier, images, tmp_path):
+    found = explain_files(classifier, images[3:], tmp_path / "out")
+    assert (found.written, found.sheet) == ((), None)
