@@ -18,8 +18,9 @@ from tellapart.errors import InputError
 pytestmark = pytest.mark.integration
 
 QUICK = [
-    "data.image_px=32", "train.epochs=8", "train.batch_size=32", "train.learning_rate=4e-3", "train.precision=float32",
-    "train.warmup_epochs=1", "model.batchnorm_momentum=0.9", "model.dropout=0.1", "augment.rotation=0.02",
+    "data.image_px=48", "train.epochs=16", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
+    "train.warmup_epochs=1", "train.recalibrate_photos=256", "model.batchnorm_momentum=0.9", "model.dropout=0.1",
+    "model.l2=0.0", "augment.rotation=0.02",
 ]  # fmt: skip
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "google-chrome")) if path), None)
 

@@ -82,14 +82,14 @@ def apply(
         (image_px, image_px, 3) uint8; pixels beyond the picture are its reflection.
     """
     matrix = warp_matrix(change, picture.shape[0], image_px)
-    result = cv2.warpAffine(
-        picture,
+    warped = cv2.warpAffine(
+        cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA),  # OpenCV warps four channels in half the time of three
         matrix,
         (image_px, image_px),
-        dst=out,
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT,
     )
+    result = cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=out)
     if change.contrast != 1.0 or change.brightness != 0.0:
         cv2.LUT(result, _levels_table(cv2.mean(result)[:3], change), dst=result)
     return np.asarray(result)

@@ -129,10 +129,12 @@ def envelope(qualities: pd.DataFrame, correct: NDArray[np.bool_]) -> Envelope:
     was looked at (the most extreme hundredth left aside) nothing is known, so the envelope ends there too.
 
     Args:
-        qualities: a row per photo, a column per measure of `Quality`.
+        qualities: a row per photo, a column per measure of `Quality`; rows with NaN are left out.
         correct: (num_images,) whether the photo was named rightly.
     """
     overall, rows, limits = float(correct.mean()), [], {}
+    known = qualities.notna().all(axis=1).to_numpy()
+    qualities, correct = qualities[known], correct[known]
     for measure, bad in DIRECTIONS.items():
         values = qualities[measure].to_numpy(np.float64)
         edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)))

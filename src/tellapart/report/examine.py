@@ -31,21 +31,14 @@ from tellapart.evaluation.predict import predict_arrays
 from tellapart.evaluation.ranking import Curve, curves, top_k_accuracy
 from tellapart.evaluation.robustness import CORRUPTED_PX, Envelope, Robustness, envelope, robustness
 from tellapart.evaluation.slices import Slice, slices
-from tellapart.explain.channels import Channels, channel_importance
-from tellapart.explain.faithfulness import Faithfulness, Sanity, faithfulness, weight_randomisation
-from tellapart.explain.maps import METHODS
-from tellapart.randomness import generator
 from tellapart.records import Interval, Progress
+from tellapart.report.looks import FEW, SOME, Looks, look, spread
 from tellapart.report.shortcuts import Shortcuts, shortcuts
 from tellapart.report.subject import Subject
 from tellapart.shares import wilson
 from tellapart.training.callbacks import Announce
 
 COVERAGES = (0.9, 0.95, 0.99)
-DEFAULT_METHOD = "grad-cam"
-_FEW = 48
-"""Pictures for what takes many looks at each: comparing methods, silencing channels."""
-_SOME = 200
 _MOST_CORRUPTED_PIXELS = 1100 * 64 * 64
 """Pictures times their pixels that the network sees in each of the 75 corruption runs."""
 
@@ -69,12 +62,7 @@ class Findings:
         robustness: accuracy under corruption.
         envelope: photo quality for which the accuracy holds.
         slices: worst first.
-        heat: (num_images of the main side, px, px) float32, for the predicted classes, by `method`.
-        method: that made `heat`.
-        methods: how faithful each method is.
-        sanity: what becomes of the maps when the network forgets.
-        channels: which channel carries which class.
-        channel_photos: positions of the photos that `channels` looked at.
+        looks: heat maps, their tests, and channels.
         shortcuts: whether the surroundings give the class away.
         missing: part → why it is not there.
         seconds: part → how long it took.
@@ -94,12 +82,7 @@ class Findings:
     robustness: Robustness
     envelope: Envelope
     slices: list[Slice]
-    heat: NDArray[np.float32] | None
-    method: str
-    methods: dict[str, Faithfulness]
-    sanity: Sanity | None
-    channels: Channels | None
-    channel_photos: NDArray[np.int64]
+    looks: Looks | None
     shortcuts: Shortcuts | None
     missing: dict[str, str]
     seconds: dict[str, float]
@@ -130,7 +113,7 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
     # How it fares with worse pictures and in parts of the photos
     large, qualities = timed("quality", lambda: _large_pictures(subject, at, progress))
     picture_px = subject.pictures.image_px
-    few = spread(true, min(len(at), max(_FEW, _MOST_CORRUPTED_PIXELS // picture_px**2)))
+    few = spread(true, min(len(at), max(FEW, _MOST_CORRUPTED_PIXELS // picture_px**2)))
     robust = timed(
         "corruptions",
         lambda: robustness(predict, large[few], true[few], picture_px, progress=progress),
@@ -139,11 +122,14 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
 
     # What it looks at
     pictures = subject.pictures.batch(at)
-    heat, methods, sanity, channels, looked = _looks(subject, pictures, at, missing, timed, progress)
-    some = spread(true, _SOME)
-    alarm = None
-    if heat is not None:
-        alarm = timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], heat[some]))
+    looks, alarm = None, None
+    try:
+        looks = timed("heat maps and their tests", lambda: look(subject, pictures, at, progress))
+    except InputError as error:
+        missing["heat maps"] = str(error)
+    else:
+        some = spread(true, SOME)
+        alarm = timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], looks.heat[some]))
     return Findings(
         subject=subject,
         metrics=measure_sides(subject.frame, subject.probabilities.astype(np.float32), subject.classes),
@@ -159,23 +145,11 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
         robustness=robust,
         envelope=envelope(qualities, correct),
         slices=parts,
-        heat=heat,
-        method=DEFAULT_METHOD,
-        methods=methods,
-        sanity=sanity,
-        channels=channels,
-        channel_photos=looked,
+        looks=looks,
         shortcuts=alarm,
         missing=missing,
         seconds=seconds,
     )
-
-
-def spread(true: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return `count` positions, as even over the classes as can be, the same each time, in rising order."""
-    order = generator(0, "spread").permutation(len(true))
-    rank = pd.Series(order).groupby(true[order]).cumcount().to_numpy()  # the how-many-eth of its class
-    return np.sort(order[np.argsort(rank, kind="stable")][:count])
 
 
 def _baseline(
@@ -255,7 +229,10 @@ def _labels(subject: Subject, own_photos: bool, missing: dict[str, str], progres
 def _large_pictures(
     subject: Subject, at: NDArray[np.int64], progress: Progress
 ) -> tuple[NDArray[np.uint8], pd.DataFrame]:
-    """Read the photos once more: as pictures to corrupt, and to measure their quality."""
+    """Read the photos once more: as pictures to corrupt, and to measure their quality.
+
+    Of one that has changed since the scan the small picture is enlarged, and its quality is not known.
+    """
     side = max(CORRUPTED_PX, subject.pictures.image_px)
     pictures = np.empty((len(at), side, side, 3), np.uint8)
     rows = []
@@ -265,8 +242,8 @@ def _large_pictures(
             data = read_file(path)
             decode_square(data, side, out=pictures[slot])
             rows.append(measure_quality(data).to_dict())
-        except DecodeError:  # changed since the scan: the cache still has it
-            pictures[slot] = 0
+        except DecodeError:
+            pictures[slot] = resize(subject.pictures.read(int(position)), side)
             rows.append(dict.fromkeys(DIRECTIONS, float("nan")))
         if slot % 32 == 31 or slot + 1 == len(at):
             progress("measuring quality", slot + 1, len(at))
@@ -293,41 +270,3 @@ def _properties(frame: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({name: values.to_numpy() for name, values in plain.items()})
     measured = qualities.drop(columns="short_side_px").add_prefix("quality: ")
     return pd.concat([table, measured.reset_index(drop=True)], axis=1)
-
-
-def _looks(
-    subject: Subject,
-    pictures: NDArray[np.uint8],
-    at: NDArray[np.int64],
-    missing: dict[str, str],
-    timed: Callable[[str, Callable[[], Any]], Any],
-    progress: Progress,
-) -> tuple[NDArray[np.float32] | None, dict[str, Faithfulness], Sanity | None, Channels | None, NDArray[np.int64]]:
-    """Make the heat maps, test them, and silence channels; a network without feature maps gets none of it."""
-    predicted = subject.probabilities[at].argmax(axis=1)
-    nothing = np.zeros(0, np.int64)
-    try:
-        heat = timed("heat maps", lambda: METHODS[DEFAULT_METHOD](subject.model, pictures, predicted))
-        few = spread(subject.numbers[at], _FEW)
-        methods = {}
-        for number, (name, method) in enumerate(METHODS.items(), start=1):
-            maps = timed(name, functools.partial(method, subject.model, pictures[few], predicted[few]))
-            methods[name] = faithfulness(subject.model, pictures[few], predicted[few], maps)
-            progress("comparing methods", number, len(METHODS))
-        sanity = timed(
-            "sanity check",
-            lambda: weight_randomisation(
-                subject.model, pictures[few[:16]], predicted[few[:16]], METHODS[DEFAULT_METHOD]
-            ),
-        )
-        looked = at[spread(subject.numbers[at], _SOME)]
-        channels = timed(
-            "channels",
-            lambda: channel_importance(
-                subject.model, subject.pictures.batch(looked), subject.numbers[looked], len(subject.classes)
-            ),
-        )
-    except InputError as error:
-        missing["heat maps"] = str(error)
-        return None, {}, None, None, nothing
-    return heat, methods, sanity, channels, looked

@@ -66,7 +66,7 @@ def write_page(path: Path, run: Path, found: Findings, *, progress: Progress) ->
         drawn=_figures(run, found),
         suspects=_suspects(found),
         looks=_looks(found),
-        sanity=list(zip(found.sanity.layers, found.sanity.correlation, strict=True)) if found.sanity else [],
+        sanity=list(zip(found.looks.sanity.layers, found.looks.sanity.correlation, strict=True)) if found.looks else [],
         photos=json.dumps(photos, separators=(",", ":")).replace("</", "<\\/"),
         again=_again(run),
         made=time.strftime("%Y-%m-%d %H:%M"),
@@ -99,7 +99,7 @@ def _photos(found: Findings) -> dict[str, Any]:
     paths = [subject.root / subject.frame["path"].iloc[position] for position in needed]
     small = dict(zip(needed, thumbnails(paths, 64 if many else 96), strict=True))
     index = {position: number for number, position in enumerate(needed)}
-    heat = coarse_heat(found.heat[shown]) if found.heat is not None else [""] * len(shown)
+    heat = coarse_heat(found.looks.heat[shown]) if found.looks else [""] * len(shown)
     records = []
     for number, slot in enumerate(shown):
         order = np.argsort(-probabilities[slot], kind="stable")[:3]
@@ -200,7 +200,7 @@ def _suspects(found: Findings) -> list[dict[str, Any]]:
 
 def _looks(found: Findings) -> dict[str, Any]:
     """Return the pictures of what the network sees: class maps, feature maps, and the channels of each class."""
-    if found.heat is None or found.channels is None:
+    if found.looks is None:
         return {}
     subject = found.subject
     at = subject.at(subject.main)
@@ -212,24 +212,24 @@ def _looks(found: Findings) -> dict[str, Any]:
         if not len(right):
             continue
         best = right[np.argsort(-sure[right], kind="stable")[:4]]
-        shown = [encoded(overlay(subject.pictures.read(int(at[slot])), found.heat[slot]), 80) for slot in best]
-        mean = found.heat[right].mean(axis=0)
+        shown = [encoded(overlay(subject.pictures.read(int(at[slot])), found.looks.heat[slot]), 80) for slot in best]
+        mean = found.looks.heat[right].mean(axis=0)
         grey = np.full((*mean.shape, 3), 128, np.uint8)
         mean_picture = encoded(overlay(grey, mean / max(float(mean.max()), 1e-9)), 80)
-        strongest = np.argsort(-found.channels.importance[:, number], kind="stable")[:3]
+        strongest = np.argsort(-found.looks.channels.importance[:, number], kind="stable")[:3]
         channels = [
             {
                 "channel": int(channel),
-                "importance": float(found.channels.importance[channel, number]),
+                "importance": float(found.looks.channels.importance[channel, number]),
                 "photos": [
-                    encoded(subject.pictures.read(int(found.channel_photos[place])), 75)
-                    for place in found.channels.strongest[channel][:4]
+                    encoded(subject.pictures.read(int(found.looks.channel_photos[place])), 75)
+                    for place in found.looks.channels.strongest[channel][:4]
                 ],
             }
             for channel in strongest
         ]
         classes.append({"name": name, "shown": shown, "mean": mean_picture, "channels": channels})
-    return {"classes": classes, "layer": found.channels.layer, "layers": _feature_maps(found, at)}
+    return {"classes": classes, "layer": found.looks.channels.layer, "layers": _feature_maps(found, at)}
 
 
 def _feature_maps(found: Findings, at: NDArray[np.int64]) -> list[dict[str, Any]]:

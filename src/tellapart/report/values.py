@@ -16,7 +16,7 @@ from tellapart.report.examine import Findings
 
 def values_of(found: Findings) -> dict[str, Any]:
     """Return all numbers of a report; every metric with its interval, what is not a number as None."""
-    robust = found.robustness
+    robust, looks = found.robustness, found.looks
     values = {
         "side": found.subject.main,
         "num_images": len(found.subject.at(found.subject.main)),
@@ -51,8 +51,10 @@ def values_of(found: Findings) -> dict[str, Any]:
             "runs": robust.runs.to_dict("records"),
         },
         "slices": [asdict(part) for part in found.slices],
-        "methods": {name: {**asdict(each), "score": each.score} for name, each in found.methods.items()},
-        "sanity": asdict(found.sanity) if found.sanity else None,
+        "methods": {name: {**asdict(each), "score": each.score} for name, each in looks.methods.items()}
+        if looks
+        else {},
+        "sanity": asdict(looks.sanity) if looks else None,
         "shortcuts": {**asdict(found.shortcuts), "alarm": found.shortcuts.alarm} if found.shortcuts else None,
         "num_not_finite": found.subject.num_not_finite,
         "missing": found.missing,

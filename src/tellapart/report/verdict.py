@@ -12,9 +12,6 @@ import numpy as np
 
 from tellapart.report.examine import Findings
 
-_GAP = 0.03
-"""Train accuracy above test accuracy by more than this is called overfitting, below it is not."""
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -76,10 +73,9 @@ def _sentences(found: Findings) -> list[str]:
         f"recall {percent(side['per_class'][worst]['recall'])}."
     )
     if "train" in found.metrics and found.subject.main != "train":
-        gap = found.metrics["train"]["accuracy"] - side["accuracy"]
         lines.append(
             f"On the photos it was trained on it is right in {percent(found.metrics['train']['accuracy'])}: "
-            + ("it has learned some of them by heart." if gap > _GAP else "it has not learned them by heart.")
+            + ("it has learned some of them by heart." if _overfits(found) else "it has not learned them by heart.")
         )
     return lines
 
@@ -104,9 +100,17 @@ def _steps(found: Findings, falsified: bool, alarm: bool) -> list[str]:
     low, high = side["intervals"]["accuracy"]
     if high - low > 0.06:
         steps.append(f"Collect more test photos: the interval is {100 * (high - low):.0f} points wide.")
-    if "train" in found.metrics and found.metrics["train"]["accuracy"] - side["accuracy"] > _GAP:
+    if _overfits(found):
         steps.append("Collect more training photos, or train with more augmentation: training accuracy is higher.")
     return steps or ["Nothing stands out. Watch the model on new photos."]
+
+
+def _overfits(found: Findings) -> bool:
+    """Return whether accuracy in training is higher by more than both intervals explain."""
+    if "train" not in found.metrics or found.subject.main == "train":
+        return False
+    train, side = (found.metrics[name]["intervals"]["accuracy"] for name in ("train", found.subject.main))
+    return bool(train[0] > side[1])
 
 
 def percent(share: float) -> str:

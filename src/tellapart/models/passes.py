@@ -1,0 +1,190 @@
+"""Passes over activations in memory: ReLU, batch statistics, pooling and their gradients, compiled by Numba.
+
+TensorFlow's kernels read and write every activation once per layer, and XLA works out each square again for each of
+its four pixels. Here one pass makes all that a block needs. Arrays are NumPy's, float32 or bfloat16; sums are float32
+within a picture and float64 over pictures, so results do not depend on how many threads there are. Knows nothing
+about TensorFlow or Keras.
+
+A block's values, for a convolution's output `raw` of shape (num_images, height, width, channels) without its bias:
+r = ReLU(raw + bias); BatchNormalization is a straight line in r; where the line falls, the largest value after it is
+the smallest before, so pooling takes the largest of sign · r.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.models import kernels
+
+Floats = NDArray[np.float32]
+Activations = NDArray[Any]
+"""(num_images, height, width, channels) float32 or bfloat16."""
+
+_MOST_BLOCKS = 32
+"""Blocks of memory that are kept: a step of the reference network needs eight."""
+_ALIGNMENT = 64
+"""Bytes: TensorFlow takes over arrays that begin at such an address, and copies others."""
+
+
+def max_forward(raw: Activations, bias: Floats, scale: Floats) -> tuple[Activations, Floats, Floats]:
+    """Pool sign(scale) · r over squares of 2 × 2.
+
+    Args:
+        raw: height and width even.
+        bias: (channels,).
+        scale: (channels,) slope of the normalisation; only its sign counts.
+
+    Returns:
+        (num_images, height / 2, width / 2, channels) in the dtype of `raw`; and r's mean and biased variance over
+        all pixels, (channels,) each.
+    """
+    count, height, width, channels = raw.shape
+    pooled = _empty((count, height // 2, width // 2, channels), raw.dtype)
+    sums = np.empty((count, 4, channels), np.float32)
+    _run(kernels.max_forward, _bits(raw), bias, _sign(scale), _bits(pooled), sums)
+    return pooled, *_moments(sums, height * width)
+
+
+def average_forward(raw: Activations, bias: Floats) -> tuple[Floats, Floats, Floats]:
+    """Average r over each picture.
+
+    Returns:
+        (num_images, channels); and r's mean and biased variance over all pixels, (channels,) each.
+    """
+    count, height, width, channels = raw.shape
+    sums = np.empty((count, 4, channels), np.float32)
+    _run(kernels.average_forward, _bits(raw), bias, sums)
+    return sums[:, 0] / np.float32(height * width), *_moments(sums, height * width)
+
+
+def line(values: Activations, slope: Floats, offset: Floats) -> Activations:
+    """Return slope · values + offset, both per channel, in the shape and dtype of `values`."""
+    out = _empty(values.shape, values.dtype)
+    _run(kernels.line, _bits(values), slope, offset, _bits(out))
+    return out
+
+
+def gradient_sums(upstream: Activations, pooled: Activations) -> tuple[Floats, Floats]:
+    """Return the sums over all pixels of `upstream` and of `upstream` · `pooled`, (channels,) each."""
+    sums = np.empty((len(upstream), 2, upstream.shape[3]), np.float32)
+    _run(kernels.gradient_sums, _bits(upstream), _bits(pooled), sums)
+    total, product = sums.sum(0, dtype=np.float64).astype(np.float32)
+    return total, product
+
+
+def max_gradient(
+    raw: Activations, bias: Floats, scale: Floats, upstream: Activations, constant: Floats, slope: Floats
+) -> tuple[Activations, Floats]:
+    """Return the gradient of `raw`, and its sum over all pixels: the gradient of the bias.
+
+    Where r is above 0 it is scale · upstream, at the first largest of each square, + constant + slope · r.
+
+    Args:
+        raw: height and width even.
+        bias: (channels,).
+        scale: (channels,) slope of the normalisation.
+        upstream: (num_images, height / 2, width / 2, channels), in the dtype of `raw`.
+        constant: (channels,).
+        slope: (channels,).
+    """
+    out = _empty(raw.shape, raw.dtype)
+    sums = np.empty((len(raw), 2, raw.shape[3]), np.float32)
+    _run(
+        kernels.max_gradient, _bits(raw), bias, _sign(scale), scale, _bits(upstream), constant, slope, _bits(out), sums
+    )
+    return out, sums[:, 0].sum(0, dtype=np.float64).astype(np.float32)
+
+
+def average_gradient(raw: Activations, bias: Floats, upstream: Floats, slope: Floats) -> tuple[Activations, Floats]:
+    """Return the gradient of `raw`, where(r > 0, upstream of its picture + slope · r, 0), and its sum over all pixels.
+
+    Args:
+        raw: the convolution's output.
+        bias: (channels,).
+        upstream: (num_images, channels).
+        slope: (channels,).
+    """
+    out = _empty(raw.shape, raw.dtype)
+    sums = np.empty((len(raw), 2, raw.shape[3]), np.float32)
+    _run(kernels.average_gradient, _bits(raw), bias, upstream, slope, _bits(out), sums)
+    return out, sums[:, 0].sum(0, dtype=np.float64).astype(np.float32)
+
+
+# Around the kernels.
+
+
+def _moments(sums: Floats, pixels: int) -> tuple[Floats, Floats]:
+    """Return mean and biased variance from each picture's sum and sum of squares."""
+    mean, square = sums[:, :2].mean(0, dtype=np.float64) / pixels
+    return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
+
+
+def _sign(scale: Floats) -> Floats:
+    return np.where(scale < 0, np.float32(-1), np.float32(1))
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> Activations:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = _memory.take(size + _ALIGNMENT)
+    start = -memory.ctypes.data % _ALIGNMENT
+    values: Activations = memory[start : start + size].view(dtype).reshape(shape)
+    return values
+
+
+class _Memory:
+    """Blocks that are used again once nothing refers to them: the kernel zeroes new memory, slower than a pass."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks: list[NDArray[np.uint8]] = []
+        self._idle = self._references([np.empty(0, np.uint8)], 0)
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """Return a block of `size` bytes that no array lies in."""
+        with self._lock:
+            for place in range(len(self._blocks)):
+                if self._blocks[place].size == size and self._references(self._blocks, place) == self._idle:
+                    self._blocks.append(self._blocks.pop(place))
+                    return self._blocks[-1]
+            self._blocks = [*self._blocks[1 - _MOST_BLOCKS :], np.empty(size, np.uint8)]
+            return self._blocks[-1]
+
+    @staticmethod
+    def _references(blocks: list[NDArray[np.uint8]], place: int) -> int:
+        return sys.getrefcount(blocks[place])
+
+
+_memory = _Memory()
+
+
+def _bits(values: Activations) -> NDArray[Any]:
+    """Return bfloat16 as its bits: Numba does not know the dtype."""
+    return values if values.dtype == np.float32 else values.view(np.uint16)
+
+
+def _run(kernel: Callable[[int], Any], *arrays: NDArray[Any]) -> None:
+    """Run the kernel over all pictures, an equal part in each thread."""
+    function, count = kernels.compiled(kernel, arrays[0].shape[-1]), len(arrays[0])
+    pool, threads = _threads()
+    mine, *others = itertools.pairwise(count * part // threads for part in range(threads + 1))
+    waiting = [pool.submit(function, *(*arrays, *part)) for part in others]
+    function(*arrays, *mine)
+    for each in waiting:
+        each.result()
+
+
+@functools.cache
+def _threads() -> tuple[ThreadPoolExecutor, int]:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(count, thread_name_prefix="passes"), count
