@@ -13,29 +13,37 @@ import pandas as pd
 import pytest
 
 import tellapart
+from tellapart.explain.maps import METHODS
 
 pytestmark = pytest.mark.integration
 JAX_PYTHON = Path(__file__).parents[1] / ".venv-jax" / "bin" / "python"
 
 TRAIN = """
-import importlib.util, json, sys
+import importlib.util, json, numpy, sys
 assert importlib.util.find_spec("tensorflow") is None
 import keras, tellapart
 assert keras.backend.backend() == "jax"
 changes = ["train.epochs=8", "train.stages=[{image_px=24, share=1}, {image_px=32, share=1}]", "data.image_px=32",
            "train.precision=float32", "train.validate_every=2"]
 run = tellapart.train(sys.argv[1], recipe="demo", changes=changes, out=sys.argv[2], cache=sys.argv[3])
+from tellapart.explain.maps import METHODS
+pictures = numpy.load(sys.argv[4])
+classifier = tellapart.load(run.path)
+maps = {name: method(classifier.model, pictures, numpy.array([0, 3, 7])) for name, method in METHODS.items()}
+numpy.savez(sys.argv[2] + "/maps.npz", **maps)
 assert "tensorflow" not in sys.modules
 """
 
 
-def test_trains_on_jax_without_tensorflow_and_the_model_opens_under_tensorflow(tmp_path: Path):
+def test_trains_and_explains_on_jax_without_tensorflow_and_the_model_opens_under_tensorflow(tmp_path: Path):
     if not JAX_PYTHON.exists():
         pytest.skip("no environment with JAX and without TensorFlow: `make .venv-jax/installed` makes it")
     photos = tellapart.draw(tmp_path / "photos", num_images=300)
     run = tmp_path / "run"
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
     result = subprocess.run(
-        [JAX_PYTHON, "-c", TRAIN, photos, run, tmp_path / "cache"],
+        [JAX_PYTHON, "-c", TRAIN, photos, run, tmp_path / "cache", tmp_path / "pictures.npy"],
         env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
@@ -48,3 +56,9 @@ def test_trains_on_jax_without_tensorflow_and_the_model_opens_under_tensorflow(t
     predictions = tellapart.load(run).predict([photos / path for path in table["path"]])
     assert sys.modules["keras"].backend.backend() == "tensorflow"
     np.testing.assert_allclose([p.probability for p in predictions], table["probability"], atol=1e-4)
+    classifier = tellapart.load(run)
+    with np.load(run / "maps.npz") as maps:
+        assert set(maps) == set(METHODS)
+        for name, method in METHODS.items():
+            ours = method(classifier.model, pictures, np.array([0, 3, 7]))
+            assert np.abs(ours - maps[name]).mean() < 0.01, name

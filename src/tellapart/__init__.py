@@ -11,13 +11,17 @@ if TYPE_CHECKING:
     from tellapart.data.drawn import draw
     from tellapart.data.health import check
     from tellapart.evaluation.predict import Classifier, load
+    from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
     from tellapart.run import train
     from tellapart.settings import Recipe, load_recipe
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "Recipe", "check", "draw", "evaluate", "load", "load_recipe", "predict", "reproduce", "train"]
+__all__ = [
+    "Classifier", "Recipe", "check", "draw", "evaluate", "heat_maps", "load", "load_recipe", "predict", "reproduce",
+    "train",
+]  # fmt: skip
 
 _HOMES = {
     "Classifier": "evaluation.predict",
@@ -25,6 +29,7 @@ _HOMES = {
     "check": "data.health",
     "draw": "data.drawn",
     "evaluate": "report.evaluate",
+    "heat_maps": "explain.files",
     "load": "evaluation.predict",
     "load_recipe": "settings",
     "reproduce": "reproduction",

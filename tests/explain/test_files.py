@@ -11,7 +11,8 @@ import pytest
 from drawing import photo, save
 from tellapart.errors import InputError
 from tellapart.evaluation.predict import Classifier
-from tellapart.explain.files import explain_files
+from tellapart.explain.files import explain_files, heat_maps
+from tellapart.explain.maps import DEFAULT_METHOD, METHODS
 from tellapart.models.build import build
 from tellapart.settings import Model
 
@@ -55,3 +56,17 @@ def test_unknown_methods_and_classes_are_named_with_the_nearest(classifier, imag
 def test_nothing_but_bad_images_gives_no_sheet(classifier, images, tmp_path):
     found = explain_files(classifier, images[3:], tmp_path / "out")
     assert (found.written, found.sheet) == ((), None)
+
+
+def test_heat_maps_of_files_and_arrays_are_those_of_the_method(classifier, images):
+    array = photo(0, (60, 40))
+    found = heat_maps(classifier, [images[0], array, images[3], np.zeros((4, 4), np.uint8)], label="bee")
+    assert [each.label for each in found] == ["bee", "bee", None, None]
+    assert ["is not an image" in found[2].error, "expected uint8 (height, width, 3)" in found[3].error] == [True, True]
+    assert found[1].path == "image 1"
+    small = cv2.resize(array, (32, 32), interpolation=cv2.INTER_LINEAR)[None]
+    expected = METHODS[DEFAULT_METHOD](classifier.model, small, np.array([1]))[0]
+    for each in found[:2]:
+        np.testing.assert_allclose(each.heat, expected, atol=1e-4)
+        assert each.overlay.shape == (40, 60, 3)
+        assert each.probability == pytest.approx(classifier.probabilities(small)[0, 1], abs=1e-5)

@@ -33,8 +33,11 @@ def explain(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("explanations"),
     method: Annotated[
-        str, typer.Option(help="grad-cam, hires-cam, layer-cam, integrated-gradients or occlusion.")
-    ] = "grad-cam",
+        str | None,
+        typer.Option(
+            help="grad-cam, hires-cam, layer-cam, integrated-gradients or occlusion [default: the most faithful]."
+        ),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Explain this class [default: the one the model names].")] = None,
 ) -> None:
     """Show what the model looked at: a picture with its heat map for each image, and a sheet of all."""
@@ -43,10 +46,13 @@ def explain(
     import_quietly("keras")
     from tellapart.evaluation.predict import image_files, load
     from tellapart.explain.files import explain_files
+    from tellapart.explain.maps import DEFAULT_METHOD
 
     classifier = load(run)
     with progress_bar() as progress:
-        found = explain_files(classifier, image_files(images), out, method=method, label=label, progress=progress)
+        found = explain_files(
+            classifier, image_files(images), out, method=method or DEFAULT_METHOD, label=label, progress=progress
+        )
     if found.sheet is not None:
         typer.echo(f"{len(found.written)} pictures in {out}, all of them on {found.sheet}")
     for path, reason in found.unreadable:

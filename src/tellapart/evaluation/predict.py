@@ -134,9 +134,7 @@ class Classifier:
     def _picture(self, image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8] | str:
         try:
             if isinstance(image, np.ndarray):
-                if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-                    return f"is {image.dtype} {image.shape}; expected uint8 (height, width, 3)"
-                return resize(image, self.image_px)
+                return unfit(image) or resize(image, self.image_px)
             return decode_square(read_file(image), self.image_px, max_pixels=self.max_pixels)
         except DecodeError as error:
             return str(error)
@@ -157,6 +155,13 @@ class Classifier:
             top = tuple((self.classes[i], float(found[index][i])) for i in order)
             results.append(Prediction(path, top[0][0], top[0][1], top))
         return results
+
+
+def unfit(picture: NDArray) -> str:
+    """Return what is wrong with an array that should be a picture; "" for one that is."""
+    if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8 and 0 not in picture.shape:
+        return ""
+    return f"is {picture.dtype} {picture.shape}; expected uint8 (height, width, 3)"
 
 
 def load(run: str | os.PathLike[str]) -> Classifier:

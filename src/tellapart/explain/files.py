@@ -1,7 +1,8 @@
-"""Explains image files: an overlay for each, and a sheet of all. Knows nothing about the command line."""
+"""Explains images: a heat map for each, overlays and a sheet of all as files. Knows nothing about the command line."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from tellapart.data.decode import decode, read_file, resize
 from tellapart.errors import DecodeError, InputError, nearest
-from tellapart.evaluation.predict import Classifier
-from tellapart.explain.maps import METHODS
+from tellapart.evaluation.predict import Classifier, load, unfit
+from tellapart.explain.maps import DEFAULT_METHOD, METHODS
 from tellapart.explain.overlay import overlay, sheet
 from tellapart.files import atomic_file
 from tellapart.records import Progress, no_progress
@@ -39,12 +40,67 @@ class Explained:
     unreadable: tuple[tuple[Path, str], ...]
 
 
+@dataclass(frozen=True)
+class HeatMap:
+    """What a model looked at in one image.
+
+    Attributes:
+        path: the file, or "image 3" for an array.
+        label: the class that is explained; None with an error.
+        probability: of that class.
+        heat: (image_px, image_px) float32 in [0, 1].
+        overlay: (height, width, 3) uint8 RGB, the image with its heat, at most 1,024 pixels long.
+        error: why there is none.
+    """
+
+    path: str
+    label: str | None
+    probability: float
+    heat: NDArray[np.float32]
+    overlay: NDArray[np.uint8]
+    error: str = ""
+
+
+def heat_maps(
+    run: str | os.PathLike[str] | Classifier,
+    images: Sequence[str | os.PathLike[str] | NDArray[np.uint8]],
+    *,
+    method: str = DEFAULT_METHOD,
+    label: str | None = None,
+) -> list[HeatMap]:
+    """Show what a model looks at in each image; one that cannot be read gets an error and costs the others nothing.
+
+    Args:
+        run: a finished run folder, or a model as `tellapart.load` returns it.
+        images: files, or pictures as (height, width, 3) uint8 RGB arrays of any size.
+        method: "grad-cam", "hires-cam", "layer-cam", "integrated-gradients" or "occlusion".
+        label: the class to explain; None: the one that the model names for each image.
+
+    Returns:
+        One `HeatMap` per image, in their order.
+
+    Raises:
+        InputError: there is no such method or class.
+        RunError: `run` has no model.
+
+    Example:
+        >>> tellapart.heat_maps("runs/pets", ["cat.jpg"])[0].overlay.shape
+        (375, 500, 3)
+    """
+    classifier = run if isinstance(run, Classifier) else load(run)
+    _check(classifier, method, label)
+    maps: list[HeatMap] = []
+    for start in range(0, len(images), _AT_ONCE):
+        maps += _part_of_maps(classifier, images[start : start + _AT_ONCE], start, method, label)
+    return maps
+
+
 def explain_files(
     classifier: Classifier,
     images: Sequence[Path],
     out: Path,
     *,
-    method: str = "grad-cam",
+    method: str = DEFAULT_METHOD,
     label: str | None = None,
     progress: Progress = no_progress,
 ) -> Explained:
@@ -61,6 +117,29 @@ def explain_files(
     Raises:
         InputError: there is no such method or class.
     """
+    _check(classifier, method, label)
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    cells: list[tuple[NDArray[np.uint8], str]] = []
+    unreadable: list[tuple[Path, str]] = []
+    for start in range(0, len(images), _AT_ONCE):
+        for found in _part_of_maps(classifier, images[start : start + _AT_ONCE], start, method, label):
+            path = Path(found.path)
+            if found.label is None:
+                unreadable.append((path, found.error))
+                continue
+            written.append(_write(out, path, found.label, found.overlay, written))
+            if len(cells) < 2 * _SHEET_ROWS:
+                shown = _not_too_large(decode(read_file(path), max_pixels=classifier.max_pixels))
+                cells += [(shown, path.name), (found.overlay, f"{found.label} {found.probability:.2f}")]
+        progress("explaining", min(start + _AT_ONCE, len(images)), len(images))
+    page = out / "sheet.jpg" if cells else None
+    if page is not None:
+        _save(page, sheet([cells[at : at + 6] for at in range(0, len(cells), 6)]))
+    return Explained(tuple(written), page, tuple(unreadable))
+
+
+def _check(classifier: Classifier, method: str, label: str | None) -> None:
     if method not in METHODS:
         raise InputError(
             f"There is no method {method!r}.{nearest(method, METHODS)} Expected one of {', '.join(METHODS)}."
@@ -70,31 +149,39 @@ def explain_files(
             f"The model knows no class {label!r}.{nearest(label, classifier.classes)} "
             f"It knows {', '.join(classifier.classes)}."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    rows: list[tuple[NDArray[np.uint8], str]] = []
-    unreadable: list[tuple[Path, str]] = []
-    for start in range(0, len(images), _AT_ONCE):
-        part: list[tuple[Path, NDArray[np.uint8]]] = []
-        for path in images[start : start + _AT_ONCE]:
-            try:
-                part.append((path, decode(read_file(path), max_pixels=classifier.max_pixels)))
-            except DecodeError as error:
-                unreadable.append((path, str(error)))
-        if part:
-            for (path, picture), (name, probability, heat) in zip(
-                part, _explained(classifier, [picture for _, picture in part], method, label), strict=True
-            ):
-                shown = _not_too_large(picture)
-                hot = overlay(shown, heat)
-                written.append(_write(out, path, name, hot, written))
-                if len(rows) < 2 * _SHEET_ROWS:
-                    rows += [(shown, path.name), (hot, f"{name} {probability:.2f}")]
-        progress("explaining", min(start + _AT_ONCE, len(images)), len(images))
-    page = out / "sheet.jpg" if rows else None
-    if page is not None:
-        _save(page, sheet([rows[at : at + 6] for at in range(0, len(rows), 6)]))
-    return Explained(tuple(written), page, tuple(unreadable))
+
+
+def _part_of_maps(
+    classifier: Classifier,
+    images: Sequence[str | os.PathLike[str] | NDArray[np.uint8]],
+    start: int,
+    method: str,
+    label: str | None,
+) -> list[HeatMap]:
+    """Return the maps of a few images, the first of which is number `start`."""
+    pictures = [_picture(image, classifier.max_pixels) for image in images]
+    good = [picture for picture in pictures if not isinstance(picture, str)]
+    explained = iter(_explained(classifier, good, method, label) if good else [])
+    maps = []
+    for number, (image, picture) in enumerate(zip(images, pictures, strict=True), start):
+        path = f"image {number}" if isinstance(image, np.ndarray) else os.fspath(image)
+        if isinstance(picture, str):
+            nothing = np.zeros((0, 0), np.float32), np.zeros((0, 0, 3), np.uint8)
+            maps.append(HeatMap(path, None, float("nan"), *nothing, picture))
+            continue
+        name, probability, heat = next(explained)
+        maps.append(HeatMap(path, name, probability, heat, overlay(_not_too_large(picture), heat)))
+    return maps
+
+
+def _picture(image: str | os.PathLike[str] | NDArray[np.uint8], max_pixels: int) -> NDArray[np.uint8] | str:
+    """Return the image at its own size, or why there is none."""
+    if isinstance(image, np.ndarray):
+        return unfit(image) or image
+    try:
+        return decode(read_file(image), max_pixels=max_pixels)
+    except DecodeError as error:
+        return str(error)
 
 
 def _explained(

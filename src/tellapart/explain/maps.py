@@ -21,6 +21,9 @@ from tellapart.models.probe import Floats, Images, Probe, Reading, first_layer
 Targets = NDArray[np.int64]
 Method = Callable[[keras.Model, Images, Targets], Floats]
 
+DEFAULT_METHOD = "grad-cam"
+"""The most faithful one on photos9: docs/experiments.md."""
+
 _INTEGRATION_STEPS = 24
 _OCCLUDERS = 12
 """Patches along a side, each two of these steps wide."""
@@ -107,14 +110,14 @@ def occlusion_values(model: keras.Model, images: Images, targets: Targets, *, oc
     height, width = images.shape[1:3]
     cover = blurred(images)
     rows, columns = (np.linspace(0, side, occluders + 1).round().astype(int) for side in (height, width))
-    before = _log_probability(model, images, targets)
+    before = log_probability(model, images, targets)
     total, looks = np.zeros((len(images), height, width), np.float32), np.zeros((height, width), np.float32)
     for row in range(occluders - 1):
         for column in range(occluders - 1):
             place = np.s_[rows[row] : rows[row + 2], columns[column] : columns[column + 2]]
             covered = images.copy()
             covered[:, *place] = cover[:, *place]
-            fall = before - _log_probability(model, covered, targets)
+            fall = before - log_probability(model, covered, targets)
             total[:, *place] += fall[:, None, None]
             looks[place] += 1
     return np.asarray(total / looks, np.float32)
@@ -138,12 +141,13 @@ def to_heat(values: Floats, images: Images) -> Floats:
     return np.asarray(np.divide(positive, largest, out=np.zeros_like(positive), where=largest > 0), np.float32)
 
 
+def log_probability(model: keras.Model, images: Images, targets: Targets) -> Floats:
+    """Return the logarithm of each image's probability of its target class, (num_images,) float32."""
+    probabilities = predict_arrays(model, images)
+    return np.asarray(np.log(np.maximum(probabilities[np.arange(len(images)), targets], 1e-7)), np.float32)
+
+
 @functools.lru_cache(maxsize=4)
 def _probe(model: keras.Model, layer: keras.layers.Layer | None = None) -> Probe:
     """Return the probe of a network, compiled once: all explanations of a network go through the same few."""
     return Probe(model, layer)
-
-
-def _log_probability(model: keras.Model, images: Images, targets: Targets) -> Floats:
-    probabilities = predict_arrays(model, images)
-    return np.asarray(np.log(np.maximum(probabilities[np.arange(len(images)), targets], 1e-7)), np.float32)

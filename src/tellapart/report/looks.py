@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from tellapart.explain.channels import Channels, channel_importance
 from tellapart.explain.faithfulness import Faithfulness, Sanity, faithfulness, weight_randomisation
-from tellapart.explain.maps import METHODS
+from tellapart.explain.maps import DEFAULT_METHOD, METHODS
+from tellapart.explain.patches import patch_importance
 from tellapart.randomness import generator
 from tellapart.records import Progress
 from tellapart.report.subject import Subject
 
-DEFAULT_METHOD = "grad-cam"
 FEW = 48
 """Pictures for what takes many looks at each."""
 SOME = 200
@@ -32,7 +32,8 @@ class Looks:
         methods: how faithful each method is.
         sanity: what becomes of the maps when the network forgets.
         channels: which channel carries which class.
-        channel_photos: positions of the photos that `channels` looked at.
+        channel_photos: positions of the photos that `channels` and `patches` looked at.
+        patches: (num_classes, rows, columns), which part of the picture carries which class.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Looks:
     sanity: Sanity
     channels: Channels
     channel_photos: NDArray[np.int64]
+    patches: NDArray[np.float32]
 
 
 def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], progress: Progress) -> Looks:
@@ -64,16 +66,15 @@ def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], p
         methods[name] = faithfulness(model, pictures[few], predicted[few], maps)
         progress("comparing methods", number, len(METHODS))
     fewer = few[:_FORGETTING]
-    looked = at[spread(true, SOME)]
+    some = spread(true, SOME)
     return Looks(
         method=DEFAULT_METHOD,
         heat=heat,
         methods=methods,
         sanity=weight_randomisation(model, pictures[fewer], predicted[fewer], METHODS[DEFAULT_METHOD]),
-        channels=channel_importance(
-            model, subject.pictures.batch(looked), subject.numbers[looked], len(subject.classes)
-        ),
-        channel_photos=looked,
+        channels=channel_importance(model, pictures[some], true[some], len(subject.classes)),
+        channel_photos=at[some],
+        patches=patch_importance(model, pictures[some], true[some], len(subject.classes)),
     )
 
 

@@ -214,8 +214,7 @@ def _looks(found: Findings) -> dict[str, Any]:
         best = right[np.argsort(-sure[right], kind="stable")[:4]]
         shown = [encoded(overlay(subject.pictures.read(int(at[slot])), found.looks.heat[slot]), 80) for slot in best]
         mean = found.looks.heat[right].mean(axis=0)
-        grey = np.full((*mean.shape, 3), 128, np.uint8)
-        mean_picture = encoded(overlay(grey, mean / max(float(mean.max()), 1e-9)), 80)
+        patches = found.looks.patches[number]
         strongest = np.argsort(-found.looks.channels.importance[:, number], kind="stable")[:3]
         channels = [
             {
@@ -228,7 +227,14 @@ def _looks(found: Findings) -> dict[str, Any]:
             }
             for channel in strongest
         ]
-        classes.append({"name": name, "shown": shown, "mean": mean_picture, "channels": channels})
+        classes.append({
+            "name": name,
+            "shown": shown,
+            "mean": encoded(_on_grey(mean), 80),
+            "patches": encoded(_on_grey(np.kron(patches, np.ones((12, 12), np.float32))), 80),
+            "most": float(patches.max()),
+            "channels": channels,
+        })  # fmt: skip
     return {"classes": classes, "layer": found.looks.channels.layer, "layers": _feature_maps(found, at)}
 
 
@@ -254,6 +260,12 @@ def _feature_maps(found: Findings, at: NDArray[np.int64]) -> list[dict[str, Any]
             "maps": [encoded(_grey(maps[..., channel]), 80) for channel in best],
         })  # fmt: skip
     return rows
+
+
+def _on_grey(heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a map, scaled to its largest value, without a picture below it."""
+    scaled = np.asarray(np.maximum(heat, 0) / max(float(heat.max()), 1e-9), np.float32)
+    return overlay(np.full((*heat.shape, 3), 128, np.uint8), scaled)
 
 
 def _grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
