@@ -72,6 +72,13 @@ def test_wrong_labels_are_suspected(place: Path, values: dict):
     section = page[page.index('id="labels"') : page.index('id="sure"')]
     assert section.count("moved-") >= 4
     assert values["suspected_labels"] >= 6
+    table = pd.read_csv(place / "run" / "report" / "labels.csv")
+    assert len(table) == 600
+    assert table["suspected"].sum() == values["suspected_labels"]
+    assert table["path"].head(60).str.contains("moved-").sum() >= 5, "chance would find one of the twelve in a tenth"
+    moved = table[table["path"].str.contains("moved-") & table["suspected"]]
+    assert len(moved) >= 2
+    assert (moved["suggested"] != moved["label"]).all()
 
 
 def test_the_confusion_matrix_counts_the_predictions(place: Path):

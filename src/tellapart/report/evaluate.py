@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.evaluation.predict import load
-from tellapart.files import write_json
+from tellapart.files import write_json, write_text
 from tellapart.records import Progress, no_progress
 from tellapart.report.examine import examine
 from tellapart.report.page import write_page
@@ -48,8 +48,8 @@ def evaluate(
     Args:
         run: a finished run folder.
         photos: other labelled photos; None: those of the run, judged on its test side.
-        out: the folder for ``report.html``, ``evaluation.json`` and ``envelope.json``; None: ``RUN/report``, or
-            ``RUN/report-NAME`` for other photos.
+        out: the folder for ``report.html``, ``evaluation.json``, ``envelope.json`` and ``labels.csv``; None:
+            ``RUN/report``, or ``RUN/report-NAME`` for other photos.
         cache: the folder for decoded pictures; None: the user's cache folder.
         progress: called often with (what, done, total).
         announce: called with single lines.
@@ -72,5 +72,7 @@ def evaluate(
         values = values_of(found)
         write_json(place / "evaluation.json", values)
         write_json(place / "envelope.json", envelope_record(found.envelope))
+        if found.labels is not None:
+            write_text(place / "labels.csv", found.labels.drop(columns="position").to_csv(index=False))
         page = write_page(place / "report.html", folder, found, progress=progress)
     return Report(page, values)

@@ -25,7 +25,6 @@ from tellapart.evaluation.calibration import (
     conformal_threshold,
     fit_temperature,
 )
-from tellapart.evaluation.labels import out_of_sample, suspected_labels
 from tellapart.evaluation.measure import measure_sides
 from tellapart.evaluation.predict import predict_arrays
 from tellapart.evaluation.ranking import Curve, curves, top_k_accuracy
@@ -35,6 +34,7 @@ from tellapart.records import Interval, Progress
 from tellapart.report.looks import FEW, SOME, Looks, look, spread
 from tellapart.report.shortcuts import Shortcuts, shortcuts
 from tellapart.report.subject import Subject
+from tellapart.report.suspects import suspects
 from tellapart.shares import wilson
 from tellapart.training.callbacks import Announce
 
@@ -58,7 +58,7 @@ class Findings:
         temperature: fitted on validation.
         sets: a row per stated coverage: ``coverage``, ``threshold``, ``covered``, ``low``, ``high``, ``mean_size``.
         abstention: accuracy against the share answered.
-        labels: suspected label errors over all sides, most suspicious first.
+        labels: how suspicious the label of each photo is, over all sides, as `suspects` gives it.
         robustness: accuracy under corruption.
         envelope: photo quality for which the accuracy holds.
         slices: worst first.
@@ -108,7 +108,11 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
     held_out = subject.at("validation") if subject.main != "validation" else np.zeros(0, np.int64)
     scaled = _scaled(subject, held_out, at, missing)
     sets = _sets(subject, held_out, at, missing)
-    labels = timed("labels", lambda: _labels(subject, own_photos, missing, progress))
+    labels = None
+    try:
+        labels = timed("labels", lambda: suspects(subject, own_photos=own_photos, progress=progress))
+    except InputError as error:
+        missing["label errors"] = str(error)
 
     # How it fares with worse pictures and in parts of the photos
     large, qualities = timed("quality", lambda: _large_pictures(subject, at, progress))
@@ -204,26 +208,6 @@ def _sets(
         ))  # fmt: skip
     columns = ["coverage", "threshold", "covered", "low", "high", "mean_size", "single"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _labels(subject: Subject, own_photos: bool, missing: dict[str, str], progress: Progress) -> pd.DataFrame | None:
-    """Return suspected label errors over all sides."""
-    frame = subject.frame
-    trained_on = (frame["split"] == "train").to_numpy() if own_photos else np.zeros(len(frame), bool)
-    unit = frame["unit"].to_numpy() if "unit" in frame else np.arange(len(frame))
-    counts = np.bincount(subject.numbers[trained_on], minlength=len(subject.classes))
-    if trained_on.any() and counts.min() < 2:
-        missing["label errors"] = "A class has fewer than two training photos."
-        return None
-    probabilities = subject.probabilities
-    if trained_on.any():
-        probabilities = out_of_sample(
-            subject.features, subject.numbers, probabilities, trained_on, np.asarray(unit, np.int64), progress=progress
-        )
-    if len(np.unique(subject.numbers)) < len(subject.classes):
-        missing["label errors"] = "A class does not occur in these photos."
-        return None
-    return suspected_labels(subject.numbers, probabilities)
 
 
 def _large_pictures(

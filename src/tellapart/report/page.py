@@ -184,18 +184,8 @@ def _suspects(found: Findings) -> list[dict[str, Any]]:
     """Return the labels that look wrong, most suspicious first."""
     if found.labels is None:
         return []
-    frame, classes = found.subject.frame, found.subject.classes
-    rows = found.labels[found.labels["suspected"]].head(_LISTED)
-    return [
-        {
-            "position": int(row["position"]),
-            "path": str(frame["path"].iloc[int(row["position"])]),
-            "split": str(frame["split"].iloc[int(row["position"])]),
-            "given": str(frame["label"].iloc[int(row["position"])]),
-            "suggested": classes[int(row["suggested"])],
-        }
-        for _, row in rows.iterrows()
-    ]
+    rows: Any = found.labels[found.labels["suspected"]].head(_LISTED).to_dict("records")
+    return list(rows)
 
 
 def _looks(found: Findings) -> dict[str, Any]:
