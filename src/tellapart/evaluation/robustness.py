@@ -125,24 +125,26 @@ def envelope(qualities: pd.DataFrame, correct: NDArray[np.bool_]) -> Envelope:
     """Find out how good photos must be for the accuracy to hold.
 
     For each measure the photos are cut into ranges of equal number. From each bad end inwards, ranges are left out
-    whose accuracy is below the accuracy of all photos by more than its interval explains. Beyond the worst photo that
+    whose accuracy is below that of all of them by more than its interval explains. Beyond the worst photo that
     was looked at (the most extreme hundredth left aside) nothing is known, so the envelope ends there too.
 
     Args:
-        qualities: a row per photo, a column per measure of `Quality`; rows with NaN are left out.
+        qualities: a row per photo, a column per measure of `Quality`; rows with NaN are left out, and where there are
+            no others nothing is limited.
         correct: (num_images,) whether the photo was named rightly.
     """
-    overall, rows, limits = float(correct.mean()), [], {}
+    overall, rows = float(correct.mean()), []
+    limits = dict.fromkeys(DIRECTIONS, (-np.inf, np.inf))
     known = qualities.notna().all(axis=1).to_numpy()
     qualities, correct = qualities[known], correct[known]
-    for measure, bad in DIRECTIONS.items():
+    for measure, bad in DIRECTIONS.items() if known.any() else ():
         values = qualities[measure].to_numpy(np.float64)
         edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)))
         place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
         counts = [int((place == index).sum()) for index in range(max(len(edges) - 1, 1))]
         hits = [int(correct[place == index].sum()) for index in range(len(counts))]
         ends = [wilson(hit, count) for hit, count in zip(hits, counts, strict=True)]
-        inside = [end.high >= overall for end in ends]
+        inside = [end.high >= correct.mean() for end in ends]
         first = next((index for index, good in enumerate(inside) if good), 0) if bad != "high" else 0
         last = next((index for index in reversed(range(len(inside))) if inside[index]), 0) if bad != "low" else None
         stop = len(inside) - 1 if last is None else last
