@@ -168,7 +168,7 @@ def load(run: str | os.PathLike[str]) -> Classifier:
     """Open a finished run for prediction.
 
     Raises:
-        RunError: `run` is no run folder, or has no model yet.
+        RunError: `run` is no run folder, has no model yet, or its ``model.keras`` is not the run's.
     """
     folder = Path(run)
     if not (folder / "model.keras").is_file():
@@ -179,7 +179,14 @@ def load(run: str | os.PathLike[str]) -> Classifier:
         model = keras.saving.load_model(folder / "model.keras", compile=False)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{folder / 'model.keras'} cannot be opened: {error}") from error
-    return Classifier(model, environment["classes"])
+    classes = environment["classes"]
+    shapes = tuple(getattr(model, "input_shape", None) or ()), tuple(getattr(model, "output_shape", None) or ())
+    if shapes[0] != (None, *shapes[0][1:2] * 2, 3) or shapes[1] != (None, len(classes)) or None in shapes[0][1:]:
+        raise RunError(
+            f"{folder / 'model.keras'} maps {shapes[0]} to {shapes[1]}. Expected (None, side, side, 3) to "
+            f"(None, {len(classes)}), one output for each class of the run: the file is another model's."
+        )
+    return Classifier(model, classes)
 
 
 def image_files(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
