@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--time", default="", help="time budget, as in tellapart train --time")
     parser.add_argument("--recipe", default="", help="recipe instead of a budget")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--note", default="", help="what a reader of the result must know")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"))
     arguments = parser.parse_args()
     what = arguments.time or arguments.recipe or "reference"
@@ -76,15 +77,15 @@ def main() -> None:
         "command": f"tellapart train {arguments.photos.name} {' '.join(options)}",
         "budget_seconds": parse_duration(arguments.time) if arguments.time else None,
         "mean_test_accuracy": float(accuracies.mean()),
-        "interval_over_seeds": [over_seeds.low, over_seeds.high],
+        "interval_over_seeds": [over_seeds.low, over_seeds.high] if len(runs) > 1 else None,
         "interval_over_test_photos": [pooled.low, pooled.high],
         "runs": runs,
+        "note": arguments.note,
     }
     path = write_result(name, values)
     print(json.dumps(values, indent=2))
-    print(
-        f"ratio to the budget in time: {max(run['wall_seconds'] for run in runs) / (values['budget_seconds'] or 1):.3f}"
-    )
+    if values["budget_seconds"]:
+        print(f"ratio to the budget: {max(run['wall_seconds'] for run in runs) / values['budget_seconds']:.3f}")
     print(f"Written to {path}")
 
 
