@@ -79,7 +79,8 @@ def gradient_sums(upstream: Activations, pooled: Activations) -> tuple[Floats, F
     """Return the sums over all pixels of `upstream` and of `upstream` · `pooled`, (channels,) each."""
     sums = np.empty((len(upstream), 2, upstream.shape[3]), np.float32)
     _run(kernels.gradient_sums, _bits(upstream), _bits(pooled), sums)
-    total, product = sums.sum(0, dtype=np.float64).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        total, product = sums.sum(0, dtype=np.float64).astype(np.float32)
     return total, product
 
 
@@ -103,7 +104,7 @@ def max_gradient(
     _run(
         kernels.max_gradient, _bits(raw), bias, _sign(scale), scale, _bits(upstream), constant, slope, _bits(out), sums
     )
-    return out, sums[:, 0].sum(0, dtype=np.float64).astype(np.float32)
+    return out, _total(sums)
 
 
 def average_gradient(raw: Activations, bias: Floats, upstream: Floats, slope: Floats) -> tuple[Activations, Floats]:
@@ -118,16 +119,23 @@ def average_gradient(raw: Activations, bias: Floats, upstream: Floats, slope: Fl
     out = _empty(raw.shape, raw.dtype)
     sums = np.empty((len(raw), 2, raw.shape[3]), np.float32)
     _run(kernels.average_gradient, _bits(raw), bias, upstream, slope, _bits(out), sums)
-    return out, sums[:, 0].sum(0, dtype=np.float64).astype(np.float32)
+    return out, _total(sums)
 
 
 # Around the kernels.
 
 
 def _moments(sums: Floats, pixels: int) -> tuple[Floats, Floats]:
-    """Return mean and biased variance from each picture's sum and sum of squares."""
-    mean, square = sums[:, :2].mean(0, dtype=np.float64) / pixels
-    return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
+    """Return mean and biased variance from each picture's sum and sum of squares; a NaN stays one."""
+    with np.errstate(invalid="ignore", over="ignore"):  # a loss that is not finite is reported by who sees it
+        mean, square = sums[:, :2].mean(0, dtype=np.float64) / pixels
+        return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
+
+
+def _total(sums: Floats) -> Floats:
+    with np.errstate(invalid="ignore", over="ignore"):
+        total: Floats = sums[:, 0].sum(0, dtype=np.float64).astype(np.float32)
+    return total
 
 
 def _sign(scale: Floats) -> Floats:

@@ -51,3 +51,12 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
     )
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
     return model, rate
+
+
+def forget_compiled_step(model: keras.Model) -> None:
+    """Let the next training step be compiled anew, for the pictures and the schedule that it will meet.
+
+    TensorFlow generalises a step that meets a second size of pictures to sides of any length, and the fused blocks
+    need known ones; JAX keeps the schedule's old speed in the compiled step.
+    """
+    model.train_function = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from tellapart.settings import Recipe, Stage
 from tellapart.training.inputs import Inputs
-from tellapart.training.network import compiled
+from tellapart.training.network import compiled, forget_compiled_step
 from tellapart.training.schedule import Segment, plan, stages_of
 from tellapart.training.timing import Budget, Precision, seconds_per_image
 
@@ -131,6 +131,7 @@ def measure(inputs: Inputs, precision: Precision, stages: Sequence[Stage], deadl
         if known is not None and image_px == stages[-1].image_px:
             seconds = known / 1000
         else:
+            forget_compiled_step(model)
             seconds = seconds_per_image(model, inputs.training(image_px))
         epoch_seconds[image_px] = seconds * inputs.images_per_epoch
         at_full_size = max(at_full_size, seconds * (recipe.data.image_px / image_px) ** 2)

@@ -27,7 +27,7 @@ from tellapart.training.callbacks import (
 )
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
 from tellapart.training.inputs import Inputs, Photos
-from tellapart.training.network import compiled
+from tellapart.training.network import compiled, forget_compiled_step
 from tellapart.training.planning import Planner, Replay
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
 from tellapart.training.timing import Precision, choose_precision
@@ -127,8 +127,8 @@ def _fit_segment(
     settings, segment = inputs.recipe.train, Segment.from_dict(state["segment"])
     batches = inputs.training(segment.image_px, state["epoch"])
     rate.enter(segment, state["first_step"], segment.epochs * len(batches))
-    if keras.backend.backend() != "tensorflow":
-        model.train_function = None  # traced with the old speed of the schedule
+    if keras.backend.backend() != "tensorflow" or segment.image_px != _size_before(state):
+        forget_compiled_step(model)
     last_epoch = state["first_epoch"] + segment.epochs
     model.fit(
         batches,
@@ -145,6 +145,11 @@ def _fit_segment(
         ],
         verbose=0,
     )
+
+
+def _size_before(state: dict[str, Any]) -> int | None:
+    """Return the picture size of the segment before the one that is under way."""
+    return int(state["segments"][-2]["image_px"]) if len(state["segments"]) > 1 else None
 
 
 def _choose_precision(inputs: Inputs, saved: dict[str, Any]) -> Precision:
