@@ -56,6 +56,8 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
             typer.echo("Stopped. A run folder that was begun can be finished with --resume.", err=True)
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)  # TensorFlow's threads may be in Python code: taking it down under them crashes
         raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tellapart.records import SPLITS, Progress
@@ -42,16 +44,21 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Show a bar on stderr for whatever is reported; a bar is replaced when something else begins."""
+    """Show a bar on stderr for whatever is reported; a bar is replaced when something else begins.
+
+    Ctrl-C ends the work at its next report: raised anywhere, it can be lost or crash in the C++ code beneath.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console(stderr=True), transient=True,
-    ) as bar:  # fmt: skip
+    ) as bar, _interrupts() as is_interrupted:  # fmt: skip
         shown: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
+            if is_interrupted():
+                raise KeyboardInterrupt
             if what not in shown:
                 for task in shown.values():
                     bar.remove_task(task)
@@ -60,6 +67,28 @@ def progress_bar() -> Iterator[Progress]:
             bar.update(shown[what], completed=done, total=total)
 
         yield report
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Take note of Ctrl-C, and yield whether it came; the second one is raised at once."""
+    came = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        if came.is_set():
+            signal.default_int_handler(number, frame)
+        came.set()
+        os.write(sys.stderr.fileno(), b"\nStopping after the step that is under way; once more stops at once.\n")
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, as in a background shell, or another's
+        yield came.is_set
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def announce(line: str) -> None:
