@@ -125,15 +125,7 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
     parts = slices(correct, _properties(subject.frame.iloc[at], qualities))
 
     # What it looks at
-    pictures = subject.pictures.batch(at)
-    looks, alarm = None, None
-    try:
-        looks = timed("heat maps and their tests", lambda: look(subject, pictures, at, progress))
-    except InputError as error:
-        missing["heat maps"] = str(error)
-    else:
-        some = spread(true, SOME)
-        alarm = timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], looks.heat[some]))
+    looks, alarm = _looks(subject, at, predict, missing, timed, progress)
     return Findings(
         subject=subject,
         metrics=measure_sides(subject.frame, subject.probabilities.astype(np.float32), subject.classes),
@@ -154,6 +146,24 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
         missing=missing,
         seconds=seconds,
     )
+
+
+def _looks(
+    subject: Subject,
+    at: NDArray[np.int64],
+    predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    missing: dict[str, str],
+    timed: Callable[[str, Callable[[], Any]], Any],
+    progress: Progress,
+) -> tuple[Looks | None, Shortcuts | None]:
+    pictures, true = subject.pictures.batch(at), subject.numbers[at]
+    try:
+        looks = timed("heat maps and their tests", lambda: look(subject, pictures, at, progress))
+    except InputError as error:
+        missing["heat maps"] = str(error)
+        return None, None
+    some = spread(true, SOME)
+    return looks, timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], looks.heat[some]))
 
 
 def _baseline(
