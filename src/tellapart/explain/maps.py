@@ -22,7 +22,7 @@ Targets = NDArray[np.int64]
 Method = Callable[[keras.Model, Images, Targets], Floats]
 
 DEFAULT_METHOD = "grad-cam"
-"""The most faithful one on photos9: docs/experiments.md."""
+"""Quick, and one picture of the network's last features; how faithful each method is: docs/experiments.md."""
 
 _INTEGRATION_STEPS = 24
 _OCCLUDERS = 12
