@@ -16,7 +16,7 @@ BLURRED = "img, dialog canvas { filter: blur(7px); }"
 
 
 def main() -> None:
-    """Open the report and take the top, a cell of the confusion matrix with a photo, and the corruptions."""
+    """Open the report and take the confusion matrix and the corruptions."""
     report, name = Path(sys.argv[1]), sys.argv[2]
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as play:
@@ -24,7 +24,6 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1100, "height": 760}, device_scale_factor=1.5)
         page.goto(report.resolve().as_uri())
         page.add_style_tag(content=BLURRED)
-        take(page, f"{name}-report")
         page.locator("section#confusion").scroll_into_view_if_needed()
         page.locator(".confusion button.wrong:not(.none)").first.click()
         page.evaluate("document.querySelector('section#confusion').scrollIntoView()")
