@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from tellapart.evaluation.intervals import bootstrap_confusion, mean_interval
+from tellapart.evaluation.metrics import AVERAGED, classification_metrics
 from tellapart.shares import wilson
 
 
@@ -70,3 +71,23 @@ def test_the_bootstrap_is_the_same_each_time():
     assert bootstrap_confusion(confusion, statistics) == bootstrap_confusion(confusion, statistics)
     assert bootstrap_confusion(confusion, statistics) != bootstrap_confusion(confusion, statistics, seed=1)
     assert bootstrap_confusion(np.zeros((2, 2), np.int64), statistics) == {}
+
+
+def test_the_intervals_of_averaged_metrics_cover_them_95_times_in_100():
+    """2,000 test sets of 1,000 photos of one world, whose true precision, recall and F1 are known."""
+    rates = np.array([[0.30, 0.02, 0.01], [0.03, 0.40, 0.02], [0.02, 0.03, 0.17]])
+    true, predicted = (axis.ravel() for axis in np.indices((3, 3)))
+    rng = np.random.default_rng(5)
+
+    def measured(counts: np.ndarray) -> dict:
+        probabilities = np.eye(3)[np.repeat(predicted, counts)]
+        return classification_metrics(np.repeat(true, counts), probabilities, ["a", "b", "c"])
+
+    world = measured((rates.ravel() * 100_000).round().astype(int))
+    covered = dict.fromkeys(AVERAGED, 0)
+    for _ in range(2_000):
+        ends = measured(rng.multinomial(1_000, rates.ravel()))["intervals"]
+        for name in AVERAGED:
+            covered[name] += ends[name][0] <= world[name] <= ends[name][1]
+    for name, times in covered.items():
+        assert times / 2_000 == pytest.approx(0.95, abs=0.01), name

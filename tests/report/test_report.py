@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +112,80 @@ def test_an_unknown_class_is_refused(place: Path):
     shutil.copy(source, other / "nonsense" / source.name)
     with pytest.raises(InputError, match="has the class 'nonsense', which the model does not know"):
         tellapart.evaluate(place / "run", other, cache=place / "cache")
+
+
+def changed_run(place: Path, name: str, model: keras.Model) -> Path:
+    """The run with another network in it."""
+    run = place / name
+    run.mkdir()
+    for file in ("environment.json", "recipe.toml", "history.csv", "metrics.json"):
+        shutil.copy(place / "run" / file, run / file)
+    model.save(run / "model.keras")
+    return run
+
+
+def few_photos(place: Path, name: str, num_classes: int) -> Path:
+    """Eight photos each of some of the classes, and one that cannot be read."""
+    folder = place / name
+    classes = sorted(path for path in (place / "photos").iterdir() if path.is_dir())
+    for label in classes[:num_classes]:
+        (folder / label.name).mkdir(parents=True)
+        for path in sorted(label.iterdir())[-8:]:
+            shutil.copy(path, folder / label.name / path.name)
+    (folder / classes[0].name / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    return folder
+
+
+def test_classes_that_are_missing_or_never_named_and_a_bad_photo_cost_the_report_nothing(place: Path):
+    model = tellapart.load(place / "run").model
+    kernel, bias = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([kernel, bias - 1000 * (np.arange(len(bias)) == 0)])  # the first is never named
+    run = changed_run(place, "never", model)
+    report = tellapart.evaluate(run, few_photos(place, "some", 7), cache=place / "cache")  # three classes are missing
+    test, first = report.values["metrics"]["test"], sorted(tellapart.load(run).classes)[0]
+    assert test["num_images"] == 56
+    assert test["per_class"][first] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_images": 8}
+    assert test["per_class"][sorted(tellapart.load(run).classes)[-1]]["num_images"] == 0
+    assert set(report.values["missing"]) == {"baseline", "prediction sets", "temperature scaling"}
+    assert "1 photos cannot be read" in report.page.read_text()
+
+
+def test_probabilities_that_are_not_numbers_are_counted_and_the_rest_stands(place: Path):
+    model = tellapart.load(place / "run").model
+    model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
+    run = changed_run(place, "lost", model)
+    report = tellapart.evaluate(run, few_photos(place, "few", 10), cache=place / "cache")
+    assert report.values["num_not_finite"] == 80
+    page = report.page.read_text()
+    assert "The model gave no finite probabilities for 80 photos." in page
+    assert report.values["metrics"]["test"]["accuracy"] == pytest.approx(0.1, abs=0.1)
+
+
+def test_a_network_nested_in_another_gets_the_same_report(place: Path):
+    """As transfer learning has it: the layers up to pooling are a model of their own."""
+    model = tellapart.load(place / "run").model
+    names = [layer.name for layer in model.layers]
+    first, pooling = names.index("conv1"), names.index("average")
+
+    def copied(layers: list, x: keras.KerasTensor) -> keras.KerasTensor:
+        for layer in layers:
+            copy = type(layer).from_config(layer.get_config())
+            x = copy(x)
+            copy.set_weights(layer.get_weights())
+        return x
+
+    inner_input = keras.Input((48, 48, 3))
+    inner = keras.Model(inner_input, copied(model.layers[first:pooling], inner_input), name="backbone")
+    inputs = keras.Input((48, 48, 3), dtype="uint8")
+    outputs = copied(model.layers[pooling:], inner(copied(model.layers[1:first], inputs)))
+    run = changed_run(place, "nested", keras.Model(inputs, outputs))
+    photos = few_photos(place, "both", 10)
+    plain = tellapart.evaluate(place / "run", photos, cache=place / "cache").values
+    nested = tellapart.evaluate(run, photos, cache=place / "cache").values
+    assert nested["metrics"]["test"]["accuracy"] == plain["metrics"]["test"]["accuracy"]
+    assert set(nested["missing"]) == set(plain["missing"])
+    for name, method in plain["methods"].items():
+        assert nested["methods"][name]["score"] == pytest.approx(method["score"], abs=0.02), name
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
