@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tellapart.data.drawn import draw
     from tellapart.data.health import check
-    from tellapart.evaluation.predict import Classifier, load
+    from tellapart.evaluation.predict import Classifier
     from tellapart.explain.files import heat_maps
+    from tellapart.bundles.bundle import open_bundle
+    from tellapart.bundles.latency import benchmark
+    from tellapart.bundles.predictor import BundleClassifier
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
     from tellapart.run import train
@@ -19,29 +22,61 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Classifier", "Recipe", "check", "draw", "evaluate", "heat_maps", "load", "load_recipe", "predict", "reproduce",
-    "train",
+    "BundleClassifier", "Classifier", "Recipe", "benchmark", "check", "draw", "evaluate", "export", "heat_maps", "load",
+    "load_recipe", "open_bundle", "predict", "reproduce", "train",
 ]  # fmt: skip
 
 _HOMES = {
+    "BundleClassifier": "bundles.predictor",
     "Classifier": "evaluation.predict",
     "Recipe": "settings",
+    "benchmark": "bundles.latency",
     "check": "data.health",
     "draw": "data.drawn",
     "evaluate": "report.evaluate",
     "heat_maps": "explain.files",
-    "load": "evaluation.predict",
     "load_recipe": "settings",
+    "open_bundle": "bundles.bundle",
     "reproduce": "reproduction",
     "train": "run",
 }
 
 
-def predict(run: Any, images: Any, **options: Any) -> Any:
-    """Name images with a finished run: ``tellapart.load(run).predict(images)``."""
-    from tellapart.evaluation.predict import load
+def load(model: Any) -> Any:
+    """Open a finished run, or a bundle made from one, for prediction. A bundle needs neither Keras nor TensorFlow.
 
-    return load(run).predict(images, **options)
+    Args:
+        model: the folder.
+
+    Returns:
+        A `Classifier` or a `BundleClassifier`; both have `predict`.
+
+    Raises:
+        RunError: it is no run folder, or has no model.
+        BundleError: it is a damaged bundle, or no runtime here gives the probabilities that it should.
+    """
+    from tellapart.bundles.bundle import is_bundle
+
+    if is_bundle(model):
+        from tellapart.bundles.predictor import open_classifier
+
+        return open_classifier(model)
+    from tellapart.evaluation.predict import load as load_run
+
+    return load_run(model)
+
+
+def export(run: Any, to: Any, *, cache: Any = None, **options: Any) -> Any:
+    """Make a bundle of a finished run: `tellapart.bundles.export.export`, with the user's cache folder."""
+    from tellapart.bundles.export import export as export_run
+    from tellapart.run import default_cache
+
+    return export_run(run, to, cache=default_cache() if cache is None else cache, **options)
+
+
+def predict(model: Any, images: Any, **options: Any) -> Any:
+    """Name images with a finished run or a bundle: ``tellapart.load(model).predict(images)``."""
+    return load(model).predict(images, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,10 @@ class RunError(TellapartError):
     """A run folder is missing, incomplete or of another version."""
 
 
+class BundleError(TellapartError):
+    """A bundle is missing, damaged or of another version, or an artefact failed the parity gate."""
+
+
 class TrainingStoppedError(TellapartError):
     """Training cannot go on, for example because the loss is no longer finite."""
 

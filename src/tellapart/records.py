@@ -107,6 +107,9 @@ class Prediction:
         probability: its probability, 0 to 1.
         top: up to k (label, probability) pairs, most probable first.
         error: why there is no label; "" when there is one.
+        abstains: whether the model would rather not answer; only a bundle says so.
+        outside: measures of quality in which the photo is worse than those that the accuracy was measured on; only a
+            bundle says so.
     """
 
     path: str
@@ -114,6 +117,8 @@ class Prediction:
     probability: float
     top: tuple[tuple[str, float], ...]
     error: str = ""
+    abstains: bool = False
+    outside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tellapart.cli import data, evaluation, machine, prediction, training
+from tellapart.cli import data, evaluation, machine, prediction, shipping, training
 from tellapart.errors import TellapartError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app.command("train")(training.train)
 app.command("predict")(prediction.predict)
 app.command("evaluate")(evaluation.evaluate)
 app.command("explain")(evaluation.explain)
+app.command("export")(shipping.export)
+app.command("benchmark")(shipping.benchmark)
 app.command("reproduce")(training.reproduce)
 app.command("doctor")(machine.doctor)
 

@@ -25,34 +25,93 @@ class Format(enum.StrEnum):
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    model: Annotated[Path, typer.Argument(help="A finished run folder, or a bundle made by tellapart export.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Images, folders of images, or .txt files that name an image in each line.")
+    ],
     top: Annotated[int, typer.Option(help="How many classes to list for each image.", min=1)] = 3,
     format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
-    out: Annotated[Path | None, typer.Option(help="Write to this file instead of the terminal.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write to this file instead: .csv, .jsonl or, from a bundle, .parquet. Goes on after a kill."),
+    ] = None,
+    runtime: Annotated[str | None, typer.Option(help="Of a bundle [default: the fastest here that is right].")] = None,
+    quality: Annotated[
+        bool, typer.Option(help="From a bundle: say which photos are worse than those it was measured on.")
+    ] = True,
 ) -> None:
-    """Name images with a trained run. One that cannot be read costs the others nothing; exit code 1 then."""
-    from tellapart.cli.show import console, import_quietly, progress_bar
+    """Name images. One that cannot be read costs the others nothing; exit code 1 then."""
+    from tellapart.bundles.bundle import is_bundle
+
+    if is_bundle(model):
+        _predict_bundle(model, images, top, format_, out, runtime, quality)
+    else:
+        _predict_run(model, images, top, format_, out)
+
+
+def _predict_run(run: Path, images: list[Path], top: int, format_: Format, out: Path | None) -> None:
+    from tellapart.cli.show import import_quietly, progress_bar
 
     import_quietly("keras")
-    from tellapart.evaluation.predict import image_files, load
+    from tellapart.evaluation.predict import load
     from tellapart.files import write_text
 
-    files = image_files(images)
+    files = _files(images)
     classifier = load(run)
     with progress_bar() as progress:
         predictions = classifier.predict(files, top_k=top, progress=progress)
-    if format_ is Format.table and out is None:
+    if out is not None:
+        as_csv = format_ is Format.csv or (format_ is Format.table and out.suffix.lower() == ".csv")
+        write_text(out, _as_csv(predictions) if as_csv else _as_json_lines(predictions))
+    else:
+        _print(predictions, format_)
+    _report_unreadable(sum(prediction.label is None for prediction in predictions), len(predictions))
+
+
+def _predict_bundle(
+    bundle: Path, images: list[Path], top: int, format_: Format, out: Path | None, runtime: str | None, quality: bool
+) -> None:
+    from tellapart.cli.show import progress_bar
+    from tellapart.bundles.batch import predict_files
+    from tellapart.bundles.predictor import open_classifier
+
+    files = _files(images)
+    classifier = open_classifier(bundle, runtime=runtime)
+    with progress_bar() as progress:
+        if out is None:
+            predictions = classifier.predict(files, top_k=top, progress=progress)
+        else:
+            written = predict_files(classifier, files, out, top_k=top, with_quality=quality, progress=progress)
+    if out is None:
+        _print(predictions, format_)
+        _report_unreadable(sum(prediction.label is None for prediction in predictions), len(predictions))
+        return
+    resumed = f" ({written.num_resumed:,} of them from an earlier try)" if written.num_resumed else ""
+    typer.echo(
+        f"{written.path}: {written.num_images:,} images{resumed}, {written.num_abstained:,} without a clear answer, "
+        f"{written.num_outside:,} outside the envelope, by {classifier.runtime}"
+    )
+    _report_unreadable(written.num_unreadable, written.num_images)
+
+
+def _files(images: list[Path]) -> list[Path]:
+    from tellapart.data.scan import image_files, listed_files
+
+    return [file for name in images for file in (listed_files(name) if name.suffix == ".txt" else image_files([name]))]
+
+
+def _print(predictions: Sequence[Prediction], format_: Format) -> None:
+    from tellapart.cli.show import console
+
+    if format_ is Format.table:
         console().print(prediction_lines(predictions))
     else:
-        text = _as_csv(predictions) if format_ is Format.csv else _as_json_lines(predictions)
-        if out is None:
-            sys.stdout.write(text)
-        else:
-            write_text(out, text)
-    failed = sum(prediction.label is None for prediction in predictions)
+        sys.stdout.write(_as_csv(predictions) if format_ is Format.csv else _as_json_lines(predictions))
+
+
+def _report_unreadable(failed: int, total: int) -> None:
     if failed:
-        typer.echo(f"{failed} of {len(predictions)} images could not be read.", err=True)
+        typer.echo(f"{failed} of {total} images could not be read.", err=True)
         raise typer.Exit(1)
 
 

@@ -89,7 +89,8 @@ def demo(
 
     import_quietly("keras")
     from tellapart.data.drawn import draw as draw_pictures
-    from tellapart.evaluation.predict import image_files, load
+    from tellapart.data.scan import image_files
+    from tellapart.evaluation.predict import load
     from tellapart.run import train as train_run
 
     photos, new = folder / "photos", folder / "new"

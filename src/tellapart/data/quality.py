@@ -5,7 +5,7 @@ Knows nothing about labels or models.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
@@ -66,7 +66,11 @@ def measure_quality(data: bytes, *, max_pixels: int = 100_000_000) -> Quality:
     Raises:
         DecodeError: it cannot be decoded.
     """
-    picture = decode(data, max_pixels=max_pixels)
+    return replace(quality_of(decode(data, max_pixels=max_pixels)), jpeg_quality=jpeg_quality(data))
+
+
+def quality_of(picture: NDArray[np.uint8]) -> Quality:
+    """Measure a picture that is decoded already, (height, width, 3) uint8 RGB, as if it had never been compressed."""
     short_side = min(picture.shape[:2])
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     if short_side > MEASURED_PX:
@@ -78,7 +82,7 @@ def measure_quality(data: bytes, *, max_pixels: int = 100_000_000) -> Quality:
         brightness=float(grey.mean()),
         contrast=float(grey.std()),
         clipped=float(((grey <= 2) | (grey >= 253)).mean()),
-        jpeg_quality=jpeg_quality(data),
+        jpeg_quality=100.0,
         short_side_px=float(short_side),
     )
 

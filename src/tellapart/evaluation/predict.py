@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from tellapart.data.batches import CleanBatches, clean_batch_size
 from tellapart.data.cache import Pictures
 from tellapart.data.decode import decode_square, read_file, resize
-from tellapart.data.scan import IMAGE_EXTENSIONS
-from tellapart.errors import DecodeError, InputError, RunError
+from tellapart.errors import DecodeError, RunError
 from tellapart.files import read_json
 from tellapart.records import Prediction, Progress, no_progress
 
@@ -187,29 +186,3 @@ def load(run: str | os.PathLike[str]) -> Classifier:
             f"(None, {len(classes)}), one output for each class of the run: the file is another model's."
         )
     return Classifier(model, classes)
-
-
-def image_files(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Return the image files that are named, those in named folders and below included.
-
-    Raises:
-        InputError: a name leads to nothing, or a folder holds no image.
-    """
-    found: list[Path] = []
-    for name in map(Path, names):
-        if name.is_dir():
-            inside = list(_images_below(name))
-            if not inside:
-                raise InputError(f"{name} holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
-            found += inside
-        elif name.exists() or name.is_symlink():
-            found.append(name)
-        else:
-            raise InputError(f"{name} does not exist. Expected an image or a folder of images.")
-    return found
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    for here, folders, files in os.walk(folder):  # does not follow links: loops end
-        folders.sort()
-        yield from (Path(here, name) for name in sorted(files) if Path(name).suffix[1:].lower() in IMAGE_EXTENSIONS)

@@ -1,0 +1,219 @@
+"""`tellapart serve` beside LitServe, BentoML and FastAPI: the same ONNX, the same picture, client on the same processors.
+
+    python benchmarks/serving.py BUNDLE photo.jpg --peer-python ENV/bin/python --keras RUN/model.keras
+
+ENV has litserve, bentoml, fastapi, uvicorn, openvino and opencv-python-headless (`pip install litserve bentoml openvino
+opencv-python-headless python-multipart`). Needs wrk. All servers are started one after the other in each round; wrk asks
+with 1 connection for latency and with --connections for throughput. At the end twice the saturating load is put on
+tellapart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from machine import write_result
+
+PEERS = Path(__file__).parent / "peers"
+LUA = """
+wrk.method = "POST"
+local f = io.open("{body}", "rb")
+wrk.body = f:read("*a")
+wrk.headers["Content-Type"] = "multipart/form-data; boundary=tellapartboundary"
+"""
+
+
+def multipart(data: bytes) -> bytes:
+    """Return a form with the picture in the field `file`."""
+    head = b'--tellapartboundary\r\nContent-Disposition: form-data; name="file"; filename="photo.jpg"\r\n'
+    return head + b"Content-Type: image/jpeg\r\n\r\n" + data + b"\r\n--tellapartboundary--\r\n"
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wrk(url: str, script: Path, connections: int, seconds: float) -> dict[str, Any]:
+    """Ask for a while; return requests per second, latencies in ms and the number of errors."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency", "--timeout", "10s"]
+    text = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True).stdout
+    scale = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+    latency = {
+        share: float(value) * scale[unit]
+        for share, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+    }
+    errors = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    return {
+        "requests_per_second": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),
+        "p50_ms": latency["50"],
+        "p99_ms": latency["99"],
+        "errors": int(errors[1]) if errors else 0,
+        "socket_errors": "Socket errors" in text,
+    }
+
+
+class Server:
+    """A server process, waited for until it answers."""
+
+    def __init__(self, command: list[str], port: int, body: bytes, environment: dict[str, str] | None = None) -> None:
+        self.port, self.body = port, body
+        start = time.perf_counter()
+        self.log = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            command, env={**os.environ, **(environment or {})}, start_new_session=True, cwd=PEERS,
+            stdout=self.log, stderr=self.log,
+        )  # fmt: skip
+        while True:
+            try:
+                self.ask()
+                break
+            except OSError:
+                if self.process.poll() is not None or time.perf_counter() - start > 90:
+                    self.log.seek(0)
+                    raise SystemExit(f"{command}: {self.log.read().decode()[-2000:]}") from None
+                time.sleep(0.05)
+        self.ready_seconds = time.perf_counter() - start
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}/predict"
+
+    def ask(self) -> dict:
+        """Ask once."""
+        headers = {"Content-Type": "multipart/form-data; boundary=tellapartboundary"}
+        request = urllib.request.Request(self.url, data=self.body, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def memory_mb(self) -> float:
+        """Return the proportional memory of the process and its children in MB (10^6 bytes)."""
+        total = 0.0
+        group = str(self.process.pid)
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if (folder / "stat").read_text().rpartition(")")[2].split()[2] == group:
+                    total += int(re.search(r"Pss:\s+(\d+)", (folder / "smaps_rollup").read_text())[1]) * 1024 / 1e6
+            except (OSError, TypeError):
+                continue
+        return total
+
+    def stop(self) -> None:
+        """End the process and its children."""
+        os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        time.sleep(0.5)
+
+
+def commands(arguments: argparse.Namespace, port: int) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return name → (command, environment) of every server."""
+    bundle, peer = str(arguments.bundle.resolve()), arguments.peer_python
+    found = {"tellapart": ([sys.executable, "-m", "tellapart", "serve", bundle, "--port", str(port)], {})}
+    if peer:
+        environment = {"PYTHONPATH": str(PEERS), "BUNDLE": bundle}
+        bentoml = ["-m", "bentoml", "serve", "serve_bentoml:Classifier", "--host", "127.0.0.1", "--port", str(port)]
+        found |= {
+            "fastapi": ([peer, "serve_fastapi.py", bundle, str(port)], environment),
+            "litserve": ([peer, "serve_litserve.py", bundle, str(port)], environment),
+            "bentoml": ([peer, *bentoml], environment),
+        }
+    if arguments.keras:
+        found["fastapi + model.predict"] = (
+            [sys.executable, "serve_keras.py", str(arguments.keras.resolve()), str(port)],
+            {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+    return {name: value for name, value in found.items() if not arguments.only or name in arguments.only}
+
+
+def main() -> None:
+    """Measure and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("--peer-python", default="")
+    parser.add_argument("--keras", type=Path)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--connections", type=int, default=8)
+    arguments = parser.parse_args()
+    body = multipart(arguments.photo.read_bytes())
+    rounds: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "body").write_bytes(body)
+        script = Path(folder) / "post.lua"
+        script.write_text(LUA.format(body=Path(folder) / "body"))
+        for _ in range(arguments.rounds):
+            bare = [arguments.peer_python or sys.executable, str(PEERS / "bare_loop.py"), str(arguments.bundle)]
+            done = subprocess.run(
+                [*bare, str(arguments.photo), str(arguments.seconds)], capture_output=True, text=True, check=True
+            )
+            rounds.setdefault("bare loop", []).append(json.loads(done.stdout.strip().splitlines()[-1]))
+            for name, (command, environment) in commands(arguments, port := free_port()).items():
+                server = Server(command, port, body, environment)
+                try:
+                    wrk(server.url, script, arguments.connections, 2)  # warms up
+                    one = wrk(server.url, script, 1, arguments.seconds)
+                    many = wrk(server.url, script, arguments.connections, arguments.seconds)
+                    found = {"one": one, "many": many, "ready_seconds": server.ready_seconds}
+                    rounds.setdefault(name, []).append(found | {"memory_mb": server.memory_mb()})
+                finally:
+                    server.stop()
+    write(arguments, rounds)
+
+
+def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> None:
+    """Reduce the rounds to medians and write them."""
+    bare = {key: statistics.median(row[key] for row in rounds["bare loop"]) for key in rounds["bare loop"][0]}
+    table = {}
+    for name, rows in rounds.items():
+        if name == "bare loop":
+            continue
+        table[name] = {
+            "p50_ms": statistics.median(row["one"]["p50_ms"] for row in rows),
+            "p99_ms": statistics.median(row["one"]["p99_ms"] for row in rows),
+            "p50_ms_loaded": statistics.median(row["many"]["p50_ms"] for row in rows),
+            "p99_ms_loaded": statistics.median(row["many"]["p99_ms"] for row in rows),
+            "requests_per_second": statistics.median(row["many"]["requests_per_second"] for row in rows),
+            "errors": sum(row["many"]["errors"] + row["one"]["errors"] for row in rows),
+            "ready_seconds": statistics.median(row["ready_seconds"] for row in rows),
+            "memory_mb": statistics.median(row["memory_mb"] for row in rows),
+        }
+    ours = table["tellapart"]
+    values = {
+        "what": f"one JPEG of {arguments.photo.stat().st_size:,} bytes, {arguments.connections} connections for throughput",
+        "bare_loop": bare,
+        "servers": table,
+        "throughput_of_bare_loop": ours["requests_per_second"] / bare["requests_per_second"],
+        "http_adds_ms": ours["p50_ms"] - bare["p50_ms"],
+        "throughput_ratio": {
+            name: ours["requests_per_second"] / row["requests_per_second"] for name, row in table.items()
+        },
+        "rounds": rounds,
+    }
+    print(json.dumps({key: value for key, value in values.items() if key != "rounds"}, indent=2))
+    print(f"Written to {write_result('serving', values)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Bundles: one small folder with all that is needed to run a model, proved equal to it."""

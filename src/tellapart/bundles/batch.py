@@ -1,0 +1,236 @@
+"""Predicts any number of files into a table that survives a kill. Knows nothing about the command line.
+
+Rows are written in the order of the images to ``OUT.part`` and counted when the work goes on: a row is there once or not
+at all. At the end the part becomes the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tellapart.errors import InputError
+from tellapart.bundles.predictor import BundleClassifier
+from tellapart.records import Prediction, Progress, no_progress
+
+FORMATS = ("csv", "jsonl", "parquet")
+
+_FLUSHED = 256
+"""Rows between two flushes to the disk: so much work is done again after a kill."""
+_ROW_GROUP = 20_000
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the images.
+
+    Attributes:
+        path: the table.
+        num_images: rows in it.
+        num_unreadable: of them, with an error instead of a label.
+        num_abstained: of them, without a clear answer.
+        num_outside: of them, worse than the photos that the accuracy was measured on.
+        num_resumed: rows that an earlier, killed try had written.
+    """
+
+    path: Path
+    num_images: int
+    num_unreadable: int
+    num_abstained: int
+    num_outside: int
+    num_resumed: int
+
+
+def predict_files(
+    classifier: BundleClassifier,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    top_k: int = 3,
+    with_quality: bool = True,
+    progress: Progress = no_progress,
+) -> Written:
+    """Name images, one row each, into ``.csv``, ``.jsonl`` or ``.parquet``.
+
+    Called again after a kill with the same images it goes on behind the last whole row.
+
+    Args:
+        classifier: the bundle.
+        images: files, in an order that stays the same.
+        out: the table; an old one is replaced at the end.
+        top_k: how many classes to list.
+        with_quality: also say which photos are outside the envelope.
+        progress: called with ("predicting", done, total).
+
+    Raises:
+        InputError: another format, or ``OUT.part`` belongs to other images.
+    """
+    kind = out.suffix[1:].lower()
+    if kind not in FORMATS:
+        raise InputError(f"{out} ends in {out.suffix!r}. Expected {', '.join('.' + name for name in FORMATS)}.")
+    if kind == "parquet":
+        _need_pyarrow()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    line = _CsvLines(top_k) if kind == "csv" else _JsonLines()
+    counts, done = _resumed(part, line, images)
+    resumed = done
+    with open(part, "ab") as stream:
+        if stream.tell() == 0:
+            stream.write(line.header().encode())
+        for found in classifier.stream(images[done:], top_k=top_k, with_quality=with_quality):
+            stream.write(line.row(found).encode("utf-8", "surrogateescape"))
+            _count(counts, found.label is None, found.abstains, bool(found.outside))
+            done += 1
+            if done % _FLUSHED == 0 or done == len(images):
+                _to_disk(stream)
+                progress("predicting", done, len(images))
+    if kind == "parquet":
+        _to_parquet(part, out)
+    else:
+        part.replace(out)
+    return Written(out, done, *counts, resumed)
+
+
+class _CsvLines:
+    """Rows as CSV; what a line cannot hold is escaped as JSON does."""
+
+    def __init__(self, top_k: int) -> None:
+        self.top_k = top_k
+
+    def header(self) -> str:
+        runners_up = [f"{name}_{rank}" for rank in range(2, self.top_k + 1) for name in ("label", "probability")]
+        return _csv_line(["path", "label", "probability", "abstains", "outside", "error", *runners_up])
+
+    def row(self, found: Prediction) -> str:
+        rest: list[Any] = [value for pair in found.top[1:] for value in pair]
+        rest += [""] * (2 * (self.top_k - 1) - len(rest))
+        probability = "" if found.label is None else f"{found.probability:.6f}"
+        path = json.dumps(found.path, ensure_ascii=False)[1:-1] if "\n" in found.path or "\r" in found.path else found.path
+        flags = ["", ""] if found.label is None else [str(found.abstains).lower(), " ".join(found.outside)]
+        rest = [f"{value:.6f}" if isinstance(value, float) else value for value in rest]
+        return _csv_line([path, found.label or "", probability, *flags, found.error.replace("\n", " "), *rest])
+
+    def facts(self, line: str) -> tuple[str, bool, bool, bool]:
+        """Return (path as written, unreadable, abstains, outside)."""
+        cells = next(csv.reader([line]))
+        return cells[0], bool(cells[5]), cells[3] == "true", bool(cells[4])
+
+
+class _JsonLines:
+    """Rows as JSON objects."""
+
+    def header(self) -> str:
+        return ""
+
+    def row(self, found: Prediction) -> str:
+        known = found.label is not None
+        values = {
+            "path": found.path,
+            "label": found.label,
+            "probability": round(found.probability, 6) if known else None,
+            "abstains": found.abstains if known else None,
+            "outside": list(found.outside) if known else None,
+            "error": found.error,
+            "top": [{"label": label, "probability": round(probability, 6)} for label, probability in found.top],
+        }
+        return json.dumps(values) + "\n"
+
+    def facts(self, line: str) -> tuple[str, bool, bool, bool]:
+        """Return (path, unreadable, abstains, outside)."""
+        values = json.loads(line)
+        return values["path"], values["label"] is None, bool(values["abstains"]), bool(values["outside"])
+
+
+def _resumed(part: Path, line: _CsvLines | _JsonLines, images: Sequence[Path]) -> tuple[list[int], int]:
+    """Return the counts and the number of whole rows that an earlier try left; cut off what is not whole.
+
+    Raises:
+        InputError: the rows are not those of the first images.
+    """
+    counts, done, good = [0, 0, 0], 0, 0
+    if not part.exists():
+        return counts, 0
+    with open(part, "rb") as stream:
+        for number, raw in enumerate(stream):
+            text = raw.decode("utf-8", "surrogateescape")
+            is_header = number == 0 and line.header() != ""
+            if not text.endswith("\n"):
+                break
+            if is_header:
+                if text != line.header():
+                    raise InputError(f"{part} was begun with other columns. Remove it to begin anew.")
+                good += len(raw)
+                continue
+            try:
+                path, *flags = line.facts(text.rstrip("\r\n"))
+            except (ValueError, IndexError, KeyError, StopIteration):
+                break
+            if done >= len(images) or path.replace("\\n", "\n").replace("\\r", "\r") != os.fspath(images[done]):
+                raise InputError(f"{part} was begun with other images: row {done + 1} is {path}. Remove it to begin anew.")
+            _count(counts, *flags)
+            done, good = done + 1, good + len(raw)
+    os.truncate(part, good)
+    return counts, done
+
+
+def _count(counts: list[int], unreadable: bool, abstains: bool, outside: bool) -> None:
+    for place, flag in enumerate((unreadable, abstains, outside)):
+        counts[place] += bool(flag)
+
+
+def _csv_line(cells: list) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(cells)
+    return stream.getvalue()
+
+
+def _to_disk(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _need_pyarrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise InputError("Parquet needs the package pyarrow: pip install 'tellapart[parquet]'.") from None
+
+
+def _to_parquet(part: Path, out: Path) -> None:
+    """Turn the JSON Lines into Parquet, some rows at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tellapart.files import atomic_file
+
+    pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
+    schema = pa.schema([
+        ("path", pa.string()), ("label", pa.string()), ("probability", pa.float32()), ("abstains", pa.bool_()),
+        ("outside", pa.list_(pa.string())), ("error", pa.string()), ("top", pa.list_(pair)),
+    ])  # fmt: skip
+
+    def whole(rows: list[dict]) -> pa.Table:
+        return pa.Table.from_pylist(rows, schema=schema)
+
+    read: Callable[[str], dict] = json.loads
+    with atomic_file(out) as target, pq.ParquetWriter(target, schema) as writer, open(part, encoding="utf-8") as lines:
+        rows = []
+        for text in lines:
+            rows.append({k: _text(v) for k, v in read(text).items()})
+            if len(rows) == _ROW_GROUP:
+                writer.write_table(whole(rows))
+                rows = []
+        writer.write_table(whole(rows))
+    part.unlink()
+
+
+def _text(value: Any) -> Any:
+    """Return a value that Parquet can hold: names that are no UTF-8 get their odd bytes replaced."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

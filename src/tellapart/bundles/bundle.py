@@ -1,0 +1,225 @@
+"""A bundle: one folder with all that is needed to run a model. Knows nothing about how it is made or run.
+
+    bundle.json      what it is: classes, picture size, temperature, thresholds, envelope, metrics, proofs of equality
+    model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities, preprocessing inside
+    explain.onnx     the same pictures and a class → heat maps; absent where the network has no feature maps
+    reference.npz    embeddings of validation photos: what new photos are compared with
+    golden/          a few photos with the probabilities that must come out
+    card.md          the model card
+    formats/         the other formats that were asked for
+    SHA256SUMS       of every file, as `sha256sum --check` reads it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tellapart.errors import BundleError
+from tellapart.files import read_json, write_json, write_text
+
+SCHEMA_VERSION = 1
+SUMS = "SHA256SUMS"
+RECORD = "bundle.json"
+
+
+class Proof(BaseModel):
+    """What a comparison with the Keras model found (bundles/parity.py)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    passed: bool
+    reason: str
+    num_images: int
+    agreement: float
+    largest_difference: float
+    accuracy: float | None = None
+    accuracy_of_keras: float | None = None
+    p_value: float | None = None
+
+
+class Artefact(BaseModel):
+    """One file or folder that runs the model.
+
+    Attributes:
+        path: inside the bundle, with "/".
+        bytes: its size.
+        proofs: runtime → what its comparison with Keras found.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    bytes: int
+    proofs: dict[str, Proof]
+
+
+class BundleRecord(BaseModel):
+    """The contents of ``bundle.json``.
+
+    Attributes:
+        schema_version: of this record.
+        name: of the model.
+        created: date and time, UTC.
+        classes: in the order of the outputs.
+        image_px: side of the pictures that the model takes.
+        max_pixels: images that declare more are refused.
+        decoder_version: of `tellapart.data.decode`.
+        temperature: that the probabilities were divided by, in the logits; it is inside the model.
+        coverage: that the prediction sets promise.
+        threshold: classes at or above it are in the set; None: there were no validation photos to fit it on.
+        envelope: photo quality for which the accuracy was measured, measure → (low, high), None: no limit.
+        metrics: of the run, by side.
+        source: run, data, versions, date of training.
+        artefacts: format → artefact; "onnx" is always there.
+        explains: the method of ``explain.onnx``; None: there is none.
+        golden: file → probabilities.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[\w.-]{1,100}$")
+    created: str
+    classes: tuple[str, ...] = Field(min_length=1)
+    image_px: int = Field(gt=0)
+    max_pixels: int = Field(gt=0)
+    decoder_version: int
+    temperature: float = Field(gt=0)
+    coverage: float = Field(gt=0, lt=1)
+    threshold: float | None = Field(ge=0, le=1)
+    envelope: dict[str, tuple[float | None, float | None]]
+    metrics: dict[str, Any]
+    source: dict[str, Any]
+    artefacts: dict[str, Artefact]
+    explains: str | None
+    golden: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are what they were when it was made.
+
+    Attributes:
+        folder: where it is.
+        record: ``bundle.json``.
+        version: the first twelve digits of the checksum of all checksums.
+    """
+
+    folder: Path
+    record: BundleRecord
+    version: str
+
+    def path(self, artefact: str = "onnx") -> Path:
+        """Return the file or folder of a format."""
+        return self.folder / self.record.artefacts[artefact].path
+
+    @property
+    def explain_path(self) -> Path | None:
+        """The explanation graph, or None."""
+        return self.folder / "explain.onnx" if self.record.explains else None
+
+    def sets(self, probabilities: NDArray[np.float32]) -> list[list[str]]:
+        """Return each image's prediction set, most probable class first; without a threshold the first class alone."""
+        threshold = self.record.threshold
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        return [
+            [self.record.classes[i] for i in row[: 1 if threshold is None else None] if threshold is None or p[i] >= threshold]
+            for row, p in zip(order, probabilities, strict=True)
+        ]
+
+    def abstains(self, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Return for each row of (num_images, num_classes) whether its set holds not exactly one class."""
+        if self.record.threshold is None:
+            return np.zeros(len(probabilities), np.bool_)
+        return np.asarray((probabilities >= self.record.threshold).sum(axis=1) != 1)
+
+    def outside(self, quality: dict[str, float]) -> list[str]:
+        """Return the measures of `tellapart.data.quality` in which a photo is worse than what was measured."""
+        beyond = []
+        for name, (low, high) in self.record.envelope.items():
+            value = quality[name]
+            if (low is not None and value < low) or (high is not None and value > high):
+                beyond.append(name)
+        return beyond
+
+
+def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle and check every file against its checksum.
+
+    Raises:
+        BundleError: it is none, of a later version, or a file is missing, changed or not listed.
+    """
+    place = Path(folder)
+    if not (place / SUMS).is_file():
+        state = "has no SHA256SUMS" if place.is_dir() else "does not exist"
+        raise BundleError(f"{place} {state}. Expected a bundle made by tellapart export.")
+    text = (place / SUMS).read_bytes()
+    _check_sums(place, text)
+    record = _read_record(place)
+    return Bundle(place, record, hashlib.sha256(text).hexdigest()[:12])
+
+
+def is_bundle(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder claims to be a bundle."""
+    return (Path(folder) / SUMS).is_file() and (Path(folder) / RECORD).is_file()
+
+
+def write_record(folder: Path, record: BundleRecord) -> None:
+    """Write ``bundle.json`` and then the checksums of all files: what is changed later is noticed."""
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+    lines = [f"{_file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
+    write_text(folder / SUMS, "".join(lines))
+
+
+def _read_record(place: Path) -> BundleRecord:
+    values = read_json(place / RECORD)
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{place / RECORD} has schema version {version!r}; this tellapart reads {SCHEMA_VERSION}. "
+            "Export the run again, or install the tellapart that made the bundle."
+        )
+    try:
+        return BundleRecord.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{place / RECORD}: {where}: {first['msg']}. Export the run again.") from error
+
+
+def _check_sums(place: Path, text: bytes) -> None:
+    listed = {}
+    for line in text.decode("utf-8", "replace").splitlines():
+        digest, _, name = line.partition("  ")
+        inside = os.path.normpath(name)
+        if len(digest) != 64 or not name or os.path.isabs(inside) or inside.startswith(".."):
+            raise BundleError(f"{place / SUMS} is damaged: {line[:80]!r}. Copy or export the bundle again.")
+        listed[name] = digest
+    found = {path.relative_to(place).as_posix() for path in _files(place)}
+    for name, digest in listed.items():
+        if name not in found:
+            raise BundleError(f"{place / name} is missing. Copy or export the bundle again.")
+        if _file_sha256(place / name) != digest:
+            raise BundleError(f"{place / name} is not what it was when the bundle was made. Copy or export it again.")
+    if strange := sorted(found - set(listed)):
+        raise BundleError(f"{place / strange[0]} does not belong to the bundle. Remove it.")
+    if RECORD not in listed:
+        raise BundleError(f"{place / SUMS} does not list {RECORD}. Copy or export the bundle again.")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,343 @@
+"""The story of a bundle: a finished run becomes one folder that is all anyone needs. Reads top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.data.cache import Pictures, open_pictures
+from tellapart.data.decode import DECODER_VERSION, read_file
+from tellapart.data.quality import DIRECTIONS, measure_quality
+from tellapart.errors import BundleError, DecodeError, InputError, nearest
+from tellapart.evaluation.calibration import conformal_threshold, fit_temperature
+from tellapart.evaluation.features import features_and_probabilities
+from tellapart.evaluation.predict import Classifier, load, predict_pictures
+from tellapart.evaluation.robustness import envelope
+from tellapart.bundles import formats as written
+from tellapart.bundles.bundle import Artefact, Bundle, BundleRecord, Proof, open_bundle, write_record
+from tellapart.bundles.card import model_card
+from tellapart.bundles.parity import parity
+from tellapart.bundles.runtimes import RUNTIMES, answers
+from tellapart.files import read_json, write_text
+from tellapart.records import SPLITS, Progress, no_progress
+from tellapart.run_folder import read_manifest
+
+logger = logging.getLogger(__name__)
+
+COVERAGE = 0.95
+"""Of the prediction sets, and with them of the answer "I am not sure"."""
+
+_GOLDEN = 8
+_GOLDEN_BYTES = 500_000
+_GOLDEN_MARGIN = 0.2
+_EMBEDDINGS = 2000
+_COMPARED_AT_ONCE = 32
+
+
+def export(
+    run: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    formats: Sequence[str] = (),
+    coverage: float = COVERAGE,
+    cache: str | os.PathLike[str],
+    progress: Progress = no_progress,
+    announce: Callable[[str], None] = logger.info,
+) -> Bundle:
+    """Make a bundle of a finished run, and prove that it says what the run's model says.
+
+    Args:
+        run: a finished run folder; its validation and test photos are read.
+        to: the folder to make. A bundle that stands there is replaced, and not touched if something fails.
+        name: of the model; None: the run folder's.
+        formats: any of "openvino", "litert", "saved_model", "keras", beside ONNX.
+        coverage: that the prediction sets promise, 0 to 1.
+        cache: the folder for decoded pictures.
+        progress: called often with (what, done, total).
+        announce: called with single lines.
+
+    Raises:
+        RunError: `run` has no model.
+        InputError: an unknown format or name, or a network that cannot be calibrated.
+        BundleError: `to` is something else, or an artefact failed the parity gate.
+    """
+    folder, place = Path(run), Path(to)
+    _check(place, formats, coverage)
+    classifier = load(folder)
+    frame, pictures = _photos(folder, classifier, Path(cache), progress)
+    part = place.with_name(f".{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        with pictures:
+            record = _fill(part, folder, classifier, frame, pictures, name or folder.resolve().name, formats, coverage, progress, announce)
+        write_record(part, record)
+        bundle = open_bundle(part)
+        _replace(part, place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Bundle(place, bundle.record, bundle.version)
+
+
+def _fill(
+    part: Path,
+    run: Path,
+    classifier: Classifier,
+    frame: pd.DataFrame,
+    pictures: Pictures,
+    name: str,
+    formats: Sequence[str],
+    coverage: float,
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> BundleRecord:
+    """Write all files of the bundle but its record, which is returned."""
+    numbers = np.array([classifier.classes.index(label) for label in frame["label"]], np.int64)
+    features, plain = features_and_probabilities(classifier.model, pictures, progress)
+    held_out = np.flatnonzero((frame["split"] == "validation").to_numpy())
+    main = np.flatnonzero((frame["split"] == _main_side(frame)).to_numpy())
+
+    # The model
+    temperature = fit_temperature(numbers[held_out], plain[held_out].astype(np.float64)) if len(held_out) else 1.0
+    model = written.calibrated(classifier.model, temperature)
+    probabilities = predict_pictures(model, pictures, progress)
+    threshold = (
+        conformal_threshold(numbers[held_out], probabilities[held_out].astype(np.float64), coverage)
+        if len(held_out)
+        else None
+    )
+    announce(f"Temperature {temperature:.3f}; a class belongs to the answer from a probability of {threshold or 0:.3f}.")
+    files = _write_formats(model, part, formats, announce)
+    explains = _write_explanation(model, part, announce)
+
+    # The proofs
+    artefacts = {
+        format_: Artefact(
+            path=path.relative_to(part).as_posix(),
+            bytes=_size(path),
+            proofs=_proofs(format_, path, pictures, probabilities, numbers, progress, announce),
+        )
+        for format_, path in files.items()
+    }
+
+    # What serving needs beside the model
+    np.savez_compressed(
+        part / "reference.npz",
+        embeddings=features[held_out[:_EMBEDDINGS]].astype(np.float16),
+        labels=numbers[held_out[:_EMBEDDINGS]],
+    )
+    qualities = _qualities([pictures.paths[i] for i in main], progress)
+    limits = envelope(qualities, probabilities[main].argmax(axis=1) == numbers[main]).limits
+    record = BundleRecord(
+        name=name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        classes=tuple(classifier.classes),
+        image_px=classifier.image_px,
+        max_pixels=classifier.max_pixels,
+        decoder_version=DECODER_VERSION,
+        temperature=temperature,
+        coverage=coverage,
+        threshold=threshold,
+        envelope={measure: (_limit(low), _limit(high)) for measure, (low, high) in limits.items()},
+        metrics={side: values for side, values in read_json(run / "metrics.json").items() if side in SPLITS},
+        source=_source(run),
+        artefacts=artefacts,
+        explains=explains,
+        golden=_write_golden(part, pictures, probabilities, numbers, main),
+    )
+    write_text(part / "card.md", model_card(record))
+    return record
+
+
+def _check(place: Path, formats: Sequence[str], coverage: float) -> None:
+    for format_ in formats:
+        if format_ not in written.FORMATS:
+            raise InputError(
+                f"There is no format {format_!r}.{nearest(format_, written.FORMATS)} "
+                f"Expected any of {', '.join(written.FORMATS)}."
+            )
+    if not 0 < coverage < 1:
+        raise InputError(f"The coverage is {coverage:g}. Expected a share between 0 and 1, such as 0.95.")
+    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not (place / "bundle.json").is_file())):
+        raise BundleError(f"{place} already exists and is no bundle. Name a new folder.")
+
+
+def _photos(
+    run: Path, classifier: Classifier, cache: Path, progress: Progress
+) -> tuple[pd.DataFrame, Pictures]:
+    """Return the run's validation and test photos, or all where there are none of those."""
+    manifest = read_manifest(run)
+    readable = manifest[manifest["error"] == ""]
+    held_out = readable[readable["split"].isin(["validation", "test"])]
+    frame = (held_out if len(held_out) else readable).reset_index(drop=True)
+    root = Path(read_json(run / "environment.json")["root"])
+    pictures = open_pictures(
+        [root / path for path in frame["path"]],
+        frame["sha256"].tolist(),
+        classifier.image_px,
+        folder=cache,
+        limit_bytes=20 * 10**9,
+        max_pixels=classifier.max_pixels,
+        progress=progress,
+    )
+    return frame, pictures
+
+
+def _main_side(frame: pd.DataFrame) -> str:
+    return next(side for side in reversed(SPLITS) if (frame["split"] == side).any())
+
+
+def _write_formats(
+    model: keras.Model, part: Path, formats: Sequence[str], announce: Callable[[str], None]
+) -> dict[str, Path]:
+    """Write ONNX and what was asked for; return format → file or folder."""
+    extra = part / "formats"
+    extra.mkdir()
+    written.save_saved_model(model, extra / "saved_model")
+    files = {"onnx": part / "model.onnx"}
+    written.convert_to_onnx(extra / "saved_model", files["onnx"])
+    announce(f"ONNX: {_size(files['onnx']) / 1e6:.2f} MB.")
+    if "openvino" in formats:
+        files["openvino"] = written.save_openvino(files["onnx"], extra / "openvino")
+    if "litert" in formats:
+        files["litert"] = extra / "model.tflite"
+        written.save_litert(extra / "saved_model", files["litert"])
+    if "saved_model" in formats:
+        files["saved_model"] = extra / "saved_model"
+    else:
+        shutil.rmtree(extra / "saved_model")
+    if "keras" in formats:
+        files["keras"] = extra / "model.keras"
+        model.save(files["keras"])
+    if not any(extra.iterdir()):
+        extra.rmdir()
+    return files
+
+
+def _write_explanation(model: keras.Model, part: Path, announce: Callable[[str], None]) -> str | None:
+    try:
+        return written.save_explanation(model, part / "explain.onnx")
+    except InputError as error:
+        announce(f"No heat maps from this bundle: {error}")
+        return None
+
+
+def _proofs(
+    format_: str,
+    path: Path,
+    pictures: Pictures,
+    expected: NDArray[np.float32],
+    numbers: NDArray[np.int64],
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> dict[str, Proof]:
+    """Run an artefact in every runtime that opens it, on all photos, and compare.
+
+    Raises:
+        BundleError: one of its runtimes at full precision does not say what Keras says.
+    """
+    proofs: dict[str, Proof] = {}
+    for name, runtime in RUNTIMES.items():
+        if runtime.artefact != format_ or not runtime.installed:
+            continue
+        found: list[NDArray[np.float32]] = []
+        for part in answers(runtime, path, _batches(pictures)):
+            found.append(part)
+            progress(f"comparing {name} with Keras", sum(map(len, found)), len(pictures))
+        proof = proofs[name] = parity(expected, np.concatenate(found), numbers, reduced=runtime.reduced)
+        verdict = "passed" if proof.passed else f"refused: {proof.reason}"
+        announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(pictures):,} photos agree).")
+        if not proof.passed and not runtime.reduced:
+            raise BundleError(
+                f"The {format_} model does not say what the Keras model says, in {name}: {proof.reason}. "
+                "No bundle was made."
+            )
+    return proofs
+
+
+def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(pictures), _COMPARED_AT_ONCE):
+        yield pictures.batch(range(start, min(start + _COMPARED_AT_ONCE, len(pictures))))
+
+
+def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:
+    """Measure the quality of photos; NaN for those that cannot be read any more."""
+
+    def measured(path: Path) -> dict[str, float]:
+        try:
+            return measure_quality(read_file(path)).to_dict()
+        except DecodeError:
+            return dict.fromkeys(DIRECTIONS, float("nan"))
+
+    rows = []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for done, row in enumerate(pool.map(measured, paths), start=1):
+            rows.append(row)
+            if done % 32 == 0 or done == len(paths):
+                progress("measuring quality", done, len(paths))
+    return pd.DataFrame(rows)
+
+
+def _write_golden(
+    part: Path,
+    pictures: Pictures,
+    probabilities: NDArray[np.float32],
+    numbers: NDArray[np.int64],
+    candidates: NDArray[np.int64],
+) -> dict[str, tuple[float, ...]]:
+    """Copy a few photos that are no near ties, in turn of each class; return file → probabilities."""
+    two = np.sort(probabilities, axis=1)[:, -2:]
+    clear = [i for i in candidates if two[i, 1] - two[i, 0] > _GOLDEN_MARGIN]
+    rank = pd.Series(clear).groupby(numbers[clear]).cumcount().to_numpy() if clear else np.zeros(0)
+    golden: dict[str, tuple[float, ...]] = {}
+    for position in np.asarray(clear, np.int64)[np.argsort(rank, kind="stable")]:
+        try:
+            data = read_file(pictures.paths[position])
+        except DecodeError:
+            continue
+        if len(data) <= _GOLDEN_BYTES and len(golden) < _GOLDEN:
+            name = f"golden/{len(golden) + 1:02d}{pictures.paths[position].suffix.lower()}"
+            (part / "golden").mkdir(exist_ok=True)
+            (part / name).write_bytes(data)
+            golden[name] = tuple(float(value) for value in probabilities[position])
+    return golden
+
+
+def _source(run: Path) -> dict[str, Any]:
+    environment = read_json(run / "environment.json")
+    kept = ("created", "commit", "packages", "data_sha256", "num_photos", "seed", "precision")
+    return {"run": run.resolve().name, **{key: environment[key] for key in kept if key in environment}}
+
+
+def _limit(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    if path.suffix == ".xml":
+        files.append(path.with_suffix(".bin"))
+    return sum(file.stat().st_size for file in files)
+
+
+def _replace(part: Path, place: Path) -> None:
+    """Put the new folder in the place of the old one: two renames, so that a reader sees either."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        place.rename(old)
+    part.rename(place)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,203 @@
+"""Turns a Keras model into files that other runtimes open. Knows nothing about bundles or photos.
+
+The one place beside models/ where TensorFlow stands: a SavedModel is the way to all the other formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tellapart.errors import BundleError, InputError
+from tellapart.models.probe import feature_layer, layers_of
+
+OPSET = 18
+
+FORMATS = ("openvino", "litert", "saved_model", "keras")
+"""What can be added to ONNX."""
+
+
+def calibrated(model: keras.Model, temperature: float) -> keras.Model:
+    """Return the network with its logits divided by `temperature` (Guo et al. 2017, section 4.2).
+
+    The division goes into the weights of the last layer: the network stays one of plain layers and costs nothing more.
+
+    Raises:
+        InputError: the network does not end with a Dense layer and a softmax.
+    """
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    layers = [layer for layer in layers_of(copy) if not isinstance(layer, keras.layers.Softmax)]
+    last = layers[-1]
+    is_softmax = getattr(last, "activation", None) is keras.activations.softmax or len(layers) < len([*layers_of(copy)])
+    if not isinstance(last, keras.layers.Dense) or not is_softmax:
+        raise InputError(f"The network ends with {last.name!r}. Expected a Dense layer with a softmax.")
+    last.set_weights([np.asarray(weight) / temperature for weight in last.get_weights()])
+    return copy
+
+
+def save_saved_model(model: keras.Model, folder: Path) -> None:
+    """Write a SavedModel: "image" → "probabilities" and "embedding", the inputs of the last dense layer."""
+    import tensorflow as tf
+
+    side = int(model.input_shape[1])
+    embedding = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1].input
+    both = keras.Model(model.inputs, [model.outputs[0], embedding])
+    module = tf.Module()
+    module.variables_of_the_network = [variable.value for variable in both.variables]
+
+    @tf.function(input_signature=[tf.TensorSpec((None, side, side, 3), tf.uint8, name="image")])  # type: ignore[untyped-decorator]
+    def served(image: Any) -> dict[str, Any]:
+        probabilities, features = both(image, training=False)
+        flat = tf.reshape(features, (tf.shape(features)[0], int(np.prod(features.shape[1:]))))
+        return {"probabilities": tf.identity(probabilities), "embedding": tf.identity(flat)}
+
+    module.served = served
+    with _quiet():
+        tf.saved_model.save(module, str(folder), signatures={"serving_default": served})
+
+
+def save_explanation(model: keras.Model, path: Path) -> str:
+    """Write the graph that explains without TensorFlow: "image", "target" → "heat", by Grad-CAM.
+
+    "target" is (num_images,) int64; "heat" is (num_images, height, width) float32 at the size of the last feature maps,
+    before ReLU and scaling (Selvaraju et al. 2017, equation 1).
+
+    Returns:
+        The method's name.
+
+    Raises:
+        InputError: the network has no feature maps, or goes on from them in a way that is not written for here.
+    """
+    import tensorflow as tf
+
+    side, features_at = int(model.input_shape[1]), feature_layer(model)
+    body = _up_to(model, features_at)
+    head = _head(model, features_at)
+    module = tf.Module()
+    module.variables_of_the_network = [variable.value for variable in model.variables]
+
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[
+            tf.TensorSpec((None, side, side, 3), tf.uint8, name="image"),
+            tf.TensorSpec((None,), tf.int64, name="target"),
+        ]
+    )
+    def served(image: Any, target: Any) -> dict[str, Any]:
+        features = tf.cast(body(image, training=False), tf.float32)
+        weights = _gradient_of_mean(features, target, head)
+        return {"heat": tf.reduce_sum(features * weights[:, None, None, :], axis=-1)}
+
+    module.served = served
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, str(Path(folder) / "model"), signatures={"serving_default": served})
+        convert_to_onnx(Path(folder) / "model", path)
+    return "grad-cam"
+
+
+def _up_to(model: keras.Model, layer: keras.layers.Layer) -> keras.Model:
+    """Return the network up to one of its layers, which may stand in a nested model."""
+    if layer in model.layers:
+        return keras.Model(model.inputs, layer.output)
+    for nested in model.layers:
+        if isinstance(nested, keras.Model) and layer in nested.layers and layer.output is nested.outputs[0]:
+            return keras.Model(model.inputs, nested.get_output_at(-1) if hasattr(nested, "get_output_at") else nested.output)
+    raise InputError(f"The feature maps of {layer.name!r} are not the output of a layer of {model.name!r}.")
+
+
+def _head(model: keras.Model, features_at: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return the dense layers after the feature maps, where there is nothing between but pooling and dropout."""
+    layers = list(layers_of(model))
+    after = layers[layers.index(features_at) + 1 :]
+    plain = (keras.layers.Dropout, keras.layers.Softmax, keras.layers.Flatten)
+    if not after or not isinstance(after[0], keras.layers.GlobalAveragePooling2D):
+        raise InputError(f"{features_at.name!r} is not followed by global average pooling.")
+    dense = [layer for layer in after[1:] if not isinstance(layer, plain)]
+    known = (keras.activations.relu, keras.activations.linear)
+    for layer in dense:
+        if not isinstance(layer, keras.layers.Dense) or (layer is not dense[-1] and layer.activation not in known):
+            raise InputError(f"{layer.name!r} is none of the layers that the explanation graph is written for.")
+    return dense
+
+
+def _gradient_of_mean(features: Any, target: Any, head: list[keras.layers.Layer]) -> Any:
+    """Return the gradient of the target's logit with respect to the pooled features: (num_images, channels).
+
+    Backpropagation written out, for ONNX has no gradients: through each dense layer by its transposed kernel, through
+    ReLU where its output is positive.
+    """
+    import tensorflow as tf
+
+    x, open_gates = tf.reduce_mean(features, axis=(1, 2)), []
+    for layer in head[:-1]:
+        x = tf.matmul(x, tf.convert_to_tensor(layer.kernel)) + tf.convert_to_tensor(layer.bias)
+        gate = tf.cast(x > 0, tf.float32) if layer.activation is keras.activations.relu else tf.ones_like(x)
+        x = x * gate
+        open_gates.append(gate)
+    gradient = tf.gather(tf.transpose(tf.convert_to_tensor(head[-1].kernel)), target)
+    for layer, gate in zip(reversed(head[:-1]), reversed(open_gates), strict=True):
+        gradient = tf.matmul(gradient * gate, tf.convert_to_tensor(layer.kernel), transpose_b=True)
+    pixels = tf.cast(tf.shape(features)[1] * tf.shape(features)[2], tf.float32)
+    return gradient / pixels
+
+
+def save_openvino(onnx: Path, folder: Path) -> Path:
+    """Write OpenVINO's own format, float32, from the ONNX file; return the .xml."""
+    import openvino
+
+    folder.mkdir(parents=True)
+    openvino.save_model(openvino.convert_model(onnx), folder / "model.xml", compress_to_fp16=False)
+    return folder / "model.xml"
+
+
+def save_litert(saved_model: Path, path: Path) -> None:
+    """Write a LiteRT (formerly TensorFlow Lite) file from a SavedModel."""
+    import tensorflow as tf
+
+    with _quiet():
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
+        path.write_bytes(converter.convert())
+
+
+def convert_to_onnx(saved_model: Path, path: Path) -> None:
+    """SavedModel → ONNX, for Keras' own export leaves constants of EfficientNet behind as inputs.
+
+    In a process of its own: tf2onnx changes settings of TensorFlow that are the whole process's.
+
+    Raises:
+        BundleError: tf2onnx is not there or failed.
+    """
+    if importlib.util.find_spec("tf2onnx") is None:
+        raise BundleError("Export needs the package tf2onnx, which is not installed: pip install tf2onnx.")
+    command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(saved_model), "--output", str(path)]
+    command += ["--opset", str(OPSET), "--tag", "serve", "--signature_def", "serving_default"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    if done.returncode or not path.is_file():
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no reason given"]
+        raise BundleError(f"tf2onnx could not convert the network: {last[0]}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the converters' talk out of the way; what matters is checked by the parity gate."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

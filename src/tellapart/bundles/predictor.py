@@ -1,0 +1,236 @@
+"""Names pictures with a bundle, without Keras. Knows nothing about tables, HTTP or the command line."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.data.decode import decode, decode_square, read_file, resize
+from tellapart.data.quality import measure_quality, quality_of
+from tellapart.errors import BundleError, DecodeError
+from tellapart.bundles.bundle import Bundle, open_bundle
+from tellapart.bundles.runtimes import RUNTIMES, Predictor, check_golden, open_runtime, usable
+from tellapart.records import Prediction, Progress, no_progress
+
+AT_ONCE = 32
+_CHOICE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture as the network takes it, and what its file says of its quality.
+
+    Attributes:
+        square: (image_px, image_px, 3) uint8; None: it could not be read.
+        outside: measures of quality in which it is worse than what was measured.
+        error: why it could not be read.
+    """
+
+    square: NDArray[np.uint8] | None
+    outside: tuple[str, ...]
+    error: str = ""
+
+
+class BundleClassifier:
+    """A bundle, ready to name pictures.
+
+    Example:
+        >>> classifier = tellapart.load("bundles/pets")
+        >>> classifier.predict(["cat.jpg"])[0].label
+        'cat'
+    """
+
+    def __init__(self, bundle: Bundle, runtime: str, predict: Predictor) -> None:
+        self.bundle = bundle
+        self.runtime = runtime
+        self.classes = list(bundle.record.classes)
+        self.image_px = bundle.record.image_px
+        self.max_pixels = bundle.record.max_pixels
+        self._predict = predict
+
+    def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
+        return np.concatenate([
+            self._predict(np.ascontiguousarray(pictures[start : start + AT_ONCE]))
+            for start in range(0, len(pictures), AT_ONCE)
+        ])  # fmt: skip
+
+    def predict(
+        self,
+        images: Sequence[str | os.PathLike[str] | bytes | NDArray[np.uint8]],
+        *,
+        top_k: int = 3,
+        progress: Progress = no_progress,
+    ) -> list[Prediction]:
+        """Name each image; one that cannot be read gets an error and costs the others nothing.
+
+        Args:
+            images: files, the bytes of files, or pictures as (height, width, 3) uint8 RGB arrays of any size.
+            top_k: how many classes to list.
+            progress: called with ("predicting", done, total).
+
+        Returns:
+            One `Prediction` per image, in their order.
+        """
+        results: list[Prediction] = []
+        for found in self.stream(images, top_k=top_k):
+            results.append(found)
+            if len(results) % AT_ONCE == 0 or len(results) == len(images):
+                progress("predicting", len(results), len(images))
+        return results
+
+    def stream(
+        self,
+        images: Sequence[str | os.PathLike[str] | bytes | NDArray[np.uint8]],
+        *,
+        top_k: int = 3,
+        with_quality: bool = True,
+    ) -> Iterator[Prediction]:
+        """Yield what `predict` returns, one after the other, in memory that does not grow with their number.
+
+        Pictures are decoded by all processors while the ones before them are in the network.
+
+        Args:
+            images: as `predict` takes them.
+            top_k: how many classes to list.
+            with_quality: also measure each photo's quality; it costs about as much as decoding.
+        """
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            def decoded(start: int) -> list:
+                return [pool.submit(self.see, image, with_quality) for image in images[start : start + AT_ONCE]]
+
+            waiting = decoded(0)
+            for start in range(0, len(images), AT_ONCE):
+                ahead = decoded(start + AT_ONCE)
+                yield from self._named([part.result() for part in waiting], images, start, top_k)
+                waiting = ahead
+
+    def see(self, image: str | os.PathLike[str] | bytes | NDArray[np.uint8], with_quality: bool = True) -> Seen:
+        """Decode one image and measure its quality."""
+        try:
+            if isinstance(image, np.ndarray):
+                if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+                    return Seen(None, (), f"is {image.dtype} {image.shape}; expected uint8 (height, width, 3)")
+                quality = quality_of(image).to_dict() if with_quality else None
+                square = resize(np.ascontiguousarray(image), self.image_px)
+            else:
+                data = bytes(image) if isinstance(image, (bytes, bytearray, memoryview)) else read_file(image)
+                square = decode_square(data, self.image_px, max_pixels=self.max_pixels)
+                quality = measure_quality(data, max_pixels=self.max_pixels).to_dict() if with_quality else None
+        except DecodeError as error:
+            return Seen(None, (), str(error))
+        return Seen(square, tuple(self.bundle.outside(quality)) if quality else ())
+
+    def _named(self, seen: list[Seen], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
+        good = [index for index, each in enumerate(seen) if each.square is not None]
+        rows = self._predict(np.stack([seen[i].square for i in good])) if good else np.zeros((0, len(self.classes)))
+        found = dict(zip(good, rows, strict=True))
+        for index, each in enumerate(seen):
+            image = images[start + index]
+            path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {start + index}"
+            if index not in found:
+                yield Prediction(path, None, float("nan"), (), each.error)
+                continue
+            yield named(self.bundle, path, found[index], top_k, each.outside)
+
+
+def named(bundle: Bundle, path: str, row: NDArray[np.float32], top_k: int, outside: tuple[str, ...]) -> Prediction:
+    """Return what a row of probabilities says."""
+    if not np.isfinite(row).all():
+        return Prediction(path, None, float("nan"), (), "the model gave probabilities that are not finite")
+    order = np.argsort(-row, kind="stable")[:top_k]
+    top = tuple((bundle.record.classes[i], float(row[i])) for i in order)
+    return Prediction(path, top[0][0], top[0][1], top, "", bool(bundle.abstains(row[None])[0]), outside)
+
+
+def open_classifier(
+    folder: str | os.PathLike[str], *, runtime: str | None = None, threads: int | None = None
+) -> BundleClassifier:
+    """Open a bundle for prediction, without Keras or TensorFlow.
+
+    Args:
+        folder: the bundle.
+        runtime: one of `tellapart.bundles.runtimes.RUNTIMES`; None: the fastest here that gives the golden photos' probabilities.
+        threads: for one call; None: all processors.
+
+    Raises:
+        BundleError: the bundle is damaged, or no runtime gives the probabilities that it should.
+    """
+    bundle = open_bundle(folder)
+    if runtime is None:
+        runtime, predict = fastest(bundle, threads=threads)
+    else:
+        predict = open_runtime(bundle, runtime, threads=threads)
+        if wrong := check_golden(bundle, predict, reduced=RUNTIMES[runtime].reduced):
+            raise BundleError(f"{runtime} does not give the golden photos' probabilities on this machine: {wrong}.")
+    return BundleClassifier(bundle, runtime, predict)
+
+
+def fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predictor]:
+    """Return the runtime that is fastest on one picture here, of those that give the golden photos' probabilities.
+
+    Takes about `_CHOICE_SECONDS` at most.
+
+    Raises:
+        BundleError: there is none.
+    """
+    began, refused, times = time.perf_counter(), [], {}
+    picture = np.random.default_rng(0).integers(0, 256, (1, *(bundle.record.image_px,) * 2, 3), np.uint8)
+    names = [name for name in usable(bundle) if name != "tensorflow"]
+    for name in names:
+        if times and time.perf_counter() - began > _CHOICE_SECONDS:
+            break
+        predict = open_runtime(bundle, name, threads=threads)
+        if wrong := check_golden(bundle, predict, reduced=RUNTIMES[name].reduced):
+            refused.append(f"{name}: {wrong}")
+            continue
+        laps = []
+        for _ in range(12):
+            start = time.perf_counter()
+            predict(picture)
+            laps.append(time.perf_counter() - start)
+        times[name] = (float(np.median(laps[2:])), predict)
+    if not times:
+        reasons = "; ".join(refused) or f"none of {', '.join(RUNTIMES)} is installed or passed when the bundle was made"
+        raise BundleError(f"No runtime can run {bundle.folder} here: {reasons}.")
+    best = min(times, key=lambda name: times[name][0])
+    return best, times[best][1]
+
+
+def explain_bundle(bundle: Bundle, *, threads: int = 1):  # type: ignore[no-untyped-def]
+    """Return a function (pictures, class numbers) → heat maps (num_images, height, width) float32 in [0, 1].
+
+    Raises:
+        BundleError: the bundle holds no explanation graph.
+    """
+    import onnxruntime
+
+    if bundle.explain_path is None:
+        raise BundleError(f"{bundle.folder} holds no explanation graph: its network has no feature maps that it knows.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(bundle.explain_path, options, providers=["CPUExecutionProvider"])
+
+    def explain(pictures: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.float32]:
+        import cv2
+
+        (heat,) = session.run(["heat"], {"image": pictures, "target": targets.astype(np.int64)})
+        side = bundle.record.image_px
+        large = np.stack([cv2.resize(each, (side, side), interpolation=cv2.INTER_LINEAR) for each in heat])
+        positive = np.maximum(large, 0)
+        top = positive.max(axis=(1, 2), keepdims=True)
+        return np.asarray(np.divide(positive, top, out=np.zeros_like(positive), where=top > 0), np.float32)
+
+    return explain
+
+
+def picture_of(image: str | Path | bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Return an image at its own size, for an overlay."""
+    return decode(read_file(image) if isinstance(image, (str, Path)) else image, max_pixels=max_pixels)

@@ -1,0 +1,69 @@
+"""Commands that ship a run: export and benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tellapart.cli.machine import cache_of_user
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    to: Annotated[Path, typer.Option(help="The folder to make; a bundle that stands there is replaced.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="Beside ONNX, any of openvino,litert,saved_model,keras, with commas.")
+    ] = "",
+    name: Annotated[str | None, typer.Option(help="Of the model [default: the run folder's name].")] = None,
+    coverage: Annotated[float, typer.Option(help="That the prediction sets promise.")] = 0.95,
+) -> None:
+    """Make one folder that is all anyone needs to run the model, and prove that it says what the run's model says."""
+    from tellapart.cli.show import announce, import_quietly, progress_bar
+
+    import_quietly("keras")
+    from tellapart.bundles.export import export as export_run
+
+    formats = [part.strip() for part in format_.split(",") if part.strip()]
+    with progress_bar() as progress:
+        bundle = export_run(
+            run, to, name=name, formats=formats, coverage=coverage, cache=cache_of_user(), progress=progress,
+            announce=announce,
+        )  # fmt: skip
+    size = sum(path.stat().st_size for path in bundle.folder.rglob("*") if path.is_file())
+    typer.echo(f"{bundle.folder}: {bundle.record.name} {bundle.version}, {size / 1e6:.1f} MB")
+
+
+def benchmark(
+    bundle: Annotated[Path, typer.Argument(help="A bundle made by tellapart export.")],
+    threads: Annotated[int | None, typer.Option(help="For one call [default: all processors].", min=1)] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure every runtime that is installed here: latency, images per second, memory, size, agreement with Keras."""
+    import json
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from tellapart.cli.show import console, progress_bar
+    from tellapart.bundles.latency import benchmark as benchmark_bundle
+
+    with progress_bar() as progress:
+        speeds = benchmark_bundle(bundle, threads=threads, progress=progress)
+    if json_:
+        typer.echo(json.dumps([asdict(speed) for speed in speeds], indent=2))
+        return
+    table = Table()
+    for title in ("runtime", "p50 ms", "p99 ms", "images/s, 1", "images/s, 32", "memory MB", "size MB", "agreement"):
+        table.add_column(title, justify="left" if title == "runtime" else "right")
+    for speed in speeds:
+        if speed.error:
+            table.add_row(speed.runtime, speed.error)
+            continue
+        one, many = speed.images_per_second
+        table.add_row(
+            speed.runtime, f"{speed.p50_ms:.2f}", f"{speed.p99_ms:.2f}", f"{one:,.0f}", f"{many:,.0f}",
+            f"{speed.memory_mb:.0f}", f"{speed.size_mb:.2f}", f"{speed.agreement:.2%}",
+        )  # fmt: skip
+    console().print(table)

@@ -1,0 +1,110 @@
+"""A bundle is opened only if every file in it is what it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tellapart.bundles.bundle import Artefact, BundleRecord, Proof, is_bundle, open_bundle, write_record
+from tellapart.errors import BundleError
+
+PROOF = Proof(passed=True, reason="equal", num_images=9, agreement=1.0, largest_difference=1e-6)
+
+
+def record(**changes: object) -> BundleRecord:
+    values = {
+        "name": "pets", "created": "2026-01-01T00:00:00Z", "classes": ("cat", "dog", "owl"), "image_px": 32,
+        "max_pixels": 10**8, "decoder_version": 2, "temperature": 1.2, "coverage": 0.9, "threshold": 0.4,
+        "envelope": {"sharpness": (3.0, None), "brightness": (20.0, 230.0)}, "metrics": {}, "source": {"run": "r"},
+        "artefacts": {"onnx": Artefact(path="model.onnx", bytes=3, proofs={"onnxruntime": PROOF})}, "explains": None,
+        "golden": {"golden/01.png": (0.7, 0.2, 0.1)},
+    }  # fmt: skip
+    return BundleRecord(**(values | changes))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "bundle"
+    (place / "golden").mkdir(parents=True)
+    (place / "model.onnx").write_bytes(b"abc")
+    (place / "golden" / "01.png").write_bytes(b"png")
+    write_record(place, record())
+    return place
+
+
+def test_what_is_written_is_read_again(folder: Path):
+    bundle = open_bundle(folder)
+    assert is_bundle(folder)
+    assert bundle.record == record()
+    assert bundle.path() == folder / "model.onnx"
+    assert len(bundle.version) == 12
+    (folder.parent / "empty").mkdir()
+    assert not is_bundle(folder.parent / "empty")
+
+
+def test_a_changed_bundle_has_another_version(folder: Path):
+    before = open_bundle(folder).version
+    (folder / "model.onnx").write_bytes(b"abd")
+    write_record(folder, record())
+    assert open_bundle(folder).version != before
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda f: (f / "model.onnx").write_bytes(b"abd"), "model.onnx is not what it was"),
+        (lambda f: (f / "golden" / "01.png").unlink(), "01.png is missing"),
+        (lambda f: (f / "extra.py").write_text("import os"), "extra.py does not belong to the bundle"),
+        (lambda f: (f / "bundle.json").write_text("{}"), "bundle.json is not what it was"),
+        (lambda f: (f / "SHA256SUMS").unlink(), "has no SHA256SUMS"),
+        (lambda f: (f / "SHA256SUMS").write_text("nonsense\n"), "SHA256SUMS is damaged"),
+        (lambda f: (f / "SHA256SUMS").write_text(f"{'0' * 64}  ../../secret\n"), "SHA256SUMS is damaged"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_and_the_file_is_named(folder: Path, harm, message: str):
+    harm(folder)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(BundleError, match="nowhere does not exist. Expected a bundle made by tellapart export"):
+        open_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "has schema version 2; this tellapart reads 1"),
+        ({"temperature": -1}, "temperature: Input should be greater than 0"),
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"name": "../../etc"}, "name: String should match pattern"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_refused(folder: Path, change: dict, message: str):
+    values = json.loads((folder / "bundle.json").read_text()) | change
+    (folder / "bundle.json").write_text(json.dumps(values))
+    import hashlib
+
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    digest = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
+    lines = [f"{digest}  bundle.json" if line.endswith("  bundle.json") else line for line in lines]
+    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder)
+
+
+def test_sets_and_abstention_by_hand(folder: Path):
+    bundle = open_bundle(folder)
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.45, 0.1, 0.45], [0.34, 0.33, 0.33]], np.float32)
+    assert bundle.sets(probabilities) == [["cat"], ["cat", "owl"], []]
+    assert bundle.abstains(probabilities).tolist() == [False, True, True]
+
+
+def test_a_photo_is_outside_where_it_is_beyond_a_limit(folder: Path):
+    bundle = open_bundle(folder)
+    assert bundle.outside({"sharpness": 3.0, "brightness": 230.0}) == []
+    assert bundle.outside({"sharpness": 2.9, "brightness": 231.0}) == ["sharpness", "brightness"]

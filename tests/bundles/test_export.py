@@ -1,0 +1,254 @@
+"""From a real run to a bundle, and what is made of it, against the run itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+import tellapart
+from tellapart.bundles import formats
+from tellapart.bundles.batch import predict_files
+from tellapart.bundles.bundle import open_bundle
+from tellapart.bundles.parity import parity
+from tellapart.bundles.predictor import explain_bundle, open_classifier
+from tellapart.bundles.runtimes import RUNTIMES, answers, check_golden, open_runtime, usable
+from tellapart.data.decode import decode_square
+from tellapart.data.scan import image_files
+from tellapart.errors import BundleError, InputError
+from tellapart.evaluation.calibration import at_temperature
+from tellapart.explain.maps import grad_cam
+
+pytestmark = pytest.mark.integration
+QUICK = ["data.image_px=48", "train.epochs=6", "train.precision=float32", "train.recalibrate_photos=256"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, a run, and its bundle in all formats."""
+    here = tmp_path_factory.mktemp("bundles")
+    photos = tellapart.draw(here / "photos", num_images=400)
+    tellapart.train(photos, changes=QUICK, out=here / "run", cache=here / "cache")
+    wanted = [name for name in formats.FORMATS if name != "litert" or RUNTIMES["litert"].installed]
+    tellapart.export(here / "run", here / "bundle", formats=wanted, cache=here / "cache")
+    return here
+
+
+def test_probabilities_are_the_calibrated_ones_of_the_run(place: Path):
+    table = pd.read_csv(place / "run" / "predictions.csv")
+    table = table[table["split"] == "test"]
+    classifier = tellapart.load(place / "bundle")
+    plain = table[[f"p:{name}" for name in classifier.classes]].to_numpy(np.float64)
+    expected = at_temperature(plain, classifier.bundle.record.temperature)
+    for name in usable(classifier.bundle):
+        found = open_classifier(place / "bundle", runtime=name).predict(
+            [place / "photos" / path for path in table["path"]], top_k=len(classifier.classes)
+        )
+        rows = np.array([[dict(p.top)[label] for label in classifier.classes] for p in found])
+        tolerance = 0.05 if RUNTIMES[name].reduced else 1e-4
+        assert np.abs(rows - expected).max() < tolerance, name
+    assert {"onnxruntime", "openvino-f32", "tensorflow"} <= set(usable(classifier.bundle))
+
+
+def test_the_checksums_are_those_of_sha256sum_and_nothing_is_pickled(place: Path):
+    if shutil.which("sha256sum") is None:
+        pytest.skip("needs sha256sum")
+    subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=place / "bundle", check=True)
+    suffixes = {path.suffix for path in (place / "bundle").rglob("*") if path.is_file() and "saved_model" not in str(path)}
+    assert not suffixes & {".py", ".pkl", ".pickle", ".joblib", ".so"}
+    with np.load(place / "bundle" / "reference.npz", allow_pickle=False) as reference:
+        assert reference["embeddings"].shape == (len(reference["labels"]), 256)
+        assert reference["embeddings"].dtype == np.float16
+
+
+def test_the_record_and_the_card_say_what_was_measured(place: Path):
+    bundle = open_bundle(place / "bundle")
+    metrics = json.loads((place / "run" / "metrics.json").read_text())
+    assert bundle.record.metrics["test"]["accuracy"] == metrics["test"]["accuracy"]
+    card = (place / "bundle" / "card.md").read_text()
+    assert f"{metrics['test']['accuracy']:.3f}" in card
+    assert "onnxruntime: equal to Keras; 100.00% of" in card
+    assert len(bundle.record.golden) == 8
+    assert bundle.record.threshold is not None
+
+
+def test_a_bundle_is_used_without_keras_or_tensorflow(place: Path):
+    photo = next((place / "photos").rglob("*.jpg"))
+    program = (
+        "import sys, tellapart; c = tellapart.load(sys.argv[1]); print(c.predict([sys.argv[2]])[0].label);"
+        "assert not {'keras', 'tensorflow', 'jax'} & set(sys.modules), sorted(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, place / "bundle", photo], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in tellapart.load(place / "bundle").classes
+
+
+def test_heat_maps_without_tensorflow_are_grad_cam(place: Path):
+    classifier = tellapart.load(place / "run")
+    photos = image_files([place / "photos"])[:6]
+    pictures = np.stack([decode_square(path.read_bytes(), 48) for path in photos])
+    targets = np.arange(6) % len(classifier.classes)
+    model = formats.calibrated(classifier.model, open_bundle(place / "bundle").record.temperature)
+    expected = grad_cam(model, pictures, targets)
+    found = explain_bundle(open_bundle(place / "bundle"))(pictures, targets)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_runtime_that_gives_other_probabilities_here_is_noticed(place: Path):
+    bundle = open_bundle(place / "bundle")
+    right = open_runtime(bundle, "onnxruntime")
+    assert check_golden(bundle, right, reduced=False) == ""
+    assert "agrees with Keras in" in check_golden(bundle, lambda images: right(images)[:, ::-1], reduced=False)
+
+
+def test_a_damaged_model_makes_no_bundle_and_leaves_the_old_one(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """The gate refuses; the bundle that stood there before is not touched."""
+    before = open_bundle(place / "bundle").version
+    plain = formats.convert_to_onnx
+
+    def swapped(saved_model: Path, path: Path) -> None:
+        import onnx
+
+        plain(saved_model, path)
+        model = onnx.load(path)
+        for weight in model.graph.initializer:
+            if list(weight.dims) == [256, 10]:
+                values = onnx.numpy_helper.to_array(weight)[:, ::-1]
+                weight.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), weight.name))
+        onnx.save(model, path)
+
+    monkeypatch.setattr(formats, "convert_to_onnx", swapped)
+    with pytest.raises(BundleError, match="The onnx model does not say what the Keras model says"):
+        tellapart.export(place / "run", place / "bundle", cache=place / "cache")
+    assert open_bundle(place / "bundle").version == before
+    assert not list(place.glob(".bundle*"))
+
+
+def test_the_gate_catches_what_keras_own_export_does_to_efficientnet(tmp_path: Path):
+    """By way of a SavedModel it is right."""
+    inputs = keras.Input((64, 64, 3), dtype="uint8")
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.EfficientNetB0(weights=None, include_top=False, input_shape=(64, 64, 3))
+    x = backbone(keras.layers.Rescaling(1.0)(inputs))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(5, activation="softmax")(x))
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8)
+    expected = model.predict_on_batch(pictures)
+    formats.save_saved_model(model, tmp_path / "saved")
+    formats.convert_to_onnx(tmp_path / "saved", tmp_path / "ours.onnx")
+    ours = RUNTIMES["onnxruntime"].opens(tmp_path / "ours.onnx", 2)
+    assert parity(expected, ours(pictures), None, reduced=False).passed
+    model.export(tmp_path / "theirs.onnx", format="onnx", verbose=False)
+    with pytest.raises(BundleError, match="does not run in onnxruntime|does not say what"):
+        found = np.concatenate(list(answers(RUNTIMES["onnxruntime"], tmp_path / "theirs.onnx", [pictures])))
+        proof = parity(expected, found, None, reduced=False)
+        if not proof.passed:
+            raise BundleError(f"does not say what Keras says: {proof.reason}")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_of_predictions_has_a_row_for_each_file(place: Path, tmp_path: Path, suffix: str):
+    photos = image_files([place / "photos"])[:40]
+    odd = tmp_path / "a\nline.jpg"
+    shutil.copy(photos[0], odd)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photos[1].read_bytes()[:300])
+    files = [*photos[:20], odd, broken, *photos[20:]]
+    classifier = tellapart.load(place / "bundle")
+    written = predict_files(classifier, files, tmp_path / f"out.{suffix}")
+    assert (written.num_images, written.num_unreadable, written.num_resumed) == (42, 1, 0)
+    expected = classifier.predict(files)
+    if suffix == "csv":
+        with open(written.path, newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        assert [row["label"] or None for row in rows] == [p.label for p in expected]
+        assert rows[20]["path"] == str(odd).replace("\n", "\\n")
+        assert "truncated" in rows[21]["error"]
+    else:
+        table = pd.read_json(written.path, lines=True) if suffix == "jsonl" else pd.read_parquet(written.path)
+        assert table["path"].tolist() == [str(path) for path in files]
+        assert [None if pd.isna(label) else label for label in table["label"]] == [p.label for p in expected]
+        np.testing.assert_allclose(
+            table["probability"].dropna().astype(float), [p.probability for p in expected if p.label], atol=1e-5
+        )
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_killed_prediction_goes_on_and_no_row_is_lost_or_doubled(place: Path, tmp_path: Path, suffix: str):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    photos = image_files([place / "photos"])
+    for number in range(4_000):
+        os.link(photos[number % len(photos)], folder / f"{number:05d}{photos[number % len(photos)].suffix}")
+    out = tmp_path / f"out.{suffix}"
+    command = [sys.executable, "-m", "tellapart", "predict", place / "bundle", folder, "--out", out]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    part = Path(f"{out}.part")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (part.exists() and part.stat().st_size > 50_000):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    assert 300 < len(part.read_bytes().splitlines()) < 4_000
+    with open(part, "ab") as stream:
+        stream.write(b'{"path": "half a ro')  # as a kill between two blocks may leave it
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "from an earlier try" in done.stdout
+    table = pd.read_csv(out) if suffix == "csv" else pd.read_parquet(out)
+    assert table["path"].tolist() == [str(path) for path in image_files([folder])]
+    assert table["label"].notna().all()
+
+
+def test_rows_of_other_images_are_not_gone_on_with(place: Path, tmp_path: Path):
+    photos = image_files([place / "photos"])
+    classifier = tellapart.load(place / "bundle")
+    (tmp_path / "out.jsonl.part").write_text('{"path": "elsewhere.jpg", "label": "x", "abstains": false, "outside": []}\n')
+    with pytest.raises(InputError, match=r"was begun with other images: row 1 is elsewhere.jpg"):
+        predict_files(classifier, photos[:3], tmp_path / "out.jsonl")
+    with pytest.raises(InputError, match=r"ends in '.xlsx'. Expected .csv, .jsonl, .parquet"):
+        predict_files(classifier, photos[:3], tmp_path / "out.xlsx")
+
+
+def test_every_runtime_is_measured(place: Path):
+    speeds = tellapart.benchmark(place / "bundle")
+    assert {speed.runtime for speed in speeds} >= {"onnxruntime", "openvino-f32", "tensorflow"}
+    for speed in speeds:
+        assert speed.error == "", speed
+        assert 0 < speed.p50_ms <= speed.p99_ms
+        assert speed.images_per_second[1] > 0
+        assert speed.agreement >= 0.995
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ["onxx"]}, "There is no format 'onxx'. Expected any of openvino"),
+        ({"coverage": 1.5}, "The coverage is 1.5. Expected a share between 0 and 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(place: Path, tmp_path: Path, options: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        tellapart.export(place / "run", tmp_path / "bundle", cache=place / "cache", **options)
+
+
+def test_a_folder_with_something_else_in_it_is_not_replaced(place: Path, tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(BundleError, match="already exists and is no bundle"):
+        tellapart.export(place / "run", tmp_path, cache=place / "cache")
+    assert (tmp_path / "thesis.txt").exists()
