@@ -84,17 +84,19 @@ def _litert(path: Path, threads: int) -> Predictor:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=threads)
-    (given,) = interpreter.get_input_details()
+    runner = interpreter.get_signature_runner("serving_default")
+    given = next(iter(runner.get_input_details().values()))["index"]
+    output = runner.get_output_details()["probabilities"]["index"]
     state = {"count": 0}
 
     def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if state["count"] != len(images):
-            interpreter.resize_tensor_input(given["index"], images.shape)
+            interpreter.resize_tensor_input(given, images.shape)
             interpreter.allocate_tensors()
             state["count"] = len(images)
-        interpreter.set_tensor(given["index"], images)
+        interpreter.set_tensor(given, images)
         interpreter.invoke()
-        return np.asarray(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]), np.float32)
+        return np.asarray(interpreter.get_tensor(output), np.float32)
 
     return predict
 
