@@ -42,3 +42,14 @@ def test_copies_do_not_vouch_for_each_other():
     everything = np.ones(300, bool)
     found = out_of_sample(features, given, np.eye(3)[given], everything, units)
     assert (found[:2].argmax(axis=1) == true[0]).all()
+
+
+def test_a_class_without_photos_is_no_hindrance():
+    """Its column may still be suggested."""
+    features, true = clusters()
+    probabilities = np.exp(features) / np.exp(features).sum(axis=1, keepdims=True)
+    given = np.minimum(true, 1)  # photos of the third class are filed under the second
+    found = suspected_labels(given, probabilities.astype(np.float64))
+    wrong = set(np.flatnonzero(true == 2))
+    assert len(wrong & set(found["position"][: len(wrong)])) > 0.8 * len(wrong)
+    assert (found["suggested"][:20] == 2).all()

@@ -29,8 +29,6 @@ def suspects(subject: Subject, *, own_photos: bool, progress: Progress = no_prog
     """
     frame = subject.frame
     trained_on = (frame["split"] == "train").to_numpy() if own_photos else np.zeros(len(frame), bool)
-    if len(np.unique(subject.numbers)) < len(subject.classes):
-        raise InputError("A class does not occur in these photos.")
     probabilities = subject.probabilities
     if trained_on.any():
         if np.bincount(subject.numbers[trained_on], minlength=len(subject.classes)).min() < 2:

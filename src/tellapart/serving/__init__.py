@@ -1,0 +1,1 @@
+"""Serving: bundles behind HTTP. Knows nothing about training, Keras or TensorFlow."""

@@ -1,0 +1,269 @@
+"""Dynamic batching: what many callers ask for at the same time is worked on together.
+
+Owns threads, a bounded queue and deadlines. Knows nothing about HTTP, bundles or images: what is done with an item is
+its worker's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tellapart.serving.options import BatchOptions
+
+logger = logging.getLogger(__name__)
+
+
+class Worker(Protocol):
+    """What is done with items. Items of calls that share a worker may share a batch."""
+
+    def prepare(self, item: Any) -> Any:
+        """Make an item ready; for images, decode it. Runs in any thread."""
+
+    def run(self, prepared: list[Any], thread: int, alone: bool) -> list[Any]:
+        """Return an answer for each; `alone`: no other thread has work, all processors may be used."""
+
+    def done(self, seconds: Seconds, num_items: int) -> None:
+        """Hear of a batch that is done."""
+
+
+class QueueFullError(Exception):
+    """As many items wait as may."""
+
+
+class DeadlineError(Exception):
+    """The answer would come too late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """How long a batch took: until a thread took it, to make it ready, and in the network."""
+
+    queue: float
+    decode: float
+    network: float
+
+
+class Call:
+    """What one caller asked for: items, and a future for their answers.
+
+    Attributes:
+        answers: in the order of the items.
+        queue: seconds until the first item was taken.
+        decode: seconds that making its items ready took.
+        network: seconds of the batches that its items were in.
+    """
+
+    __slots__ = (
+        "answers", "arrived", "deadline", "decode", "future", "items", "left", "network", "queue", "timer", "worker",
+    )  # fmt: skip
+
+    def __init__(self, worker: Worker, items: Sequence[Any], future: asyncio.Future[list[Any]], deadline: float) -> None:
+        self.worker = worker
+        self.items: list[Any] = list(items)
+        self.answers: list[Any] = [None] * len(self.items)
+        self.future = future
+        self.arrived = time.perf_counter()
+        self.deadline = self.arrived + deadline
+        self.left = len(self.items)
+        self.queue = -1.0
+        self.decode = self.network = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+Entry = tuple[Call, int]
+
+
+class Batcher:
+    """Threads that work on calls; made and used in one event loop.
+
+    Example:
+        >>> batcher = Batcher(BatchOptions())
+        >>> batcher.start()  # inside the event loop
+        >>> call = batcher.submit(worker, [first, second])
+        >>> answers = await call.future
+    """
+
+    def __init__(self, options: BatchOptions) -> None:
+        self.options = options
+        self.num_threads = options.num_threads
+        self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
+        self._waiting = 0
+        self._busy = 0
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Items that no thread has taken yet and that somebody still wants."""
+        return self._waiting
+
+    def start(self) -> None:
+        """Start the threads; their answers go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        for number in range(self.num_threads):
+            thread = threading.Thread(target=self._serve, args=(number,), name=f"batch-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Let the threads finish what is in the queue, and end."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+
+    def submit(self, worker: Worker, items: Sequence[Any]) -> Call:
+        """Put items into the queue.
+
+        A call with more items than may wait is taken when nothing else waits: it is worked on in pieces.
+
+        Raises:
+            QueueFullError: there is no place for them.
+        """
+        loop = self._loop
+        if loop is None:
+            raise RuntimeError("The batcher was not started.")
+        with self._lock:
+            if self._waiting and self._waiting + len(items) > self.options.max_queue:
+                raise QueueFullError(f"{self._waiting} images wait; at most {self.options.max_queue} may")
+            self._waiting += len(items)
+        call = Call(worker, items, loop.create_future(), self.options.deadline_ms / 1000)
+        call.timer = loop.call_later(self.options.deadline_ms / 1000, self._expire, call)
+        for index in range(len(call.items)):
+            self._queue.put((call, index))
+        return call
+
+    def abandon(self, call: Call) -> None:
+        """Forget a call whose caller has left: its places are free at once, and nothing more is done for it."""
+        self._give_up(call)
+        call.future.cancel()
+
+    def _expire(self, call: Call) -> None:
+        if not call.future.done():
+            self._give_up(call)
+            call.future.set_exception(DeadlineError(f"no answer within {self.options.deadline_ms:g} ms"))
+
+    def _give_up(self, call: Call) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
+        with self._lock:
+            for index, item in enumerate(call.items):
+                if item is not None:
+                    call.items[index] = None
+                    self._waiting -= 1
+
+    def _serve(self, thread: int) -> None:
+        """Work until the end of the queue; what goes wrong costs one batch."""
+        while (first := self._queue.get()) is not None:
+            entries, over = self._drain(first)
+            if taken := self._take(entries):
+                self._work_on(taken, thread)
+            if over:
+                return
+
+    def _drain(self, first: Entry) -> tuple[list[Entry], bool]:
+        """Return what to do together, and whether the end was reached."""
+        entries, options = [first], self.options
+        until = time.perf_counter() + options.max_wait_ms / 1000
+        while len(entries) < options.max_batch_size:
+            # Without a wait, other free threads get their share of what is there.
+            idle = max(1, self.num_threads - self._busy)
+            if not options.max_wait_ms and len(entries) * idle > self._queue.qsize() + len(entries):
+                break
+            try:
+                left = until - time.perf_counter()
+                entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if entry is None:
+                return entries, True
+            entries.append(entry)
+        return entries, False
+
+    def _take(self, entries: list[Entry]) -> list[tuple[Call, int, Any]]:
+        """Free the places of these entries; leave out those that nobody waits for."""
+        now, taken = time.perf_counter(), []
+        with self._lock:
+            for call, index in entries:
+                item = call.items[index]
+                if item is None:
+                    continue
+                call.items[index] = None
+                self._waiting -= 1
+                if now < call.deadline:
+                    taken.append((call, index, item))
+                    if call.queue < 0:
+                        call.queue = now - call.arrived
+            self._busy += bool(taken)
+        return taken
+
+    def _work_on(self, taken: list[tuple[Call, int, Any]], thread: int) -> None:
+        finished: list[tuple[Call, BaseException | None]] = []
+        try:
+            by_worker: dict[int, list[tuple[Call, int, Any]]] = {}
+            for entry in taken:
+                by_worker.setdefault(id(entry[0].worker), []).append(entry)
+            for group in by_worker.values():
+                finished += self._work_on_group(group, thread)
+        finally:
+            with self._lock:
+                self._busy -= 1
+            if self._loop is not None and finished:
+                self._loop.call_soon_threadsafe(self._deliver, finished)
+
+    def _work_on_group(
+        self, group: list[tuple[Call, int, Any]], thread: int
+    ) -> list[tuple[Call, BaseException | None]]:
+        worker = group[0][0].worker
+        began = at = time.perf_counter()
+        try:
+            prepared = []
+            for call, _, item in group:
+                prepared.append(worker.prepare(item))
+                now = time.perf_counter()
+                call.decode += now - at
+                at = now
+            alone = self._busy == 1 and self._queue.empty()
+            answers = worker.run(prepared, thread, alone)
+        except Exception as error:  # noqa: BLE001  # the edge of the server: it costs this batch and nothing else
+            logger.exception("A batch of %d failed.", len(group))
+            return [(call, error) for call in {id(call): call for call, _, _ in group}.values()]
+        ended = time.perf_counter()
+        first = min(call.arrived for call, _, _ in group)
+        worker.done(Seconds(began - first, at - began, ended - at), len(group))
+        finished: list[tuple[Call, BaseException | None]] = []
+        seen: set[int] = set()
+        with self._lock:
+            for (call, index, _), answer in zip(group, answers, strict=True):
+                call.answers[index] = answer
+                call.left -= 1
+                if id(call) not in seen:
+                    seen.add(id(call))
+                    call.network += ended - at
+                if call.left == 0:
+                    finished.append((call, None))
+        return finished
+
+    def _deliver(self, finished: list[tuple[Call, BaseException | None]]) -> None:
+        """Hand answers to their callers; in the event loop."""
+        for call, error in finished:
+            if call.future.done():
+                continue
+            if error is not None:
+                self._give_up(call)
+                call.future.set_exception(error)
+            else:
+                if call.timer is not None:
+                    call.timer.cancel()
+                call.future.set_result(call.answers)
+
+

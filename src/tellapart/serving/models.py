@@ -1,0 +1,207 @@
+"""The versions that are being served, and how a new one takes over from an old one.
+
+Owns a thread that watches folders. Knows nothing about HTTP, batches or what an image is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from tellapart.bundles.bundle import is_bundle
+from tellapart.errors import BundleError, InputError
+from tellapart.serving.options import ServerOptions
+from tellapart.serving.served import Served, open_served, open_version
+from tellapart.serving.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+_ABSENT_POLLS = 3
+"""A folder that is missing for so long was removed; for less, it is being replaced."""
+
+
+class UnknownModelError(InputError):
+    """There is no such model or version here."""
+
+
+@dataclass
+class _Source:
+    """A folder that is served: what is loaded from it, and what was last seen there."""
+
+    folder: Path
+    served: Served | None = None
+    seen: object = None
+    refused: object = None
+    absent: int = 0
+    from_folder: bool = False
+
+
+class Models:
+    """What is served. Reading it takes no lock: tables are replaced, never changed.
+
+    Raises:
+        BundleError: a bundle cannot be served, or there is none.
+    """
+
+    def __init__(self, options: ServerOptions, telemetry: Telemetry) -> None:
+        self._options, self._telemetry = options, telemetry
+        self._numbers: dict[str, int] = {}
+        self._sources = [_Source(Path(folder)) for folder in options.bundles]
+        self._sources += [_Source(folder, from_folder=True) for folder in self._subfolders()]
+        if not self._sources:
+            where = f"{options.models} holds no bundle" if options.models else "No bundle was named"
+            raise BundleError(f"{where}. Expected a folder made by tellapart export.")
+        self._table: dict[str, dict[str, Served]] = {}
+        self._order: tuple[Served, ...] = ()
+        for source in self._sources:
+            source.served = self._open(source.folder)
+        self._publish()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def find(self, name: str | None = None, version: str | None = None) -> Served:
+        """Return a version.
+
+        Args:
+            name: None: the first model.
+            version: twelve hexadecimal digits, or the number of the version in the order of loading; None: the last one.
+
+        Raises:
+            UnknownModelError: there is none; the message names what there is.
+        """
+        table = self._table
+        versions = table.get(next(iter(table)) if name is None else name)
+        if versions is None:
+            raise UnknownModelError(f"There is no model {name!r:.120} here. Expected one of: {', '.join(table)}.")
+        if version is None:
+            return next(reversed(versions.values()))
+        if version in versions:
+            return versions[version]
+        for served in versions.values():
+            if str(served.number) == version:
+                return served
+        known = ", ".join(f"{served.version} (number {served.number})" for served in versions.values())
+        raise UnknownModelError(
+            f"The model {next(iter(versions.values())).name} has no version {version!r:.80} here. Expected one of: {known}."
+        )
+
+    def all(self) -> tuple[Served, ...]:
+        """Return every version, in the order of the models and then of loading."""
+        return self._order
+
+    def of(self, name: str) -> list[Served]:
+        """Return the versions of a model, the default one last.
+
+        Raises:
+            UnknownModelError: there is no such model.
+        """
+        self.find(name)
+        return [served for served in self._order if served.name == name]
+
+    def watch(self) -> None:
+        """Begin to look at the folders, in a thread."""
+        self._thread = threading.Thread(target=self._keep_watching, name="watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+
+    def look(self) -> None:
+        """Look at every folder once; a change is taken up when a second look finds it finished."""
+        known = {source.folder for source in self._sources}
+        for folder in self._subfolders():
+            if folder not in known:
+                self._sources.append(_Source(folder, from_folder=True))
+        for source in list(self._sources):
+            version = open_version(source.folder)
+            if version is None:
+                self._missing(source)
+                continue
+            source.absent = 0
+            if source.served is not None and version == source.served.version:
+                continue
+            state = _state(source.folder)
+            if state == source.seen and state != source.refused:
+                self._take_over(source, state)
+            source.seen = state
+
+    def _open(self, folder: Path) -> Served:
+        served = open_served(
+            folder, runtime=self._options.runtime, threads=self._options.batches.num_threads,
+            max_batch_size=self._options.batches.max_batch_size, number=0, telemetry=self._telemetry,
+        )  # fmt: skip
+        number = self._numbers[served.name] = self._numbers.get(served.name, 0) + 1
+        object.__setattr__(served, "number", number)
+        return served
+
+    def _take_over(self, source: _Source, state: object) -> None:
+        try:
+            fresh = self._open(source.folder)
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the old one goes on
+            source.refused = state
+            self._telemetry.refused.inc()
+            kept = f"{source.served.version} goes on" if source.served else "it is not served"
+            logger.error("The bundle in %s was refused, %s: %s", source.folder, kept, error)
+            return
+        old, source.served = source.served, fresh
+        self._publish()
+        if old is not None:
+            self._telemetry.swaps.labels(fresh.name).inc()
+        logger.warning("%s %s is served from %s", fresh.name, fresh.version, source.folder)
+
+    def _missing(self, source: _Source) -> None:
+        """Drop a model whose sub-folder is gone; a bundle that was named on the command line stays."""
+        source.absent += 1
+        if not source.from_folder or source.absent < _ABSENT_POLLS:
+            return
+        if source.served is not None and len(self._order) == 1:
+            return  # a server without any model would be of no use
+        self._sources.remove(source)
+        if source.served is not None:
+            logger.warning("%s %s is no longer served", source.served.name, source.served.version)
+            self._publish()
+
+    def _publish(self) -> None:
+        """Make the tables anew. Of equal copies the last one counts."""
+        table: dict[str, dict[str, Served]] = {}
+        for source in self._sources:
+            if source.served is not None:
+                table.setdefault(source.served.name, {})[source.served.version] = source.served
+        table = {name: dict(sorted(each.items(), key=lambda item: item[1].number)) for name, each in table.items()}
+        before, self._table = self._order, table
+        self._order = tuple(served for versions in table.values() for served in versions.values())
+        for served in before:
+            if served not in self._order:
+                self._telemetry.info.remove(served.name, served.version, served.runtime)
+        for served in self._order:
+            self._telemetry.info.labels(served.name, served.version, served.runtime).set(1)
+
+    def _subfolders(self) -> list[Path]:
+        place = self._options.models
+        if place is None:
+            return []
+        if not place.is_dir():
+            raise BundleError(f"{place} is no folder. Expected a folder of bundles.")
+        return sorted(each for each in place.iterdir() if not each.name.startswith(".") and is_bundle(each))
+
+    def _keep_watching(self) -> None:
+        while not self._stop.wait(self._options.poll_seconds):
+            try:
+                self.look()
+            except Exception:  # noqa: BLE001  # a disk that fails for a moment must not end the watch
+                logger.exception("The served folders could not be looked at.")
+
+
+def _state(folder: Path) -> object:
+    """Return what changes when any file of a folder does."""
+    try:
+        return tuple(
+            sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file())
+        )
+    except OSError:
+        return None

@@ -1,0 +1,60 @@
+// Turns numbers and names into plain words. Knows nothing about the page.
+
+/** 0.9837 → "98.4 %"; never "0 %" or "100 %", which nobody can promise. */
+export function percent(share) {
+  if (share < 0.001) return "< 0.1 %";
+  if (share > 0.999) return "> 99.9 %";
+  return `${(100 * share).toFixed(1)} %`;
+}
+
+export const whole = (share) => `${Math.round(100 * share)} %`;
+
+/** Three significant digits, no exponent. */
+export const short = (value) => String(Number(value.toPrecision(3)));
+
+/** ["a", "b", "c"] → "a, b or c". */
+export function either(names, word = "or") {
+  return names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} ${word} ${names.at(-1)}`;
+}
+
+const BEYOND = {
+  sharpness: "too blurred",
+  noise: "too grainy",
+  contrast: "too little contrast",
+  clipped: "too much of it is pure black or white",
+  jpeg_quality: "compressed too strongly",
+  short_side_px: "too small",
+};
+
+/** In what a photo is beyond what was measured; brightness: mean grey level of the picture, 0 to 255, or null. */
+export function beyond(measures, envelope, brightness) {
+  const [low, high] = envelope?.brightness ?? [null, null];
+  const light = () => {
+    if (brightness === null || (low === null && high === null)) return "too dark or too bright";
+    if (low === null || high === null) return low === null ? "too bright" : "too dark";
+    return brightness < (low + high) / 2 ? "too dark" : "too bright";
+  };
+  return measures.map((name) => (name === "brightness" ? light() : BEYOND[name] ?? name));
+}
+
+const LIMITS = {
+  sharpness: ["Sharpness", ""],
+  noise: ["Grain", ""],
+  brightness: ["Brightness, of 255", ""],
+  contrast: ["Contrast", ""],
+  clipped: ["Pure black or white", " %"],
+  jpeg_quality: ["JPEG quality, of 100", ""],
+  short_side_px: ["Shorter side", " px"],
+};
+
+/** [name, range] of each measure that has a limit. */
+export function limits(envelope) {
+  return Object.entries(envelope ?? {}).flatMap(([measure, [low, high]]) => {
+    const [name, unit] = LIMITS[measure] ?? [measure, ""];
+    const scale = measure === "clipped" ? 100 : 1, value = (number) => short(scale * number);
+    if (low !== null && high !== null) return [[name, `${value(low)} to ${value(high)}${unit}`]];
+    if (low !== null) return [[name, `at least ${value(low)}${unit}`]];
+    if (high !== null) return [[name, `at most ${value(high)}${unit}`]];
+    return [];
+  });
+}

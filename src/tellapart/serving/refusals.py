@@ -1,0 +1,55 @@
+"""Answers that say no, in one form. Knows nothing about why.
+
+Every error of the server is ``{"error": {"code", "message", "request_id"}}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+CODES = {
+    400: "bad_request",
+    401: "no_key",
+    403: "other_origin",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "too_slow",
+    411: "length_required",
+    413: "too_large",
+    415: "unsupported_media_type",
+    421: "wrong_host",
+    422: "unreadable",
+    429: "too_many_requests",
+    500: "internal",
+    503: "busy",
+    504: "deadline",
+}
+"""The code of each status."""
+
+
+class RefusalError(Exception):
+    """A request that is not answered.
+
+    Attributes:
+        status: of HTTP.
+        message: what came, what was expected, how to mend it.
+        headers: to send along.
+    """
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = dict(headers or {})
+
+
+def error_body(status: int, message: str, request_id: str) -> bytes:
+    """Return the JSON of an error."""
+    code = CODES.get(status, "error")
+    return json.dumps({"error": {"code": code, "message": message, "request_id": request_id}}).encode()
+
+
+def busy(message: str) -> RefusalError:
+    """Return the refusal of a server that has too much to do."""
+    return RefusalError(503, message, {"Retry-After": "1"})

@@ -1,0 +1,288 @@
+"""One version of a model, ready to answer: its networks in memory, and what is done with an image.
+
+Knows nothing about HTTP, queues or other versions. Needs no file of its bundle once it is made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.bundles.bundle import Bundle, open_bundle
+from tellapart.bundles.predictor import BundleClassifier, Seen, explain_bundle, fastest, picture_of
+from tellapart.bundles.runtimes import RUNTIMES, Predictor, check_golden, open_runtime
+from tellapart.data.decode import decode_square
+from tellapart.errors import BundleError, DecodeError
+from tellapart.explain.overlay import overlay
+from tellapart.serving.batching import Seconds
+from tellapart.serving.telemetry import ModelCounts, Telemetry
+
+logger = logging.getLogger(__name__)
+
+OVERLAY_PX = 1024
+"""Longest side of an overlay."""
+
+Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of a request.
+
+    Attributes:
+        data: the bytes of a file, or (height, width, 3) uint8 RGB.
+        with_quality: also measure its quality; it costs about as much as decoding.
+    """
+
+    data: bytes | NDArray[np.uint8]
+    with_quality: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the network says of one image.
+
+    Attributes:
+        row: (num_classes,) float32; None: it could not be read.
+        outside: measures of quality in which it is worse than what was measured.
+        error: why there is no row.
+    """
+
+    row: NDArray[np.float32] | None
+    outside: tuple[str, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version that answers. The batcher's worker for predictions.
+
+    Attributes:
+        bundle: what it was made from.
+        number: 1 for the first version of this name that was loaded, 2 for the next.
+        runtime: that runs it.
+        card: text of the model card.
+        counts: its metrics.
+    """
+
+    bundle: Bundle
+    number: int
+    runtime: str
+    card: str
+    counts: ModelCounts
+    explainer: Explainer | None
+    _classifier: BundleClassifier
+    _predictors: tuple[Predictor, ...]
+    _together: Predictor | None
+    _together_free: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.bundle.record.name
+
+    @property
+    def version(self) -> str:
+        """Twelve hexadecimal digits."""
+        return self.bundle.version
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """In the order of the outputs."""
+        return self.bundle.record.classes
+
+    def prepare(self, item: Image) -> Seen:
+        """Decode an image; whatever is wrong with it costs the others nothing."""
+        try:
+            return self._classifier.see(item.data, item.with_quality)
+        except Exception as error:  # noqa: BLE001  # a picture that a library chokes on is not the server's end
+            logger.warning("An image could not be processed: %r", error)
+            return Seen(None, (), "cannot be processed")
+
+    def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Answer]:
+        """Run the network once on all that could be read."""
+        squares = [seen.square for seen in prepared if seen.square is not None]
+        rows = iter(self.probabilities(squares, thread, alone) if squares else ())
+        answers = []
+        for seen in prepared:
+            if seen.square is None:
+                answers.append(Answer(None, (), seen.error))
+                continue
+            row = next(rows)
+            finite = bool(np.isfinite(row).all())
+            answers.append(
+                Answer(row, seen.outside) if finite else Answer(None, (), "the model gave values that are not finite")
+            )
+        return answers
+
+    def done(self, seconds: Seconds, num_items: int) -> None:
+        """Count a batch."""
+        counts = self.counts
+        counts.batch_size.observe(num_items)
+        counts.queue.observe(seconds.queue)
+        counts.decode.observe(seconds.decode)
+        counts.network.observe(seconds.network)
+
+    def probabilities(self, squares: list[NDArray[np.uint8]], thread: int, alone: bool) -> NDArray[np.float32]:
+        """Map pictures (image_px, image_px, 3) uint8 to (num_images, num_classes) float32.
+
+        A thread that works alone takes the network that has all processors, if no other has it.
+        """
+        batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
+        together = self._together
+        if alone and together is not None and self._together_free.acquire(blocking=False):
+            try:
+                return together(batch)
+            finally:
+                self._together_free.release()
+        return self._predictors[thread](batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An image to explain.
+
+    Attributes:
+        data: the bytes of a file.
+        target: class number; None: the one that is predicted.
+        as_png: an overlay; otherwise JSON.
+    """
+
+    data: bytes
+    target: int | None
+    as_png: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What an explanation is, as the body of a response; or why there is none."""
+
+    body: bytes
+    error: str = ""
+
+
+class Explainer:
+    """The batcher's worker for explanations of one version."""
+
+    def __init__(self, bundle: Bundle, explain: Explain) -> None:
+        self._bundle, self._explain = bundle, explain
+        self.served: Served | None = None
+
+    def prepare(self, item: Question) -> tuple[Question, NDArray[np.uint8], NDArray[np.uint8] | None] | str:
+        """Decode an image for the network and, for an overlay, for the eye."""
+        record = self._bundle.record
+        try:
+            square = decode_square(item.data, record.image_px, max_pixels=record.max_pixels)
+            return item, square, shown(item.data, record.max_pixels) if item.as_png else None
+        except DecodeError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  # as in Served.prepare
+            logger.warning("An image could not be processed: %r", error)
+            return "cannot be processed"
+
+    def run(self, prepared: list[Any], thread: int, alone: bool) -> list[Explanation]:
+        """Explain one after the other: a heat map costs as much as a batch of predictions."""
+        return [
+            Explanation(b"", each) if isinstance(each, str) else self._explained(*each, thread, alone) for each in prepared
+        ]
+
+    def _explained(
+        self, item: Question, square: NDArray[np.uint8], picture: NDArray[np.uint8] | None, thread: int, alone: bool
+    ) -> Explanation:
+        assert self.served is not None
+        row = self.served.probabilities([square], thread, alone)[0]
+        target = int(row.argmax()) if item.target is None else item.target
+        heat = self._explain(square[None], np.array([target], np.int64))[0]
+        if picture is not None:
+            done, png = cv2.imencode(".png", overlay(picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
+            return Explanation(png.tobytes()) if done else Explanation(b"", "cannot be written as PNG")
+        rows = np.round(heat.astype(np.float64), 3).tolist()
+        record = self._bundle.record
+        values = {
+            "label": record.classes[target], "probability": float(row[target]), "heat": rows, "method": record.explains,
+        }  # fmt: skip
+        return Explanation(json.dumps(values).encode())
+
+    def done(self, seconds: Seconds, num_items: int) -> None:
+        """Count nothing: explanations are no predictions."""
+
+
+def shown(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Return a picture at its own size, or shrunk until no side is longer than `OVERLAY_PX`."""
+    picture = picture_of(data, max_pixels)
+    longest = max(picture.shape[:2])
+    if longest <= OVERLAY_PX:
+        return picture
+    height, width = (max(1, round(side * OVERLAY_PX / longest)) for side in picture.shape[:2])
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def open_served(
+    folder: Path, *, runtime: str | None, threads: int, max_batch_size: int, number: int, telemetry: Telemetry
+) -> Served:
+    """Load a bundle, check it and warm it up.
+
+    Args:
+        folder: the bundle.
+        runtime: None: the fastest here.
+        threads: that will call it; each gets a network that runs on one processor.
+        max_batch_size: the largest batch that will come.
+        number: see `Served`.
+        telemetry: where it counts.
+
+    Raises:
+        BundleError: the bundle is damaged, or no runtime gives the golden photos' probabilities.
+    """
+    bundle = open_bundle(folder)
+    if runtime is None:
+        runtime, together = fastest(bundle, threads=threads)
+    else:
+        together = open_runtime(bundle, runtime, threads=threads)
+        if wrong := check_golden(bundle, together, reduced=RUNTIMES[runtime].reduced):
+            raise BundleError(f"{runtime} does not give the golden photos' probabilities of {folder}: {wrong}.")
+    several = threads > 1
+    predictors = tuple(open_runtime(bundle, runtime, threads=1) for _ in range(threads)) if several else (together,)
+    explainer = Explainer(bundle, explain_bundle(bundle)) if bundle.explain_path else None
+    served = Served(
+        bundle, number, runtime, (folder / "card.md").read_text("utf-8", "replace"),
+        ModelCounts(telemetry, bundle.record.name, bundle.version), explainer,
+        BundleClassifier(bundle, runtime, together), predictors, together if several else None,
+    )  # fmt: skip
+    if explainer is not None:
+        explainer.served = served
+    _warm_up(served, threads, max_batch_size)
+    if open_version(folder) != bundle.version:
+        raise BundleError(f"{folder} changed while it was loaded.")
+    return served
+
+
+def open_version(folder: Path) -> str | None:
+    """Return the version that a folder claims to be now, unchecked; None: it is no bundle."""
+    import hashlib
+
+    try:
+        return hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest()[:12]
+    except OSError:
+        return None
+
+
+def _warm_up(served: Served, threads: int, max_batch_size: int) -> None:
+    """Run each network on every power of two up to the largest batch: first runs take several times longer."""
+    picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
+    served.probabilities([picture], 0, True)
+    size = 1
+    while size <= max_batch_size:
+        for thread in range(threads):
+            served.probabilities([picture] * size, thread, False)
+        size *= 2
+    if served.explainer is not None:
+        served.explainer._explain(picture[None], np.zeros(1, np.int64))

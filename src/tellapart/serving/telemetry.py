@@ -1,0 +1,113 @@
+"""What the server counts and times: Prometheus metrics, and live numbers for the page.
+
+Knows nothing about HTTP, bundles or images. Names of models come from bundles, never from clients: the number of series
+does not grow with what is asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_MODEL = ("model", "version")
+WINDOW_SECONDS = 10.0
+_MOST = 50_000
+
+
+class Telemetry:
+    """All metrics of one server process.
+
+    Args:
+        folder: where several processes keep their counts, or None for a single one.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self.registry = own = CollectorRegistry()
+        self.requests = Counter(
+            "tellapart_requests", "Requests that named a model, by HTTP status.", (*_MODEL, "status"), registry=own
+        )
+        self.images = Counter("tellapart_images", "Images that went through the network.", _MODEL, registry=own)
+        self.errors = Counter("tellapart_errors", "Requests that were refused or failed.", ("kind",), registry=own)
+        self.unreadable = Counter("tellapart_unreadable_images", "Images that no decoder could read.", _MODEL, registry=own)
+        self.queue = Gauge("tellapart_queue_length", "Images that wait.", registry=own, multiprocess_mode="livesum")
+        self.in_flight = Gauge(
+            "tellapart_in_flight", "Requests that are being answered.", registry=own, multiprocess_mode="livesum"
+        )
+        self.batch_size = Histogram(
+            "tellapart_batch_size", "Images in one run of the network.", _MODEL, buckets=_SIZES, registry=own
+        )
+        self.seconds = Histogram(
+            "tellapart_seconds", "By stage: queue, decode and network of a batch, whole of a request.",
+            (*_MODEL, "stage"), buckets=_SECONDS, registry=own,
+        )  # fmt: skip
+        self.abstentions = Counter("tellapart_abstentions", "Images on which the model abstained.", _MODEL, registry=own)
+        self.outside = Counter(
+            "tellapart_outside", "Images worse than those that the accuracy was measured on.", (*_MODEL, "measure"),
+            registry=own,
+        )  # fmt: skip
+        self.feedback = Counter("tellapart_feedback", "Verdicts of users.", ("model", "verdict"), registry=own)
+        self.swaps = Counter("tellapart_swaps", "Bundles that took over from another one.", ("model",), registry=own)
+        self.refused = Counter("tellapart_refused_bundles", "Bundles that were not loaded.", registry=own)
+        self.info = Gauge(
+            "tellapart_model_info", "1 for each version that is served.", (*_MODEL, "runtime"), registry=own,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_MOST)
+
+    def expose(self) -> bytes:
+        """Return all metrics in the text format of Prometheus."""
+        if self._folder is None:
+            return generate_latest(self.registry)
+        shared = CollectorRegistry()
+        MultiProcessCollector(shared, str(self._folder))  # type: ignore[no-untyped-call]
+        return generate_latest(shared)
+
+    def answered(self, seconds: float) -> None:
+        """Note for the page that a request about images was answered."""
+        self._recent.append((time.monotonic(), seconds))
+
+    def recent(self) -> tuple[float, float | None, float | None]:
+        """Return requests per second and the 50th and 99th percentile of their milliseconds, of the last ten seconds.
+
+        The percentiles are None when there was no request.
+        """
+        since = time.monotonic() - WINDOW_SECONDS
+        while self._recent and self._recent[0][0] < since:
+            self._recent.popleft()
+        if not self._recent:
+            return 0.0, None, None
+        p50, p99 = np.percentile([seconds for _, seconds in self._recent], (50, 99)) * 1000
+        return len(self._recent) / WINDOW_SECONDS, float(p50), float(p99)
+
+
+class ModelCounts:
+    """The metrics of one version, looked up once: the lookup costs more than the count."""
+
+    def __init__(self, telemetry: Telemetry, model: str, version: str) -> None:
+        self._telemetry, self._names = telemetry, (model, version)
+        self.images = telemetry.images.labels(*self._names)
+        self.unreadable = telemetry.unreadable.labels(*self._names)
+        self.batch_size = telemetry.batch_size.labels(*self._names)
+        self.abstentions = telemetry.abstentions.labels(*self._names)
+        self.queue, self.decode, self.network, self.whole = (
+            telemetry.seconds.labels(*self._names, stage) for stage in ("queue", "decode", "network", "whole")
+        )
+        self._requests: dict[int, Counter] = {}
+
+    def request(self, status: int) -> None:
+        """Count a request by its status."""
+        if status not in self._requests:
+            self._requests[status] = self._telemetry.requests.labels(*self._names, str(status))
+        self._requests[status].inc()
+
+    def outside(self, measure: str) -> None:
+        """Count an image that is outside the envelope."""
+        self._telemetry.outside.labels(*self._names, measure).inc()
