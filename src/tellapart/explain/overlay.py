@@ -21,14 +21,15 @@ def overlay(picture: Picture, heat: NDArray[np.float32]) -> Picture:
 
     Args:
         picture: (height, width, 3) uint8 RGB.
-        heat: (rows, columns) float32 in [0, 1], of any size.
+        heat: (rows, columns) float32 in [0, 1], of any size; what is not a number counts as cold.
 
     Returns:
         (height, width, 3) uint8 RGB. The colours are those of "inferno", whose brightness rises with the heat: they
         can be told apart without seeing colour.
     """
     height, width = picture.shape[:2]
-    large = np.clip(cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
+    known = np.nan_to_num(heat, nan=0.0, posinf=1.0, neginf=0.0)
+    large = np.clip(cv2.resize(known, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
     colours = cv2.applyColorMap((255 * large).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None]
     share = _STRENGTH * large[..., None]

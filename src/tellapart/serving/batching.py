@@ -177,7 +177,7 @@ class Batcher:
         while len(entries) < options.max_batch_size:
             # Without a wait, other free threads get their share of what is there.
             idle = max(1, self.num_threads - self._busy)
-            if not options.max_wait_ms and len(entries) * idle > self._queue.qsize() + len(entries):
+            if not options.max_wait_ms and len(entries) * idle >= self._queue.qsize() + len(entries):
                 break
             try:
                 left = until - time.perf_counter()

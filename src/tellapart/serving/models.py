@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tellapart.bundles.bundle import is_bundle
@@ -133,11 +133,10 @@ class Models:
     def _open(self, folder: Path) -> Served:
         served = open_served(
             folder, runtime=self._options.runtime, threads=self._options.batches.num_threads,
-            max_batch_size=self._options.batches.max_batch_size, number=0, telemetry=self._telemetry,
+            max_batch_size=self._options.batches.max_batch_size, telemetry=self._telemetry,
         )  # fmt: skip
         number = self._numbers[served.name] = self._numbers.get(served.name, 0) + 1
-        object.__setattr__(served, "number", number)
-        return served
+        return replace(served, number=number)
 
     def _take_over(self, source: _Source, state: object) -> None:
         try:

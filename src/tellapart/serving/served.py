@@ -5,11 +5,12 @@ Knows nothing about HTTP, queues or other versions. Needs no file of its bundle 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,28 +63,54 @@ class Answer:
     error: str = ""
 
 
-@dataclass(frozen=True)
+class Networks:
+    """A model in memory, once for each thread and once for a thread that works alone.
+
+    Args:
+        each: one per thread, on one processor.
+        together: on all processors; None where there is one thread.
+    """
+
+    def __init__(self, each: tuple[Predictor, ...], together: Predictor | None) -> None:
+        self._each, self._together = each, together
+        self._free = threading.Lock()
+
+    def probabilities(self, squares: list[NDArray[np.uint8]], thread: int, alone: bool) -> NDArray[np.float32]:
+        """Map pictures (image_px, image_px, 3) uint8 to (num_images, num_classes) float32.
+
+        A thread that works alone takes the network that has all processors, if no other has it.
+        """
+        batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
+        if alone and self._together is not None and self._free.acquire(blocking=False):
+            try:
+                return self._together(batch)
+            finally:
+                self._free.release()
+        return self._each[thread](batch)
+
+
+@dataclass(frozen=True, eq=False)
 class Served:
     """A version that answers. The batcher's worker for predictions.
 
     Attributes:
         bundle: what it was made from.
-        number: 1 for the first version of this name that was loaded, 2 for the next.
         runtime: that runs it.
         card: text of the model card.
         counts: its metrics.
+        networks: the model in memory.
+        explainer: None: its bundle explains nothing.
+        number: 1 for the first version of this name that was loaded, 2 for the next.
     """
 
     bundle: Bundle
-    number: int
     runtime: str
     card: str
     counts: ModelCounts
+    networks: Networks
     explainer: Explainer | None
-    _classifier: BundleClassifier
-    _predictors: tuple[Predictor, ...]
-    _together: Predictor | None
-    _together_free: threading.Lock = field(default_factory=threading.Lock)
+    see: Callable[..., Seen]
+    number: int = 0
 
     @property
     def name(self) -> str:
@@ -103,7 +130,7 @@ class Served:
     def prepare(self, item: Image) -> Seen:
         """Decode an image; whatever is wrong with it costs the others nothing."""
         try:
-            return self._classifier.see(item.data, item.with_quality)
+            return self.see(item.data, item.with_quality)
         except Exception as error:  # noqa: BLE001  # a picture that a library chokes on is not the server's end
             logger.warning("An image could not be processed: %r", error)
             return Seen(None, (), "cannot be processed")
@@ -111,7 +138,7 @@ class Served:
     def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Answer]:
         """Run the network once on all that could be read."""
         squares = [seen.square for seen in prepared if seen.square is not None]
-        rows = iter(self.probabilities(squares, thread, alone) if squares else ())
+        rows = iter(self.networks.probabilities(squares, thread, alone) if squares else ())
         answers = []
         for seen in prepared:
             if seen.square is None:
@@ -131,20 +158,6 @@ class Served:
         counts.queue.observe(seconds.queue)
         counts.decode.observe(seconds.decode)
         counts.network.observe(seconds.network)
-
-    def probabilities(self, squares: list[NDArray[np.uint8]], thread: int, alone: bool) -> NDArray[np.float32]:
-        """Map pictures (image_px, image_px, 3) uint8 to (num_images, num_classes) float32.
-
-        A thread that works alone takes the network that has all processors, if no other has it.
-        """
-        batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
-        together = self._together
-        if alone and together is not None and self._together_free.acquire(blocking=False):
-            try:
-                return together(batch)
-            finally:
-                self._together_free.release()
-        return self._predictors[thread](batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +186,9 @@ class Explanation:
 class Explainer:
     """The batcher's worker for explanations of one version."""
 
-    def __init__(self, bundle: Bundle, explain: Explain) -> None:
-        self._bundle, self._explain = bundle, explain
-        self.served: Served | None = None
+    def __init__(self, bundle: Bundle, networks: Networks) -> None:
+        self._bundle, self._networks = bundle, networks
+        self.explain: Explain = explain_bundle(bundle)
 
     def prepare(self, item: Question) -> tuple[Question, NDArray[np.uint8], NDArray[np.uint8] | None] | str:
         """Decode an image for the network and, for an overlay, for the eye."""
@@ -198,10 +211,9 @@ class Explainer:
     def _explained(
         self, item: Question, square: NDArray[np.uint8], picture: NDArray[np.uint8] | None, thread: int, alone: bool
     ) -> Explanation:
-        assert self.served is not None
-        row = self.served.probabilities([square], thread, alone)[0]
+        row = self._networks.probabilities([square], thread, alone)[0]
         target = int(row.argmax()) if item.target is None else item.target
-        heat = self._explain(square[None], np.array([target], np.int64))[0]
+        heat = self.explain(square[None], np.array([target], np.int64))[0]
         if picture is not None:
             done, png = cv2.imencode(".png", overlay(picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
             return Explanation(png.tobytes()) if done else Explanation(b"", "cannot be written as PNG")
@@ -227,7 +239,7 @@ def shown(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def open_served(
-    folder: Path, *, runtime: str | None, threads: int, max_batch_size: int, number: int, telemetry: Telemetry
+    folder: Path, *, runtime: str | None, threads: int, max_batch_size: int, telemetry: Telemetry
 ) -> Served:
     """Load a bundle, check it and warm it up.
 
@@ -236,7 +248,6 @@ def open_served(
         runtime: None: the fastest here.
         threads: that will call it; each gets a network that runs on one processor.
         max_batch_size: the largest batch that will come.
-        number: see `Served`.
         telemetry: where it counts.
 
     Raises:
@@ -250,15 +261,17 @@ def open_served(
         if wrong := check_golden(bundle, together, reduced=RUNTIMES[runtime].reduced):
             raise BundleError(f"{runtime} does not give the golden photos' probabilities of {folder}: {wrong}.")
     several = threads > 1
-    predictors = tuple(open_runtime(bundle, runtime, threads=1) for _ in range(threads)) if several else (together,)
-    explainer = Explainer(bundle, explain_bundle(bundle)) if bundle.explain_path else None
+    each = tuple(open_runtime(bundle, runtime, threads=1) for _ in range(threads)) if several else (together,)
+    networks = Networks(each, together if several else None)
     served = Served(
-        bundle, number, runtime, (folder / "card.md").read_text("utf-8", "replace"),
-        ModelCounts(telemetry, bundle.record.name, bundle.version), explainer,
-        BundleClassifier(bundle, runtime, together), predictors, together if several else None,
-    )  # fmt: skip
-    if explainer is not None:
-        explainer.served = served
+        bundle=bundle,
+        runtime=runtime,
+        card=(folder / "card.md").read_text("utf-8", "replace"),
+        counts=ModelCounts(telemetry, bundle.record.name, bundle.version),
+        networks=networks,
+        explainer=Explainer(bundle, networks) if bundle.explain_path else None,
+        see=BundleClassifier(bundle, runtime, together).see,
+    )
     _warm_up(served, threads, max_batch_size)
     if open_version(folder) != bundle.version:
         raise BundleError(f"{folder} changed while it was loaded.")
@@ -267,8 +280,6 @@ def open_served(
 
 def open_version(folder: Path) -> str | None:
     """Return the version that a folder claims to be now, unchecked; None: it is no bundle."""
-    import hashlib
-
     try:
         return hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest()[:12]
     except OSError:
@@ -278,11 +289,11 @@ def open_version(folder: Path) -> str | None:
 def _warm_up(served: Served, threads: int, max_batch_size: int) -> None:
     """Run each network on every power of two up to the largest batch: first runs take several times longer."""
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
-    served.probabilities([picture], 0, True)
+    served.networks.probabilities([picture], 0, True)
     size = 1
     while size <= max_batch_size:
         for thread in range(threads):
-            served.probabilities([picture] * size, thread, False)
+            served.networks.probabilities([picture] * size, thread, False)
         size *= 2
     if served.explainer is not None:
-        served.explainer._explain(picture[None], np.zeros(1, np.int64))
+        served.explainer.explain(picture[None], np.zeros(1, np.int64))

@@ -79,7 +79,7 @@ function byClass(model) {
     make("td", { textContent: values.num_images })));
   return make("details", {}, make("summary", { textContent: "Class by class" }),
     make("p", { className: "soft", textContent: `On the ${side} photos, weakest first.` }),
-    make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Class by class" }, make("table", { className: "by-class" }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body))));
+    scroll("Class by class", make("table", {}, make("tr", {}, ...head), ...body)));
 }
 
 function wholeCard(model) {
@@ -87,39 +87,30 @@ function wholeCard(model) {
   return make("details", {}, make("summary", { textContent: "The whole model card" }), make("div", { className: "card-text" }, ...markdown(model.card)));
 }
 
-/** The few things that a card uses: headings, tables, lists of two levels, paragraphs, `code` and **bold**. */
+/** The few things that a card uses: headings, tables, lists of two levels and paragraphs. */
 function markdown(text) {
   const blocks = [];
-  for (const line of text.split("\n")) {
-    const heading = /^(#+) (.*)/.exec(line), item = /^( *)- (.*)/.exec(line), last = blocks.at(-1);
-    if (heading) {
-      if (heading[1].length > 1) blocks.push(make("h4", {}, ...inline(heading[2])));
-    } else if (item) {
-      const place = last?.tagName === "UL" ? last : blocks[blocks.push(make("ul")) - 1];
-      const into = item[1] && place.lastElementChild ? place.lastElementChild : place;
-      const lines = into === place ? place : into.querySelector("ul") ?? into.appendChild(make("ul"));
-      lines.append(make("li", {}, ...inline(item[2])));
-    } else if (line.startsWith("|")) {
-      row(line, blocks);
-    } else if (line.trim()) {
-      blocks.push(make("p", {}, ...inline(line)));
-    }
+  const last = (tag, wrapped) => {
+    const block = blocks.at(-1);
+    if (block?.dataset.tag === tag) return block.querySelector(tag);
+    const made = make(tag), outer = wrapped ? scroll("Table", made) : make("div", {}, made);
+    outer.dataset.tag = tag;
+    blocks.push(outer);
+    return made;
+  };
+  for (const line of text.replaceAll("`", "").split("\n")) {
+    const item = /^( *)- (.*)/.exec(line), heading = /^#(#*) (.*)/.exec(line);
+    if (heading) blocks.push(...(heading[1] ? [make("h4", { textContent: heading[2] })] : []));
+    else if (item) last("ul").append(make("li", { className: item[1] && "sub", textContent: item[2] }));
+    else if (line.startsWith("|")) last("table", true).append(...row(line.split("|").slice(1, -1)));
+    else if (line.trim()) blocks.push(make("p", { textContent: line }));
   }
   return blocks;
 }
 
-function row(line, blocks) {
-  const cells = line.split("|").slice(1, -1).map((cell) => cell.trim());
-  if (cells.every((cell) => /^:?-+:?$/.test(cell))) return;
-  const last = blocks.at(-1);
-  if (last?.firstElementChild?.tagName === "TABLE") {
-    last.firstElementChild.append(make("tr", {}, ...cells.map((cell, index) => make(index ? "td" : "th", index ? {} : { scope: "row" }, ...inline(cell)))));
-  } else {
-    const head = make("tr", {}, ...cells.map((cell) => (cell ? make("th", { scope: "col" }, ...inline(cell)) : make("td"))));
-    blocks.push(make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Table" }, make("table", {}, head)));
-  }
+function row(cells) {
+  if (cells.every((cell) => /^[ :-]+$/.test(cell) && cell.includes("-"))) return [];
+  return [make("tr", {}, ...cells.map((cell, index) => make(index ? "td" : "th", { textContent: cell.trim() })))];
 }
 
-const inline = (text) => text.split(/(`[^`]+`|\*\*[^*]+\*\*)/).filter(Boolean).map((part) =>
-  part.startsWith("`") ? make("code", { textContent: part.slice(1, -1) })
-  : part.startsWith("**") ? make("b", { textContent: part.slice(2, -2) }) : part);
+const scroll = (name, table) => make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": name }, table);

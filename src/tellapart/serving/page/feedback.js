@@ -13,7 +13,7 @@ export function feedbackForm(send) {
   const tell = (text, isThanks) => {
     thanks.textContent = text;
     thanks.hidden = !text;
-    $("verdicts").hidden = $("feedback").querySelector("legend").hidden = isThanks;
+    $("verdicts").hidden = $("question").hidden = isThanks;
     if (isThanks) {
       closeWhich();
       thanks.focus();
@@ -111,9 +111,10 @@ export function feedbackForm(send) {
     show(allClasses, label, given) {
       classes = allClasses;
       named = label;
+      $("question").textContent = `Is it ${label}?`;
       input.value = "";
       closeWhich();
-      $("verdicts").hidden = $("feedback").querySelector("legend").hidden = Boolean(given);
+      $("verdicts").hidden = $("question").hidden = Boolean(given);
       thanks.textContent = given ? "Thank you. Your word is noted." : "";
       thanks.hidden = !given;
     },

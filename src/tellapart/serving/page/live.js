@@ -7,14 +7,14 @@ const EVERY_MS = 2000;
 const KEPT = 60;
 
 const NUMBERS = [
-  ["Pictures asked for, a second", "requests_per_second", (value) => value.toFixed(1), true],
+  ["Requests a second", "requests_per_second", (value) => value.toFixed(1), true],
   ["Typical answer", "p50_ms", (value) => `${value.toFixed(1)} ms`, true],
-  ["Slowest of a hundred", "p99_ms", (value) => `${value.toFixed(1)} ms`, true],
+  ["Slowest 1 %", "p99_ms", (value) => `${value.toFixed(1)} ms`, true],
   ["Waiting", "queue", (value) => String(value), false],
 ];
 
 const shown = NUMBERS.map(([name, field, text, drawn]) => {
-  const value = make("dd", { textContent: "–" }), line = svg("polyline"), lines = [];
+  const value = make("dd", { textContent: "–" }), line = svg("polyline"), lines = Array(KEPT).fill(0);
   const picture = svg("svg", { viewBox: "0 0 120 28", preserveAspectRatio: "none", "aria-hidden": "true" }, line);
   return { name, field, text, drawn, value, line, picture, lines };
 });
@@ -46,9 +46,9 @@ async function look() {
     const value = stats[each.field];
     each.value.textContent = Number.isFinite(value) ? each.text(value) : "–";
     each.lines.push(Number.isFinite(value) ? value : 0);
-    if (each.lines.length > KEPT) each.lines.shift();
-    const top = Math.max(...each.lines, 1e-9), step = 120 / (KEPT - 1), first = KEPT - each.lines.length;
-    each.line.setAttribute("points", each.lines.map((y, index) => `${((first + index) * step).toFixed(1)},${(26 - (24 * y) / top).toFixed(1)}`).join(" "));
+    each.lines.shift();
+    const top = Math.max(...each.lines, 1e-9), step = 120 / (KEPT - 1);
+    each.line.setAttribute("points", each.lines.map((y, index) => `${(index * step).toFixed(1)},${(26 - (24 * y) / top).toFixed(1)}`).join(" "));
   }
   return true;
 }

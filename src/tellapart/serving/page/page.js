@@ -1,13 +1,13 @@
 // The page: pictures come in, answers go out on the screen. The other files know how to ask, paint and say.
 
+import { inWords, now, query, say, showAnswer, showPicture, turnTo } from "./answer.js";
 import { ask, explained, onKeyNeeded, Refusal } from "./ask.js";
-import { $, bar, make } from "./build.js";
+import { $, make } from "./build.js";
 import { liveCamera } from "./camera.js";
 import { showCard } from "./card.js";
-import { feedbackForm } from "./feedback.js";
 import { watchServer } from "./live.js";
-import { clearHeat, look, paintHeat } from "./picture.js";
-import { beyond, either, percent, whole } from "./words.js";
+import { look } from "./picture.js";
+import { either, percent } from "./words.js";
 
 const AT_ONCE = 3;
 const FEW_BARS = 5;
@@ -19,11 +19,6 @@ let current = null, asked = 0, serial = 0, turn = 0, allBars = false;
 
 // ---------------------------------------------------------------- what is said aloud and when something is wrong
 
-function say(text) {
-  $("said").textContent = "";
-  setTimeout(() => ($("said").textContent = text), 50); // the same words twice are read twice
-}
-
 function trouble(error) {
   const text = error ? explained(error).filter(Boolean).join(". ") : "";
   $("trouble").hidden = !text;
@@ -31,8 +26,6 @@ function trouble(error) {
 }
 
 // ---------------------------------------------------------------- models
-
-const query = (values) => new URLSearchParams(Object.entries({ ...chosen, ...values }).filter(([, value]) => value !== "")).toString();
 
 async function loadModels() {
   try {
@@ -189,12 +182,6 @@ function told(picture) {
 
 // ---------------------------------------------------------------- what a picture's answer is
 
-function inWords({ state, answer, error }) {
-  if (state === "failed") return explained(error)[0];
-  if (state !== "done") return "is being looked at";
-  return answer.abstains ? `not sure: ${either(answer.set) || "no class is likely enough"}` : `${answer.label}, ${percent(answer.probability)}`;
-}
-
 function changed(picture) {
   if (picture.turn < 0) return;
   const button = picture.thumb.firstElementChild, note = picture.thumb.querySelector("b");
@@ -226,127 +213,6 @@ function select(picture) {
   showAnswer();
   if (picture.state === "done") say(`${picture.name}: ${inWords(picture)}`);
 }
-
-function showPicture() {
-  const { seen, name, url } = current, image = $("picture"), unknown = seen === null;
-  const ratio = seen ? Math.min(Math.max(seen.width / seen.height, 0.2), 5) : 1;
-  $("frame").style.setProperty("--ratio", ratio);
-  $("unseen").hidden = !unknown;
-  image.hidden = unknown;
-  if (image.src !== url) image.src = url;
-  image.alt = `The picture ${name}`;
-  $("file-name").textContent = seen ? `${name}, ${seen.width} × ${seen.height}` : name;
-}
-
-// ---------------------------------------------------------------- the answer on the screen
-
-function showAnswer() {
-  const { state, answer, error, wait } = current, busy = state === "waiting" || state === "asking";
-  $("busy").hidden = !busy;
-  $("busy-text").textContent = wait || "Looking";
-  $("failed").hidden = state !== "failed";
-  $("found").hidden = state !== "done";
-  $("frame").classList.toggle("busy", busy);
-  $("strength-field").hidden = $("heat-text").hidden = state !== "done";
-  if (state === "failed") {
-    [$("failed-title").textContent, $("failed-text").textContent] = explained(error);
-    $("again").hidden = ["large", "unreadable"].includes(error.kind);
-  }
-  if (state !== "done") return clearHeat($("heat"));
-  headline(answer);
-  outside(answer);
-  bars(answer);
-  feedback.show(model?.classes ?? answer.top.map(({ label }) => label), answer.label, current.given);
-  const seconds = answer.seconds;
-  $("took").textContent = `${answer.model} ${answer.version}${seconds ? `, ${(1000 * seconds.total).toFixed(1)} ms in the server` : ""}`;
-  showHeat(current, current.shown);
-}
-
-function headline({ label, probability, abstains, set }) {
-  $("eyebrow").textContent = abstains ? "No single answer" : "It is most likely";
-  $("headline").textContent = abstains ? "I am not sure" : label;
-  const coverage = model?.coverage ? ` For photos like those it was measured on, such a list holds the right one ${whole(model.coverage)} of the time.` : "";
-  $("sentence").textContent = !abstains ? `${percent(probability)} sure.`
-    : set.length ? `It could be ${either(set)}.${coverage}`
-    : `No class is likely enough. The nearest is ${label}, with ${percent(probability)}.`;
-}
-
-function outside({ outside: measures }) {
-  $("outside").hidden = measures.length === 0;
-  const reasons = beyond(measures, model?.envelope, current.seen?.brightness ?? null);
-  $("outside").textContent = measures.length
-    ? `This photo is unlike those that the model was measured on: ${reasons.join(", ")}. The answer may be wrong.` : "";
-}
-
-function bars({ top, set, abstains }) {
-  const listed = allBars ? top : top.slice(0, FEW_BARS);
-  $("bars").replaceChildren(...listed.map(({ label, probability }) => {
-    const button = make("button", { type: "button", "aria-pressed": String(label === current.shown) },
-      make("span", { className: "name", textContent: label }), make("span", { className: "share", textContent: percent(probability) }), bar(probability));
-    button.classList.toggle("in-set", abstains ? set.includes(label) : label === top[0].label);
-    button.addEventListener("click", () => showHeat(current, label));
-    return make("li", {}, button);
-  }));
-  const rest = top.length - FEW_BARS;
-  $("more").hidden = rest <= 0;
-  $("more").textContent = allBars ? "Show fewer" : `Show ${rest} more`;
-}
-
-async function showHeat(picture, label) {
-  const mine = picture.turn, canvas = $("heat");
-  picture.shown = label;
-  for (const button of $("bars").querySelectorAll("button")) {
-    button.setAttribute("aria-pressed", String(button.querySelector(".name").textContent === label));
-  }
-  const here = () => current === picture && picture.turn === mine && picture.shown === label;
-  if (!picture.heats.has(label)) {
-    canvas.classList.add("old");
-    $("heat-text").textContent = `Asking what speaks for ${label}`;
-    try {
-      picture.heats.set(label, await ask(`explain?${query({ label, format: "json" })}`, { body: picture.file }));
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      if (here()) noHeat(error);
-      return;
-    }
-  }
-  if (!here()) return;
-  const { heat } = picture.heats.get(label);
-  canvas.classList.remove("old");
-  paintHeat(canvas, heat);
-  canvas.setAttribute("aria-label", `Heat map: what in the picture speaks for ${label}`);
-  $("strength-field").hidden = false;
-  $("heat-text").textContent = `Bright places speak most for ${label}.`;
-  strength();
-}
-
-function noHeat(error) {
-  clearHeat($("heat"));
-  $("heat").setAttribute("aria-label", "No heat map");
-  $("strength-field").hidden = true;
-  strength();
-  $("heat-text").textContent = error.kind === "gone" ? "This model has no heat maps." : `No heat map: ${explained(error)[0].toLowerCase()}.`;
-}
-
-/** The picture loses its colours as the heat gains its own, so that both can be told apart. */
-function strength() {
-  const value = Number($("strength").value), drawn = $("heat").width > 1;
-  $("strength-text").textContent = `${value} %`;
-  $("heat").style.opacity = value / 100;
-  $("picture").style.filter = drawn ? `grayscale(${Math.min(1, value / 60)})` : "";
-}
-
-const feedback = feedbackForm(async (verdict, label) => {
-  const picture = current, { request_id, model: name, version } = picture.answer;
-  try {
-    await ask("feedback", { body: { request_id, verdict, model: name, version, ...(label === null ? {} : { label }) } });
-  } catch (error) {
-    if (error instanceof Refusal) throw new Error(explained(error).filter(Boolean).join(". "));
-    throw error;
-  }
-  picture.given = verdict;
-  say("Thank you.");
-});
 
 // ---------------------------------------------------------------- a person's hands
 
@@ -397,28 +263,6 @@ function wireKeys() {
     select(next);
     next.thumb.firstElementChild.focus();
   });
-  document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || document.querySelector("dialog[open]") || current?.state !== "done") return;
-    showHeat(current, current.answer.label);
-  });
-}
-
-function wireScheme() {
-  const button = $("scheme"), dark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.scheme ?? (dark.matches ? "dark" : "light")) === "dark";
-  const shown = () => button.setAttribute("aria-pressed", String(isDark()));
-  button.addEventListener("click", () => {
-    const next = isDark() ? "light" : "dark";
-    document.documentElement.dataset.scheme = next;
-    try {
-      localStorage.setItem("tellapart-scheme", next);
-    } catch {
-      // it holds until the page is left
-    }
-    shown();
-  });
-  dark.addEventListener("change", shown);
-  shown();
 }
 
 function wireKeyDialog() {
@@ -440,13 +284,7 @@ function wireKeyDialog() {
 
 wirePictures();
 wireKeys();
-wireScheme();
 wireKeyDialog();
-$("strength").addEventListener("input", strength);
-$("more").addEventListener("click", () => {
-  allBars = !allBars;
-  bars(current.answer);
-});
 $("model").addEventListener("change", () => choose({ model: $("model").value, version: "" }));
 $("version").addEventListener("change", () => choose({ model: $("model").value, version: $("version").value }));
 watchServer((answers) => {

@@ -2,12 +2,12 @@
 
 /** 0.9837 → "98.4 %"; never "0 %" or "100 %", which nobody can promise. */
 export function percent(share) {
-  if (share < 0.001) return "< 0.1 %";
-  if (share > 0.999) return "> 99.9 %";
-  return `${(100 * share).toFixed(1)} %`;
+  if (share < 0.001) return "< 0.1\u00a0%";
+  if (share > 0.999) return "> 99.9\u00a0%";
+  return `${(100 * share).toFixed(1)}\u00a0%`;
 }
 
-export const whole = (share) => `${Math.round(100 * share)} %`;
+export const whole = (share) => `${Math.round(100 * share)}\u00a0%`;
 
 /** Three significant digits, no exponent. */
 export const short = (value) => String(Number(value.toPrecision(3)));
