@@ -9,7 +9,7 @@ import pytest
 from tellapart.errors import InputError
 from tellapart.explain import maps
 from tellapart.models.build import build
-from tellapart.models.probe import Probe, feature_layer, first_layer
+from tellapart.models.probe import Probe, feature_layer, feature_maps, first_layer
 from tellapart.settings import Model
 
 RNG = np.random.default_rng(0)
@@ -122,6 +122,10 @@ def test_nothing_speaking_for_a_class_gives_an_empty_map_without_a_warning():
 
 def test_layers_are_found_inside_nested_models():
     model = nested_network()
+    seen = feature_maps(model, IMAGES, at_most=5)
+    assert [name.rstrip("_0123456789") for name in seen] == ["rescaling", "features"]
+    expected = Probe(model).read(IMAGES, TARGETS).outputs
+    np.testing.assert_allclose(seen["features"], expected, rtol=1e-4, atol=1e-5)
     assert feature_layer(model).name == "features"
     assert first_layer(model).name.startswith("rescaling")
     flat = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])

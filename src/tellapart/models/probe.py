@@ -117,11 +117,33 @@ def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield layer
 
 
-def feature_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Return the network's own layers with feature maps, from input to output, those inside nested models left out."""
-    return [
-        layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer) and _has_feature_maps(layer)
-    ]
+def feature_maps(model: keras.Model, images: Images, *, at_most: int) -> dict[str, Floats]:
+    """Return what layers make of images, those inside nested models included.
+
+    Args:
+        model: the network.
+        images: (num_images, height, width, 3) uint8.
+        at_most: so many layers, evenly spread from the first to the last with feature maps.
+
+    Returns:
+        Layer's name → (num_images, height, width, channels) float32, from input to output.
+    """
+    found = [layer for layer in layers_of(model) if _has_feature_maps(layer)]
+    places = np.unique(np.linspace(0, len(found) - 1, at_most).round().astype(int)) if found else []
+    seen: dict[str, Floats] = {}
+
+    def noting(name: str) -> Callable[[Any], Any]:
+        def note(outputs: Any) -> Any:
+            seen[name] = np.asarray(keras.ops.convert_to_numpy(outputs), np.float32)
+            return outputs
+
+        return note
+
+    with contextlib.ExitStack() as stack:
+        for place in places:
+            stack.enter_context(_changed(found[place], noting(found[place].name)))
+        model(images, training=False)
+    return seen
 
 
 def feature_layer(model: keras.Model) -> keras.layers.Layer:

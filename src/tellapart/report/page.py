@@ -28,6 +28,7 @@ _MANY = 2500
 """Photos from which the page shows smaller pictures, and neighbours for mistakes alone."""
 _LISTED = 60
 """Rows of a long list, and rightly named photos of a cell, that the page shows."""
+_LAYERS = 9
 _FEATURE_MAPS = 8
 
 
@@ -230,22 +231,16 @@ def _looks(found: Findings) -> dict[str, Any]:
 
 def _feature_maps(found: Findings, at: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Return for each layer with feature maps the strongest of them, for the surest photo of the main side."""
-    import keras
-
-    from tellapart.models.probe import feature_layers
+    from tellapart.models.probe import feature_maps
 
     subject = found.subject
     surest = int(at[int(subject.probabilities[at].max(axis=1).argmax())])
-    picture = subject.pictures.read(surest)
-    layers = feature_layers(subject.model)
-    outputs = keras.Model(subject.model.inputs, [layer.output for layer in layers]).predict_on_batch(picture[None])
-    outputs = [outputs] if len(layers) == 1 else outputs
     rows = []
-    for layer, output in zip(layers, outputs, strict=True):
-        maps = np.asarray(output[0], np.float32)
+    for name, outputs in feature_maps(subject.model, subject.pictures.read(surest)[None], at_most=_LAYERS).items():
+        maps = np.nan_to_num(outputs[0])
         best = np.argsort(-maps.std(axis=(0, 1)), kind="stable")[:_FEATURE_MAPS]
         rows.append({
-            "name": layer.name,
+            "name": name,
             "shape": " × ".join(map(str, maps.shape)),
             "maps": [encoded(_grey(maps[..., channel]), 80) for channel in best],
         })  # fmt: skip
