@@ -89,7 +89,7 @@ def main() -> None:
     }
     values["precision_over_network_alone"] = values["first_flagged"]["precision"] / values["network_alone"]["precision"]
     print(json.dumps(values, indent=2))
-    print(f"Written to {write_result('label-errors', values)}")
+    print(f"Written to {write_result(f'label-errors-{arguments.time}', values)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ NUM_PICTURES = 6
 
 def main() -> None:
     """Write the sheet beside this file, under pictures/."""
-    data = [np.frombuffer(encoded_picture(3, label, 1)[1], np.uint8) for label in CLASSES[:NUM_PICTURES]]
+    data = [np.frombuffer(encoded_picture(3, label, 1)[1], np.uint8) for label in list(CLASSES)[:NUM_PICTURES]]
     pictures = [_square(np.ascontiguousarray(cv2.imdecode(each, cv2.IMREAD_COLOR)[..., ::-1])) for each in data]
     classifier = tellapart.load(sys.argv[1])
     rows = [[(picture, "") for picture in pictures]]
