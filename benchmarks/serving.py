@@ -1,8 +1,8 @@
-"""`tellapart serve` beside LitServe, BentoML and FastAPI: the same ONNX, the same picture, client on the same processors.
+"""`tellapart serve` beside LitServe, BentoML and FastAPI: one ONNX, one picture, client on the same processors.
 
     python benchmarks/serving.py BUNDLE photo.jpg --peer-python ENV/bin/python --keras RUN/model.keras
 
-ENV has litserve, bentoml, fastapi, uvicorn, openvino and opencv-python-headless (`pip install litserve bentoml openvino
+ENV has litserve, bentoml, fastapi, uvicorn, openvino and OpenCV (`pip install litserve bentoml openvino
 opencv-python-headless python-multipart`). Needs wrk. All servers are started one after the other in each round; wrk asks
 with 1 connection for latency and with --connections for throughput. At the end twice the saturating load is put on
 tellapart.
@@ -74,7 +74,7 @@ class Server:
     def __init__(self, command: list[str], port: int, body: bytes, environment: dict[str, str] | None = None) -> None:
         self.port, self.body = port, body
         start = time.perf_counter()
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self.process = subprocess.Popen(
             command, env={**os.environ, **(environment or {})}, start_new_session=True, cwd=PEERS,
             stdout=self.log, stderr=self.log,
@@ -201,7 +201,7 @@ def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
         }
     ours = table["tellapart"]
     values = {
-        "what": f"one JPEG of {arguments.photo.stat().st_size:,} bytes, {arguments.connections} connections for throughput",
+        "what": f"one JPEG of {arguments.photo.stat().st_size:,} bytes, {arguments.connections} connections",
         "bare_loop": bare,
         "servers": table,
         "throughput_of_bare_loop": ours["requests_per_second"] / bare["requests_per_second"],

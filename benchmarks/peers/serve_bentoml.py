@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import bentoml
-
 from serving_model import Model
 
 

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI, UploadFile
-
 from serving_model import Model
 
 model = Model(sys.argv[1], threads=2, streams=2)

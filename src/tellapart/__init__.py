@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tellapart.bundles.bundle import open_bundle
+    from tellapart.bundles.latency import benchmark
+    from tellapart.bundles.predictor import BundleClassifier
     from tellapart.data.drawn import draw
     from tellapart.data.health import check
     from tellapart.evaluation.predict import Classifier
     from tellapart.explain.files import heat_maps
-    from tellapart.bundles.bundle import open_bundle
-    from tellapart.bundles.latency import benchmark
-    from tellapart.bundles.predictor import BundleClassifier
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
     from tellapart.run import train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +67,12 @@ def test_a_changed_bundle_has_another_version(folder: Path):
 )
 def test_a_damaged_bundle_is_refused_and_the_file_is_named(folder: Path, harm, message: str):
     harm(folder)
-    with pytest.raises(BundleError, match=message):
+    with pytest.raises(BundleError, match=re.escape(message)):
         open_bundle(folder)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(BundleError, match="nowhere does not exist. Expected a bundle made by tellapart export"):
+    with pytest.raises(BundleError, match="nowhere does not exist"):
         open_bundle(tmp_path / "nowhere")
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import keras
@@ -31,7 +32,11 @@ from tellapart.evaluation.calibration import at_temperature
 from tellapart.explain.maps import grad_cam
 
 pytestmark = pytest.mark.integration
-QUICK = ["data.image_px=48", "train.epochs=6", "train.precision=float32", "train.recalibrate_photos=256"]
+QUICK = [
+    "data.image_px=48", "train.epochs=14", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
+    "train.warmup_epochs=1", "train.recalibrate_photos=256", "model.batchnorm_momentum=0.9", "model.dropout=0.1",
+    "model.l2=0.0", "augment.rotation=0.02",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,9 @@ def test_the_checksums_are_those_of_sha256sum_and_nothing_is_pickled(place: Path
     if shutil.which("sha256sum") is None:
         pytest.skip("needs sha256sum")
     subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=place / "bundle", check=True)
-    suffixes = {path.suffix for path in (place / "bundle").rglob("*") if path.is_file() and "saved_model" not in str(path)}
+    suffixes = {
+        path.suffix for path in (place / "bundle").rglob("*") if path.is_file() and "saved_model" not in str(path)
+    }
     assert not suffixes & {".py", ".pkl", ".pickle", ".joblib", ".so"}
     with np.load(place / "bundle" / "reference.npz", allow_pickle=False) as reference:
         assert reference["embeddings"].shape == (len(reference["labels"]), 256)
@@ -151,12 +158,15 @@ def test_the_gate_catches_what_keras_own_export_does_to_efficientnet(tmp_path: P
     formats.convert_to_onnx(tmp_path / "saved", tmp_path / "ours.onnx")
     ours = RUNTIMES["onnxruntime"].opens(tmp_path / "ours.onnx", 2)
     assert parity(expected, ours(pictures), None, reduced=False).passed
-    model.export(tmp_path / "theirs.onnx", format="onnx", verbose=False)
-    with pytest.raises(BundleError, match="does not run in onnxruntime|does not say what"):
-        found = np.concatenate(list(answers(RUNTIMES["onnxruntime"], tmp_path / "theirs.onnx", [pictures])))
-        proof = parity(expected, found, None, reduced=False)
-        if not proof.passed:
-            raise BundleError(f"does not say what Keras says: {proof.reason}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Keras' own patches to NumPy
+        model.export(tmp_path / "theirs.onnx", format="onnx", verbose=False)
+    try:
+        theirs = np.concatenate(list(answers(RUNTIMES["onnxruntime"], tmp_path / "theirs.onnx", [pictures])))
+    except BundleError as error:
+        assert "does not run in onnxruntime" in str(error)  # noqa: PT017
+    else:
+        assert not parity(expected, theirs, None, reduced=False).passed
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -199,7 +209,7 @@ def test_a_killed_prediction_goes_on_and_no_row_is_lost_or_doubled(place: Path, 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     part = Path(f"{out}.part")
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (part.exists() and part.stat().st_size > 50_000):
+    while time.monotonic() < deadline and not (part.exists() and part.read_bytes().count(b"\n") > 300):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -218,7 +228,9 @@ def test_a_killed_prediction_goes_on_and_no_row_is_lost_or_doubled(place: Path, 
 def test_rows_of_other_images_are_not_gone_on_with(place: Path, tmp_path: Path):
     photos = image_files([place / "photos"])
     classifier = tellapart.load(place / "bundle")
-    (tmp_path / "out.jsonl.part").write_text('{"path": "elsewhere.jpg", "label": "x", "abstains": false, "outside": []}\n')
+    (tmp_path / "out.jsonl.part").write_text(
+        '{"path": "elsewhere.jpg", "label": "x", "abstains": false, "outside": []}\n'
+    )
     with pytest.raises(InputError, match=r"was begun with other images: row 1 is elsewhere.jpg"):
         predict_files(classifier, photos[:3], tmp_path / "out.jsonl")
     with pytest.raises(InputError, match=r"ends in '.xlsx'. Expected .csv, .jsonl, .parquet"):
@@ -226,7 +238,7 @@ def test_rows_of_other_images_are_not_gone_on_with(place: Path, tmp_path: Path):
 
 
 def test_every_runtime_is_measured(place: Path):
-    speeds = tellapart.benchmark(place / "bundle")
+    speeds = tellapart.benchmark(place / "bundle", seconds=0.3)
     assert {speed.runtime for speed in speeds} >= {"onnxruntime", "openvino-f32", "tensorflow"}
     for speed in speeds:
         assert speed.error == "", speed

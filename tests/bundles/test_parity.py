@@ -50,9 +50,10 @@ def test_a_larger_difference_is_refused_though_the_classes_agree():
 
 def test_in_reduced_precision_only_near_ties_may_flip():
     keras = rows(1000)
-    assert "disagrees where Keras' two best classes are 0.85 apart" in parity(
-        keras, flipped(keras, 1), None, reduced=True
-    ).reason
+    assert (
+        "disagrees where Keras' two best classes are 0.85 apart"
+        in parity(keras, flipped(keras, 1), None, reduced=True).reason
+    )
     keras[:5] = [0.36, 0.34, 0.30]
     found = keras.copy()
     found[:5] = [0.34, 0.36, 0.30]

@@ -1,7 +1,7 @@
 """Predicts any number of files into a table that survives a kill. Knows nothing about the command line.
 
-Rows are written in the order of the images to ``OUT.part`` and counted when the work goes on: a row is there once or not
-at all. At the end the part becomes the table.
+Rows are written in the order of the images to ``OUT.part`` and counted when the work goes on: a row is there once or
+not at all. At the end the part becomes the table.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from tellapart.errors import InputError
 from tellapart.bundles.predictor import BundleClassifier
+from tellapart.errors import InputError
 from tellapart.records import Prediction, Progress, no_progress
 
 FORMATS = ("csv", "jsonl", "parquet")
@@ -95,7 +95,7 @@ def predict_files(
         _to_parquet(part, out)
     else:
         part.replace(out)
-    return Written(out, done, *counts, resumed)
+    return Written(out, done, counts[0], counts[1], counts[2], resumed)
 
 
 class _CsvLines:
@@ -112,7 +112,9 @@ class _CsvLines:
         rest: list[Any] = [value for pair in found.top[1:] for value in pair]
         rest += [""] * (2 * (self.top_k - 1) - len(rest))
         probability = "" if found.label is None else f"{found.probability:.6f}"
-        path = json.dumps(found.path, ensure_ascii=False)[1:-1] if "\n" in found.path or "\r" in found.path else found.path
+        path = (
+            json.dumps(found.path, ensure_ascii=False)[1:-1] if "\n" in found.path or "\r" in found.path else found.path
+        )
         flags = ["", ""] if found.label is None else [str(found.abstains).lower(), " ".join(found.outside)]
         rest = [f"{value:.6f}" if isinstance(value, float) else value for value in rest]
         return _csv_line([path, found.label or "", probability, *flags, found.error.replace("\n", " "), *rest])
@@ -173,7 +175,9 @@ def _resumed(part: Path, line: _CsvLines | _JsonLines, images: Sequence[Path]) -
             except (ValueError, IndexError, KeyError, StopIteration):
                 break
             if done >= len(images) or path.replace("\\n", "\n").replace("\\r", "\r") != os.fspath(images[done]):
-                raise InputError(f"{part} was begun with other images: row {done + 1} is {path}. Remove it to begin anew.")
+                raise InputError(
+                    f"{part} was begun with other images: row {done + 1} is {path}. Remove it to begin anew."
+                )
             _count(counts, *flags)
             done, good = done + 1, good + len(raw)
     os.truncate(part, good)

@@ -1,13 +1,13 @@
 """A bundle: one folder with all that is needed to run a model. Knows nothing about how it is made or run.
 
-    bundle.json      what it is: classes, picture size, temperature, thresholds, envelope, metrics, proofs of equality
-    model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities, preprocessing inside
-    explain.onnx     the same pictures and a class → heat maps; absent where the network has no feature maps
-    reference.npz    embeddings of validation photos: what new photos are compared with
-    golden/          a few photos with the probabilities that must come out
-    card.md          the model card
-    formats/         the other formats that were asked for
-    SHA256SUMS       of every file, as `sha256sum --check` reads it
+bundle.json      what it is: classes, picture size, temperature, thresholds, envelope, metrics, proofs of equality
+model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities, preprocessing inside
+explain.onnx     the same pictures and a class → heat maps; absent where the network has no feature maps
+reference.npz    embeddings of validation photos: what new photos are compared with
+golden/          a few photos with the probabilities that must come out
+card.md          the model card
+formats/         the other formats that were asked for
+SHA256SUMS       of every file, as `sha256sum --check` reads it
 """
 
 from __future__ import annotations
@@ -132,7 +132,11 @@ class Bundle:
         threshold = self.record.threshold
         order = np.argsort(-probabilities, axis=1, kind="stable")
         return [
-            [self.record.classes[i] for i in row[: 1 if threshold is None else None] if threshold is None or p[i] >= threshold]
+            [
+                self.record.classes[i]
+                for i in row[: 1 if threshold is None else None]
+                if threshold is None or p[i] >= threshold
+            ]
             for row, p in zip(order, probabilities, strict=True)
         ]
 

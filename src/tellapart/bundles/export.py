@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.bundles import formats as written
+from tellapart.bundles.bundle import Artefact, Bundle, BundleRecord, Proof, open_bundle, write_record
+from tellapart.bundles.card import model_card
+from tellapart.bundles.parity import parity
+from tellapart.bundles.runtimes import RUNTIMES, answers
 from tellapart.data.cache import Pictures, open_pictures
 from tellapart.data.decode import DECODER_VERSION, read_file
 from tellapart.data.quality import DIRECTIONS, measure_quality
@@ -25,11 +31,6 @@ from tellapart.evaluation.calibration import conformal_threshold, fit_temperatur
 from tellapart.evaluation.features import features_and_probabilities
 from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import envelope
-from tellapart.bundles import formats as written
-from tellapart.bundles.bundle import Artefact, Bundle, BundleRecord, Proof, open_bundle, write_record
-from tellapart.bundles.card import model_card
-from tellapart.bundles.parity import parity
-from tellapart.bundles.runtimes import RUNTIMES, answers
 from tellapart.files import read_json, write_text
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import read_manifest
@@ -41,7 +42,6 @@ COVERAGE = 0.95
 
 _GOLDEN = 8
 _GOLDEN_BYTES = 500_000
-_GOLDEN_MARGIN = 0.2
 _EMBEDDINGS = 2000
 _COMPARED_AT_ONCE = 32
 
@@ -77,89 +77,86 @@ def export(
     folder, place = Path(run), Path(to)
     _check(place, formats, coverage)
     classifier = load(folder)
-    frame, pictures = _photos(folder, classifier, Path(cache), progress)
+    photos = _photos(folder, classifier, Path(cache), progress)
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        with pictures:
-            record = _fill(part, folder, classifier, frame, pictures, name or folder.resolve().name, formats, coverage, progress, announce)
+        with photos.pictures:
+            known = _calibrated(classifier, photos, coverage, progress)
+            shown = f"{known.threshold:.3f}" if known.threshold is not None else "0"
+            announce(
+                f"Temperature {known.temperature:.3f}; a class belongs to the answer from a probability of {shown}."
+            )
+            artefacts = _artefacts(part, known, photos, formats, progress, announce)
+            record = BundleRecord(
+                name=name or folder.resolve().name,
+                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                classes=tuple(classifier.classes),
+                image_px=classifier.image_px,
+                max_pixels=classifier.max_pixels,
+                decoder_version=DECODER_VERSION,
+                temperature=known.temperature,
+                coverage=coverage,
+                threshold=known.threshold,
+                envelope=_envelope(known, photos, progress),
+                metrics={side: found for side, found in read_json(folder / "metrics.json").items() if side in SPLITS},
+                source=_source(folder),
+                artefacts=artefacts,
+                explains=_write_explanation(known.model, part, announce),
+                golden=_write_golden(part, known, photos),
+            )
+            _write_reference(part, known, photos)
+        write_text(part / "card.md", model_card(record))
         write_record(part, record)
-        bundle = open_bundle(part)
+        version = open_bundle(part).version
         _replace(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Bundle(place, bundle.record, bundle.version)
+    return Bundle(place, record, version)
 
 
-def _fill(
-    part: Path,
-    run: Path,
-    classifier: Classifier,
-    frame: pd.DataFrame,
-    pictures: Pictures,
-    name: str,
-    formats: Sequence[str],
-    coverage: float,
-    progress: Progress,
-    announce: Callable[[str], None],
-) -> BundleRecord:
-    """Write all files of the bundle but its record, which is returned."""
-    numbers = np.array([classifier.classes.index(label) for label in frame["label"]], np.int64)
-    features, plain = features_and_probabilities(classifier.model, pictures, progress)
-    held_out = np.flatnonzero((frame["split"] == "validation").to_numpy())
-    main = np.flatnonzero((frame["split"] == _main_side(frame)).to_numpy())
+@dataclass(frozen=True)
+class _Photos:
+    """The photos that a bundle is proved on.
 
-    # The model
-    temperature = fit_temperature(numbers[held_out], plain[held_out].astype(np.float64)) if len(held_out) else 1.0
-    model = written.calibrated(classifier.model, temperature)
-    probabilities = predict_pictures(model, pictures, progress)
-    threshold = (
-        conformal_threshold(numbers[held_out], probabilities[held_out].astype(np.float64), coverage)
-        if len(held_out)
-        else None
-    )
-    announce(f"Temperature {temperature:.3f}; a class belongs to the answer from a probability of {threshold or 0:.3f}.")
-    files = _write_formats(model, part, formats, announce)
-    explains = _write_explanation(model, part, announce)
+    Attributes:
+        frame: their rows of the manifest.
+        pictures: in the order of `frame`, as the network sees them.
+        numbers: (num_images,) class numbers.
+    """
 
-    # The proofs
-    artefacts = {
-        format_: Artefact(
-            path=path.relative_to(part).as_posix(),
-            bytes=_size(path),
-            proofs=_proofs(format_, path, pictures, probabilities, numbers, progress, announce),
-        )
-        for format_, path in files.items()
-    }
+    frame: pd.DataFrame
+    pictures: Pictures
+    numbers: NDArray[np.int64]
 
-    # What serving needs beside the model
-    np.savez_compressed(
-        part / "reference.npz",
-        embeddings=features[held_out[:_EMBEDDINGS]].astype(np.float16),
-        labels=numbers[held_out[:_EMBEDDINGS]],
-    )
-    qualities = _qualities([pictures.paths[i] for i in main], progress)
-    limits = envelope(qualities, probabilities[main].argmax(axis=1) == numbers[main]).limits
-    record = BundleRecord(
-        name=name,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        classes=tuple(classifier.classes),
-        image_px=classifier.image_px,
-        max_pixels=classifier.max_pixels,
-        decoder_version=DECODER_VERSION,
-        temperature=temperature,
-        coverage=coverage,
-        threshold=threshold,
-        envelope={measure: (_limit(low), _limit(high)) for measure, (low, high) in limits.items()},
-        metrics={side: values for side, values in read_json(run / "metrics.json").items() if side in SPLITS},
-        source=_source(run),
-        artefacts=artefacts,
-        explains=explains,
-        golden=_write_golden(part, pictures, probabilities, numbers, main),
-    )
-    write_text(part / "card.md", model_card(record))
-    return record
+    def at(self, side: str) -> NDArray[np.int64]:
+        """Return the positions on one side of the split."""
+        return np.flatnonzero((self.frame["split"] == side).to_numpy())
+
+    @property
+    def main(self) -> NDArray[np.int64]:
+        """The positions on the last side that has photos."""
+        return next(self.at(side) for side in reversed(SPLITS) if len(self.at(side)))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The calibrated network and what it says of the photos.
+
+    Attributes:
+        model: the network.
+        temperature: that went into it.
+        threshold: of the prediction sets, or None.
+        probabilities: (num_images, num_classes) float32, calibrated.
+        features: (num_images, num_features) float32.
+    """
+
+    model: keras.Model
+    temperature: float
+    threshold: float | None
+    probabilities: NDArray[np.float32]
+    features: NDArray[np.float32]
 
 
 def _check(place: Path, formats: Sequence[str], coverage: float) -> None:
@@ -175,10 +172,8 @@ def _check(place: Path, formats: Sequence[str], coverage: float) -> None:
         raise BundleError(f"{place} already exists and is no bundle. Name a new folder.")
 
 
-def _photos(
-    run: Path, classifier: Classifier, cache: Path, progress: Progress
-) -> tuple[pd.DataFrame, Pictures]:
-    """Return the run's validation and test photos, or all where there are none of those."""
+def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) -> _Photos:
+    """Open the run's validation and test photos, or all where there are none of those."""
     manifest = read_manifest(run)
     readable = manifest[manifest["error"] == ""]
     held_out = readable[readable["split"].isin(["validation", "test"])]
@@ -193,11 +188,41 @@ def _photos(
         max_pixels=classifier.max_pixels,
         progress=progress,
     )
-    return frame, pictures
+    numbers = np.array([classifier.classes.index(label) for label in frame["label"]], np.int64)
+    return _Photos(frame, pictures, numbers)
 
 
-def _main_side(frame: pd.DataFrame) -> str:
-    return next(side for side in reversed(SPLITS) if (frame["split"] == side).any())
+def _calibrated(classifier: Classifier, photos: _Photos, coverage: float, progress: Progress) -> _Known:
+    """Fit temperature and threshold on validation photos; without any, leave both alone."""
+    features, plain = features_and_probabilities(classifier.model, photos.pictures, progress)
+    held_out, temperature, threshold = photos.at("validation"), 1.0, None
+    if len(held_out):
+        temperature = fit_temperature(photos.numbers[held_out], plain[held_out].astype(np.float64))
+    model = written.calibrated(classifier.model, temperature)
+    probabilities = predict_pictures(model, photos.pictures, progress)
+    if len(held_out):
+        sure = probabilities[held_out].astype(np.float64)
+        threshold = conformal_threshold(photos.numbers[held_out], sure, coverage)
+    return _Known(model, temperature, threshold, probabilities, features)
+
+
+def _artefacts(
+    part: Path,
+    known: _Known,
+    photos: _Photos,
+    formats: Sequence[str],
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> dict[str, Artefact]:
+    """Write the model in every format that was asked for, and prove each."""
+    return {
+        format_: Artefact(
+            path=path.relative_to(part).as_posix(),
+            bytes=_size(path),
+            proofs=_proofs(format_, path, known.probabilities, photos, progress, announce),
+        )
+        for format_, path in _write_formats(known.model, part, formats, announce).items()
+    }
 
 
 def _write_formats(
@@ -238,9 +263,8 @@ def _write_explanation(model: keras.Model, part: Path, announce: Callable[[str],
 def _proofs(
     format_: str,
     path: Path,
-    pictures: Pictures,
     expected: NDArray[np.float32],
-    numbers: NDArray[np.int64],
+    photos: _Photos,
     progress: Progress,
     announce: Callable[[str], None],
 ) -> dict[str, Proof]:
@@ -254,12 +278,12 @@ def _proofs(
         if runtime.artefact != format_ or not runtime.installed:
             continue
         found: list[NDArray[np.float32]] = []
-        for part in answers(runtime, path, _batches(pictures)):
+        for part in answers(runtime, path, _batches(photos.pictures)):
             found.append(part)
-            progress(f"comparing {name} with Keras", sum(map(len, found)), len(pictures))
-        proof = proofs[name] = parity(expected, np.concatenate(found), numbers, reduced=runtime.reduced)
+            progress(f"comparing {name} with Keras", sum(map(len, found)), len(photos.pictures))
+        proof = proofs[name] = parity(expected, np.concatenate(found), photos.numbers, reduced=runtime.reduced)
         verdict = "passed" if proof.passed else f"refused: {proof.reason}"
-        announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(pictures):,} photos agree).")
+        announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(photos.pictures):,} photos agree).")
         if not proof.passed and not runtime.reduced:
             raise BundleError(
                 f"The {format_} model does not say what the Keras model says, in {name}: {proof.reason}. "
@@ -291,28 +315,36 @@ def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _write_golden(
-    part: Path,
-    pictures: Pictures,
-    probabilities: NDArray[np.float32],
-    numbers: NDArray[np.int64],
-    candidates: NDArray[np.int64],
-) -> dict[str, tuple[float, ...]]:
-    """Copy a few photos that are no near ties, in turn of each class; return file → probabilities."""
-    two = np.sort(probabilities, axis=1)[:, -2:]
-    clear = [i for i in candidates if two[i, 1] - two[i, 0] > _GOLDEN_MARGIN]
-    rank = pd.Series(clear).groupby(numbers[clear]).cumcount().to_numpy() if clear else np.zeros(0)
+def _envelope(known: _Known, photos: _Photos, progress: Progress) -> dict[str, tuple[float | None, float | None]]:
+    at = photos.main
+    qualities = _qualities([photos.pictures.paths[i] for i in at], progress)
+    limits = envelope(qualities, known.probabilities[at].argmax(axis=1) == photos.numbers[at]).limits
+    return {measure: (_limit(low), _limit(high)) for measure, (low, high) in limits.items()}
+
+
+def _write_reference(part: Path, known: _Known, photos: _Photos) -> None:
+    chosen = photos.at("validation")[:_EMBEDDINGS]
+    embeddings = known.features[chosen].astype(np.float16)
+    np.savez_compressed(part / "reference.npz", embeddings=embeddings, labels=photos.numbers[chosen])
+
+
+def _write_golden(part: Path, known: _Known, photos: _Photos) -> dict[str, tuple[float, ...]]:
+    """Copy a few photos, the clearest of each class in turn; return file → probabilities."""
+    two = np.sort(known.probabilities[photos.main], axis=1)[:, -2:]
+    clearest = photos.main[np.argsort(two[:, 0] - two[:, 1], kind="stable")]
+    rank = pd.Series(clearest).groupby(photos.numbers[clearest]).cumcount().to_numpy()  # the how-many-eth of its class
     golden: dict[str, tuple[float, ...]] = {}
-    for position in np.asarray(clear, np.int64)[np.argsort(rank, kind="stable")]:
+    for position in clearest[np.argsort(rank, kind="stable")]:
+        path = photos.pictures.paths[position]
         try:
-            data = read_file(pictures.paths[position])
+            data = read_file(path)
         except DecodeError:
             continue
         if len(data) <= _GOLDEN_BYTES and len(golden) < _GOLDEN:
-            name = f"golden/{len(golden) + 1:02d}{pictures.paths[position].suffix.lower()}"
+            name = f"golden/{len(golden) + 1:02d}{path.suffix.lower()}"
             (part / "golden").mkdir(exist_ok=True)
             (part / name).write_bytes(data)
-            golden[name] = tuple(float(value) for value in probabilities[position])
+            golden[name] = tuple(float(value) for value in known.probabilities[position])
     return golden
 
 

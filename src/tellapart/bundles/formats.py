@@ -113,7 +113,9 @@ def _up_to(model: keras.Model, layer: keras.layers.Layer) -> keras.Model:
         return keras.Model(model.inputs, layer.output)
     for nested in model.layers:
         if isinstance(nested, keras.Model) and layer in nested.layers and layer.output is nested.outputs[0]:
-            return keras.Model(model.inputs, nested.get_output_at(-1) if hasattr(nested, "get_output_at") else nested.output)
+            return keras.Model(
+                model.inputs, nested.get_output_at(-1) if hasattr(nested, "get_output_at") else nested.output
+            )
     raise InputError(f"The feature maps of {layer.name!r} are not the output of a layer of {model.name!r}.")
 
 
@@ -183,7 +185,9 @@ def convert_to_onnx(saved_model: Path, path: Path) -> None:
         raise BundleError("Export needs the package tf2onnx, which is not installed: pip install tf2onnx.")
     command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(saved_model), "--output", str(path)]
     command += ["--opset", str(OPSET), "--tag", "serve", "--signature_def", "serving_default"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    )
     if done.returncode or not path.is_file():
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no reason given"]
         raise BundleError(f"tf2onnx could not convert the network: {last[0]}")

@@ -8,19 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tellapart.errors import BundleError
 from tellapart.bundles.bundle import open_bundle
 from tellapart.bundles.runtimes import RUNTIMES, open_runtime
+from tellapart.errors import BundleError
 from tellapart.records import Progress, no_progress
 
 BATCHES = (1, 32)
-_SECONDS = 2.0
 _WARM_UP = 5
+_NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -29,77 +30,89 @@ class Speed:
 
     Attributes:
         runtime: its name.
+        size_mb: of the artefact.
+        agreement: with Keras, when the bundle was made; NaN where it was not compared.
         p50_ms: median milliseconds for one picture.
         p99_ms: of one picture.
         images_per_second: of one picture at a time, and of 32 at once.
         memory_mb: that the process took more with the model open and used, MB (10^6 bytes).
-        size_mb: of the artefact.
-        agreement: with Keras, when the bundle was made; NaN where it was not compared.
         error: why it could not be measured; "" when it was.
     """
 
     runtime: str
-    p50_ms: float
-    p99_ms: float
-    images_per_second: tuple[float, float]
-    memory_mb: float
     size_mb: float
     agreement: float
+    p50_ms: float = _NAN
+    p99_ms: float = _NAN
+    images_per_second: tuple[float, float] = (_NAN, _NAN)
+    memory_mb: float = _NAN
     error: str = ""
 
 
-def benchmark(folder: str | os.PathLike[str], *, threads: int | None = None, progress: Progress = no_progress) -> list[Speed]:
+def benchmark(
+    folder: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    seconds: float = 2.0,
+    progress: Progress = no_progress,
+) -> list[Speed]:
     """Measure every runtime that is installed, each in a process of its own.
 
     Args:
         folder: the bundle.
         threads: for one call; None: all processors.
+        seconds: to measure each batch size for.
         progress: called with ("measuring", done, total).
 
     Raises:
         BundleError: the bundle is damaged.
     """
     bundle, found = open_bundle(folder), []
-    names = [name for name, runtime in RUNTIMES.items() if runtime.installed and runtime.artefact in bundle.record.artefacts]
+    names = [
+        name for name, runtime in RUNTIMES.items() if runtime.installed and runtime.artefact in bundle.record.artefacts
+    ]
     for done, name in enumerate(names):
         progress("measuring", done, len(names))
-        command = [sys.executable, "-m", "tellapart.bundles.latency", str(folder), name, str(threads or os.cpu_count() or 1)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
         artefact = bundle.record.artefacts[RUNTIMES[name].artefact]
         proof = artefact.proofs.get(name)
-        agreement = proof.agreement if proof else float("nan")
-        if ran.returncode:
-            last = (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
-            nan = float("nan")
-            found.append(Speed(name, nan, nan, (nan, nan), nan, artefact.bytes / 1e6, agreement, last))
+        values: dict[str, Any] = {"agreement": proof.agreement if proof else _NAN, "size_mb": artefact.bytes / 1e6}
+        if proof is not None and not proof.passed:
+            found.append(Speed(name, error=f"refused when the bundle was made: {proof.reason}", **values))
             continue
-        values = json.loads(ran.stdout.strip().splitlines()[-1])
-        found.append(Speed(**(values | {"size_mb": artefact.bytes / 1e6, "agreement": agreement, "images_per_second": tuple(values["images_per_second"])})))
+        values |= _measured_apart(Path(folder), name, threads or os.cpu_count() or 1, seconds)
+        found.append(Speed(name, **values))
     progress("measuring", len(names), len(names))
     return sorted(found, key=lambda speed: (bool(speed.error), speed.p50_ms))
 
 
-def measure(folder: Path, name: str, threads: int) -> Speed:
-    """Measure one runtime in this process."""
+def _measured_apart(folder: Path, name: str, threads: int, seconds: float) -> dict[str, Any]:
+    """Return what `measure` finds in a process of its own."""
+    command = [sys.executable, "-m", "tellapart.bundles.latency", str(folder), name, str(threads), str(seconds)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        return {"error": (ran.stderr.strip().splitlines() or ["no reason given"])[-1]}
+    values: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    return values | {"images_per_second": tuple(values["images_per_second"])}
+
+
+def measure(folder: Path, name: str, threads: int, seconds: float) -> dict[str, Any]:
+    """Measure one runtime in this process: the measured attributes of `Speed`."""
     bundle = open_bundle(folder)
     before = _resident_mb()
     predict = open_runtime(bundle, name, threads=threads)
     pictures = _pictures(bundle.record.image_px, max(BATCHES))
-    laps = {count: _laps(lambda count=count: predict(pictures[:count])) for count in BATCHES}  # type: ignore[misc]
-    return Speed(
-        runtime=name,
-        p50_ms=1000 * float(np.median(laps[1])),
-        p99_ms=1000 * float(np.quantile(laps[1], 0.99)),
-        images_per_second=(1 / float(np.median(laps[1])), max(BATCHES) / float(np.median(laps[max(BATCHES)]))),
-        memory_mb=_resident_mb() - before,
-        size_mb=float("nan"),
-        agreement=float("nan"),
-    )
+    laps = {count: _laps(lambda count=count: predict(pictures[:count]), seconds) for count in BATCHES}  # type: ignore[misc]
+    return {
+        "p50_ms": 1000 * float(np.median(laps[1])),
+        "p99_ms": 1000 * float(np.quantile(laps[1], 0.99)),
+        "images_per_second": (1 / float(np.median(laps[1])), max(BATCHES) / float(np.median(laps[max(BATCHES)]))),
+        "memory_mb": _resident_mb() - before,
+    }
 
 
-def _laps(call: Callable[[], object]) -> list[float]:
+def _laps(call: Callable[[], object], seconds: float) -> list[float]:
     laps: list[float] = []
-    end = time.perf_counter() + _SECONDS
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(laps) < _WARM_UP + 5:
         start = time.perf_counter()
         call()
@@ -121,4 +134,4 @@ def _resident_mb() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))))  # noqa: T201
+    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))))  # noqa: T201

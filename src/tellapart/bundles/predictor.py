@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.bundles.bundle import Bundle, open_bundle
+from tellapart.bundles.runtimes import RUNTIMES, Predictor, check_golden, open_runtime, usable
 from tellapart.data.decode import decode, decode_square, read_file, resize
 from tellapart.data.quality import measure_quality, quality_of
 from tellapart.errors import BundleError, DecodeError
-from tellapart.bundles.bundle import Bundle, open_bundle
-from tellapart.bundles.runtimes import RUNTIMES, Predictor, check_golden, open_runtime, usable
 from tellapart.records import Prediction, Progress, no_progress
 
 AT_ONCE = 32
@@ -103,6 +103,7 @@ class BundleClassifier:
             with_quality: also measure each photo's quality; it costs about as much as decoding.
         """
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+
             def decoded(start: int) -> list:
                 return [pool.submit(self.see, image, with_quality) for image in images[start : start + AT_ONCE]]
 
@@ -129,8 +130,9 @@ class BundleClassifier:
         return Seen(square, tuple(self.bundle.outside(quality)) if quality else ())
 
     def _named(self, seen: list[Seen], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
-        good = [index for index, each in enumerate(seen) if each.square is not None]
-        rows = self._predict(np.stack([seen[i].square for i in good])) if good else np.zeros((0, len(self.classes)))
+        squares = {index: each.square for index, each in enumerate(seen) if each.square is not None}
+        good = list(squares)
+        rows = self._predict(np.stack(list(squares.values()))) if good else np.zeros((0, len(self.classes)), np.float32)
         found = dict(zip(good, rows, strict=True))
         for index, each in enumerate(seen):
             image = images[start + index]
@@ -157,7 +159,8 @@ def open_classifier(
 
     Args:
         folder: the bundle.
-        runtime: one of `tellapart.bundles.runtimes.RUNTIMES`; None: the fastest here that gives the golden photos' probabilities.
+        runtime: one of `tellapart.bundles.runtimes.RUNTIMES`; None: the fastest here of those
+            that give the golden photos' probabilities.
         threads: for one call; None: all processors.
 
     Raises:
@@ -181,7 +184,8 @@ def fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predict
     Raises:
         BundleError: there is none.
     """
-    began, refused, times = time.perf_counter(), [], {}
+    began, refused = time.perf_counter(), []
+    times: dict[str, tuple[float, Predictor]] = {}
     picture = np.random.default_rng(0).integers(0, 256, (1, *(bundle.record.image_px,) * 2, 3), np.uint8)
     names = [name for name in usable(bundle) if name != "tensorflow"]
     for name in names:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.errors import BundleError, nearest
 from tellapart.bundles.bundle import Bundle
+from tellapart.errors import BundleError, nearest
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -148,7 +148,9 @@ def open_runtime(bundle: Bundle, name: str, *, threads: int | None = None) -> Pr
         BundleError: there is no such runtime, it is not installed, its artefact is missing or was refused.
     """
     if name not in RUNTIMES:
-        raise BundleError(f"There is no runtime {name!r}.{nearest(name, RUNTIMES)} Expected one of {', '.join(RUNTIMES)}.")
+        raise BundleError(
+            f"There is no runtime {name!r}.{nearest(name, RUNTIMES)} Expected one of {', '.join(RUNTIMES)}."
+        )
     runtime = RUNTIMES[name]
     if not runtime.installed:
         raise BundleError(f"The runtime {name} needs the package {runtime.package}, which is not installed.")
@@ -176,15 +178,15 @@ def answers(
             yield predict(batch)
     except BundleError:
         raise
-    except Exception as error:  # noqa: BLE001  # each runtime has errors of its own, with no common base
+    except Exception as error:  # each runtime has errors of its own, with no common base
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BundleError(f"{path.name} does not run in {runtime.package}: {first}") from error
 
 
 def check_golden(bundle: Bundle, predict: Predictor, *, reduced: bool) -> str:
     """Run the golden photos from their files and return what is wrong; "" when all is as it was."""
-    from tellapart.data.decode import decode_square, read_file
     from tellapart.bundles.parity import parity
+    from tellapart.data.decode import decode_square, read_file
 
     names = list(bundle.record.golden)
     if not names:

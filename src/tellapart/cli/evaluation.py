@@ -34,7 +34,9 @@ def explain(
     out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("explanations"),
     method: Annotated[
         str | None,
-        typer.Option(help="grad-cam, hires-cam, layer-cam, integrated-gradients or occlusion [default: integrated-gradients]."),
+        typer.Option(
+            help="grad-cam, hires-cam, layer-cam, integrated-gradients or occlusion [default: integrated-gradients]."
+        ),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Explain this class [default: the one the model names].")] = None,
 ) -> None:

@@ -33,7 +33,9 @@ def predict(
     format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write to this file instead: .csv, .jsonl or, from a bundle, .parquet. Goes on after a kill."),
+        typer.Option(
+            help="Write to this file instead: .csv, .jsonl or, from a bundle, .parquet. Goes on after a kill."
+        ),
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="Of a bundle [default: the fastest here that is right].")] = None,
     quality: Annotated[
@@ -71,9 +73,9 @@ def _predict_run(run: Path, images: list[Path], top: int, format_: Format, out: 
 def _predict_bundle(
     bundle: Path, images: list[Path], top: int, format_: Format, out: Path | None, runtime: str | None, quality: bool
 ) -> None:
-    from tellapart.cli.show import progress_bar
     from tellapart.bundles.batch import predict_files
     from tellapart.bundles.predictor import open_classifier
+    from tellapart.cli.show import progress_bar
 
     files = _files(images)
     classifier = open_classifier(bundle, runtime=runtime)

@@ -40,14 +40,14 @@ def benchmark(
     threads: Annotated[int | None, typer.Option(help="For one call [default: all processors].", min=1)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure every runtime that is installed here: latency, images per second, memory, size, agreement with Keras."""
+    """Measure every runtime that is installed here: latency, images per second, memory, agreement with Keras."""
     import json
     from dataclasses import asdict
 
     from rich.table import Table
 
-    from tellapart.cli.show import console, progress_bar
     from tellapart.bundles.latency import benchmark as benchmark_bundle
+    from tellapart.cli.show import console, progress_bar
 
     with progress_bar() as progress:
         speeds = benchmark_bundle(bundle, threads=threads, progress=progress)
@@ -55,15 +55,17 @@ def benchmark(
         typer.echo(json.dumps([asdict(speed) for speed in speeds], indent=2))
         return
     table = Table()
-    for title in ("runtime", "p50 ms", "p99 ms", "images/s, 1", "images/s, 32", "memory MB", "size MB", "agreement"):
-        table.add_column(title, justify="left" if title == "runtime" else "right")
+    for title in ("runtime", "p50 ms", "p99 ms", "1/call, /s", "32/call, /s", "memory MB", "agrees"):
+        table.add_column(title, justify="left" if title == "runtime" else "right", no_wrap=title == "runtime")
     for speed in speeds:
         if speed.error:
-            table.add_row(speed.runtime, speed.error)
             continue
         one, many = speed.images_per_second
         table.add_row(
             speed.runtime, f"{speed.p50_ms:.2f}", f"{speed.p99_ms:.2f}", f"{one:,.0f}", f"{many:,.0f}",
-            f"{speed.memory_mb:.0f}", f"{speed.size_mb:.2f}", f"{speed.agreement:.2%}",
+            f"{speed.memory_mb:.0f}", f"{speed.agreement:.2%}",
         )  # fmt: skip
     console().print(table)
+    for speed in speeds:
+        if speed.error:
+            typer.echo(f"{speed.runtime}: {speed.error}")

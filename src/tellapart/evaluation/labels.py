@@ -58,7 +58,7 @@ def out_of_sample(
 def suspected_labels(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> pd.DataFrame:
     """Rank photos by how likely their label is wrong (Northcutt et al. 2021, "Confident Learning").
 
-    First come those whose label has the lowest probability: on photos9 with wrong labels planted that found more of them
+    First come those whose label has the lowest probability: on photos9 with planted errors that found more of them
     than the margin to the most probable class (docs/experiments.md).
 
     Args:

@@ -129,7 +129,8 @@ def feature_maps(model: keras.Model, images: Images, *, at_most: int) -> dict[st
         Layer's name → (num_images, height, width, channels) float32, from input to output.
     """
     found = [layer for layer in layers_of(model) if _has_feature_maps(layer)]
-    places = np.unique(np.linspace(0, len(found) - 1, at_most).round().astype(int)) if found else []
+    last = max(len(found) - 1, 0)
+    places = sorted({round(place) for place in np.linspace(0, last, at_most).tolist()}) if found else []
     seen: dict[str, Floats] = {}
 
     def noting(name: str) -> Callable[[Any], Any]:

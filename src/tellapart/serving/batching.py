@@ -64,7 +64,9 @@ class Call:
         "answers", "arrived", "deadline", "decode", "future", "items", "left", "network", "queue", "timer", "worker",
     )  # fmt: skip
 
-    def __init__(self, worker: Worker, items: Sequence[Any], future: asyncio.Future[list[Any]], deadline: float) -> None:
+    def __init__(
+        self, worker: Worker, items: Sequence[Any], future: asyncio.Future[list[Any]], deadline: float
+    ) -> None:
         self.worker = worker
         self.items: list[Any] = list(items)
         self.answers: list[Any] = [None] * len(self.items)
@@ -234,7 +236,7 @@ class Batcher:
                 at = now
             alone = self._busy == 1 and self._queue.empty()
             answers = worker.run(prepared, thread, alone)
-        except Exception as error:  # noqa: BLE001  # the edge of the server: it costs this batch and nothing else
+        except Exception as error:  # the edge of the server: it costs this batch and nothing else
             logger.exception("A batch of %d failed.", len(group))
             return [(call, error) for call in {id(call): call for call, _, _ in group}.values()]
         ended = time.perf_counter()
@@ -265,5 +267,3 @@ class Batcher:
                 if call.timer is not None:
                     call.timer.cancel()
                 call.future.set_result(call.answers)
-
-

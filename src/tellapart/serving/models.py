@@ -66,7 +66,7 @@ class Models:
 
         Args:
             name: None: the first model.
-            version: twelve hexadecimal digits, or the number of the version in the order of loading; None: the last one.
+            version: twelve hexadecimal digits, or its number in the order of loading; None: the last one.
 
         Raises:
             UnknownModelError: there is none; the message names what there is.
@@ -83,9 +83,7 @@ class Models:
             if str(served.number) == version:
                 return served
         known = ", ".join(f"{served.version} (number {served.number})" for served in versions.values())
-        raise UnknownModelError(
-            f"The model {next(iter(versions.values())).name} has no version {version!r:.80} here. Expected one of: {known}."
-        )
+        raise UnknownModelError(f"There is no version {version!r:.80} of this model here. Expected one of: {known}.")
 
     def all(self) -> tuple[Served, ...]:
         """Return every version, in the order of the models and then of loading."""
@@ -176,7 +174,7 @@ class Models:
         self._order = tuple(served for versions in table.values() for served in versions.values())
         for served in before:
             if served not in self._order:
-                self._telemetry.info.remove(served.name, served.version, served.runtime)
+                self._telemetry.info.labels(served.name, served.version, served.runtime).set(0)
         for served in self._order:
             self._telemetry.info.labels(served.name, served.version, served.runtime).set(1)
 
@@ -192,7 +190,7 @@ class Models:
         while not self._stop.wait(self._options.poll_seconds):
             try:
                 self.look()
-            except Exception:  # noqa: BLE001  # a disk that fails for a moment must not end the watch
+            except Exception:  # a disk that fails for a moment must not end the watch
                 logger.exception("The served folders could not be looked at.")
 
 
@@ -200,7 +198,11 @@ def _state(folder: Path) -> object:
     """Return what changes when any file of a folder does."""
     try:
         return tuple(
-            sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file())
+            sorted(
+                (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+                for path in folder.rglob("*")
+                if path.is_file()
+            )
         )
     except OSError:
         return None

@@ -1,6 +1,7 @@
-"""Answers that say no, in one form. Knows nothing about why.
+"""Answers that say no. Knows nothing about why.
 
-Every error of the server is ``{"error": {"code", "message", "request_id"}}``.
+An error of the server's own endpoints is ``{"error": {"code", "message", "request_id"}}``. TensorFlow Serving's API and
+the Open Inference Protocol want ``{"error": message}``, and their clients break on anything else.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ CODES = {
 }
 """The code of each status."""
 
+OTHER_PROTOCOLS = ("/v1/", "/v2")
+"""How their paths begin."""
+
 
 class RefusalError(Exception):
     """A request that is not answered.
@@ -44,9 +48,11 @@ class RefusalError(Exception):
         self.headers = dict(headers or {})
 
 
-def error_body(status: int, message: str, request_id: str) -> bytes:
-    """Return the JSON of an error."""
+def error_body(path: str, status: int, message: str, request_id: str) -> bytes:
+    """Return the JSON of an error, in the form of the protocol that a path belongs to."""
     code = CODES.get(status, "error")
+    if path.startswith(OTHER_PROTOCOLS):
+        return json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
     return json.dumps({"error": {"code": code, "message": message, "request_id": request_id}}).encode()
 
 

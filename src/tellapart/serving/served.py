@@ -9,10 +9,10 @@ import hashlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 OVERLAY_PX = 1024
 """Longest side of an overlay."""
+_WARM_UP_SECONDS = 1.0
 
 Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 
@@ -138,7 +139,7 @@ class Served:
     def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Answer]:
         """Run the network once on all that could be read."""
         squares = [seen.square for seen in prepared if seen.square is not None]
-        rows = iter(self.networks.probabilities(squares, thread, alone) if squares else ())
+        rows = iter(self.networks.probabilities(squares, thread, alone)) if squares else iter(())
         answers = []
         for seen in prepared:
             if seen.square is None:
@@ -183,6 +184,13 @@ class Explanation:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    target: int | None
+    square: NDArray[np.uint8]
+    picture: NDArray[np.uint8] | None
+
+
 class Explainer:
     """The batcher's worker for explanations of one version."""
 
@@ -190,32 +198,31 @@ class Explainer:
         self._bundle, self._networks = bundle, networks
         self.explain: Explain = explain_bundle(bundle)
 
-    def prepare(self, item: Question) -> tuple[Question, NDArray[np.uint8], NDArray[np.uint8] | None] | str:
+    def prepare(self, item: Question) -> _Ready | str:
         """Decode an image for the network and, for an overlay, for the eye."""
         record = self._bundle.record
         try:
             square = decode_square(item.data, record.image_px, max_pixels=record.max_pixels)
-            return item, square, shown(item.data, record.max_pixels) if item.as_png else None
+            return _Ready(item.target, square, shown(item.data, record.max_pixels) if item.as_png else None)
         except DecodeError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001  # as in Served.prepare
             logger.warning("An image could not be processed: %r", error)
             return "cannot be processed"
 
-    def run(self, prepared: list[Any], thread: int, alone: bool) -> list[Explanation]:
+    def run(self, prepared: list[_Ready | str], thread: int, alone: bool) -> list[Explanation]:
         """Explain one after the other: a heat map costs as much as a batch of predictions."""
         return [
-            Explanation(b"", each) if isinstance(each, str) else self._explained(*each, thread, alone) for each in prepared
+            Explanation(b"", each) if isinstance(each, str) else self._explained(each, thread, alone)
+            for each in prepared
         ]
 
-    def _explained(
-        self, item: Question, square: NDArray[np.uint8], picture: NDArray[np.uint8] | None, thread: int, alone: bool
-    ) -> Explanation:
-        row = self._networks.probabilities([square], thread, alone)[0]
-        target = int(row.argmax()) if item.target is None else item.target
-        heat = self.explain(square[None], np.array([target], np.int64))[0]
-        if picture is not None:
-            done, png = cv2.imencode(".png", overlay(picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
+    def _explained(self, ready: _Ready, thread: int, alone: bool) -> Explanation:
+        row = self._networks.probabilities([ready.square], thread, alone)[0]
+        target = int(row.argmax()) if ready.target is None else ready.target
+        heat = self.explain(ready.square[None], np.array([target], np.int64))[0]
+        if ready.picture is not None:
+            done, png = cv2.imencode(".png", overlay(ready.picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
             return Explanation(png.tobytes()) if done else Explanation(b"", "cannot be written as PNG")
         rows = np.round(heat.astype(np.float64), 3).tolist()
         record = self._bundle.record
@@ -287,13 +294,15 @@ def open_version(folder: Path) -> str | None:
 
 
 def _warm_up(served: Served, threads: int, max_batch_size: int) -> None:
-    """Run each network on every power of two up to the largest batch: first runs take several times longer."""
+    """Run each network on batches of every size, for about a second: a size that is new takes several times longer."""
+    until = time.perf_counter() + _WARM_UP_SECONDS
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
     served.networks.probabilities([picture], 0, True)
-    size = 1
-    while size <= max_batch_size:
+    powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power <= max_batch_size]
+    for size in [*powers, *sorted(set(range(1, max_batch_size + 1)) - set(powers))]:
         for thread in range(threads):
             served.networks.probabilities([picture] * size, thread, False)
-        size *= 2
+        if time.perf_counter() > until:
+            break
     if served.explainer is not None:
         served.explainer.explain(picture[None], np.zeros(1, np.int64))

@@ -24,6 +24,9 @@ _MOST = 50_000
 class Telemetry:
     """All metrics of one server process.
 
+    Attributes:
+        answering: requests that are being answered by this process.
+
     Args:
         folder: where several processes keep their counts, or None for a single one.
     """
@@ -36,7 +39,9 @@ class Telemetry:
         )
         self.images = Counter("tellapart_images", "Images that went through the network.", _MODEL, registry=own)
         self.errors = Counter("tellapart_errors", "Requests that were refused or failed.", ("kind",), registry=own)
-        self.unreadable = Counter("tellapart_unreadable_images", "Images that no decoder could read.", _MODEL, registry=own)
+        self.unreadable = Counter(
+            "tellapart_unreadable_images", "Images that no decoder could read.", _MODEL, registry=own
+        )
         self.queue = Gauge("tellapart_queue_length", "Images that wait.", registry=own, multiprocess_mode="livesum")
         self.in_flight = Gauge(
             "tellapart_in_flight", "Requests that are being answered.", registry=own, multiprocess_mode="livesum"
@@ -48,7 +53,9 @@ class Telemetry:
             "tellapart_seconds", "By stage: queue, decode and network of a batch, whole of a request.",
             (*_MODEL, "stage"), buckets=_SECONDS, registry=own,
         )  # fmt: skip
-        self.abstentions = Counter("tellapart_abstentions", "Images on which the model abstained.", _MODEL, registry=own)
+        self.abstentions = Counter(
+            "tellapart_abstentions", "Images on which the model abstained.", _MODEL, registry=own
+        )
         self.outside = Counter(
             "tellapart_outside", "Images worse than those that the accuracy was measured on.", (*_MODEL, "measure"),
             registry=own,
@@ -60,6 +67,7 @@ class Telemetry:
             "tellapart_model_info", "1 for each version that is served.", (*_MODEL, "runtime"), registry=own,
             multiprocess_mode="livemax",
         )  # fmt: skip
+        self.answering = 0
         self._recent: deque[tuple[float, float]] = deque(maxlen=_MOST)
 
     def expose(self) -> bytes:
@@ -69,6 +77,16 @@ class Telemetry:
         shared = CollectorRegistry()
         MultiProcessCollector(shared, str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(shared)
+
+    def enter(self) -> None:
+        """Note that a request is being answered."""
+        self.answering += 1
+        self.in_flight.inc()
+
+    def leave(self) -> None:
+        """Note that it is no longer."""
+        self.answering -= 1
+        self.in_flight.dec()
 
     def answered(self, seconds: float) -> None:
         """Note for the page that a request about images was answered."""

@@ -6,47 +6,40 @@ const MOST_WAITS = 60;
 /** What the server would not do: kind is one of offline, key, large, unreadable, gone, slow, busy, refused, failed. */
 export class Refusal extends Error {
   constructor(kind, answer = null) {
-    super(answer?.error?.message ?? answer?.predictions?.[0]?.error ?? "");
+    const wrong = answer?.predictions?.[0]?.error;
+    super(answer?.error?.message ?? (wrong ? `The file ${wrong}.` : ""));
     this.kind = kind;
     this.requestId = answer?.error?.request_id ?? answer?.request_id ?? null;
   }
 }
 
-const KINDS = { 404: "gone", 408: "slow", 413: "large", 415: "unreadable", 422: "unreadable", 429: "busy", 503: "busy", 504: "slow" };
+const KINDS = { 404: "gone", 408: "slow", 413: "large", 422: "unreadable", 429: "busy", 503: "busy", 504: "slow" };
 
-let askForKey = async () => null;
-let asking = null;
-let memory = null; // where storage is switched off
+let askForKey = async () => null, asking = null, key = null;
+try {
+  key = sessionStorage.getItem(KEY);
+} catch {
+  // Storage is switched off: the key holds until the page is left.
+}
 
 /** Give the function that asks a person for the key: (refused: boolean) → the key, or null. */
-export function onKeyNeeded(ask) {
-  askForKey = ask;
+export function onKeyNeeded(askPerson) {
+  askForKey = askPerson;
 }
 
-function storedKey() {
-  try {
-    return sessionStorage.getItem(KEY) ?? memory;
-  } catch {
-    return memory;
-  }
-}
-
-function keep(key) {
-  memory = key;
+/** Ask once, however many requests need the key; used: the one that was refused. Return whether there is another now. */
+async function newKey(used) {
+  if (key !== used) return true;
+  asking ??= askForKey(used !== null).finally(() => (asking = null));
+  const given = await asking;
+  if (!given) return false;
+  key = given;
   try {
     sessionStorage.setItem(KEY, key);
   } catch {
-    // memory has it
+    // as above
   }
-}
-
-/** Ask once, however many requests need the key. */
-async function newKey(used) {
-  if (storedKey() !== used) return true; // another request has got one meanwhile
-  asking ??= askForKey(used !== null).finally(() => (asking = null));
-  const key = await asking;
-  if (key) keep(key);
-  return Boolean(key);
+  return true;
 }
 
 const pause = (seconds, signal) => new Promise((resolve, reject) => {
@@ -65,15 +58,13 @@ const pause = (seconds, signal) => new Promise((resolve, reject) => {
  */
 export async function ask(path, { body, onWait = () => {}, signal, quiet = false } = {}) {
   for (let waits = 0; ; waits++) {
-    const key = storedKey(), headers = {};
-    if (key !== null) headers.Authorization = `Bearer ${key}`;
-    const isFile = body instanceof Blob;
+    const used = key, headers = used === null ? {} : { Authorization: `Bearer ${used}` }, isFile = body instanceof Blob;
     if (body !== undefined) headers["Content-Type"] = !isFile ? "application/json" : body.type.startsWith("image/") ? body.type : "application/octet-stream";
     const response = await send(path, { method: body === undefined ? "GET" : "POST", headers, signal, cache: "no-store", body: isFile || body === undefined ? body : JSON.stringify(body) });
     if (response.ok) return response.status === 204 ? null : response.json();
     const answer = await response.json().catch(() => null);
-    if (response.status === 401 || response.status === 403) {
-      if (quiet || !(await newKey(key))) throw new Refusal("key", answer);
+    if (response.status === 401) {
+      if (quiet || !(await newKey(used))) throw new Refusal("key", answer);
       continue;
     }
     const kind = KINDS[response.status] ?? (response.status >= 500 ? "failed" : "refused");
@@ -104,7 +95,7 @@ export function explained(error) {
     unreadable: ["This is no picture that can be read", error.message],
     gone: ["The server does not have that", error.message],
     slow: ["That took too long", "The server had too much to do. Try again."],
-    busy: ["The server is still busy", "It was tried many times. Try again in a while."],
+    busy: ["The server is still busy", error.message || "Try again in a while."],
     refused: ["The server did not accept that", error.message],
     failed: ["The server failed", `That is not your picture's fault.${id}`],
   }[error.kind] ?? ["Something went wrong", error.message];

@@ -1,5 +1,6 @@
 // The live camera: names what it sees, and keeps a picture when asked. It starts only when pressed.
 
+import { explained } from "./ask.js";
 import { $ } from "./build.js";
 
 const EVERY_MS = 500;
@@ -25,7 +26,7 @@ export function liveCamera(name, keep) {
           $("seen").textContent = await name(await frame(), signal);
         } catch (error) {
           if (signal.aborted) return;
-          $("seen").textContent = error.message || "The server does not answer.";
+          $("seen").textContent = explained(error)[0];
         }
       }
       await new Promise((resolve) => setTimeout(resolve, EVERY_MS));

@@ -2,34 +2,31 @@
 
 import { $, make } from "./build.js";
 
-const MOST_OPTIONS = 200;
 const NONE = "None of these";
 
-/** Wire the form up once; send(verdict, label or null) rejects with a sentence for a person. Returns {show, hide}. */
+/** Wire the form up once; send(verdict, label or null) → whether the picture is still chosen, or rejects with a sentence. */
 export function feedbackForm(send) {
   const input = $("truth"), options = $("options"), thanks = $("thanks");
   let classes = [], named = "", active = -1;
 
-  const tell = (text, isThanks) => {
+  function tell(text, isThanks) {
     thanks.textContent = text;
     thanks.hidden = !text;
     $("verdicts").hidden = $("question").hidden = isThanks;
-    if (isThanks) {
-      closeWhich();
-      thanks.focus();
-    }
-  };
+  }
 
   async function give(verdict, label) {
-    const buttons = [$("right"), $("wrong"), input];
-    buttons.forEach((button) => (button.disabled = true));
+    const controls = [$("right"), $("wrong"), input];
+    controls.forEach((control) => (control.disabled = true));
     try {
-      await send(verdict, label);
-      tell(verdict === "right" ? "Thank you. It is noted as right." : label ? `Thank you. It is noted as ${label}.` : "Thank you. It is noted as none of these.", true);
+      if (!(await send(verdict, label))) return;
+      closeWhich();
+      tell(`Thank you. It is noted as ${verdict === "right" ? "right" : label ?? "none of these"}.`, true);
+      thanks.focus(); // what had the focus is gone; a screen reader reads the thanks
     } catch (error) {
-      tell(`That was not noted: ${error.message}`, false);
+      tell(`That was not noted. ${error.message}`, false);
     } finally {
-      buttons.forEach((button) => (button.disabled = false));
+      controls.forEach((control) => (control.disabled = false));
     }
   }
 
@@ -49,8 +46,7 @@ export function feedbackForm(send) {
   function openList() {
     const wanted = input.value.trim().toLowerCase();
     const fitting = classes.filter((label) => label !== named && label.toLowerCase().includes(wanted));
-    fitting.sort((a, b) => b.toLowerCase().startsWith(wanted) - a.toLowerCase().startsWith(wanted));
-    const entries = fitting.slice(0, MOST_OPTIONS).map((label, index) => option(label, label, index));
+    const entries = fitting.map((label, index) => option(label, label, index));
     entries.push(option(NONE, null, entries.length));
     options.replaceChildren(...entries);
     options.hidden = false;
@@ -114,9 +110,7 @@ export function feedbackForm(send) {
       $("question").textContent = `Is it ${label}?`;
       input.value = "";
       closeWhich();
-      $("verdicts").hidden = $("question").hidden = Boolean(given);
-      thanks.textContent = given ? "Thank you. Your word is noted." : "";
-      thanks.hidden = !given;
+      tell(given ? "Thank you. Your word is noted." : "", Boolean(given));
     },
   };
 }

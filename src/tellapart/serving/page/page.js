@@ -1,4 +1,4 @@
-// The page: pictures come in, answers go out on the screen. The other files know how to ask, paint and say.
+// Pictures come in, are asked about and are listed. What an answer looks like, answer.js knows.
 
 import { inWords, now, query, say, showAnswer, showPicture, turnTo } from "./answer.js";
 import { ask, explained, onKeyNeeded, Refusal } from "./ask.js";
@@ -10,114 +10,98 @@ import { look } from "./picture.js";
 import { either, percent } from "./words.js";
 
 const AT_ONCE = 3;
-const FEW_BARS = 5;
-const MOST_BARS = 100;
+const MOST_CLASSES = 100;
 
 const pictures = [], waiting = [];
-let models = new Map(), model = null, chosen = { model: "", version: "" };
-let current = null, asked = 0, serial = 0, turn = 0, allBars = false;
-
-// ---------------------------------------------------------------- what is said aloud and when something is wrong
-
-function trouble(error) {
-  const text = error ? explained(error).filter(Boolean).join(". ") : "";
-  $("trouble").hidden = !text;
-  if ($("trouble").textContent !== text) $("trouble").textContent = text;
-}
+let models = new Map(), asked = 0, turns = 0;
 
 // ---------------------------------------------------------------- models
 
-async function loadModels() {
+/** Do what may be refused, and say so at the top of the page. */
+async function orTrouble(work) {
+  let text = "";
   try {
-    const answer = await ask("models");
-    models = new Map();
-    for (const each of answer.models ?? answer) {
-      const versions = models.get(each.name) ?? [];
-      for (const version of each.versions ?? [each.version]) versions.push(version.version ?? version);
-      models.set(each.name, versions);
-    }
-    if (!models.has(chosen.model)) chosen = { model: models.size > 1 ? answer.default?.name ?? answer.default ?? [...models.keys()][0] : "", version: "" };
-    choosers();
-    await loadModel();
-    trouble(null);
+    await work();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    trouble(error);
+    text = explained(error).filter(Boolean).join(". ");
   }
+  $("trouble").hidden = !text;
+  $("trouble").textContent = text;
 }
 
-function choosers() {
-  const name = chosen.model || [...models.keys()][0], versions = models.get(name) ?? [];
-  $("model").replaceChildren(...[...models.keys()].map((each) => new Option(each, each, false, each === name)));
-  $("version").replaceChildren(new Option("newest", "", false, chosen.version === ""), ...versions.map((each) => new Option(each, each, false, each === chosen.version)));
-  $("model-field").hidden = models.size < 2;
-  $("version-field").hidden = versions.length < 2;
-}
+const loadModels = () => orTrouble(async () => {
+  const answer = await ask("models");
+  models = new Map();
+  for (const { name, version } of answer.models) models.set(name, [...(models.get(name) ?? []), version]);
+  const { chosen } = now, known = models.get(chosen.model);
+  if (!known) Object.assign(chosen, { model: models.size > 1 ? answer.default : "", version: "" });
+  else if (!known.includes(chosen.version)) chosen.version = "";
+  await loadModel();
+});
 
 async function loadModel() {
-  const name = chosen.model || [...models.keys()][0];
-  model = await ask(`models/${encodeURIComponent(name)}${chosen.version ? `?version=${encodeURIComponent(chosen.version)}` : ""}`);
-  document.title = `${model.name} · Tellapart`;
-  const few = model.classes.slice(0, 12), more = model.classes.length - few.length;
-  $("knows").textContent = `It knows ${model.classes.length} classes: ${more > 0 ? `${few.join(", ")} and ${more} more` : either(few, "and")}.`;
-  showCard(model);
+  const { chosen } = now, name = chosen.model || models.keys().next().value, versions = models.get(name);
+  $("model").replaceChildren(...[...models.keys()].map((each) => new Option(each, each, false, each === name)));
+  $("version").replaceChildren(new Option("newest", ""), ...versions.map((each) => new Option(each, each, false, each === chosen.version)));
+  $("model-field").hidden = models.size < 2;
+  $("version-field").hidden = versions.length < 2;
+  now.model = await ask(`models/${encodeURIComponent(name)}${chosen.version && `?version=${chosen.version}`}`);
+  const { classes } = now.model, more = classes.length - 12;
+  document.title = `${name} · Tellapart`;
+  $("knows").textContent = `It knows ${classes.length} classes: ${more > 0 ? `${classes.slice(0, 12).join(", ")} and ${more} more` : either(classes, "and")}.`;
+  showCard(now.model);
+  if (now.picture) showAnswer();
 }
 
-async function choose(next) {
-  chosen = next;
-  choosers();
-  try {
-    await loadModel();
-  } catch (error) {
-    if (error instanceof Refusal) return trouble(error);
-    throw error;
-  }
+function choose(model, version) {
+  Object.assign(now.chosen, { model, version });
   pictures.forEach(askAgain);
+  orTrouble(loadModel);
 }
 
 // ---------------------------------------------------------------- pictures come in
 
 function add(files) {
-  const made = [...files].map((file) => ({
-    number: ++serial, file, name: file.name || "pasted picture", url: URL.createObjectURL(file), seen: undefined,
-    state: "waiting", answer: null, error: null, heats: new Map(), shown: null, given: null, turn: 0, thumb: null, wait: "",
-  }));
-  if (!made.length) return;
+  const made = files.map((file) => ({ file, name: file.name || "pasted picture", url: URL.createObjectURL(file), heats: new Map() }));
   for (const picture of made) {
     pictures.push(picture);
     picture.thumb = thumbOf(picture);
-    $("thumbs").append(picture.thumb);
     picture.looked = look(picture.file).then((seen) => {
       picture.seen = seen;
-      if (seen) picture.thumb.querySelector("span").replaceChildren(seen.thumb);
-      if (picture === current) showPicture();
+      if (seen) picture.thumb.firstElementChild.replaceChildren(seen.thumb);
+      if (picture === now.picture) showPicture();
     });
     askAgain(picture);
   }
   arranged();
+  if (!made.length) return;
   select(made[0]);
+  if ($("work").getBoundingClientRect().top < 0) $("main").scrollIntoView();
 }
 
 function arranged() {
   document.body.classList.toggle("has-pictures", pictures.length > 0);
+  $("thumbs").replaceChildren(...pictures.map(({ thumb }) => make("li", {}, thumb)));
   $("strip").hidden = pictures.length < 2;
-  $("work").hidden = $("clear").hidden = pictures.length === 0;
+  $("work").hidden = $("clear").hidden = !pictures.length;
 }
 
-function remove(picture) {
-  const place = pictures.indexOf(picture);
-  pictures.splice(place, 1);
-  picture.thumb.remove();
-  picture.turn = -1;
-  URL.revokeObjectURL(picture.url);
-  current = null;
+function remove(gone) {
+  const place = pictures.indexOf(gone[0]);
+  pictures.splice(place, gone.length);
+  for (const picture of gone) {
+    picture.turn = -1;
+    URL.revokeObjectURL(picture.url);
+  }
+  now.picture = null;
   arranged();
   if (pictures.length) select(pictures[Math.min(place, pictures.length - 1)]);
-  (pictures.length > 1 ? current.thumb.firstElementChild : $("choose")).focus();
+  (pictures.length > 1 ? now.picture.thumb : $("choose")).focus();
 }
 
 function askAgain(picture) {
-  Object.assign(picture, { state: "waiting", answer: null, error: null, given: null, shown: null, turn: ++turn, wait: "" });
+  Object.assign(picture, { state: "waiting", answer: null, error: null, given: null, shown: null, wait: "", turn: ++turns });
   picture.heats.clear();
   waiting.push(picture);
   changed(picture);
@@ -127,7 +111,7 @@ function askAgain(picture) {
 function pump() {
   while (asked < AT_ONCE && waiting.length) {
     const picture = waiting.shift();
-    if (picture.state !== "waiting") continue;
+    if (picture.state !== "waiting" || picture.turn < 0) continue;
     asked++;
     nameOf(picture).finally(() => {
       asked--;
@@ -137,131 +121,105 @@ function pump() {
 }
 
 async function nameOf(picture) {
-  const mine = picture.turn, stale = () => picture.turn !== mine;
-  picture.state = "asking";
-  changed(picture);
+  const mine = picture.turn, stale = () => picture.turn !== mine, { model } = now;
   const onWait = (seconds) => {
     if (stale()) return;
-    picture.wait = `The server is busy. It is asked again in ${Math.ceil(seconds)} s.`;
+    picture.wait = `The server is busy. It is asked again in ${Math.ceil(seconds)} s`;
     changed(picture);
   };
+  picture.state = "asking";
   try {
-    const top = Math.min(model?.classes.length ?? FEW_BARS, MOST_BARS);
-    const answer = await ask(`predict?${query({ top_k: top })}`, { body: picture.file, onWait });
+    // One request each: an answer has an id of its own for feedback, and a picture that is refused costs no other.
+    const answer = await ask(`predict?${query({ top_k: Math.min(model?.classes.length ?? 5, MOST_CLASSES) })}`, { body: picture.file, onWait });
     await picture.looked;
     if (stale()) return;
-    const [found] = answer.predictions;
-    if (found.label === null) throw new Refusal("unreadable", answer);
-    Object.assign(picture, { state: "done", answer: { ...answer, ...found }, shown: found.label });
-    if (model && answer.version !== model.version && !chosen.version) loadModels(); // a newer one has taken over
+    Object.assign(picture, { state: "done", answer: { ...answer, ...answer.predictions[0] } });
+    picture.shown = picture.answer.label;
+    if (!now.model || (answer.version !== now.model.version && !now.chosen.version)) loadModels(); // a newer one has taken over
   } catch (error) {
     if (stale()) return;
-    picture.state = "failed";
-    picture.error = error instanceof Refusal ? await brokenOrOffline(error) : new Refusal("failed");
+    Object.assign(picture, { state: "failed", error: error instanceof Refusal ? await brokenOrOffline(error) : new Refusal("failed") });
   }
   changed(picture);
-  told(picture);
+  if (picture === now.picture) say(`${picture.name}: ${inWords(picture)}`);
+  else if (!waiting.length && asked === 1) say(`All ${pictures.length} pictures have their answer.`);
 }
 
 /** A server that refuses a large body may close the connection, which looks as if it were away. */
 async function brokenOrOffline(error) {
   if (error.kind !== "offline") return error;
-  try {
-    await ask("stats", { quiet: true });
-  } catch (second) {
-    if (second.kind === "offline") return error;
-  }
-  return new Refusal("broken");
+  const second = await ask("stats", { quiet: true }).catch((reason) => reason);
+  return second.kind === "offline" ? error : new Refusal("broken");
 }
 
-function told(picture) {
-  const open = pictures.filter((each) => each.state === "waiting" || each.state === "asking").length;
-  if (picture === current || pictures.length === 1) say(`${picture.name}: ${inWords(picture)}`);
-  else if (!open) say(`All ${pictures.length} pictures have their answer.`);
-}
-
-// ---------------------------------------------------------------- what a picture's answer is
-
-function changed(picture) {
-  if (picture.turn < 0) return;
-  const button = picture.thumb.firstElementChild, note = picture.thumb.querySelector("b");
-  const done = picture.state === "done";
-  note.textContent = done ? (picture.answer.abstains ? "not sure" : picture.answer.label) : picture.state === "failed" ? "no answer" : "…";
-  button.classList.toggle("unsure", done && (picture.answer.abstains || picture.answer.outside.length > 0));
-  button.classList.toggle("failed", picture.state === "failed");
-  button.setAttribute("aria-label", `${picture.name}: ${inWords(picture)}`);
-  button.title = button.getAttribute("aria-label");
-  if (picture === current) showAnswer();
-}
+// ---------------------------------------------------------------- the strip of pictures
 
 function thumbOf(picture) {
   const button = make("button", { type: "button" }, make("span", { "aria-hidden": "true" }), make("b"));
   button.addEventListener("click", () => select(picture));
-  return make("li", {}, button);
+  return button;
+}
+
+function changed(picture) {
+  const { thumb, state, answer } = picture, words = `${picture.name}: ${inWords(picture)}`;
+  thumb.lastElementChild.textContent = { done: answer?.abstains ? "not sure" : answer?.label, failed: "no answer" }[state] ?? "…";
+  thumb.classList.toggle("unsure", state === "done" && (answer.abstains || answer.outside.length > 0));
+  thumb.classList.toggle("failed", state === "failed");
+  thumb.setAttribute("aria-label", words);
+  thumb.title = words;
+  if (picture === now.picture) showAnswer();
 }
 
 function select(picture) {
-  current = picture;
-  allBars = false;
-  for (const each of pictures) {
-    if (each === picture) each.thumb.firstElementChild.setAttribute("aria-current", "true");
-    else each.thumb.firstElementChild.removeAttribute("aria-current");
-  }
-  const strip = $("thumbs"), thumb = picture.thumb;
-  strip.scrollLeft = thumb.offsetLeft - (strip.clientWidth - thumb.offsetWidth) / 2;
-  showPicture();
-  showAnswer();
+  now.picture?.thumb.removeAttribute("aria-current");
+  picture.thumb.setAttribute("aria-current", "true");
+  const strip = $("thumbs"), item = picture.thumb.parentElement;
+  strip.scrollLeft = item.offsetLeft - (strip.clientWidth - item.offsetWidth) / 2;
+  turnTo(picture);
   if (picture.state === "done") say(`${picture.name}: ${inWords(picture)}`);
 }
 
 // ---------------------------------------------------------------- a person's hands
 
-function filesOf(data) {
-  return [...(data?.files ?? [])];
-}
-
 function wirePictures() {
   for (const [button, input] of [["choose", "files"], ["photograph", "shot"]]) {
     $(button).addEventListener("click", () => $(input).click());
     $(input).addEventListener("change", () => {
-      add($(input).files);
+      add([...$(input).files]);
       $(input).value = ""; // the same file may be chosen again
     });
   }
-  $("clear").addEventListener("click", () => [...pictures].reverse().forEach(remove));
-  $("remove").addEventListener("click", () => remove(current));
-  $("again").addEventListener("click", () => askAgain(current));
-  document.addEventListener("paste", (event) => {
-    const files = filesOf(event.clipboardData);
-    if (files.length) event.preventDefault();
-    add(files);
-  });
-  let depth = 0;
-  const dragging = (change) => (event) => {
-    if (![...event.dataTransfer.types].includes("Files")) return;
-    event.preventDefault();
-    depth = change === 0 ? depth : change === null ? 0 : Math.max(0, depth + change);
-    document.body.classList.toggle("dragging", depth > 0);
-    if (change === null) add(filesOf(event.dataTransfer));
-  };
-  for (const [name, change] of [["dragenter", 1], ["dragleave", -1], ["dragover", 0], ["drop", null]]) document.addEventListener(name, dragging(change));
-  liveCamera(async (file, signal) => {
-    try {
-      const { predictions: [found] } = await ask(`predict?${query({ top_k: 1, outside: "false" })}`, { body: file, signal });
-      return found.abstains ? `Not sure: ${either(found.set) || found.label}` : `${found.label}, ${percent(found.probability)}`;
-    } catch (error) {
-      throw error instanceof Refusal ? new Error(explained(error)[0]) : error;
-    }
-  }, (file) => add([file]));
-}
-
-function wireKeys() {
+  $("clear").addEventListener("click", () => remove([...pictures]));
+  $("remove").addEventListener("click", () => remove([now.picture]));
+  $("again").addEventListener("click", () => askAgain(now.picture));
   $("thumbs").addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], next = pictures[pictures.indexOf(current) + step];
-    if (!step || !next) return;
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], next = pictures[pictures.indexOf(now.picture) + step];
+    if (!next) return;
     event.preventDefault();
     select(next);
-    next.thumb.firstElementChild.focus();
+    next.thumb.focus();
+  });
+}
+
+function wirePasteAndDrop() {
+  document.addEventListener("paste", (event) => {
+    const files = [...event.clipboardData.files];
+    if (files.length) event.preventDefault(); // text still goes into the search
+    add(files);
+  });
+  const lit = (on) => document.body.classList.toggle("dragging", on);
+  document.addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    lit(true);
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) lit(false); // it left the window
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    lit(false);
+    add([...event.dataTransfer.files]);
   });
 }
 
@@ -274,7 +232,7 @@ function wireKeyDialog() {
     dialog.showModal();
     $("key-form").onsubmit = (event) => {
       event.preventDefault();
-      key = input.value.trim() || null;
+      key = input.value;
       dialog.close();
     };
     $("key-cancel").onclick = () => dialog.close();
@@ -283,12 +241,16 @@ function wireKeyDialog() {
 }
 
 wirePictures();
-wireKeys();
+wirePasteAndDrop();
 wireKeyDialog();
-$("model").addEventListener("change", () => choose({ model: $("model").value, version: "" }));
-$("version").addEventListener("change", () => choose({ model: $("model").value, version: $("version").value }));
+liveCamera(async (file, signal) => {
+  const { predictions: [found] } = await ask(`predict?${query({ top_k: 1, outside: "false" })}`, { body: file, signal });
+  return found.abstains ? `Not sure: ${either(found.set) || found.label}` : `${found.label}, ${percent(found.probability)}`;
+}, (file) => add([file]));
+$("model").addEventListener("change", () => choose($("model").value, ""));
+$("version").addEventListener("change", () => choose($("model").value, $("version").value));
 watchServer((answers) => {
   if (!answers) return;
-  if (!model) loadModels();
+  if (!now.model) loadModels();
   pictures.filter((picture) => picture.error?.kind === "offline").forEach(askAgain);
 });

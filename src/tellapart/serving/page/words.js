@@ -9,9 +9,6 @@ export function percent(share) {
 
 export const whole = (share) => `${Math.round(100 * share)}\u00a0%`;
 
-/** Three significant digits, no exponent. */
-export const short = (value) => String(Number(value.toPrecision(3)));
-
 /** ["a", "b", "c"] → "a, b or c". */
 export function either(names, word = "or") {
   return names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} ${word} ${names.at(-1)}`;
@@ -35,26 +32,4 @@ export function beyond(measures, envelope, brightness) {
     return brightness < (low + high) / 2 ? "too dark" : "too bright";
   };
   return measures.map((name) => (name === "brightness" ? light() : BEYOND[name] ?? name));
-}
-
-const LIMITS = {
-  sharpness: ["Sharpness", ""],
-  noise: ["Grain", ""],
-  brightness: ["Brightness, of 255", ""],
-  contrast: ["Contrast", ""],
-  clipped: ["Pure black or white", " %"],
-  jpeg_quality: ["JPEG quality, of 100", ""],
-  short_side_px: ["Shorter side", " px"],
-};
-
-/** [name, range] of each measure that has a limit. */
-export function limits(envelope) {
-  return Object.entries(envelope ?? {}).flatMap(([measure, [low, high]]) => {
-    const [name, unit] = LIMITS[measure] ?? [measure, ""];
-    const scale = measure === "clipped" ? 100 : 1, value = (number) => short(scale * number);
-    if (low !== null && high !== null) return [[name, `${value(low)} to ${value(high)}${unit}`]];
-    if (low !== null) return [[name, `at least ${value(low)}${unit}`]];
-    if (high !== null) return [[name, `at most ${value(high)}${unit}`]];
-    return [];
-  });
 }

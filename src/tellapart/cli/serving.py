@@ -1,0 +1,95 @@
+"""The command that puts bundles behind HTTP: serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import socket
+
+    from tellapart.serving.options import ServerOptions
+
+
+def serve(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Bundles made by tellapart export. One that is exported anew takes over."),
+    ] = None,
+    *,
+    models: Annotated[Path | None, typer.Option(help="A folder of bundles: each is a model.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(help="Processes; they share the threads.", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(help="That work [default: one per processor].", min=1)] = None,
+    max_batch_size: Annotated[int, typer.Option(help="Images in one run of the network.", min=1, max=1024)] = 16,
+    max_wait_ms: Annotated[float, typer.Option(help="How long a free thread waits for more images.", min=0)] = 0.0,
+    max_queue: Annotated[int, typer.Option(help="Images that may wait; more are refused at once.", min=1)] = 128,
+    deadline_ms: Annotated[float, typer.Option(help="From arrival to answer.", min=1)] = 10_000.0,
+    max_body_mb: Annotated[float, typer.Option(help="Of one request.", min=0.001)] = 32.0,
+    rate: Annotated[float, typer.Option(help="Requests per second and client address; 0: no limit.", min=0)] = 0.0,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="TELLAPART_API_KEY", show_envvar=True, help="That clients must send.")
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody who reaches the server use it.")] = False,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="A further name under which a server on this machine may be called.")
+    ] = None,
+    runtime: Annotated[str | None, typer.Option(help="[default: the fastest here that is right]")] = None,
+    feedback: Annotated[
+        Path | None, typer.Option(help="A .jsonl file to which verdicts of users are appended.")
+    ] = None,
+    log: Annotated[bool, typer.Option(help="Write a line of JSON to stderr for each request.")] = True,
+    drain_seconds: Annotated[
+        float, typer.Option(help="How long a server that was told to stop says so before it listens no more.", min=0)
+    ] = 1.0,
+) -> None:
+    """Answer over HTTP what is on pictures, with a page for people at /."""
+    import os
+
+    from tellapart.serving.options import BatchOptions, Limits, ServerOptions, check_access
+
+    share = max(1, (threads or os.cpu_count() or 1) // workers)
+    body_bytes = int(max_body_mb * 1024 * 1024)
+    options = ServerOptions(
+        bundles=tuple(bundles or ()), models=models, host=host, port=port, processes=workers, runtime=runtime,
+        api_key=None if no_auth else api_key, allowed_hosts=tuple(allowed_host or ()), feedback=feedback, log=log,
+        drain_seconds=drain_seconds,
+        batches=BatchOptions(share, max_batch_size, max_wait_ms, max_queue, deadline_ms),
+        limits=Limits(max_body_bytes=body_bytes, max_held_bytes=max(8 * body_bytes, 2**28), rate=rate),
+    )  # fmt: skip
+    check_access(options, no_auth=no_auth)
+    _run(options)
+
+
+def _run_several(options: ServerOptions, bound: socket.socket, where: str) -> None:
+    import os
+    import tempfile
+    from dataclasses import replace
+
+    from tellapart.serving.processes import run_processes
+
+    with tempfile.TemporaryDirectory(prefix="tellapart-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # prometheus-client reads it when a process imports it
+        told = f"Serving at {where} with {options.processes} processes"
+        run_processes(replace(options, metrics_folder=Path(folder)), bound, ready=lambda: typer.echo(told))
+
+
+def _run(options: ServerOptions) -> None:
+    from tellapart.serving.connection import address, bind
+
+    bound = bind(options.host, options.port)
+    where = address(bound, options.host)
+    if options.processes > 1:
+        _run_several(options, bound, where)
+        return
+    from tellapart.serving.app import make_app
+    from tellapart.serving.connection import Server
+
+    app = make_app(options)
+    names = ", ".join(f"{each.name} {each.version} ({each.runtime})" for each in app.state.service.models.all())
+    Server(app, options, ready=lambda: typer.echo(f"Serving {names} at {where}")).run([bound])

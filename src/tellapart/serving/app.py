@@ -1,0 +1,101 @@
+"""The application: all parts put together. Knows no protocol and no socket."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tellapart import __version__
+from tellapart.serving import native, open_inference, page, tensorflow_serving
+from tellapart.serving.batching import Batcher
+from tellapart.serving.gate import Gate, visit_of
+from tellapart.serving.models import Models
+from tellapart.serving.options import ServerOptions
+from tellapart.serving.refusals import error_body
+from tellapart.serving.requestlog import JsonHandler, RequestLog
+from tellapart.serving.service import Service
+from tellapart.serving.telemetry import Telemetry
+
+HEALTH = frozenset({"/v2/health/live", "/v2/health/ready"})
+
+
+def make_app(options: ServerOptions) -> FastAPI:
+    """Load the models and return the application that answers for them.
+
+    Its ``state.service`` is the `Service` behind it. Threads start with the application and end with it.
+
+    Raises:
+        BundleError: a bundle cannot be served.
+    """
+    telemetry = Telemetry(options.metrics_folder)
+    service = Service(options, Models(options, telemetry), Batcher(options.batches), telemetry)
+    log = RequestLog() if options.log else None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with _logging_to(log):
+            service.batcher.start()
+            service.models.watch()
+            yield
+            service.models.close()
+            service.batcher.stop()
+
+    app = FastAPI(
+        title="Tellapart", version=__version__, description="Names images.", lifespan=lifespan, redirect_slashes=False,
+        docs_url=None, redoc_url=None, openapi_url=None,
+    )  # fmt: skip
+    app.state.service = service
+    assets = page.load_assets()
+    for protocol in (native, tensorflow_serving, open_inference):
+        app.include_router(protocol.router(service))
+    app.include_router(page.router(app, assets))
+    app.openapi = partial(_describe, app)  # type: ignore[method-assign]
+    app.add_exception_handler(HTTPException, _refuse)
+    free = HEALTH | {"/"} | {f"/{name}" for name in assets}
+    app.add_middleware(Gate, options=options, telemetry=telemetry, log=log, open_paths=frozenset(free))
+    return app
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, without FastAPI's own error: nothing here answers in its form."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document.pop("components", None)
+        for methods in document["paths"].values():
+            for told in methods.values():
+                if "HTTPValidationError" in str(told["responses"].get("422")):
+                    del told["responses"]["422"]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Answer in the form of all errors what the router refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    message = f"{error.detail}. GET /docs lists what there is."
+    body = error_body(request.scope["path"], error.status_code, message, visit_of(request.scope).id)
+    return Response(body, error.status_code, headers=error.headers, media_type="application/json")
+
+
+@contextlib.contextmanager
+def _logging_to(log: RequestLog | None) -> Iterator[None]:
+    if log is None:
+        yield
+        return
+    library, handler = logging.getLogger("tellapart"), JsonHandler(log)
+    library.addHandler(handler)
+    log.start()
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        log.close()

@@ -1,0 +1,202 @@
+"""Sockets and processes around the application: time-outs for slow clients, draining. Knows no protocol above HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tellapart.errors import InputError
+from tellapart.serving.options import Limits, ServerOptions
+
+_MAX_HEADER_BYTES = 32 * 1024
+_KEEP_ALIVE_SECONDS = 75
+_LEFT_OVER_SECONDS = 10.0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound and not yet listened on.
+
+    Raises:
+        InputError: the address is taken or not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host.strip("[]"), port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"The server cannot listen on {host}:{port}: {reason}. Expected a free --port and a --host of this machine."
+        ) from error
+    bound.set_inheritable(True)
+    return bound
+
+
+def address(bound: socket.socket, host: str) -> str:
+    """Return the URL under which a bound socket is reached."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{bound.getsockname()[1]}"
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that says that it stops before it does, and ends with exit code 0.
+
+    Args:
+        app: made by `tellapart.serving.app.make_app`.
+        options: the same.
+        ready: called when it listens.
+    """
+
+    def __init__(self, app: FastAPI, options: ServerOptions, *, ready: Callable[[], None] = lambda: None) -> None:
+        self._app, self._options, self._ready = app, options, ready
+        self._end_of_notice = 0.0
+        grace = options.batches.deadline_ms / 1000 + 5
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http=_protocol(options.limits),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=int(grace),
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listen to SIGTERM and SIGINT, and do not raise them again in the end, as uvicorn does."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; on a second signal stop now."""
+        service = self._app.state.service
+        if service.draining:
+            self.should_exit = self.force_exit = True
+            return
+        service.draining = True
+        self._end_of_notice = time.monotonic() + self._options.drain_seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to stop listening: some time after readiness was withdrawn."""
+        stop = await super().on_tick(counter)
+        return stop or (self._app.state.service.draining and time.monotonic() >= self._end_of_notice)
+
+
+def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
+    """Return a protocol with these limits: uvicorn makes one per connection and knows no such argument."""
+
+    class Bounded(Connection):
+        bounds = limits
+
+    return Bounded
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that waits for headers, and for a body that nobody reads, for a limited time."""
+
+    bounds = Limits()
+
+    def connection_made(self, transport: Any) -> None:
+        """Wait for headers; refuse a connection too many."""
+        super().connection_made(transport)
+        self._header_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.bounds.max_connections:
+            transport.close()
+            return
+        self._wait(self.bounds.header_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing any more."""
+        self._wait(None)
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        """Wait for the rest of the headers."""
+        super().on_message_begin()
+        self._header_bytes = 0
+        self._wait(self.bounds.header_seconds)
+
+    def on_url(self, url: bytes) -> None:
+        """Count a piece of the path."""
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header."""
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + 4)
+
+    def on_headers_complete(self) -> None:
+        """Wait no more: bodies have a time of their own."""
+        self._wait(None)
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Give a client that was refused a while to end its body, which is thrown away."""
+        unread = self.cycle is not None and self.cycle.more_body
+        super().on_response_complete()
+        if unread:
+            self._wait(_LEFT_OVER_SECONDS, self.transport.close)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body, unless the connection is closed already."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Wait no more for a body that nobody reads."""
+        self._wait(None)
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > _MAX_HEADER_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large")
+
+    def _wait(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self.loop.call_later(seconds, then or self._too_slow)
+
+    def _too_slow(self) -> None:
+        self._refuse(b"408 Request Timeout")
+
+    def _refuse(self, status: bytes) -> None:
+        if not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()

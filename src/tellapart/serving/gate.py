@@ -1,0 +1,224 @@
+"""What every request passes: identity, permission, headers, counts, one line in the log. Pure ASGI.
+
+Knows nothing about images or models.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tellapart.serving.limits import Body, ClientLeftError, Held, RateLimit
+from tellapart.serving.options import ServerOptions
+from tellapart.serving.refusals import CODES, RefusalError, error_body
+from tellapart.serving.requestlog import RequestLog
+from tellapart.serving.telemetry import ModelCounts, Telemetry
+
+logger = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499
+"""Status in log and metrics of a request whose client left; nobody gets it."""
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,100}")
+_SECURITY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+_NOTHING = [
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class Visit:
+    """One request, from its arrival to its line in the log.
+
+    Attributes:
+        id: of the request.
+        headers: by name in lower case; of a repeated one the last.
+        body: how its body is read.
+        counts: of the version that it names, once it is known.
+        model: name and version for the log.
+        images: how many it holds.
+        error: the code of the refusal, if it was refused.
+    """
+
+    __slots__ = ("began", "body", "counts", "error", "headers", "id", "images", "model", "status")
+
+    def __init__(self, scope: Scope, body: Body) -> None:
+        self.began = time.perf_counter()
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.id = given.decode("ascii") if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
+        self.body = body
+        self.counts: ModelCounts | None = None
+        self.model: tuple[str, str] | None = None
+        self.images = 0
+        self.error: str | None = None
+        self.status = 0
+
+
+class Gate:
+    """Wraps the application.
+
+    Args:
+        app: what is inside.
+        options: of the server.
+        telemetry: where requests are counted.
+        log: where their lines go, or None.
+        open_paths: that need no key: health, and the page that asks for one.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        options: ServerOptions,
+        telemetry: Telemetry,
+        log: RequestLog | None,
+        open_paths: frozenset[str],
+    ) -> None:
+        self._app, self._telemetry, self._log, self._open = app, telemetry, log, open_paths
+        self._options = options
+        self._held = Held(max(options.limits.max_held_bytes, options.limits.max_body_bytes))
+        self._rate = RateLimit(options.limits.rate)
+        own = {"localhost", "127.0.0.1", "::1", options.host.strip("[]")}
+        self._hosts = own | {host.lower() for host in options.allowed_hosts} if options.is_local else None
+        self._key = options.api_key.encode() if options.api_key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or refuse it."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        visit = scope["visit"] = Visit(scope, Body(self._options.limits, self._held))
+        self._telemetry.enter()
+        started = False
+
+        async def dressed(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                visit.status = message["status"]
+                _dress(message, visit.id)
+            await send(message)
+
+        try:
+            self._refuse(scope, visit)
+            await self._app(scope, receive, dressed)
+        except ClientLeftError:
+            visit.status = CLIENT_LEFT
+        except RefusalError as refusal:
+            visit.error = CODES.get(refusal.status, "error")
+            await send_error(dressed, scope["path"], refusal.status, refusal.message, visit.id, refusal.headers)
+        except Exception as error:  # the edge: one request fails, the server goes on
+            logger.exception("Request %s failed.", visit.id)
+            visit.error = "internal"
+            if started:
+                raise
+            message = f"Something is wrong with the server ({type(error).__name__}); its log says more."
+            await send_error(dressed, scope["path"], 500, message, visit.id)
+        finally:
+            self._end(scope, visit)
+
+    def _refuse(self, scope: Scope, visit: Visit) -> None:
+        """Refuse who may not ask.
+
+        Raises:
+            RefusalError: wrong host, other origin, no key, or too many requests.
+        """
+        if self._hosts is not None and (host := _host(visit.headers.get(b"host", b""))) not in self._hosts:
+            raise RefusalError(
+                421, f"This server is not called {host!r}. Expected one of {', '.join(sorted(self._hosts))}; "
+                "tellapart serve --allowed-host adds a name.",
+            )  # fmt: skip
+        if (origin := visit.headers.get(b"origin")) is not None and self._key is None:
+            named = urlsplit(origin.decode("latin-1")).netloc.encode("latin-1")
+            if named not in (visit.headers.get(b"host"), visit.headers.get(b"x-forwarded-host")):
+                raise RefusalError(
+                    403, "The request comes from the page of another site, which may not use this server."
+                )
+        path = scope["path"]
+        if self._key is not None and path not in self._open and not self._has_key(visit.headers):
+            raise RefusalError(
+                401, "Expected the API key, as Authorization: Bearer KEY or X-API-Key: KEY.",
+                {"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+        if not path.startswith("/v2/health/"):
+            client = scope.get("client")
+            if wait := self._rate.take(client[0] if client else ""):
+                message = f"More than {self._options.limits.rate:g} requests in a second came from this address."
+                raise RefusalError(429, message, {"Retry-After": str(int(wait) + 1)})
+
+    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
+        assert self._key is not None
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        return hmac.compare_digest(given, self._key)
+
+    def _end(self, scope: Scope, visit: Visit) -> None:
+        visit.body.free()
+        self._telemetry.leave()
+        seconds = time.perf_counter() - visit.began
+        if visit.counts is not None:
+            visit.counts.request(visit.status)
+            if visit.images:
+                visit.counts.whole.observe(seconds)
+                self._telemetry.answered(seconds)
+        if visit.status == CLIENT_LEFT or visit.status >= 400:
+            kind = "client_left" if visit.status == CLIENT_LEFT else CODES.get(visit.status, "error")
+            self._telemetry.errors.labels(kind).inc()
+        if self._log is not None:
+            client = scope.get("client")
+            name, version = visit.model or (None, None)
+            self._log.write(
+                request_id=visit.id, method=scope["method"], path=scope["path"], status=visit.status,
+                ms=round(1000 * seconds, 3), client=client[0] if client else None, model=name, version=version,
+                images=visit.images,
+            )  # fmt: skip
+
+
+async def send_error(
+    send: Send, path: str, status: int, message: str, request_id: str, headers: MutableMapping[str, str] | None = None
+) -> None:
+    """Send an error in the form that all errors have."""
+    body = error_body(path, status, message, request_id)
+    fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    fields += [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _dress(message: Message, request_id: str) -> None:
+    """Add the headers that every answer has, and those that it has unless it brings its own."""
+    headers: list[tuple[bytes, bytes]] = [*message.get("headers", ()), *_SECURITY]
+    headers.append((b"x-request-id", request_id.encode()))
+    present = {name for name, _ in headers}
+    headers += [field for field in _NOTHING if field[0] not in present]
+    message["headers"] = headers
+
+
+def _host(header: bytes) -> str:
+    """Return the name in a Host header, without port and brackets."""
+    text = header.decode("latin-1").strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0].rstrip(".")
+
+
+def visit_of(scope: MutableMapping[str, Any]) -> Visit:
+    """Return the visit that the gate made for a request."""
+    visit: Visit = scope["visit"]
+    return visit

@@ -1,0 +1,168 @@
+"""Tensors of the Open Inference Protocol: requests to images, probabilities to outputs. Knows nothing about HTTP.
+
+Triton's binary extension puts a tensor's bytes behind the JSON, in the order of the tensors; texts have their length in
+four bytes before them.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.serving.refusals import RefusalError
+from tellapart.serving.served import Image
+from tellapart.serving.tensors import check_number, from_base64
+
+INPUT = "image"
+OUTPUTS = ("probabilities", "label")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An output that was asked for."""
+
+    name: str
+    binary: bool
+
+
+def read_request(values: Any, binary: bytes) -> tuple[list[Image], list[Wanted]]:
+    """Return the images and the wanted outputs of an inference request.
+
+    Args:
+        values: the JSON.
+        binary: the bytes behind it.
+
+    Raises:
+        RefusalError: it has another form (400).
+    """
+    if not isinstance(values, dict) or not isinstance(values.get("inputs"), list):
+        raise RefusalError(400, "Expected an object with 'inputs', a list of tensors.")
+    if "id" in values and not isinstance(values["id"], str):
+        raise RefusalError(400, "id is no text.")
+    wanted = _wanted(values)
+    inputs = values["inputs"]
+    if len(inputs) != 1 or not isinstance(inputs[0], dict) or inputs[0].get("name") != INPUT:
+        raise RefusalError(400, f"Expected one input, with the name {INPUT!r}.")
+    tensor = inputs[0]
+    shape, kind = _shape(tensor), tensor.get("datatype")
+    raw = _raw(tensor, binary)
+    if kind == "UINT8":
+        return [Image(each) for each in _pictures(tensor, shape, raw)], wanted
+    if kind == "BYTES":
+        return [Image(each) for each in _files(tensor, shape, raw)], wanted
+    raise RefusalError(400, f"{INPUT} has the datatype {kind!r:.40}. Expected UINT8 or BYTES.")
+
+
+def answer(rows: list[NDArray[np.float32]], classes: tuple[str, ...], wanted: list[Wanted]) -> tuple[list[Any], bytes]:
+    """Return the outputs as JSON values, and the bytes that follow them.
+
+    Args:
+        rows: one (num_classes,) for each image.
+        classes: their names.
+        wanted: what to return, in this order.
+    """
+    table = np.stack(rows)
+    labels = [classes[number] for number in table.argmax(axis=1)]
+    outputs, tail = [], b""
+    for each in wanted:
+        if each.name == "probabilities":
+            values: dict[str, Any] = {"name": each.name, "datatype": "FP32", "shape": list(table.shape)}
+            raw, data = table.astype("<f4").tobytes(), table.ravel().tolist()
+        else:
+            values = {"name": each.name, "datatype": "BYTES", "shape": [len(labels)]}
+            raw = b"".join(struct.pack("<I", len(text)) + text for text in (label.encode() for label in labels))
+            data = labels
+        if each.binary:
+            values["parameters"] = {"binary_data_size": len(raw)}
+            tail += raw
+        else:
+            values["data"] = data
+        outputs.append(values)
+    return outputs, tail
+
+
+def _wanted(values: dict[str, Any]) -> list[Wanted]:
+    by_default = _parameters(values).get("binary_data_output") is True
+    outputs = values.get("outputs")
+    if outputs is None or outputs == []:
+        return [Wanted("probabilities", by_default)]
+    if not isinstance(outputs, list) or len(outputs) > len(OUTPUTS):
+        raise RefusalError(400, f"outputs: expected a list of at most {len(OUTPUTS)}.")
+    wanted = []
+    for each in outputs:
+        name = each.get("name") if isinstance(each, dict) else None
+        if name not in OUTPUTS:
+            raise RefusalError(400, f"There is no output {name!r:.40}. Expected any of {', '.join(OUTPUTS)}.")
+        parameters = _parameters(each)
+        if "classification" in parameters:
+            raise RefusalError(400, "The classification extension is not offered; the output 'label' names the class.")
+        wanted.append(Wanted(name, parameters.get("binary_data", by_default) is True))
+    return wanted
+
+
+def _parameters(values: dict[str, Any]) -> dict[str, Any]:
+    found = values.get("parameters", {})
+    if not isinstance(found, dict):
+        raise RefusalError(400, "parameters: expected an object.")
+    return found
+
+
+def _shape(tensor: dict[str, Any]) -> tuple[int, ...]:
+    shape = tensor.get("shape")
+    good = isinstance(shape, list) and 0 < len(shape) <= 4
+    if not good or any(type(side) is not int or not 0 < side < 2**31 for side in shape or ()):
+        raise RefusalError(400, f"{INPUT} has the shape {shape!r:.60}. Expected whole numbers above 0, at most four.")
+    assert shape is not None
+    check_number(shape[0], INPUT)
+    return tuple(shape)
+
+
+def _raw(tensor: dict[str, Any], binary: bytes) -> bytes | None:
+    """Return the tensor's bytes; None: its values stand in the JSON."""
+    size = _parameters(tensor).get("binary_data_size")
+    if size is None:
+        if binary:
+            raise RefusalError(400, f"{len(binary):,} bytes follow the JSON and no input has a binary_data_size.")
+        return None
+    if type(size) is not int or size != len(binary):
+        raise RefusalError(400, f"binary_data_size is {size!r:.40}; {len(binary):,} bytes follow the JSON.")
+    return binary
+
+
+def _pictures(tensor: dict[str, Any], shape: tuple[int, ...], raw: bytes | None) -> list[NDArray[np.uint8]]:
+    if len(shape) != 4 or shape[3] != 3:
+        raise RefusalError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images, height, width, 3].")
+    count = shape[0] * shape[1] * shape[2] * shape[3]
+    if raw is not None:
+        if len(raw) != count:
+            raise RefusalError(400, f"{INPUT} has {len(raw):,} bytes; its shape needs {count:,}.")
+        return list(np.frombuffer(raw, np.uint8).reshape(shape))
+    try:
+        values = np.asarray(tensor.get("data"))
+    except (ValueError, OverflowError, TypeError, RecursionError):
+        values = np.zeros(0, object)
+    if values.dtype.kind not in "iu" or values.size != count or not (values.min() >= 0 and values.max() <= 255):
+        raise RefusalError(400, f"{INPUT}: expected {count:,} whole numbers from 0 to 255 in 'data', by its shape.")
+    return list(np.ascontiguousarray(values.reshape(shape), np.uint8))
+
+
+def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: bytes | None) -> list[bytes]:
+    if any(side != 1 for side in shape[1:]):
+        raise RefusalError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images] for files.")
+    if raw is None:
+        data = tensor.get("data")
+        if not isinstance(data, list) or len(data) != shape[0]:
+            raise RefusalError(400, f"{INPUT}: expected {shape[0]} files in base64 in 'data', by its shape.")
+        return [from_base64(each, f"{INPUT}[{number}]") for number, each in enumerate(data)]
+    files, at = [], 0
+    while at + 4 <= len(raw):
+        (size,) = struct.unpack_from("<I", raw, at)
+        files.append(raw[at + 4 : at + 4 + size])
+        at += 4 + size
+    if at != len(raw) or len(files) != shape[0]:
+        raise RefusalError(400, f"{INPUT}: expected {shape[0]} files, each after its length in four bytes.")
+    return files

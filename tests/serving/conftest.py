@@ -1,0 +1,62 @@
+"""A bundle, and a real server process that serves it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from serving.process import ServerProcess, running
+
+QUICK = ["data.image_px=48", "train.epochs=6", "train.precision=float32", "train.recalibrate_photos=256"]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `photos` and `bundle`; SERVING_PLACE names one that is there already."""
+    if ready := os.environ.get("SERVING_PLACE"):
+        return Path(ready)
+    import tellapart
+
+    here = tmp_path_factory.mktemp("serving")
+    photos = tellapart.draw(here / "photos", num_images=400)
+    tellapart.train(photos, changes=QUICK, out=here / "run", cache=here / "cache")
+    tellapart.export(here / "run", here / "bundle", name="shapes", cache=here / "cache")
+    return here
+
+
+@pytest.fixture(scope="session")
+def bundle(place: Path) -> Path:
+    """Return the folder of a bundle. Do not change it: copy it."""
+    return place / "bundle"
+
+
+@pytest.fixture(scope="session")
+def photos(place: Path) -> list[Path]:
+    """Return photos of the kind that the bundle names."""
+    return sorted(path for path in (place / "photos").rglob("*") if path.suffix in (".jpg", ".png"))
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Return a server process with default options, and a file for feedback."""
+    folder = tmp_path_factory.mktemp("server")
+    with running(folder, bundle, "--feedback", folder / "feedback.jsonl") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def server_url(server: ServerProcess) -> str:
+    """Return the URL of `server`, without a slash at its end."""
+    return server.url
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Return a function that starts a server with other options; all are stopped in the end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(running(tmp_path / f"server{time.monotonic_ns()}", *arguments))

@@ -1,0 +1,178 @@
+"""The batcher with a worker whose every step the test decides."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tellapart.serving.batching import Batcher, DeadlineError, QueueFullError, Seconds
+from tellapart.serving.options import BatchOptions
+
+
+class Doubler:
+    """Doubles numbers; notes every batch; waits where it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.alone: list[bool] = []
+        self.seconds: list[Seconds] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def prepare(self, item: int) -> int:
+        return item
+
+    def run(self, prepared: list[int], thread: int, alone: bool) -> list[int]:
+        self.batches.append(prepared)
+        self.alone.append(alone)
+        assert self.gate.wait(10)
+        if 13 in prepared:
+            raise ArithmeticError("thirteen")
+        return [2 * each for each in prepared]
+
+    def done(self, seconds: Seconds, num_items: int) -> None:
+        self.seconds.append(seconds)
+
+
+def with_batcher(work: Callable[[Batcher, Doubler], Coroutine[Any, Any, None]], **options: Any) -> Doubler:
+    worker = Doubler()
+
+    async def main() -> None:
+        batcher = Batcher(BatchOptions(**({"threads": 1} | options)))
+        batcher.start()
+        try:
+            await work(batcher, worker)
+        finally:
+            worker.gate.set()
+            batcher.stop()
+
+    asyncio.run(main())
+    return worker
+
+
+async def held(batcher: Batcher, worker: Doubler) -> asyncio.Future:
+    """Keep the only thread busy with the number 0 until the gate opens."""
+    worker.gate.clear()
+    first = batcher.submit(worker, [0]).future
+    while not worker.batches:
+        await asyncio.sleep(0.001)
+    return first
+
+
+def test_what_waits_is_worked_on_together_and_answers_find_their_callers():
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        first = await held(batcher, worker)
+        calls = [batcher.submit(worker, [number, 100 + number]) for number in range(1, 9)]
+        assert batcher.waiting == 16
+        worker.gate.set()
+        assert await first == [0]
+        assert [await call.future for call in calls] == [[2 * n, 200 + 2 * n] for n in range(1, 9)]
+        assert batcher.waiting == 0
+
+    worker = with_batcher(work, max_batch_size=10)
+    assert [len(batch) for batch in worker.batches] == [1, 10, 6]
+    assert worker.alone == [True, False, True]
+
+
+def test_two_free_threads_share_what_came_at_once():
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        call = batcher.submit(worker, list(range(20, 28)))
+        assert await call.future == [2 * n for n in range(20, 28)]
+        assert call.queue >= 0
+        assert call.network > 0
+
+    worker = with_batcher(work, threads=2)
+    assert max(len(batch) for batch in worker.batches) <= 4
+
+
+def test_a_free_thread_waits_for_more_only_when_told():
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        one = batcher.submit(worker, [1])
+        await asyncio.sleep(0.02)
+        two = batcher.submit(worker, [2])
+        await asyncio.gather(one.future, two.future)
+
+    assert with_batcher(work).batches == [[1], [2]]
+    assert with_batcher(work, max_wait_ms=2000, max_batch_size=2).batches == [[1, 2]]
+
+
+def test_a_full_queue_refuses_at_once_and_a_client_that_leaves_frees_its_place():
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        first = await held(batcher, worker)
+        waiting = [batcher.submit(worker, [number]) for number in (1, 2, 3)]
+        began = time.perf_counter()
+        with pytest.raises(QueueFullError, match="3 images wait; at most 3 may"):
+            batcher.submit(worker, [4])
+        assert time.perf_counter() - began < 0.01
+        batcher.abandon(waiting[1])
+        last = batcher.submit(worker, [5])
+        worker.gate.set()
+        assert await asyncio.gather(first, waiting[0].future, waiting[2].future, last.future) == [[0], [2], [6], [10]]
+        assert waiting[1].future.cancelled()
+
+    worker = with_batcher(work, max_queue=3)
+    assert not any(2 in batch for batch in worker.batches), "nothing is done for whom has left"
+
+
+def test_a_call_larger_than_the_queue_is_worked_on_in_pieces():
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        assert await batcher.submit(worker, list(range(100, 150))).future == list(range(200, 300, 2))
+
+    worker = with_batcher(work, max_queue=8, max_batch_size=16)
+    assert [len(batch) for batch in worker.batches] == [16, 16, 16, 2]
+
+
+def test_after_the_deadline_there_is_an_error_and_no_work():
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        first = await held(batcher, worker)
+        late = batcher.submit(worker, [7])
+        for call in (first, late.future):
+            with pytest.raises(DeadlineError, match="no answer within 50 ms"):
+                await call
+        assert batcher.waiting == 0
+        worker.gate.set()
+        assert await batcher.submit(worker, [8]).future == [16]
+
+    assert with_batcher(work, deadline_ms=50).batches == [[0], [8]]
+
+
+def test_a_failing_batch_fails_its_callers_and_nobody_else(caplog: pytest.LogCaptureFixture):
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        with pytest.raises(ArithmeticError, match="thirteen"):
+            await batcher.submit(worker, [13, 14, 15]).future
+        assert batcher.waiting == 0
+        assert await batcher.submit(worker, [4]).future == [8]
+
+    with_batcher(work, max_batch_size=2)
+    assert "A batch of 2 failed" in caplog.text
+
+
+def test_different_workers_do_not_share_a_run():
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        other = Doubler()
+        first = await held(batcher, worker)
+        calls = [batcher.submit(each, [number]) for number, each in enumerate((worker, other, worker, other), 1)]
+        worker.gate.set()
+        assert await asyncio.gather(first, *(call.future for call in calls)) == [[0], [2], [4], [6], [8]]
+        assert other.batches == [[2, 4]]
+
+    assert with_batcher(work).batches == [[0], [1, 3]]
+
+
+def test_stopping_finishes_what_was_accepted():
+    answers: list[list[int]] = []
+
+    async def main() -> None:
+        batcher, worker = Batcher(BatchOptions(threads=2, max_batch_size=2)), Doubler()
+        batcher.start()
+        calls = [batcher.submit(worker, [number]) for number in range(20, 60)]
+        batcher.stop()
+        answers.extend([await call.future for call in calls])
+
+    asyncio.run(main())
+    assert answers == [[2 * number] for number in range(20, 60)]

@@ -1,0 +1,176 @@
+"""From start to stop: how soon it is ready, what is in memory, swaps under load, draining, several processes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from serving.process import COMMAND, ServerProcess, changed, running
+from tellapart.bundles.bundle import open_bundle
+
+pytestmark = pytest.mark.integration
+
+
+def memory_mb(process: int) -> float:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+def test_it_is_ready_soon_and_small(bundle: Path, tmp_path: Path, photos: list[Path]):
+    began = time.perf_counter()
+    with running(tmp_path, bundle) as server:
+        seconds = time.perf_counter() - began
+        assert server.call("/v2/health/ready")[0] == 200
+        for path in photos[:40]:
+            server.call("/predict", path.read_bytes())
+        server.call("/explain", photos[0].read_bytes())
+        if sys.platform == "linux":
+            assert memory_mb(server.process.pid) < 350
+        assert seconds < 3 * slowness(), "ready in less than three seconds of a machine with nothing else to do"
+
+
+def slowness() -> float:
+    """Return how many times longer than alone Python takes here now, at least 1."""
+    began, busy = time.perf_counter(), time.process_time()
+    while time.process_time() - busy < 0.2:
+        pass
+    return max(1.0, (time.perf_counter() - began) / 0.2)
+
+
+def test_no_framework_is_loaded(bundle: Path, photos: list[Path]):
+    program = (
+        "import asyncio, sys; from pathlib import Path\n"
+        "import tellapart.cli.serving, tellapart.serving.processes, tellapart.serving.connection\n"
+        "from tellapart.serving.app import make_app; from tellapart.serving.options import ServerOptions\n"
+        "app = make_app(ServerOptions((Path(sys.argv[1]),), log=False))\n"
+        "import httpx\n"
+        "async def ask():\n"
+        "    async with app.router.lifespan_context(app), httpx.AsyncClient(\n"
+        "        transport=httpx.ASGITransport(app), base_url='http://localhost') as client:\n"
+        "        for path in ('/predict', '/explain?format=json'):\n"
+        "            answer = await client.post(path, content=Path(sys.argv[2]).read_bytes())\n"
+        "            assert answer.status_code == 200, answer.text\n"
+        "asyncio.run(ask())\n"
+        "heavy = {'keras', 'tensorflow', 'jax', 'torch', 'pandas', 'sklearn', 'matplotlib', 'tellapart.training'}\n"
+        "assert not heavy & set(sys.modules), sorted(heavy & set(sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, bundle, photos[0]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_swap_under_load_fails_no_request(bundle: Path, tmp_path: Path, photos: list[Path]):
+    place = tmp_path / "served"
+    shutil.copytree(bundle, place)
+    fresh = changed(bundle, tmp_path / "fresh", threshold=0.999)
+    versions = {open_bundle(bundle).version, open_bundle(fresh).version}
+    data = photos[0].read_bytes()
+    found: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            status, values = server.json("/predict?outside=false", data)
+            found.append((status, values.get("version", "")))
+
+    with running(tmp_path / "log", place) as server:
+        askers = [threading.Thread(target=ask) for _ in range(4)]
+        for asker in askers:
+            asker.start()
+        try:
+            time.sleep(0.3)
+            place.rename(tmp_path / "old")
+            fresh.rename(place)
+            shutil.rmtree(tmp_path / "old")
+            until = time.monotonic() + 20
+            while time.monotonic() < until and {version for _, version in found} != versions:
+                time.sleep(0.05)
+            time.sleep(0.2)
+        finally:
+            stop.set()
+            for asker in askers:
+                asker.join()
+        assert {status for status, _ in found} == {200}
+        assert {version for _, version in found} == versions
+        assert found[-1][1] == open_bundle(place).version
+        metrics = server.call("/metrics")[1].decode()
+        assert re.search(r"tellapart_swaps_total\{.*\} 1\.0", metrics)
+
+
+def test_a_corrupt_bundle_is_refused_by_a_running_server(bundle: Path, tmp_path: Path, photos: list[Path]):
+    place = tmp_path / "served"
+    shutil.copytree(bundle, place)
+    with running(tmp_path / "log", place) as server:
+        version = server.json("/predict", photos[0].read_bytes())[1]["version"]
+        with open(place / "SHA256SUMS", "ab") as stream:
+            stream.write(b"nonsense\n")
+        until = time.monotonic() + 10
+        while b"tellapart_refused_bundles_total 1.0" not in server.call("/metrics")[1] and time.monotonic() < until:
+            time.sleep(0.1)
+        assert server.json("/predict", photos[0].read_bytes())[1]["version"] == version
+        assert b"tellapart_refused_bundles_total 1.0" in server.call("/metrics")[1]
+        time.sleep(0.3)
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+        assert any("was refused" in line.get("message", "") for line in lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_says_so_finishes_what_was_accepted_and_ends_with_0(
+    start: Callable[..., ServerProcess], bundle: Path, number: signal.Signals
+):
+    server = start(bundle, "--threads", "1", "--drain-seconds", "0.5")
+    slow = cv2.imencode(".png", np.zeros((6000, 6000), np.uint8))[1].tobytes()
+    found: list[int] = []
+    askers = [threading.Thread(target=lambda: found.append(server.call("/predict", slow)[0])) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    time.sleep(0.2)
+    server.process.send_signal(number)
+    time.sleep(0.1)
+    status, _, headers = server.call("/v2/health/ready")
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert server.call("/v2/health/live")[0] == 200
+    assert server.process.wait(timeout=30) == 0
+    for asker in askers:
+        asker.join()
+    assert found == [200, 200, 200]
+
+
+def test_several_processes_share_a_port_and_their_numbers(
+    start: Callable[..., ServerProcess], bundle: Path, photos: list[Path]
+):
+    server = start(bundle, "--workers", "2")
+    data = photos[0].read_bytes()
+    for _ in range(40):
+        assert server.json("/predict", data)[0] == 200
+    text = server.call("/metrics")[1].decode()
+    assert sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("tellapart_images_total")) == 40
+    children = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(server.process.pid)], capture_output=True, text=True, check=True
+    )
+    servers = [int(line.split()[0]) for line in children.stdout.splitlines() if "spawn_main" in line]
+    assert len(servers) == 2
+    assert server.stop() == 0
+    for child in servers:
+        assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_bundle_that_is_none_is_one_clear_error(tmp_path: Path):
+    for more in ([], ["--workers", "2"]):
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, tmp_path, "--port", "0", *more], capture_output=True, text=True, check=False
+        )
+        assert done.returncode != 0
+        assert f"{tmp_path} has no SHA256SUMS. Expected a bundle made by tellapart export." in done.stderr
