@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: install install-dev demo test lint docs lock clean
+.PHONY: install install-dev demo serve test lint docs lock clean
 install: .venv/installed
 install-dev: .venv/installed-dev
 
@@ -32,6 +32,11 @@ install-dev: .venv/installed-dev
 
 demo: install
 	$(BIN)/tellapart demo
+
+# The demo's model behind HTTP, with a page: open the address that it prints.
+serve: install
+	test -f demo/bundle/bundle.json || $(BIN)/tellapart demo
+	$(BIN)/tellapart serve demo/bundle
 
 lint: install-dev
 	$(BIN)/ruff check .

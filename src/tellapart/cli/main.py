@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tellapart.cli import data, evaluation, machine, prediction, shipping, training
+from tellapart.cli import data, demo, evaluation, machine, prediction, serving, shipping, training
 from tellapart.errors import TellapartError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(training.demo)
+app.command("demo")(demo.demo)
 app.command("draw")(data.draw)
 app.command("check")(data.check)
 app.command("train")(training.train)
@@ -27,6 +27,7 @@ app.command("evaluate")(evaluation.evaluate)
 app.command("explain")(evaluation.explain)
 app.command("export")(shipping.export)
 app.command("benchmark")(shipping.benchmark)
+app.command("serve")(serving.serve)
 app.command("reproduce")(training.reproduce)
 app.command("doctor")(machine.doctor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def import_quietly(module: str) -> None:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of compiling for each model that is opened
 
 
 def console(*, stderr: bool = False) -> Console:

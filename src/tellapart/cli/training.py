@@ -51,7 +51,7 @@ def train(
             photos, recipe=recipe, changes=changes, time_budget=budget, out=out, resume=resume,
             split_from=split_from, cache=cache_of_user(), started=STARTED, progress=progress, announce=announce,
         )  # fmt: skip
-    _show(run)
+    show_run(run)
 
 
 def reproduce(
@@ -80,37 +80,8 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def demo(
-    folder: Annotated[Path, typer.Option(help="Where the pictures and the run go.")] = Path("demo"),
-    images: Annotated[int, typer.Option(help="How many pictures to draw.", min=200)] = 2000,
-) -> None:
-    """Draw a data set, train on it, show the metrics and name a few new pictures."""
-    from tellapart.cli.show import announce, console, import_quietly, progress_bar
-
-    import_quietly("keras")
-    from tellapart.data.drawn import draw as draw_pictures
-    from tellapart.data.scan import image_files
-    from tellapart.evaluation.predict import load
-    from tellapart.run import train as train_run
-
-    photos, new = folder / "photos", folder / "new"
-    out = folder / f"run-{time.strftime('%Y%m%d-%H%M%S')}"
-    with progress_bar() as progress:
-        announce(f"Drawing {images} pictures of 10 classes in {photos}")
-        draw_pictures(photos, num_images=images, progress=progress)
-        draw_pictures(new, num_images=10, seed=1, progress=progress)
-        run = train_run(photos, recipe="demo", out=out, cache=cache_of_user(), started=STARTED, progress=progress,
-                        announce=announce)  # fmt: skip
-    _show(run)
-    console().print("\nTen pictures that it has never seen:")
-    predictions = load(run.path).predict(image_files([new]))
-    from tellapart.cli.prediction import prediction_lines
-
-    console().print(prediction_lines(predictions))
-    typer.echo(f"Name your own: tellapart predict {run.path} IMAGE")
-
-
-def _show(run: Any) -> None:
+def show_run(run: Any) -> None:
+    """Print the metrics of a run and where it is."""
     from tellapart.cli.show import console, escaped, metrics_table
 
     output, metrics = console(), run.metrics
