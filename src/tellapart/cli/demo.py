@@ -44,7 +44,7 @@ def demo(
     from tellapart.cli.prediction import prediction_lines
 
     console().print(prediction_lines(predictions))
-    announce(f"\nOne folder with all that is needed to run it: {bundle}")
+    announce(f"One folder with all that is needed to run it: {bundle}")
     with progress_bar() as progress:
         export_run(run.path, bundle, name="demo", cache=cache_of_user(), progress=progress, announce=announce)
     _ask_a_server(bundle, image_files([new])[0])
