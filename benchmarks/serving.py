@@ -2,10 +2,9 @@
 
     python benchmarks/serving.py BUNDLE photo.jpg --peer-python ENV/bin/python --keras RUN/model.keras
 
-ENV has litserve, bentoml, fastapi, uvicorn, openvino and OpenCV (`pip install litserve bentoml
-openvino opencv-python-headless python-multipart`). Needs wrk. All servers are started one after the other in each round; wrk asks
-with 1 connection for latency and with --connections for throughput. At the end twice the saturating load is put on
-tellapart.
+ENV has what `pip install litserve bentoml openvino opencv-python-headless` brings. Needs wrk. All servers are started
+one after the other in each round; wrk asks with 1 connection for latency and with --connections for throughput.
+benchmarks/overload.py puts more on the server than it can do.
 """
 
 from __future__ import annotations
