@@ -2,7 +2,7 @@
 
     python benchmarks/batch_prediction.py BUNDLE ../shared/data/photos9
 
-The bare loop decodes with OpenCV in a pool of threads and runs batches of 32; it writes nothing, handles no damaged file
+The bare loop decodes with OpenCV in threads and runs batches of 32; it writes nothing, handles no damaged file
 and measures no quality. Rounds alternate. Memory is that of the process after the first tenth and at the end.
 """
 

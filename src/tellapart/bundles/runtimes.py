@@ -30,12 +30,15 @@ class Runtime:
         package: that must be installed.
         reduced: whether it computes in less than float32.
         opens: (file, threads) → predictor.
+        opens_several: (file, callers) → as many predictors, on one processor each, to be called at the same time; None:
+            it is the same as to open it several times.
     """
 
     artefact: str
     package: str
     reduced: bool
     opens: Callable[[Path, int], Predictor]
+    opens_several: Callable[[Path, int], list[Predictor]] | None = None
 
     @property
     def installed(self) -> bool:
@@ -60,24 +63,37 @@ def _onnxruntime(path: Path, threads: int) -> Predictor:
 
 def _openvino(precision: str) -> Callable[[Path, int], Predictor]:
     def opens(path: Path, threads: int) -> Predictor:
-        import openvino
-
-        core = openvino.Core()
-        settings = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-        }
-        compiled = core.compile_model(core.read_model(path), "CPU", settings)
-        request, output = compiled.create_infer_request(), compiled.output("probabilities")
-
-        def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            request.infer([images], share_inputs=True)
-            return np.array(request.get_tensor(output).data, np.float32)
-
-        return predict
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+        return _openvino_request(_openvino_model(path, precision, settings))
 
     return opens
+
+
+def _openvino_streams(precision: str) -> Callable[[Path, int], list[Predictor]]:
+    """One model with a stream for each caller: models of one thread each may all be put on the same processor."""
+
+    def opens(path: Path, callers: int) -> list[Predictor]:
+        model = _openvino_model(path, precision, {"NUM_STREAMS": callers, "INFERENCE_NUM_THREADS": callers})
+        return [_openvino_request(model) for _ in range(callers)]
+
+    return opens
+
+
+def _openvino_model(path: Path, precision: str, settings: dict[str, Any]) -> Any:
+    import openvino
+
+    core = openvino.Core()
+    return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision} | settings)
+
+
+def _openvino_request(model: Any) -> Predictor:
+    request, output = model.create_infer_request(), model.output("probabilities")
+
+    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        request.infer([images], share_inputs=True)
+        return np.array(request.get_tensor(output).data, np.float32)
+
+    return predict
 
 
 def _litert(path: Path, threads: int) -> Predictor:
@@ -116,8 +132,8 @@ def _tensorflow(path: Path, threads: int) -> Predictor:
 
 RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": Runtime("onnx", "onnxruntime", False, _onnxruntime),
-    "openvino-f32": Runtime("onnx", "openvino", False, _openvino("f32")),
-    "openvino-bf16": Runtime("onnx", "openvino", True, _openvino("bf16")),
+    "openvino-f32": Runtime("onnx", "openvino", False, _openvino("f32"), _openvino_streams("f32")),
+    "openvino-bf16": Runtime("onnx", "openvino", True, _openvino("bf16"), _openvino_streams("bf16")),
     "litert": Runtime("litert", "ai_edge_litert", False, _litert),
     "tensorflow": Runtime("saved_model", "tensorflow", False, _tensorflow),
 }
@@ -147,6 +163,24 @@ def open_runtime(bundle: Bundle, name: str, *, threads: int | None = None) -> Pr
     Raises:
         BundleError: there is no such runtime, it is not installed, its artefact is missing or was refused.
     """
+    runtime, path = _checked(bundle, name)
+    return runtime.opens(path, threads or os.cpu_count() or 1)
+
+
+def open_several(bundle: Bundle, name: str, callers: int) -> list[Predictor]:
+    """Open the bundle's model so that each of `callers` threads has a predictor of its own, on one processor.
+
+    Raises:
+        BundleError: as `open_runtime`.
+    """
+    runtime, path = _checked(bundle, name)
+    if runtime.opens_several is not None:
+        return runtime.opens_several(path, callers)
+    return [runtime.opens(path, 1) for _ in range(callers)]
+
+
+def _checked(bundle: Bundle, name: str) -> tuple[Runtime, Path]:
+    """Return a runtime and its artefact in the bundle, or say why it cannot be opened."""
     if name not in RUNTIMES:
         raise BundleError(
             f"There is no runtime {name!r}.{nearest(name, RUNTIMES)} Expected one of {', '.join(RUNTIMES)}."
@@ -161,7 +195,7 @@ def open_runtime(bundle: Bundle, name: str, *, threads: int | None = None) -> Pr
     proof = bundle.record.artefacts[runtime.artefact].proofs.get(name)
     if proof is not None and not proof.passed:
         raise BundleError(f"{name} was refused when {bundle.folder} was made: {proof.reason}.")
-    return runtime.opens(bundle.path(runtime.artefact), threads or os.cpu_count() or 1)
+    return runtime, bundle.path(runtime.artefact)
 
 
 def answers(

@@ -237,7 +237,7 @@ def _feature_maps(found: Findings, at: NDArray[np.int64]) -> list[dict[str, Any]
     surest = int(at[int(subject.probabilities[at].max(axis=1).argmax())])
     rows = []
     for name, outputs in feature_maps(subject.model, subject.pictures.read(surest)[None], at_most=_LAYERS).items():
-        maps = np.nan_to_num(outputs[0])
+        maps = np.nan_to_num(outputs[0], nan=0.0, posinf=0.0, neginf=0.0).clip(-1e9, 1e9)
         best = np.argsort(-maps.std(axis=(0, 1)), kind="stable")[:_FEATURE_MAPS]
         rows.append({
             "name": name,

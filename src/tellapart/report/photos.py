@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tellapart.data.decode import decode, read_file
 from tellapart.errors import DecodeError
 
-_HEAT_PX = 14
-"""Side of the heat maps in the page, which the browser enlarges: 196 bytes each."""
+_HEAT_PX = 20
+"""Side of the heat maps in the page, which the browser enlarges: 400 bytes each."""
 _QUALITY = 72
 
 
@@ -48,6 +48,10 @@ def encoded(picture: NDArray[np.uint8], quality: int = _QUALITY) -> str:
 
 
 def coarse_heat(heat: NDArray[np.float32]) -> list[str]:
-    """Return (num_images, height, width) maps in [0, 1] as 14 × 14 bytes each, in base64."""
-    small = [cv2.resize(each, (_HEAT_PX, _HEAT_PX), interpolation=cv2.INTER_AREA) for each in heat]
-    return [base64.b64encode((255 * np.clip(each, 0, 1)).astype(np.uint8).tobytes()).decode() for each in small]
+    """Return (num_images, height, width) maps in [0, 1] as 20 × 20 bytes each, their largest value 255, in base64."""
+    if not len(heat):
+        return []
+    small = np.stack([cv2.resize(each, (_HEAT_PX, _HEAT_PX), interpolation=cv2.INTER_AREA) for each in heat])
+    largest = small.max(axis=(1, 2), keepdims=True)  # fine peaks are lower once they are averaged
+    scaled = np.divide(small, largest, out=np.zeros_like(small), where=largest > 0)
+    return [base64.b64encode((255 * np.clip(each, 0, 1)).astype(np.uint8).tobytes()).decode() for each in scaled]

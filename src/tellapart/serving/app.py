@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from tellapart import __version__
 from tellapart.serving import native, open_inference, page, tensorflow_serving
 from tellapart.serving.batching import Batcher
-from tellapart.serving.gate import Gate, visit_of
+from tellapart.serving.gate import Endpoint, Gate, visit_of
 from tellapart.serving.models import Models
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.refusals import error_body
@@ -52,17 +53,34 @@ def make_app(options: ServerOptions) -> FastAPI:
     app = FastAPI(
         title="Tellapart", version=__version__, description="Names images.", lifespan=lifespan, redirect_slashes=False,
         docs_url=None, redoc_url=None, openapi_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # looked up anew for each request otherwise
     )  # fmt: skip
     app.state.service = service
     assets = page.load_assets()
-    for protocol in (native, tensorflow_serving, open_inference):
-        app.include_router(protocol.router(service))
+    own = native.router(service)
+    for routes in (own, tensorflow_serving.router(service), open_inference.router(service)):
+        app.include_router(routes)
     app.include_router(page.router(app, assets))
     app.openapi = partial(_describe, app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _refuse)
     free = HEALTH | {"/"} | {f"/{name}" for name in assets}
-    app.add_middleware(Gate, options=options, telemetry=telemetry, log=log, open_paths=frozenset(free))
+    app.add_middleware(
+        Gate,
+        options=options,
+        telemetry=telemetry,
+        log=log,
+        open_paths=frozenset(free),
+        direct={("POST", "/predict"): _endpoint(own, "/predict")},
+    )
     return app
+
+
+def _endpoint(routes: APIRouter, path: str) -> Endpoint:
+    """Return the function behind a path."""
+    for route in routes.routes:
+        if isinstance(route, APIRoute) and route.path == path:
+            return route.endpoint
+    raise RuntimeError(f"{path} has no route.")
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:

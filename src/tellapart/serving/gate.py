@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hmac
 import logging
+import random
 import re
-import secrets
 import time
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tellapart.serving.limits import Body, ClientLeftError, Held, RateLimit
@@ -23,6 +25,8 @@ from tellapart.serving.requestlog import RequestLog
 from tellapart.serving.telemetry import ModelCounts, Telemetry
 
 logger = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 CLIENT_LEFT = 499
 """Status in log and metrics of a request whose client left; nobody gets it."""
@@ -60,7 +64,8 @@ class Visit:
         self.began = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
-        self.id = given.decode("ascii") if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
+        # No secret; and the system's random bytes would hand Python's lock to a working thread, which keeps it.
+        self.id = given.decode("ascii") if _SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
         self.body = body
         self.counts: ModelCounts | None = None
         self.model: tuple[str, str] | None = None
@@ -78,6 +83,8 @@ class Gate:
         telemetry: where requests are counted.
         log: where their lines go, or None.
         open_paths: that need no key: health, and the page that asks for one.
+        direct: (method, path) → endpoint that is called without what is inside: routing and its middleware are a
+            third of what a request costs in Python.
     """
 
     def __init__(
@@ -88,9 +95,10 @@ class Gate:
         telemetry: Telemetry,
         log: RequestLog | None,
         open_paths: frozenset[str],
+        direct: Mapping[tuple[str, str], Endpoint],
     ) -> None:
         self._app, self._telemetry, self._log, self._open = app, telemetry, log, open_paths
-        self._options = options
+        self._options, self._direct = options, direct
         self._held = Held(max(options.limits.max_held_bytes, options.limits.max_body_bytes))
         self._rate = RateLimit(options.limits.rate)
         own = {"localhost", "127.0.0.1", "::1", options.host.strip("[]")}
@@ -117,7 +125,12 @@ class Gate:
 
         try:
             self._refuse(scope, visit)
-            await self._app(scope, receive, dressed)
+            endpoint = self._direct.get((scope["method"], scope["path"]))
+            if endpoint is None:
+                await self._app(scope, receive, dressed)
+            else:
+                response = await endpoint(Request(scope, receive))
+                await response(scope, receive, dressed)
         except ClientLeftError:
             visit.status = CLIENT_LEFT
         except RefusalError as refusal:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.bundles.predictor import BundleClassifier, Seen, explain_bundle, fastest, picture_of
-from tellapart.bundles.runtimes import RUNTIMES, Predictor, check_golden, open_runtime
+from tellapart.bundles.runtimes import RUNTIMES, Predictor, check_golden, open_runtime, open_several
 from tellapart.data.decode import decode_square
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import overlay
@@ -268,7 +268,7 @@ def open_served(
         if wrong := check_golden(bundle, together, reduced=RUNTIMES[runtime].reduced):
             raise BundleError(f"{runtime} does not give the golden photos' probabilities of {folder}: {wrong}.")
     several = threads > 1
-    each = tuple(open_runtime(bundle, runtime, threads=1) for _ in range(threads)) if several else (together,)
+    each = tuple(open_several(bundle, runtime, threads)) if several else (together,)
     networks = Networks(each, together if several else None)
     served = Served(
         bundle=bundle,

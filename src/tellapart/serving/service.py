@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -133,9 +134,8 @@ class _Watch:
         self._task = asyncio.ensure_future(self._listen())
 
     async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._call.future.done():
+        message = await self._receive()  # the body is read: nothing else can come
+        if message["type"] == "http.disconnect" and not self._call.future.done():
             self.left = True
             self._batcher.abandon(self._call)
 
@@ -169,8 +169,12 @@ def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:
         RefusalError: one is not known or comes twice (400).
     """
     query = request.scope["query_string"]
-    if not query:
-        return {}
+    return dict(_parsed(query, tuple(known))) if query else {}
+
+
+@lru_cache(256)
+def _parsed(query: bytes, known: tuple[str, ...]) -> dict[str, str]:
+    """Parse a query string; the same ones come again and again."""
     values: dict[str, str] = {}
     try:
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=20)
