@@ -28,7 +28,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="That work [default: one per processor].", min=1)] = None,
     max_batch_size: Annotated[int, typer.Option(help="Images in one run of the network.", min=1, max=1024)] = 16,
     max_wait_ms: Annotated[float, typer.Option(help="How long a free thread waits for more images.", min=0)] = 0.0,
-    max_queue: Annotated[int, typer.Option(help="Images that may wait; more are refused at once.", min=1)] = 128,
+    max_queue: Annotated[int, typer.Option(help="Images that may wait; more are refused at once.", min=1)] = 64,
     deadline_ms: Annotated[float, typer.Option(help="From arrival to answer.", min=1)] = 10_000.0,
     max_body_mb: Annotated[float, typer.Option(help="Of one request.", min=0.001)] = 32.0,
     rate: Annotated[float, typer.Option(help="Requests per second and client address; 0: no limit.", min=0)] = 0.0,

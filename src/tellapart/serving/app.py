@@ -41,20 +41,15 @@ def make_app(options: ServerOptions) -> FastAPI:
     service = Service(options, Models(options, telemetry), Batcher(options.batches), telemetry)
     log = RequestLog() if options.log else None
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with _logging_to(log):
-            service.batcher.start()
-            service.models.watch()
-            yield
-            service.models.close()
-            service.batcher.stop()
-
     app = FastAPI(
-        title="Tellapart", version=__version__, description="Names images.", lifespan=lifespan, redirect_slashes=False,
-        docs_url=None, redoc_url=None, openapi_url=None,
+        title="Tellapart",
+        version=__version__,
+        description="Names images.",
+        lifespan=partial(_running, service, log),
+        redirect_slashes=False,
+        openapi_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # looked up anew for each request otherwise
-    )  # fmt: skip
+    )
     app.state.service = service
     assets = page.load_assets()
     own = native.router(service)
@@ -73,6 +68,17 @@ def make_app(options: ServerOptions) -> FastAPI:
         direct={("POST", "/predict"): _endpoint(own, "/predict")},
     )
     return app
+
+
+@contextlib.asynccontextmanager
+async def _running(service: Service, log: RequestLog | None, _: FastAPI) -> AsyncIterator[None]:
+    """Keep the threads running while the application does."""
+    with _logging_to(log):
+        service.batcher.start()
+        service.models.watch()
+        yield
+        service.models.close()
+        service.batcher.stop()
 
 
 def _endpoint(routes: APIRouter, path: str) -> Endpoint:

@@ -177,9 +177,9 @@ class Batcher:
         entries, options = [first], self.options
         until = time.perf_counter() + options.max_wait_ms / 1000
         while len(entries) < options.max_batch_size:
-            # Without a wait, other free threads get their share of what is there.
-            idle = max(1, self.num_threads - self._busy)
-            if not options.max_wait_ms and len(entries) * idle >= self._queue.qsize() + len(entries):
+            # Each thread takes its share: while one answers its callers, another has something to do.
+            share = (self._queue.qsize() + len(entries)) / self.num_threads
+            if not options.max_wait_ms and len(entries) >= share:
                 break
             try:
                 left = until - time.perf_counter()

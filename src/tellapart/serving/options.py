@@ -25,7 +25,7 @@ class BatchOptions:
     threads: int = 0
     max_batch_size: int = 16
     max_wait_ms: float = 0.0
-    max_queue: int = 128
+    max_queue: int = 64
     deadline_ms: float = 10_000.0
 
     @property

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 OVERLAY_PX = 1024
 """Longest side of an overlay."""
 _WARM_UP_SECONDS = 1.0
+_PIXELS_AT_ONCE = 2**18
+"""Of all pictures in one run of the network: with more of them its memory grows and its speed does not."""
 
 Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 
@@ -70,10 +72,11 @@ class Networks:
     Args:
         each: one per thread, on one processor.
         together: on all processors; None where there is one thread.
+        most: pictures in one run; more are cut into several.
     """
 
-    def __init__(self, each: tuple[Predictor, ...], together: Predictor | None) -> None:
-        self._each, self._together = each, together
+    def __init__(self, each: tuple[Predictor, ...], together: Predictor | None, most: int) -> None:
+        self._each, self._together, self.most = each, together, most
         self._free = threading.Lock()
 
     def probabilities(self, squares: list[NDArray[np.uint8]], thread: int, alone: bool) -> NDArray[np.float32]:
@@ -81,6 +84,9 @@ class Networks:
 
         A thread that works alone takes the network that has all processors, if no other has it.
         """
+        if len(squares) > self.most:
+            parts = [squares[start : start + self.most] for start in range(0, len(squares), self.most)]
+            return np.concatenate([self.probabilities(part, thread, False) for part in parts])
         batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
         if alone and self._together is not None and self._free.acquire(blocking=False):
             try:
@@ -269,7 +275,7 @@ def open_served(
             raise BundleError(f"{runtime} does not give the golden photos' probabilities of {folder}: {wrong}.")
     several = threads > 1
     each = tuple(open_several(bundle, runtime, threads)) if several else (together,)
-    networks = Networks(each, together if several else None)
+    networks = Networks(each, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2))
     served = Served(
         bundle=bundle,
         runtime=runtime,
@@ -279,7 +285,7 @@ def open_served(
         explainer=Explainer(bundle, networks) if bundle.explain_path else None,
         see=BundleClassifier(bundle, runtime, together).see,
     )
-    _warm_up(served, threads, max_batch_size)
+    _warm_up(served, threads, min(max_batch_size, networks.most))
     if open_version(folder) != bundle.version:
         raise BundleError(f"{folder} changed while it was loaded.")
     return served
