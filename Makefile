@@ -45,7 +45,7 @@ lint: install-dev
 	$(BIN)/lint-imports
 
 test: lint .venv-jax/installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 docs: install-dev
 	$(BIN)/python docs/make_reference.py

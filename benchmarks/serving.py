@@ -52,16 +52,16 @@ def wrk(url: str, script: Path, connections: int, seconds: float) -> dict[str, A
     """Ask for a while; return requests per second, latencies in ms and the number of errors."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--latency", "--timeout", "10s"]
     text = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True).stdout
-    scale = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+    scale = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
     latency = {
         share: float(value) * scale[unit]
-        for share, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+        for share, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
     }
     errors = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     return {
         "requests_per_second": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),
-        "p50_ms": latency["50"],
-        "p99_ms": latency["99"],
+        "p50_ms": latency.get("50", float("nan")),
+        "p99_ms": latency.get("99", float("nan")),
         "errors": int(errors[1]) if errors else 0,
         "socket_errors": "Socket errors" in text,
     }
