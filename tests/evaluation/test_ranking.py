@@ -65,7 +65,7 @@ def test_the_interval_of_the_area_covers_the_truth(share):
         area, interval = roc_auc(positive, rng.normal(1.5 * positive, 1))
         inside += interval.low <= truth <= interval.high
         assert interval.low <= area <= interval.high
-    assert inside / tries == pytest.approx(0.95, abs=0.015)
+    assert inside / tries == pytest.approx(0.95, abs=0.01)
 
 
 def test_perfect_order_still_has_a_width():
