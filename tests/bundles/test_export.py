@@ -63,7 +63,7 @@ def test_probabilities_are_the_calibrated_ones_of_the_run(place: Path):
         rows = np.array([[dict(p.top)[label] for label in classifier.classes] for p in found])
         tolerance = 0.05 if RUNTIMES[name].reduced else 1e-4
         assert np.abs(rows - expected).max() < tolerance, name
-    assert {"onnxruntime", "openvino-f32", "tensorflow"} <= set(usable(classifier.bundle))
+    assert {"onnxruntime", "openvino-f32", "openvino-ir", "tensorflow", "keras"} <= set(usable(classifier.bundle))
 
 
 def test_the_checksums_are_those_of_sha256sum_and_nothing_is_pickled(place: Path):
@@ -251,6 +251,7 @@ def test_every_runtime_is_measured(place: Path):
     ("options", "message"),
     [
         ({"formats": ["onxx"]}, "There is no format 'onxx'. Expected any of openvino"),
+        ({"name": "../../etc"}, "The name is '../../etc'. Expected up to 100 letters"),
         ({"coverage": 1.5}, "The coverage is 1.5. Expected a share between 0 and 1"),
     ],
 )

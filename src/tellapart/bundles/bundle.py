@@ -29,6 +29,8 @@ from tellapart.files import read_json, write_json, write_text
 SCHEMA_VERSION = 1
 SUMS = "SHA256SUMS"
 RECORD = "bundle.json"
+NAME = r"^[\w.-]{1,100}$"
+"""What a model may be called: it goes into URLs and labels of metrics."""
 
 
 class Proof(BaseModel):
@@ -87,7 +89,7 @@ class BundleRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    name: str = Field(pattern=r"^[\w.-]{1,100}$")
+    name: str = Field(pattern=NAME)
     created: str
     classes: tuple[str, ...] = Field(min_length=1)
     image_px: int = Field(gt=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.bundles import formats as written
-from tellapart.bundles.bundle import Artefact, Bundle, BundleRecord, Proof, open_bundle, write_record
+from tellapart.bundles.bundle import NAME, Artefact, Bundle, BundleRecord, Proof, open_bundle, write_record
 from tellapart.bundles.card import model_card
 from tellapart.bundles.parity import parity
 from tellapart.bundles.runtimes import RUNTIMES, answers
@@ -75,7 +76,8 @@ def export(
         BundleError: `to` is something else, or an artefact failed the parity gate.
     """
     folder, place = Path(run), Path(to)
-    _check(place, formats, coverage)
+    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[:100] if name is None else name
+    _check(place, name, formats, coverage)
     classifier = load(folder)
     photos = _photos(folder, classifier, Path(cache), progress)
     part = place.with_name(f".{place.name}.part")
@@ -90,7 +92,7 @@ def export(
             )
             artefacts = _artefacts(part, known, photos, formats, progress, announce)
             record = BundleRecord(
-                name=name or folder.resolve().name,
+                name=name,
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 classes=tuple(classifier.classes),
                 image_px=classifier.image_px,
@@ -159,13 +161,15 @@ class _Known:
     features: NDArray[np.float32]
 
 
-def _check(place: Path, formats: Sequence[str], coverage: float) -> None:
+def _check(place: Path, name: str, formats: Sequence[str], coverage: float) -> None:
     for format_ in formats:
         if format_ not in written.FORMATS:
             raise InputError(
                 f"There is no format {format_!r}.{nearest(format_, written.FORMATS)} "
                 f"Expected any of {', '.join(written.FORMATS)}."
             )
+    if not re.fullmatch(NAME, name):
+        raise InputError(f"The name is {name!r}. Expected up to 100 letters, digits, points, hyphens and underscores.")
     if not 0 < coverage < 1:
         raise InputError(f"The coverage is {coverage:g}. Expected a share between 0 and 1, such as 0.95.")
     if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not (place / "bundle.json").is_file())):

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle, open_bundle
-from tellapart.bundles.runtimes import RUNTIMES, Predictor, check_golden, open_runtime, usable
-from tellapart.data.decode import decode, decode_square, read_file, resize
+from tellapart.bundles.runtimes import FRAMEWORKS, RUNTIMES, Predictor, check_golden, open_runtime, usable
+from tellapart.data.decode import decode_square, read_file, resize
 from tellapart.data.quality import measure_quality, quality_of
 from tellapart.errors import BundleError, DecodeError
+from tellapart.explain.overlay import to_heat
 from tellapart.records import Prediction, Progress, no_progress
 
 AT_ONCE = 32
+Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 _CHOICE_SECONDS = 2.0
 
 
@@ -167,16 +168,24 @@ def open_classifier(
         BundleError: the bundle is damaged, or no runtime gives the probabilities that it should.
     """
     bundle = open_bundle(folder)
+    return BundleClassifier(bundle, *choose(bundle, runtime, threads=threads))
+
+
+def choose(bundle: Bundle, runtime: str | None, *, threads: int | None = None) -> tuple[str, Predictor]:
+    """Open the runtime that was named, or the fastest one here, if it gives the golden photos' probabilities.
+
+    Raises:
+        BundleError: it does not, or there is none.
+    """
     if runtime is None:
-        runtime, predict = fastest(bundle, threads=threads)
-    else:
-        predict = open_runtime(bundle, runtime, threads=threads)
-        if wrong := check_golden(bundle, predict, reduced=RUNTIMES[runtime].reduced):
-            raise BundleError(f"{runtime} does not give the golden photos' probabilities on this machine: {wrong}.")
-    return BundleClassifier(bundle, runtime, predict)
+        return _fastest(bundle, threads=threads)
+    predict = open_runtime(bundle, runtime, threads=threads)
+    if wrong := check_golden(bundle, predict, reduced=RUNTIMES[runtime].reduced):
+        raise BundleError(f"{runtime} does not give the golden photos' probabilities of {bundle.folder} here: {wrong}.")
+    return runtime, predict
 
 
-def fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predictor]:
+def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predictor]:
     """Return the runtime that is fastest on one picture here, of those that give the golden photos' probabilities.
 
     Takes about `_CHOICE_SECONDS` at most.
@@ -187,7 +196,7 @@ def fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predict
     began, refused = time.perf_counter(), []
     times: dict[str, tuple[float, Predictor]] = {}
     picture = np.random.default_rng(0).integers(0, 256, (1, *(bundle.record.image_px,) * 2, 3), np.uint8)
-    names = [name for name in usable(bundle) if name != "tensorflow"]
+    names = [name for name in usable(bundle) if name not in FRAMEWORKS]
     for name in names:
         if times and time.perf_counter() - began > _CHOICE_SECONDS:
             break
@@ -208,7 +217,7 @@ def fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predict
     return best, times[best][1]
 
 
-def explain_bundle(bundle: Bundle, *, threads: int = 1):  # type: ignore[no-untyped-def]
+def explain_bundle(bundle: Bundle, *, threads: int = 1) -> Explain:
     """Return a function (pictures, class numbers) → heat maps (num_images, height, width) float32 in [0, 1].
 
     Raises:
@@ -223,18 +232,7 @@ def explain_bundle(bundle: Bundle, *, threads: int = 1):  # type: ignore[no-unty
     session = onnxruntime.InferenceSession(bundle.explain_path, options, providers=["CPUExecutionProvider"])
 
     def explain(pictures: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.float32]:
-        import cv2
-
         (heat,) = session.run(["heat"], {"image": pictures, "target": targets.astype(np.int64)})
-        side = bundle.record.image_px
-        large = np.stack([cv2.resize(each, (side, side), interpolation=cv2.INTER_LINEAR) for each in heat])
-        positive = np.maximum(large, 0)
-        top = positive.max(axis=(1, 2), keepdims=True)
-        return np.asarray(np.divide(positive, top, out=np.zeros_like(positive), where=top > 0), np.float32)
+        return to_heat(heat, pictures)
 
     return explain
-
-
-def picture_of(image: str | Path | bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """Return an image at its own size, for an overlay."""
-    return decode(read_file(image) if isinstance(image, (str, Path)) else image, max_pixels=max_pixels)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle
-from tellapart.errors import BundleError, nearest
+from tellapart.errors import BundleError, TellapartError, nearest
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -130,14 +130,27 @@ def _tensorflow(path: Path, threads: int) -> Predictor:
     return predict
 
 
+def _keras(path: Path, threads: int) -> Predictor:
+    import keras
+
+    del threads  # the backend's threads are the process's
+    model = keras.saving.load_model(path, compile=False)
+    return lambda images: np.asarray(model.predict_on_batch(images), np.float32)
+
+
 RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": Runtime("onnx", "onnxruntime", False, _onnxruntime),
     "openvino-f32": Runtime("onnx", "openvino", False, _openvino("f32"), _openvino_streams("f32")),
     "openvino-bf16": Runtime("onnx", "openvino", True, _openvino("bf16"), _openvino_streams("bf16")),
+    "openvino-ir": Runtime("openvino", "openvino", False, _openvino("f32"), _openvino_streams("f32")),
     "litert": Runtime("litert", "ai_edge_litert", False, _litert),
     "tensorflow": Runtime("saved_model", "tensorflow", False, _tensorflow),
+    "keras": Runtime("keras", "keras", False, _keras),
 }
 """Every way to run a bundle."""
+
+FRAMEWORKS = frozenset({"tensorflow", "keras"})
+"""Runtimes that are proved and measured, and taken only by name: they are what a bundle does without."""
 
 
 def usable(bundle: Bundle) -> list[str]:
@@ -210,7 +223,7 @@ def answers(
         predict = runtime.opens(path, threads or os.cpu_count() or 1)
         for batch in batches:
             yield predict(batch)
-    except BundleError:
+    except TellapartError:  # a photo that is gone is no fault of the runtime
         raise
     except Exception as error:  # each runtime has errors of its own, with no common base
         first = (str(error).strip() or type(error).__name__).splitlines()[0]

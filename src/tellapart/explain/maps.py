@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.evaluation.predict import predict_arrays
+from tellapart.explain.overlay import to_heat
 from tellapart.models.probe import Floats, Images, Probe, Reading, first_layer
 
 Targets = NDArray[np.int64]
@@ -135,15 +136,6 @@ def blurred(images: Images) -> Images:
     """
     sigma = max(images.shape[1:3]) / 8
     return np.stack([cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE) for image in images])
-
-
-def to_heat(values: Floats, images: Images) -> Floats:
-    """Enlarge maps to the pictures' size, leave out what speaks against the class, and scale to [0, 1]."""
-    height, width = images.shape[1:3]
-    enlarged = np.stack([cv2.resize(value, (width, height), interpolation=cv2.INTER_LINEAR) for value in values])
-    positive = np.maximum(np.nan_to_num(enlarged, nan=0.0, posinf=0.0, neginf=0.0), 0)
-    largest = positive.max(axis=(1, 2), keepdims=True)
-    return np.asarray(np.divide(positive, largest, out=np.zeros_like(positive), where=largest > 0), np.float32)
 
 
 def log_probability(model: keras.Model, images: Images, targets: Targets) -> Floats:

@@ -16,6 +16,15 @@ _GAP = 6
 _LINE_HEIGHT = 22
 
 
+def to_heat(values: NDArray[np.float32], images: Picture) -> NDArray[np.float32]:
+    """Enlarge maps to the pictures' size, leave out what speaks against the class, and scale to [0, 1]."""
+    height, width = images.shape[1:3]
+    enlarged = np.stack([cv2.resize(value, (width, height), interpolation=cv2.INTER_LINEAR) for value in values])
+    positive = np.maximum(np.nan_to_num(enlarged, nan=0.0, posinf=0.0, neginf=0.0), 0)
+    largest = positive.max(axis=(1, 2), keepdims=True)
+    return np.asarray(np.divide(positive, largest, out=np.zeros_like(positive), where=largest > 0), np.float32)
+
+
 def overlay(picture: Picture, heat: NDArray[np.float32]) -> Picture:
     """Return the picture, grey where it is cold and coloured where it is hot.
 

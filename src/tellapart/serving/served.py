@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle, open_bundle
-from tellapart.bundles.predictor import BundleClassifier, Seen, explain_bundle, fastest, picture_of
-from tellapart.bundles.runtimes import RUNTIMES, Predictor, check_golden, open_runtime, open_several
-from tellapart.data.decode import decode_square
+from tellapart.bundles.predictor import BundleClassifier, Explain, Seen, choose, explain_bundle
+from tellapart.bundles.runtimes import Predictor, open_several
+from tellapart.data.decode import decode, decode_square
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import overlay
 from tellapart.serving.batching import Seconds
@@ -34,8 +34,6 @@ OVERLAY_PX = 1024
 _WARM_UP_SECONDS = 1.0
 _PIXELS_AT_ONCE = 2**18
 """Of all pictures in one run of the network: with more of them its memory grows and its speed does not."""
-
-Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +241,7 @@ class Explainer:
 
 def shown(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """Return a picture at its own size, or shrunk until no side is longer than `OVERLAY_PX`."""
-    picture = picture_of(data, max_pixels)
+    picture = decode(data, max_pixels=max_pixels)
     longest = max(picture.shape[:2])
     if longest <= OVERLAY_PX:
         return picture
@@ -267,12 +265,7 @@ def open_served(
         BundleError: the bundle is damaged, or no runtime gives the golden photos' probabilities.
     """
     bundle = open_bundle(folder)
-    if runtime is None:
-        runtime, together = fastest(bundle, threads=threads)
-    else:
-        together = open_runtime(bundle, runtime, threads=threads)
-        if wrong := check_golden(bundle, together, reduced=RUNTIMES[runtime].reduced):
-            raise BundleError(f"{runtime} does not give the golden photos' probabilities of {folder}: {wrong}.")
+    runtime, together = choose(bundle, runtime, threads=threads)
     several = threads > 1
     each = tuple(open_several(bundle, runtime, threads)) if several else (together,)
     networks = Networks(each, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2))
