@@ -15,6 +15,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 
@@ -29,7 +30,8 @@ from tellapart.data.decode import decode_square
 from tellapart.data.scan import image_files
 from tellapart.errors import BundleError, InputError
 from tellapart.evaluation.calibration import at_temperature
-from tellapart.explain.maps import grad_cam
+from tellapart.explain.maps import grad_cam, grad_cam_values
+from tellapart.models.probe import Probe
 
 pytestmark = pytest.mark.integration
 QUICK = [
@@ -112,6 +114,21 @@ def test_heat_maps_without_tensorflow_are_grad_cam(place: Path):
     expected = grad_cam(model, pictures, targets)
     found = explain_bundle(open_bundle(place / "bundle"))(pictures, targets)
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_heat_maps_of_a_nested_network_are_grad_cam(tmp_path: Path):
+    keras.utils.set_random_seed(1)
+    inner_input = keras.Input((None, None, 3))
+    inner = keras.Model(inner_input, keras.layers.Conv2D(6, 3, activation="relu", strides=2)(inner_input))
+    inputs = keras.Input((16, 16, 3), dtype="uint8")
+    x = keras.layers.GlobalAveragePooling2D()(inner(keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)))
+    x = keras.layers.Dense(5, activation="relu")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    assert formats.save_explanation(model, tmp_path / "explain.onnx") == "grad-cam"
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    session = onnxruntime.InferenceSession(tmp_path / "explain.onnx")
+    (heat,) = session.run(["heat"], {"image": pictures, "target": np.arange(3)})
+    np.testing.assert_allclose(heat, grad_cam_values(Probe(model).read(pictures, np.arange(3))), atol=1e-5)
 
 
 def test_a_runtime_that_gives_other_probabilities_here_is_noticed(place: Path):

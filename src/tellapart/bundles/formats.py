@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from tellapart.errors import BundleError, InputError
-from tellapart.models.probe import feature_layer, layers_of
+from tellapart.models.probe import feature_layer, layers_of, output_of
 
 OPSET = 18
 
@@ -84,7 +84,6 @@ def save_explanation(model: keras.Model, path: Path) -> str:
     import tensorflow as tf
 
     side, features_at = int(model.input_shape[1]), feature_layer(model)
-    body = _up_to(model, features_at)
     head = _head(model, features_at)
     module = tf.Module()
     module.variables_of_the_network = [variable.value for variable in model.variables]
@@ -96,7 +95,7 @@ def save_explanation(model: keras.Model, path: Path) -> str:
         ]
     )
     def served(image: Any, target: Any) -> dict[str, Any]:
-        features = tf.cast(body(image, training=False), tf.float32)
+        features = tf.cast(output_of(model, features_at, image), tf.float32)
         weights = _gradient_of_mean(features, target, head)
         return {"heat": tf.reduce_sum(features * weights[:, None, None, :], axis=-1)}
 
@@ -105,18 +104,6 @@ def save_explanation(model: keras.Model, path: Path) -> str:
         tf.saved_model.save(module, str(Path(folder) / "model"), signatures={"serving_default": served})
         convert_to_onnx(Path(folder) / "model", path)
     return "grad-cam"
-
-
-def _up_to(model: keras.Model, layer: keras.layers.Layer) -> keras.Model:
-    """Return the network up to one of its layers, which may stand in a nested model."""
-    if layer in model.layers:
-        return keras.Model(model.inputs, layer.output)
-    for nested in model.layers:
-        if isinstance(nested, keras.Model) and layer in nested.layers and layer.output is nested.outputs[0]:
-            return keras.Model(
-                model.inputs, nested.get_output_at(-1) if hasattr(nested, "get_output_at") else nested.output
-            )
-    raise InputError(f"The feature maps of {layer.name!r} are not the output of a layer of {model.name!r}.")
 
 
 def _head(model: keras.Model, features_at: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -147,6 +147,19 @@ def feature_maps(model: keras.Model, images: Images, *, at_most: int) -> dict[st
     return seen
 
 
+def output_of(model: keras.Model, layer: keras.layers.Layer, images: Any) -> Any:
+    """Return what a layer, which may stand inside nested models, makes of images: a tensor, in a graph as well."""
+    seen: list[Any] = []
+
+    def note(outputs: Any) -> Any:
+        seen.append(outputs)
+        return outputs
+
+    with _changed(layer, note):
+        model(images, training=False)
+    return seen[-1]
+
+
 def feature_layer(model: keras.Model) -> keras.layers.Layer:
     """Return the last layer with feature maps: what class activation maps look at.
 
