@@ -22,7 +22,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from machine import write_result
-from tellapart.data.decode import decode_square, read_file
+from tellapart.data.decode import decode_square
+from tellapart.data.image_file import read_file
 from tellapart.data.scan import find_photos
 from tellapart.evaluation.predict import load, predict_arrays
 from tellapart.explain.maps import METHODS

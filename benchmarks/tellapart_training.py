@@ -20,7 +20,7 @@ import numpy as np
 
 from tellapart.data.batches import TrainingBatches
 from tellapart.data.cache import open_pictures
-from tellapart.data.decode import read_file
+from tellapart.data.image_file import read_file
 from tellapart.data.scan import find_photos
 from tellapart.files import sha256
 from tellapart.settings import Recipe

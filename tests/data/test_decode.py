@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 import corpus
 from drawing import photo
-from tellapart.data.decode import decode, decode_square, read_file, read_header
+from tellapart.data.decode import decode, decode_square
+from tellapart.data.image_file import read_file, read_header
 from tellapart.data.scan import scan
 from tellapart.errors import DecodeError
 

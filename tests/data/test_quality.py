@@ -8,7 +8,16 @@ import pytest
 
 from corpus import jpeg, png
 from drawing import photo
-from tellapart.data.quality import DIRECTIONS, Quality, jpeg_quality, measure_quality, noise_level
+from tellapart.data.decode import decode, decode_square
+from tellapart.data.quality import (
+    DIRECTIONS,
+    Quality,
+    decode_and_measure,
+    jpeg_quality,
+    measure_quality,
+    noise_level,
+    quality_of,
+)
 from tellapart.errors import DecodeError
 
 
@@ -53,6 +62,26 @@ def test_every_measure_has_a_direction_and_a_value_for_tiny_pictures():
 def test_the_size_does_not_make_a_photo_noisier():
     large = np.clip(cv2.resize(photo(3, (64, 48)), (1600, 1200)), 0, 255)
     assert measure_quality(png(large)).noise < 1.5
+
+
+@pytest.mark.parametrize("image_px", [32, 128, 224, 400])
+@pytest.mark.parametrize("size", [(48, 64), (300, 500), (470, 450), (1200, 1600), (2100, 2900)])
+@pytest.mark.parametrize("encode", [jpeg, png])
+def test_decoding_once_gives_what_decoding_twice_gives(size, encode, image_px):
+    data = encode(cv2.resize(photo(4, (90, 120)), size[::-1]))
+    square, quality = decode_and_measure(data, image_px)
+    np.testing.assert_array_equal(square, decode_square(data, image_px))
+    assert quality == measure_quality(data)
+    assert quality.short_side_px == min(size)
+
+
+def test_shrinking_while_decoding_hardly_changes_a_noisy_photo():
+    rng = np.random.default_rng(0)
+    large = np.clip(cv2.resize(photo(5, (90, 120)), (2400, 1800)) + rng.normal(0, 12, (1800, 2400, 3)), 0, 255)
+    data = jpeg(large.astype(np.uint8))
+    shrunk, whole = measure_quality(data).to_dict(), quality_of(decode(data)).to_dict()
+    for measure, rel in (("sharpness", 0.2), ("noise", 0.2), ("brightness", 0.01), ("contrast", 0.02)):
+        assert shrunk[measure] == pytest.approx(whole[measure], rel=rel), measure
 
 
 def test_what_is_no_image_is_refused():

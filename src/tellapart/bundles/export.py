@@ -25,7 +25,8 @@ from tellapart.bundles.card import model_card
 from tellapart.bundles.parity import parity
 from tellapart.bundles.runtimes import RUNTIMES, answers
 from tellapart.data.cache import Pictures, open_pictures
-from tellapart.data.decode import DECODER_VERSION, read_file
+from tellapart.data.decode import DECODER_VERSION
+from tellapart.data.image_file import read_file
 from tellapart.data.quality import DIRECTIONS, measure_quality
 from tellapart.errors import BundleError, DecodeError, InputError, nearest
 from tellapart.evaluation.calibration import conformal_threshold, fit_temperature

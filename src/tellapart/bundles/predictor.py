@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.bundles.runtimes import FRAMEWORKS, RUNTIMES, Predictor, check_golden, open_runtime, usable
-from tellapart.data.decode import decode_square, read_file, resize
-from tellapart.data.quality import measure_quality, quality_of
+from tellapart.data.decode import decode_square, resize
+from tellapart.data.image_file import read_file
+from tellapart.data.quality import decode_and_measure, quality_of
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import to_heat
 from tellapart.records import Prediction, Progress, no_progress
@@ -101,7 +102,7 @@ class BundleClassifier:
         Args:
             images: as `predict` takes them.
             top_k: how many classes to list.
-            with_quality: also measure each photo's quality; it costs about as much as decoding.
+            with_quality: also measure each photo's quality; it costs about half as much as decoding.
         """
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
@@ -124,8 +125,11 @@ class BundleClassifier:
                 square = resize(np.ascontiguousarray(image), self.image_px)
             else:
                 data = bytes(image) if isinstance(image, (bytes, bytearray, memoryview)) else read_file(image)
-                square = decode_square(data, self.image_px, max_pixels=self.max_pixels)
-                quality = measure_quality(data, max_pixels=self.max_pixels).to_dict() if with_quality else None
+                if with_quality:
+                    square, measured = decode_and_measure(data, self.image_px, max_pixels=self.max_pixels)
+                    quality = measured.to_dict()
+                else:
+                    square, quality = decode_square(data, self.image_px, max_pixels=self.max_pixels), None
         except DecodeError as error:
             return Seen(None, (), str(error))
         return Seen(square, tuple(self.bundle.outside(quality)) if quality else ())

@@ -233,7 +233,8 @@ def answers(
 def check_golden(bundle: Bundle, predict: Predictor, *, reduced: bool) -> str:
     """Run the golden photos from their files and return what is wrong; "" when all is as it was."""
     from tellapart.bundles.parity import parity
-    from tellapart.data.decode import decode_square, read_file
+    from tellapart.data.decode import decode_square
+    from tellapart.data.image_file import read_file
 
     names = list(bundle.record.golden)
     if not names:

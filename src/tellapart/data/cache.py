@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.decode import DECODER_VERSION, decode_square, read_file
+from tellapart.data.decode import DECODER_VERSION, decode_square
+from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError, InputError
 from tellapart.files import is_disk_full, sha256
 from tellapart.records import Progress, no_progress

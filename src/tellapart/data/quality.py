@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.decode import decode
+from tellapart.data.decode import decode, decode_square_and_whole
+from tellapart.data.image_file import declared_size, jpeg_segments
 
 MEASURED_PX = 256
 """Pictures are measured at this length of their shorter side, so that figures of different sizes can be compared."""
@@ -59,6 +60,8 @@ class Quality:
 def measure_quality(data: bytes, *, max_pixels: int = 100_000_000) -> Quality:
     """Measure one photo.
 
+    A JPEG is shrunk to 1/2, 1/4 or 1/8 while it is decoded, as long as its shorter side stays `MEASURED_PX`.
+
     Args:
         data: the bytes of the file.
         max_pixels: images that declare more are refused.
@@ -66,7 +69,25 @@ def measure_quality(data: bytes, *, max_pixels: int = 100_000_000) -> Quality:
     Raises:
         DecodeError: it cannot be decoded.
     """
-    return replace(quality_of(decode(data, max_pixels=max_pixels)), jpeg_quality=jpeg_quality(data))
+    return _of_file(data, decode(data, max_pixels=max_pixels, at_least_px=MEASURED_PX))
+
+
+def decode_and_measure(
+    data: bytes, image_px: int, *, max_pixels: int = 100_000_000
+) -> tuple[NDArray[np.uint8], Quality]:
+    """Return what `tellapart.data.decode.decode_square` and `measure_quality` return, in little more time than one.
+
+    Raises:
+        DecodeError: it cannot be decoded.
+    """
+    square, whole = decode_square_and_whole(data, image_px, MEASURED_PX, max_pixels=max_pixels)
+    return square, _of_file(data, whole)
+
+
+def _of_file(data: bytes, picture: NDArray[np.uint8]) -> Quality:
+    """Measure a picture that may have been shrunk while it was decoded, and say what its file adds."""
+    short_side = min(declared_size(data) or picture.shape[:2])
+    return replace(quality_of(picture), jpeg_quality=jpeg_quality(data), short_side_px=float(short_side))
 
 
 def quality_of(picture: NDArray[np.uint8]) -> Quality:
@@ -76,12 +97,16 @@ def quality_of(picture: NDArray[np.uint8]) -> Quality:
     if short_side > MEASURED_PX:
         scale = MEASURED_PX / short_side
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    # 16-bit whole numbers hold every response of both masks, and are twice as fast as floats.
+    edges = cv2.Laplacian(grey, cv2.CV_16S)
+    brightness, contrast = cv2.meanStdDev(grey)
+    variance = cv2.norm(edges, cv2.NORM_L2SQR) / grey.size - cv2.mean(edges)[0] ** 2
     return Quality(
-        sharpness=float(cv2.Laplacian(grey, cv2.CV_32F).std()),
+        sharpness=max(variance, 0.0) ** 0.5,
         noise=noise_level(np.asarray(grey)),
-        brightness=float(grey.mean()),
-        contrast=float(grey.std()),
-        clipped=float(((grey <= 2) | (grey >= 253)).mean()),
+        brightness=float(brightness[0, 0]),
+        contrast=float(contrast[0, 0]),
+        clipped=1 - cv2.countNonZero(cv2.inRange(grey, 3, 252)) / grey.size,
         jpeg_quality=100.0,
         short_side_px=float(short_side),
     )
@@ -95,9 +120,9 @@ def noise_level(grey: NDArray[np.uint8]) -> float:
     """
     if min(grey.shape) < 3:
         return 0.0
-    mask = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
-    response = cv2.filter2D(grey, cv2.CV_32F, mask)[1:-1, 1:-1]
-    return float(np.abs(response).mean() * np.sqrt(np.pi / 2) / 6)
+    second = np.array([1, -2, 1], np.float32)  # the mask is its product with itself
+    response = cv2.sepFilter2D(grey, cv2.CV_16S, second, second)[1:-1, 1:-1]
+    return float(cv2.norm(response, cv2.NORM_L1) / response.size * np.sqrt(np.pi / 2) / 6)
 
 
 def jpeg_quality(data: bytes) -> float:
@@ -119,18 +144,11 @@ def jpeg_quality(data: bytes) -> float:
 
 def _luminance_table(data: bytes) -> NDArray[np.float64] | None:
     """Return the first quantisation table, 64 values in zigzag order, or None."""
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == 0xDB and position + 5 + 64 <= len(data):
-            values = data[position + 5 :]
-            wide = data[position + 4] >> 4  # 16-bit values
-            kind = ">u2" if wide else "u1"
-            return np.frombuffer(values[: 128 if wide else 64], kind).astype(np.float64)
-        if marker == 0xDA or length < 2:
-            return None
-        position += 2 + length
+    for marker, start, _ in jpeg_segments(data):
+        if marker == 0xDB and start + 1 + 64 <= len(data):
+            wide = data[start] >> 4  # 16-bit values
+            values = data[start + 1 : start + 1 + (128 if wide else 64)]
+            return np.frombuffer(values, ">u2" if wide else "u1").astype(np.float64) if len(values) % 64 == 0 else None
     return None
 
 

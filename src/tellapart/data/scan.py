@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.data.decode import decode, read_file, read_header, resize
+from tellapart.data.decode import decode, resize
+from tellapart.data.image_file import read_file, read_header
 from tellapart.errors import DecodeError, InputError, nearest
 from tellapart.files import sha256
 from tellapart.records import Manifest, Progress, no_progress

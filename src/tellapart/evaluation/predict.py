@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from tellapart.data.batches import CleanBatches, clean_batch_size
 from tellapart.data.cache import Pictures
-from tellapart.data.decode import decode_square, read_file, resize
+from tellapart.data.decode import decode_square, resize
+from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError, RunError
 from tellapart.files import read_json
 from tellapart.records import Prediction, Progress, no_progress

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.decode import decode, read_file, resize
+from tellapart.data.decode import decode, resize
+from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError, InputError, nearest
 from tellapart.evaluation.predict import Classifier, load, unfit
 from tellapart.explain.maps import DEFAULT_METHOD, METHODS

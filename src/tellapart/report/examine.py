@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.data.decode import decode_square, read_file, resize
+from tellapart.data.decode import decode_square, resize
+from tellapart.data.image_file import read_file
 from tellapart.data.quality import DIRECTIONS, measure_quality
 from tellapart.errors import DecodeError, InputError
 from tellapart.evaluation.calibration import (

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.decode import decode, read_file
+from tellapart.data.decode import decode
+from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError
 
 _HEAT_PX = 20

@@ -42,7 +42,7 @@ class Image:
 
     Attributes:
         data: the bytes of a file, or (height, width, 3) uint8 RGB.
-        with_quality: also measure its quality; it costs about as much as decoding.
+        with_quality: also measure its quality; it costs about half as much as decoding.
     """
 
     data: bytes | NDArray[np.uint8]
