@@ -80,7 +80,7 @@ def test_shrinking_while_decoding_hardly_changes_a_noisy_photo():
     large = np.clip(cv2.resize(photo(5, (90, 120)), (2400, 1800)) + rng.normal(0, 12, (1800, 2400, 3)), 0, 255)
     data = jpeg(large.astype(np.uint8))
     shrunk, whole = measure_quality(data).to_dict(), quality_of(decode(data)).to_dict()
-    for measure, rel in (("sharpness", 0.2), ("noise", 0.2), ("brightness", 0.01), ("contrast", 0.02)):
+    for measure, rel in (("sharpness", 0.2), ("noise", 0.3), ("brightness", 0.01), ("contrast", 0.02)):
         assert shrunk[measure] == pytest.approx(whole[measure], rel=rel), measure
 
 

@@ -79,7 +79,7 @@ def _add_predict(routes: APIRouter, service: Service) -> None:
         "Name images.", {JSON: _PREDICTIONS}, errors=_PREDICT_ERRORS, body=_BODY, others=unreadable,
         parameters=[
             d.parameter("top_k", {"type": "integer", "minimum": 1}, "How many classes to list [default: 3]."),
-            d.parameter("outside", d.BOOLEAN, "false: do not measure the photo's quality; it takes half as long as decoding."),
+            d.parameter("outside", d.BOOLEAN, "false: the photo's quality is not measured, which is a little faster."),
             _MODEL_PARAMETER, _VERSION_PARAMETER,
         ],
     )  # fmt: skip
