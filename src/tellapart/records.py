@@ -110,6 +110,8 @@ class Prediction:
         abstains: whether the model would rather not answer; only a bundle says so.
         outside: measures of quality in which the photo is worse than those that the accuracy was measured on; only a
             bundle says so.
+        among: the prediction set, most probable class first: the classes of which one is the right one, as often as the
+            bundle promises; only a bundle says so.
     """
 
     path: str
@@ -119,6 +121,7 @@ class Prediction:
     error: str = ""
     abstains: bool = False
     outside: tuple[str, ...] = ()
+    among: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

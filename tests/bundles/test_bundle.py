@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tellapart.bundles.bundle import Artefact, BundleRecord, Proof, is_bundle, open_bundle, write_record
+from tellapart.bundles.predictor import named
 from tellapart.errors import BundleError
 
 PROOF = Proof(passed=True, reason="equal", num_images=9, agreement=1.0, largest_difference=1e-6)
@@ -101,8 +103,13 @@ def test_a_record_that_does_not_fit_is_refused(folder: Path, change: dict, messa
 def test_sets_and_abstention_by_hand(folder: Path):
     bundle = open_bundle(folder)
     probabilities = np.array([[0.7, 0.2, 0.1], [0.45, 0.1, 0.45], [0.34, 0.33, 0.33]], np.float32)
-    assert bundle.sets(probabilities) == [["cat"], ["cat", "owl"], []]
-    assert bundle.abstains(probabilities).tolist() == [False, True, True]
+    found = [named(bundle, "a.jpg", row, 2, ()) for row in probabilities]
+    assert [each.among for each in found] == [("cat",), ("cat", "owl"), ()]
+    assert [each.abstains for each in found] == [False, True, True]
+    assert [each.top[0][0] for each in found] == ["cat", "cat", "cat"]
+    without = replace(bundle, record=bundle.record.model_copy(update={"threshold": None}))
+    assert [named(without, "", row, 1, ()).among for row in probabilities] == [("cat",)] * 3
+    assert named(bundle, "", np.array([np.nan, 0.5, 0.5], np.float32), 1, ()).label is None
 
 
 def test_a_photo_is_outside_where_it_is_beyond_a_limit(folder: Path):

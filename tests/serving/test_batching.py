@@ -17,6 +17,8 @@ from tellapart.serving.options import BatchOptions
 class Doubler:
     """Doubles numbers; notes every batch; waits where it is told to."""
 
+    most = 1000
+
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.alone: list[bool] = []
@@ -58,8 +60,9 @@ def with_batcher(work: Callable[[Batcher, Doubler], Coroutine[Any, Any, None]], 
 async def held(batcher: Batcher, worker: Doubler) -> asyncio.Future:
     """Keep the only thread busy with the number 0 until the gate opens."""
     worker.gate.clear()
+    before = len(worker.batches)
     first = batcher.submit(worker, [0]).future
-    while not worker.batches:
+    while len(worker.batches) == before:
         await asyncio.sleep(0.001)
     return first
 
@@ -101,12 +104,33 @@ def test_a_free_thread_waits_for_more_only_when_told():
     assert with_batcher(work, max_wait_ms=2000, max_batch_size=2).batches == [[1, 2]]
 
 
+def test_a_queue_that_takes_too_long_refuses_though_it_has_places():
+    async def work(batcher: Batcher, worker: Doubler) -> None:
+        first = await held(batcher, worker)
+        await asyncio.sleep(0.1)  # an item takes 0.1 s at least
+        worker.gate.set()
+        await first
+        first = await held(batcher, worker)
+        taken = [batcher.submit(worker, [number]) for number in (1, 2, 3)]  # 0, 0.1 and 0.2 s to wait
+        with pytest.raises(QueueFullError, match=r"3 images wait already, for about [3-9]\d\d ms"):
+            batcher.submit(worker, [4])
+        worker.gate.set()
+        assert [await call.future for call in taken] == [[2], [4], [6]]
+        for number in range(60):  # quick ones: the pace is forgotten
+            await batcher.submit(worker, [number + 20]).future
+        await held(batcher, worker)
+        for number in range(20):
+            batcher.submit(worker, [number + 20])
+
+    with_batcher(work, max_queue_ms=250, max_batch_size=1)
+
+
 def test_a_full_queue_refuses_at_once_and_a_client_that_leaves_frees_its_place():
     async def work(batcher: Batcher, worker: Doubler) -> None:
         first = await held(batcher, worker)
         waiting = [batcher.submit(worker, [number]) for number in (1, 2, 3)]
         began = time.perf_counter()
-        with pytest.raises(QueueFullError, match="3 images wait; at most 3 may"):
+        with pytest.raises(QueueFullError, match="3 images wait already"):
             batcher.submit(worker, [4])
         assert time.perf_counter() - began < 0.01
         batcher.abandon(waiting[1])

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tellapart.errors import BundleError
@@ -128,25 +126,6 @@ class Bundle:
     def explain_path(self) -> Path | None:
         """The explanation graph, or None."""
         return self.folder / "explain.onnx" if self.record.explains else None
-
-    def sets(self, probabilities: NDArray[np.float32]) -> list[list[str]]:
-        """Return each image's prediction set, most probable class first; without a threshold the first class alone."""
-        threshold = self.record.threshold
-        order = np.argsort(-probabilities, axis=1, kind="stable")
-        return [
-            [
-                self.record.classes[i]
-                for i in row[: 1 if threshold is None else None]
-                if threshold is None or p[i] >= threshold
-            ]
-            for row, p in zip(order, probabilities, strict=True)
-        ]
-
-    def abstains(self, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return for each row of (num_images, num_classes) whether its set holds not exactly one class."""
-        if self.record.threshold is None:
-            return np.zeros(len(probabilities), np.bool_)
-        return np.asarray((probabilities >= self.record.threshold).sum(axis=1) != 1)
 
     def outside(self, quality: dict[str, float]) -> list[str]:
         """Return the measures of `tellapart.data.quality` in which a photo is worse than what was measured."""

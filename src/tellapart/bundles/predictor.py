@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -149,12 +150,16 @@ class BundleClassifier:
 
 
 def named(bundle: Bundle, path: str, row: NDArray[np.float32], top_k: int, outside: tuple[str, ...]) -> Prediction:
-    """Return what a row of probabilities says."""
-    if not np.isfinite(row).all():
+    """Return what a row of probabilities says; without a threshold the first class alone is the prediction set."""
+    values, classes, threshold = row.tolist(), bundle.record.classes, bundle.record.threshold
+    if not math.isfinite(sum(values)):
         return Prediction(path, None, float("nan"), (), "the model gave probabilities that are not finite")
-    order = np.argsort(-row, kind="stable")[:top_k]
-    top = tuple((bundle.record.classes[i], float(row[i])) for i in order)
-    return Prediction(path, top[0][0], top[0][1], top, "", bool(bundle.abstains(row[None])[0]), outside)
+    order: list[int] = np.argsort(-row, kind="stable").tolist()
+    top = tuple([(classes[i], values[i]) for i in order[:top_k]])
+    if threshold is None:
+        return Prediction(path, *top[0], top, "", False, outside, (top[0][0],))
+    among = tuple([classes[i] for i in order if values[i] >= threshold])
+    return Prediction(path, *top[0], top, "", len(among) != 1, outside, among)
 
 
 def open_classifier(

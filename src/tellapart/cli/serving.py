@@ -28,7 +28,10 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="That work [default: one per processor].", min=1)] = None,
     max_batch_size: Annotated[int, typer.Option(help="Images in one run of the network.", min=1, max=1024)] = 16,
     max_wait_ms: Annotated[float, typer.Option(help="How long a free thread waits for more images.", min=0)] = 0.0,
-    max_queue: Annotated[int, typer.Option(help="Images that may wait; more are refused at once.", min=1)] = 64,
+    max_queue: Annotated[int, typer.Option(help="Images that may wait; more are refused at once.", min=1)] = 256,
+    max_queue_ms: Annotated[
+        float, typer.Option(help="How long the wait may be before more is refused; 0: any time.", min=0)
+    ] = 80.0,
     deadline_ms: Annotated[float, typer.Option(help="From arrival to answer.", min=1)] = 10_000.0,
     max_body_mb: Annotated[float, typer.Option(help="Of one request.", min=0.001)] = 32.0,
     rate: Annotated[float, typer.Option(help="Requests per second and client address; 0: no limit.", min=0)] = 0.0,
@@ -59,7 +62,7 @@ def serve(
         bundles=tuple(bundles or ()), models=models, host=host, port=port, processes=workers, runtime=runtime,
         api_key=None if no_auth else api_key, allowed_hosts=tuple(allowed_host or ()), feedback=feedback, log=log,
         drain_seconds=drain_seconds,
-        batches=BatchOptions(share, max_batch_size, max_wait_ms, max_queue, deadline_ms),
+        batches=BatchOptions(share, max_batch_size, max_wait_ms, max_queue, max_queue_ms, deadline_ms),
         limits=Limits(max_body_bytes=body_bytes, max_held_bytes=max(8 * body_bytes, 2**28), rate=rate),
     )  # fmt: skip
     check_access(options, no_auth=no_auth)

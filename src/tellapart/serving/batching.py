@@ -19,9 +19,19 @@ from tellapart.serving.options import BatchOptions
 
 logger = logging.getLogger(__name__)
 
+_NEWS = 0.1
+"""Weight of a new batch in the pace."""
+
 
 class Worker(Protocol):
-    """What is done with items. Items of calls that share a worker may share a batch."""
+    """What is done with items. Items of calls that share a worker may share a batch.
+
+    Attributes:
+        most: items in a batch beyond which it is no faster, only later.
+    """
+
+    @property
+    def most(self) -> int: ...  # noqa: D102
 
     def prepare(self, item: Any) -> Any:
         """Make an item ready; for images, decode it. Runs in any thread."""
@@ -34,7 +44,7 @@ class Worker(Protocol):
 
 
 class QueueFullError(Exception):
-    """As many items wait as may."""
+    """As many items wait as may, or the wait is as long as it may be."""
 
 
 class DeadlineError(Exception):
@@ -98,6 +108,7 @@ class Batcher:
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._waiting = 0
         self._busy = 0
+        self._pace = 0.0  # seconds that a thread takes for an item, of the last batches
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,14 +146,21 @@ class Batcher:
         if loop is None:
             raise RuntimeError("The batcher was not started.")
         with self._lock:
-            if self._waiting and self._waiting + len(items) > self.options.max_queue:
-                raise QueueFullError(f"{self._waiting} images wait; at most {self.options.max_queue} may")
+            if self._waiting and (self._waiting + len(items) > self.options.max_queue or self._is_slow()):
+                raise QueueFullError(f"{self._waiting} images wait already, for about {1000 * self._wait():.0f} ms")
             self._waiting += len(items)
         call = Call(worker, items, loop.create_future(), self.options.deadline_ms / 1000)
         call.timer = loop.call_later(self.options.deadline_ms / 1000, self._expire, call)
         for index in range(len(call.items)):
             self._queue.put((call, index))
         return call
+
+    def _wait(self) -> float:
+        """Return the seconds until what waits now is done, by the pace of the last batches."""
+        return self._waiting * self._pace / self.num_threads
+
+    def _is_slow(self) -> bool:
+        return 0 < self.options.max_queue_ms < 1000 * self._wait()
 
     def abandon(self, call: Call) -> None:
         """Forget a call whose caller has left: its places are free at once, and nothing more is done for it."""
@@ -175,8 +193,9 @@ class Batcher:
     def _drain(self, first: Entry) -> tuple[list[Entry], bool]:
         """Return what to do together, and whether the end was reached."""
         entries, options = [first], self.options
+        most = min(options.max_batch_size, first[0].worker.most)
         until = time.perf_counter() + options.max_wait_ms / 1000
-        while len(entries) < options.max_batch_size:
+        while len(entries) < most:
             # Each thread takes its share: while one answers its callers, another has something to do.
             share = (self._queue.qsize() + len(entries)) / self.num_threads
             if not options.max_wait_ms and len(entries) >= share:
@@ -245,6 +264,8 @@ class Batcher:
         finished: list[tuple[Call, BaseException | None]] = []
         seen: set[int] = set()
         with self._lock:
+            pace = (ended - began) / len(group)
+            self._pace += _NEWS * (pace - self._pace) if self._pace else pace
             for (call, index, _), answer in zip(group, answers, strict=True):
                 call.answers[index] = answer
                 call.left -= 1

@@ -14,7 +14,6 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tellapart.bundles.bundle import Bundle
 from tellapart.bundles.predictor import named
 from tellapart.serving import describe as d
 from tellapart.serving.gate import Visit, visit_of
@@ -113,8 +112,7 @@ def _prediction(served: Served, name: str | None, answer: Answer, top_k: int) ->
             "name": name, "label": None, "probability": None, "top": [], "set": [], "abstains": False, "outside": [],
             "error": answer.error,
         }  # fmt: skip
-    bundle: Bundle = served.bundle
-    found = named(bundle, "", answer.row, top_k, answer.outside)
+    found = named(served.bundle, "", answer.row, top_k, answer.outside)
     if found.abstains:
         served.counts.abstentions.inc()
     for measure in found.outside:
@@ -124,7 +122,7 @@ def _prediction(served: Served, name: str | None, answer: Answer, top_k: int) ->
         "label": found.label,
         "probability": found.probability,
         "top": [{"label": label, "probability": probability} for label, probability in found.top],
-        "set": bundle.sets(answer.row[None])[0],
+        "set": found.among,
         "abstains": found.abstains,
         "outside": list(found.outside),
         "error": None,

@@ -19,13 +19,16 @@ class BatchOptions:
         max_batch_size: images in one run of the network.
         max_wait_ms: how long a free thread waits for more; 0: it takes what is there.
         max_queue: images that may wait; what comes beyond is refused at once.
+        max_queue_ms: how long what waits may take at the pace of the last batches; what comes while it is more is
+            refused at once. 0: any time.
         deadline_ms: from arrival to answer.
     """
 
     threads: int = 0
     max_batch_size: int = 16
     max_wait_ms: float = 0.0
-    max_queue: int = 64
+    max_queue: int = 256
+    max_queue_ms: float = 80.0
     deadline_ms: float = 10_000.0
 
     @property

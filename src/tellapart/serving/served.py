@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -128,6 +129,11 @@ class Served:
         return self.bundle.version
 
     @property
+    def most(self) -> int:
+        """Pictures in one run of the network."""
+        return self.networks.most
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """In the order of the outputs."""
         return self.bundle.record.classes
@@ -150,7 +156,7 @@ class Served:
                 answers.append(Answer(None, (), seen.error))
                 continue
             row = next(rows)
-            finite = bool(np.isfinite(row).all())
+            finite = math.isfinite(float(row.sum()))
             answers.append(
                 Answer(row, seen.outside) if finite else Answer(None, (), "the model gave values that are not finite")
             )
@@ -198,6 +204,9 @@ class _Ready:
 class Explainer:
     """The batcher's worker for explanations of one version."""
 
+    most = 1
+    """A heat map costs as much as a batch of predictions."""
+
     def __init__(self, bundle: Bundle, networks: Networks) -> None:
         self._bundle, self._networks = bundle, networks
         self.explain: Explain = explain_bundle(bundle)
@@ -215,7 +224,7 @@ class Explainer:
             return "cannot be processed"
 
     def run(self, prepared: list[_Ready | str], thread: int, alone: bool) -> list[Explanation]:
-        """Explain one after the other: a heat map costs as much as a batch of predictions."""
+        """Explain one after the other."""
         return [
             Explanation(b"", each) if isinstance(each, str) else self._explained(each, thread, alone)
             for each in prepared
