@@ -8,16 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import typer
+
+from tellapart.cli.main import app
 from tellapart.settings import Recipe
 
-COMMANDS = ("demo", "draw", "check", "train", "predict", "reproduce", "doctor")
 HEAD = "# Commands\n\nMade from the commands' own help by `make docs`; change the code, not this page.\n"
 
 
 def reference() -> str:
     """Return the whole page."""
     sections = [HEAD, _section("tellapart", [])]
-    return "\n".join([*sections, *(_section(f"tellapart {name}", [name]) for name in COMMANDS)])
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return "\n".join([*sections, *(_section(f"tellapart {name}", [name]) for name in commands)])
 
 
 def settings() -> str:
