@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tellapart.data.cache import open_pictures
+from tellapart.data.cache import open_rows
 from tellapart.data.duplicates import near_duplicates, units
 from tellapart.data.health import examine, to_json
 from tellapart.data.scan import find_photos, scan
@@ -169,9 +169,9 @@ def _open_photos(folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | N
     root = Path(read_json(folder / "environment.json")["root"])
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
     pictures, sources = (
-        open_pictures(
-            [root / path for path in frame["path"]],
-            frame["sha256"].tolist(),
+        open_rows(
+            root,
+            frame,
             image_px,
             folder=Path(cache) if cache is not None else default_cache(),
             limit_bytes=int(recipe.data.cache_limit_gb * 1e9),

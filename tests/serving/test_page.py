@@ -335,6 +335,7 @@ def test_a_key_is_asked_for_and_a_large_file_is_refused(
             page.locator("#key-value").fill(key)
             page.keyboard.press("Enter")
         page.locator("#about").wait_for()
+        assert page.locator("#metrics").is_hidden(), "a link brings no key"
         assert page.evaluate("sessionStorage.getItem('tellapart-key')") == KEY
         choose(page, photos[0])
         page.set_input_files("#files", [picture(tmp_path / "large.png", noise)])

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.bundles import formats as written
-from tellapart.bundles.bundle import NAME, Artefact, Bundle, BundleRecord, Proof, open_bundle, write_record
+from tellapart.bundles.bundle import NAME, Artefact, Bundle, BundleRecord, open_bundle, write_record
 from tellapart.bundles.card import model_card
-from tellapart.bundles.parity import parity
-from tellapart.bundles.runtimes import RUNTIMES, answers
-from tellapart.data.cache import Pictures, open_pictures
+from tellapart.bundles.proofs import prove
+from tellapart.data.cache import Pictures, open_rows
 from tellapart.data.decode import DECODER_VERSION
 from tellapart.data.image_file import read_file
-from tellapart.data.quality import DIRECTIONS, measure_quality
+from tellapart.data.quality import UNKNOWN, measure_quality
 from tellapart.errors import BundleError, DecodeError, InputError, nearest
 from tellapart.evaluation.calibration import conformal_threshold, fit_temperature
 from tellapart.evaluation.features import features_and_probabilities
@@ -45,7 +44,6 @@ COVERAGE = 0.95
 _GOLDEN = 8
 _GOLDEN_BYTES = 500_000
 _EMBEDDINGS = 2000
-_COMPARED_AT_ONCE = 32
 
 
 def export(
@@ -184,14 +182,8 @@ def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) 
     held_out = readable[readable["split"].isin(["validation", "test"])]
     frame = (held_out if len(held_out) else readable).reset_index(drop=True)
     root = Path(read_json(run / "environment.json")["root"])
-    pictures = open_pictures(
-        [root / path for path in frame["path"]],
-        frame["sha256"].tolist(),
-        classifier.image_px,
-        folder=cache,
-        limit_bytes=20 * 10**9,
-        max_pixels=classifier.max_pixels,
-        progress=progress,
+    pictures = open_rows(
+        root, frame, classifier.image_px, folder=cache, max_pixels=classifier.max_pixels, progress=progress
     )
     numbers = np.array([classifier.classes.index(label) for label in frame["label"]], np.int64)
     return _Photos(frame, pictures, numbers)
@@ -224,7 +216,7 @@ def _artefacts(
         format_: Artefact(
             path=path.relative_to(part).as_posix(),
             bytes=_size(path),
-            proofs=_proofs(format_, path, known.probabilities, photos, progress, announce),
+            proofs=prove(format_, path, known.probabilities, photos.pictures, photos.numbers, progress, announce),
         )
         for format_, path in _write_formats(known.model, part, formats, announce).items()
     }
@@ -265,43 +257,6 @@ def _write_explanation(model: keras.Model, part: Path, announce: Callable[[str],
         return None
 
 
-def _proofs(
-    format_: str,
-    path: Path,
-    expected: NDArray[np.float32],
-    photos: _Photos,
-    progress: Progress,
-    announce: Callable[[str], None],
-) -> dict[str, Proof]:
-    """Run an artefact in every runtime that opens it, on all photos, and compare.
-
-    Raises:
-        BundleError: one of its runtimes at full precision does not say what Keras says.
-    """
-    proofs: dict[str, Proof] = {}
-    for name, runtime in RUNTIMES.items():
-        if runtime.artefact != format_ or not runtime.installed:
-            continue
-        found: list[NDArray[np.float32]] = []
-        for part in answers(runtime, path, _batches(photos.pictures)):
-            found.append(part)
-            progress(f"comparing {name} with Keras", sum(map(len, found)), len(photos.pictures))
-        proof = proofs[name] = parity(expected, np.concatenate(found), photos.numbers, reduced=runtime.reduced)
-        verdict = "passed" if proof.passed else f"refused: {proof.reason}"
-        announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(photos.pictures):,} photos agree).")
-        if not proof.passed and not runtime.reduced:
-            raise BundleError(
-                f"The {format_} model does not say what the Keras model says, in {name}: {proof.reason}. "
-                "No bundle was made."
-            )
-    return proofs
-
-
-def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(pictures), _COMPARED_AT_ONCE):
-        yield pictures.batch(range(start, min(start + _COMPARED_AT_ONCE, len(pictures))))
-
-
 def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:
     """Measure the quality of photos; NaN for those that cannot be read any more."""
 
@@ -309,7 +264,7 @@ def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:
         try:
             return measure_quality(read_file(path)).to_dict()
         except DecodeError:
-            return dict.fromkeys(DIRECTIONS, float("nan"))
+            return UNKNOWN.to_dict()
 
     rows = []
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

@@ -92,7 +92,9 @@ def _run(options: ServerOptions) -> None:
         return
     from tellapart.serving.app import make_app
     from tellapart.serving.connection import Server
+    from tellapart.serving.memory import keep_memory_flat
 
+    keep_memory_flat()
     app = make_app(options)
     names = ", ".join(f"{each.name} {each.version} ({each.runtime})" for each in app.state.service.models.all())
     Server(app, options, ready=lambda: typer.echo(f"Serving {names} at {where}")).run([bound])

@@ -18,8 +18,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.data.decode import DECODER_VERSION, decode_square
@@ -111,13 +113,22 @@ class Pictures:
             self._rows[:] = -1
 
 
+LIMIT_BYTES = 20 * 10**9
+"""To what the cache for one size of pictures grows, where nothing else is said."""
+
+
+def open_rows(root: Path, frame: pd.DataFrame, image_px: int, **options: Any) -> Pictures:
+    """Open the photos of a manifest's rows, in their order; `options` as for `open_pictures`."""
+    return open_pictures([root / path for path in frame["path"]], frame["sha256"].tolist(), image_px, **options)
+
+
 def open_pictures(
     paths: Sequence[Path],
     digests: Sequence[str],
     image_px: int,
     *,
     folder: Path,
-    limit_bytes: int,
+    limit_bytes: int = LIMIT_BYTES,
     max_pixels: int = 100_000_000,
     progress: Progress = no_progress,
 ) -> Pictures:

@@ -57,6 +57,10 @@ class Quality:
         return asdict(self)
 
 
+UNKNOWN = Quality(*[float("nan")] * len(DIRECTIONS))
+"""Of a photo that cannot be read any more."""
+
+
 def measure_quality(data: bytes, *, max_pixels: int = 100_000_000) -> Quality:
     """Measure one photo.
 

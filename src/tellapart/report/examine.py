@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.data.decode import decode_square, resize
+from tellapart.data.decode import resize
 from tellapart.data.image_file import read_file
-from tellapart.data.quality import DIRECTIONS, measure_quality
+from tellapart.data.quality import UNKNOWN, decode_and_measure
 from tellapart.errors import DecodeError, InputError
 from tellapart.evaluation.calibration import (
     Abstention,
@@ -234,12 +234,10 @@ def _large_pictures(
     for slot, position in enumerate(at):
         path = subject.root / subject.frame["path"].iloc[position]
         try:
-            data = read_file(path)
-            decode_square(data, side, out=pictures[slot])
-            rows.append(measure_quality(data).to_dict())
+            pictures[slot], quality = decode_and_measure(read_file(path), side)
         except DecodeError:
-            pictures[slot] = resize(subject.pictures.read(int(position)), side)
-            rows.append(dict.fromkeys(DIRECTIONS, float("nan")))
+            pictures[slot], quality = resize(subject.pictures.read(int(position)), side), UNKNOWN
+        rows.append(quality.to_dict())
         if slot % 32 == 31 or slot + 1 == len(at):
             progress("measuring quality", slot + 1, len(at))
     return pictures, pd.DataFrame(rows)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.data.cache import Pictures, open_pictures
+from tellapart.data.cache import Pictures, open_rows
 from tellapart.data.duplicates import near_duplicates, units
 from tellapart.data.scan import scan
 from tellapart.errors import InputError, nearest
@@ -92,14 +92,8 @@ def open_subject(
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{root} holds no readable photo to evaluate on.")
-    pictures = open_pictures(
-        [root / path for path in frame["path"]],
-        frame["sha256"].tolist(),
-        classifier.image_px,
-        folder=cache,
-        limit_bytes=20 * 10**9,
-        max_pixels=classifier.max_pixels,
-        progress=progress,
+    pictures = open_rows(
+        root, frame, classifier.image_px, folder=cache, max_pixels=classifier.max_pixels, progress=progress
     )
     features, probabilities = features_and_probabilities(classifier.model, pictures, progress)
     finite = np.asarray(np.isfinite(probabilities).all(axis=1))

@@ -58,7 +58,7 @@ def make_app(options: ServerOptions) -> FastAPI:
     app.include_router(page.router(app, assets))
     app.openapi = partial(_describe, app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _refuse)
-    free = HEALTH | {"/"} | {f"/{name}" for name in assets}
+    free = HEALTH | {"/", "/docs", "/openapi.json"} | {f"/{name}" for name in assets}
     app.add_middleware(
         Gate,
         options=options,

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from tellapart.serving.options import BatchOptions
 
@@ -68,10 +69,12 @@ class Call:
         queue: seconds until the first item was taken.
         decode: seconds that making its items ready took.
         network: seconds of the batches that its items were in.
+        pace: seconds that each item was expected to take when it came.
     """
 
     __slots__ = (
-        "answers", "arrived", "deadline", "decode", "future", "items", "left", "network", "queue", "timer", "worker",
+        "answers", "arrived", "deadline", "decode", "future", "items", "left", "network", "pace", "queue", "timer",
+        "worker",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +87,7 @@ class Call:
         self.arrived = time.perf_counter()
         self.deadline = self.arrived + deadline
         self.left = len(self.items)
+        self.pace = 0.0
         self.queue = -1.0
         self.decode = self.network = 0.0
         self.timer: asyncio.TimerHandle | None = None
@@ -108,7 +112,8 @@ class Batcher:
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._waiting = 0
         self._busy = 0
-        self._pace = 0.0  # seconds that a thread takes for an item, of the last batches
+        self._paces: WeakKeyDictionary[Worker, float] = WeakKeyDictionary()  # seconds that a thread takes for an item
+        self._ahead = 0.0  # seconds of work for one thread in what waits
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -148,19 +153,25 @@ class Batcher:
         with self._lock:
             if self._waiting and (self._waiting + len(items) > self.options.max_queue or self._is_slow()):
                 raise QueueFullError(f"{self._waiting} images wait already, for about {1000 * self._wait():.0f} ms")
-            self._waiting += len(items)
-        call = Call(worker, items, loop.create_future(), self.options.deadline_ms / 1000)
+            call = Call(worker, items, loop.create_future(), self.options.deadline_ms / 1000)
+            call.pace = self._paces.get(worker, 0.0)
+            self._enter(call, len(items))
         call.timer = loop.call_later(self.options.deadline_ms / 1000, self._expire, call)
         for index in range(len(call.items)):
             self._queue.put((call, index))
         return call
 
     def _wait(self) -> float:
-        """Return the seconds until what waits now is done, by the pace of the last batches."""
-        return self._waiting * self._pace / self.num_threads
+        """Return the seconds until what waits now is done, at the pace of the last batches."""
+        return self._ahead / self.num_threads
 
     def _is_slow(self) -> bool:
         return 0 < self.options.max_queue_ms < 1000 * self._wait()
+
+    def _enter(self, call: Call, num_items: int) -> None:
+        """Count items that wait, or with a negative number that no longer do; under the lock."""
+        self._waiting += num_items
+        self._ahead = self._ahead + num_items * call.pace if self._waiting else 0.0
 
     def abandon(self, call: Call) -> None:
         """Forget a call whose caller has left: its places are free at once, and nothing more is done for it."""
@@ -179,7 +190,7 @@ class Batcher:
             for index, item in enumerate(call.items):
                 if item is not None:
                     call.items[index] = None
-                    self._waiting -= 1
+                    self._enter(call, -1)
 
     def _serve(self, thread: int) -> None:
         """Work until the end of the queue; what goes wrong costs one batch."""
@@ -219,7 +230,7 @@ class Batcher:
                 if item is None:
                     continue
                 call.items[index] = None
-                self._waiting -= 1
+                self._enter(call, -1)
                 if now < call.deadline:
                     taken.append((call, index, item))
                     if call.queue < 0:
@@ -265,7 +276,8 @@ class Batcher:
         seen: set[int] = set()
         with self._lock:
             pace = (ended - began) / len(group)
-            self._pace += _NEWS * (pace - self._pace) if self._pace else pace
+            before = self._paces.get(worker, pace)
+            self._paces[worker] = before + _NEWS * (pace - before)
             for (call, index, _), answer in zip(group, answers, strict=True):
                 call.answers[index] = answer
                 call.left -= 1

@@ -14,6 +14,7 @@ from multiprocessing.synchronize import Event
 from types import FrameType
 
 from tellapart.errors import RunError, TellapartError
+from tellapart.serving.memory import keep_memory_flat
 from tellapart.serving.options import ServerOptions
 
 _LOOK_SECONDS = 0.1
@@ -75,6 +76,7 @@ def _serve(options: ServerOptions, bound: socket.socket, ready: Event) -> None:
     from tellapart.serving.app import make_app
     from tellapart.serving.connection import Server
 
+    keep_memory_flat()
     try:
         Server(make_app(options), options, ready=ready.set).run([bound])
     except TellapartError as error:

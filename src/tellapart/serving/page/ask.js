@@ -22,6 +22,9 @@ try {
   // Storage is switched off: the key holds until the page is left.
 }
 
+/** Whether the server wants a key: links that a browser follows bring none. */
+export const hasKey = () => key !== null;
+
 /** Give the function that asks a person for the key: (refused: boolean) → the key, or null. */
 export function onKeyNeeded(askPerson) {
   askForKey = askPerson;

@@ -1,7 +1,7 @@
 // Pictures come in, are asked about and are listed. What an answer looks like, answer.js knows.
 
 import { inWords, now, query, say, showAnswer, showPicture, turnTo } from "./answer.js";
-import { ask, explained, onKeyNeeded, Refusal } from "./ask.js";
+import { ask, explained, hasKey, onKeyNeeded, Refusal } from "./ask.js";
 import { $, make } from "./build.js";
 import { liveCamera } from "./camera.js";
 import { showCard } from "./card.js";
@@ -32,6 +32,7 @@ async function orTrouble(work) {
 
 const loadModels = () => orTrouble(async () => {
   const answer = await ask("models");
+  $("metrics").hidden = hasKey();
   models = new Map();
   for (const { name, version } of answer.models) models.set(name, [...(models.get(name) ?? []), version]);
   const { chosen } = now, known = models.get(chosen.model);

@@ -1,0 +1,65 @@
+"""Proves an artefact: what it says in every runtime that opens it, held against what the Keras model says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.bundles.bundle import Proof
+from tellapart.bundles.parity import parity
+from tellapart.bundles.runtimes import RUNTIMES, answers
+from tellapart.data.cache import Pictures
+from tellapart.errors import BundleError
+from tellapart.records import Progress
+
+_COMPARED_AT_ONCE = 32
+
+
+def prove(
+    format_: str,
+    path: Path,
+    expected: NDArray[np.float32],
+    pictures: Pictures,
+    numbers: NDArray[np.int64],
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> dict[str, Proof]:
+    """Run an artefact in every runtime that opens it, on all photos, and compare.
+
+    Args:
+        format_: of the artefact.
+        path: its file or folder.
+        expected: (num_images, num_classes) float32, what the Keras model says.
+        pictures: the photos.
+        numbers: (num_images,) their class numbers.
+        progress: called often with (what, done, total).
+        announce: called with a line for each runtime.
+
+    Raises:
+        BundleError: one of its runtimes at full precision does not say what Keras says.
+    """
+    proofs: dict[str, Proof] = {}
+    for name, runtime in RUNTIMES.items():
+        if runtime.artefact != format_ or not runtime.installed:
+            continue
+        found: list[NDArray[np.float32]] = []
+        for part in answers(runtime, path, _batches(pictures)):
+            found.append(part)
+            progress(f"comparing {name} with Keras", sum(map(len, found)), len(pictures))
+        proof = proofs[name] = parity(expected, np.concatenate(found), numbers, reduced=runtime.reduced)
+        verdict = "passed" if proof.passed else f"refused: {proof.reason}"
+        announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(pictures):,} photos agree).")
+        if not proof.passed and not runtime.reduced:
+            raise BundleError(
+                f"The {format_} model does not say what the Keras model says, in {name}: {proof.reason}. "
+                "No bundle was made."
+            )
+    return proofs
+
+
+def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(pictures), _COMPARED_AT_ONCE):
+        yield pictures.batch(range(start, min(start + _COMPARED_AT_ONCE, len(pictures))))

@@ -1,0 +1,31 @@
+"""How the C library keeps the memory that it was given back. Knows nothing about servers."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+
+logger = logging.getLogger(__name__)
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""From glibc's malloc.h."""
+
+_OWN_PAGES_BYTES = 1_000_000
+_KEPT_BYTES = 64_000_000
+_ARENAS = 2
+
+
+def keep_memory_flat() -> None:
+    """Let glibc give large blocks back to the system as soon as they are free; elsewhere do nothing.
+
+    Left alone it raises its threshold after the first large picture (mallopt(3), M_MMAP_THRESHOLD): later ones come
+    from heaps that have holes and do not shrink. Damaged and huge images made a server grow by half. Call this
+    before it has threads.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    tune = ctypes.CDLL(None).mallopt
+    wanted = ((_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, _ARENAS))
+    if not all(tune(name, value) for name, value in wanted):
+        logger.warning("The C library does not take memory settings; the server may need more than it should.")
