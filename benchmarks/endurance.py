@@ -3,8 +3,8 @@
     python benchmarks/endurance.py BUNDLE PHOTOS
 
 Load: connections that ask again as soon as they are answered, with photos drawn from the folder; /predict mostly, now
-and then TensorFlow Serving's path, an explanation and a damaged image. The server's proportional memory is read every
-five seconds. Then damaged images only: bits turned, cut, overwritten, spliced, headers that lie.
+and then TensorFlow Serving's path, an explanation and a damaged image. The memory that the server has taken for
+itself is read every five seconds. Then damaged images only: bits turned, cut, overwritten, spliced, headers that lie.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ async def load(server: Server, photos: list[bytes], name: str, seconds: float, c
 
     async def watch() -> None:
         while time.perf_counter() < end:
-            memory.append(server.memory_mb())
+            memory.append(server.own_memory_mb())
             print(f"\r{len(counts.seconds):,} requests, {memory[-1]:.1f} MB", end="", file=sys.stderr, flush=True)
             await asyncio.sleep(5)
 
@@ -133,10 +133,11 @@ async def load(server: Server, photos: list[bytes], name: str, seconds: float, c
         "failures": counts.failures[:20],
         "p50_ms": 1000 * float(np.median(counts.seconds)),
         "p99_ms": 1000 * float(np.quantile(counts.seconds, 0.99)),
-        "memory_mb": [round(each, 1) for each in memory],
-        "memory_second_tenth_mb": first,
-        "memory_last_tenth_mb": last,
-        "memory_grew_by": last / first - 1,
+        "own_memory_mb": [round(each, 1) for each in memory],
+        "own_memory_second_tenth_mb": first,
+        "own_memory_last_tenth_mb": last,
+        "own_memory_grew_by": last / first - 1,
+        "proportional_memory_mb": server.memory_mb(),
     }
 
 
@@ -144,7 +145,7 @@ async def fuzz(server: Server, photos: list[bytes], name: str, images: int, conn
     """Send damaged images, and a whole one at the end."""
     counts, source = Counts(), requests(random.Random(2), photos, name, only_damaged=True)
     sent = iter(range(images))
-    before = server.memory_mb()
+    before = server.own_memory_mb()
 
     def goes_on() -> bool:
         number = next(sent, None)
@@ -160,8 +161,9 @@ async def fuzz(server: Server, photos: list[bytes], name: str, images: int, conn
         "statuses": {str(status): number for status, number in sorted(counts.statuses.items())},
         "failures": counts.failures[:20],
         "num_5xx": sum(number for status, number in counts.statuses.items() if status >= 500 and status != 503),
-        "memory_before_mb": before,
-        "memory_after_mb": server.memory_mb(),
+        "own_memory_before_mb": before,
+        "own_memory_after_mb": server.own_memory_mb(),
+        "proportional_memory_after_mb": server.memory_mb(),
         "still_answers": label,
         "alive": server.process.poll() is None,
     }
@@ -188,7 +190,7 @@ def main() -> None:
         }
     finally:
         server.stop()
-    shown = {key: {k: v for k, v in value.items() if k != "memory_mb"} for key, value in values.items()}
+    shown = {key: {k: v for k, v in value.items() if k != "own_memory_mb"} for key, value in values.items()}
     print(json.dumps(shown, indent=2))
     print(f"Written to {write_result('endurance', values)}")
 

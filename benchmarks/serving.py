@@ -103,12 +103,18 @@ class Server:
 
     def memory_mb(self) -> float:
         """Return the proportional memory of the process and its children in MB (10^6 bytes)."""
-        total = 0.0
-        group = str(self.process.pid)
+        return self._sum_mb("smaps_rollup", "Pss:")
+
+    def own_memory_mb(self) -> float:
+        """Return what they have taken for themselves, in MB: other processes that open the same files do not count."""
+        return self._sum_mb("status", "RssAnon:")
+
+    def _sum_mb(self, file: str, field: str) -> float:
+        total, group = 0.0, str(self.process.pid)
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if (folder / "stat").read_text().rpartition(")")[2].split()[2] == group:
-                    total += int(re.search(r"Pss:\s+(\d+)", (folder / "smaps_rollup").read_text())[1]) * 1024 / 1e6
+                    total += int(re.search(rf"{field}\s+(\d+)", (folder / file).read_text())[1]) * 1024 / 1e6
             except (OSError, TypeError):
                 continue
         return total

@@ -90,20 +90,24 @@ class Telemetry:
 
     def answered(self, seconds: float) -> None:
         """Note for the page that a request about images was answered."""
-        self._recent.append((time.monotonic(), seconds))
+        now = time.monotonic()
+        self._recent.append((now, seconds))
+        self._forget(now)
 
     def recent(self) -> tuple[float, float | None, float | None]:
         """Return requests per second and the 50th and 99th percentile of their milliseconds, of the last ten seconds.
 
         The percentiles are None when there was no request.
         """
-        since = time.monotonic() - WINDOW_SECONDS
-        while self._recent and self._recent[0][0] < since:
-            self._recent.popleft()
+        self._forget(time.monotonic())
         if not self._recent:
             return 0.0, None, None
         p50, p99 = np.percentile([seconds for _, seconds in self._recent], (50, 99)) * 1000
         return len(self._recent) / WINDOW_SECONDS, float(p50), float(p99)
+
+    def _forget(self, now: float) -> None:
+        while self._recent and self._recent[0][0] < now - WINDOW_SECONDS:
+            self._recent.popleft()
 
 
 class ModelCounts:
