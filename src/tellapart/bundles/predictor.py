@@ -22,6 +22,7 @@ from tellapart.explain.overlay import to_heat
 from tellapart.records import Prediction, Progress, no_progress
 
 AT_ONCE = 32
+_PER_TASK = 4
 Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 _CHOICE_SECONDS = 2.0
 
@@ -107,13 +108,17 @@ class BundleClassifier:
         """
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
-            def decoded(start: int) -> list:
-                return [pool.submit(self.see, image, with_quality) for image in images[start : start + AT_ONCE]]
+            def look(part: Sequence) -> list[Seen]:
+                return [self.see(image, with_quality) for image in part]
+
+            def decoded(start: int) -> list:  # a few pictures each: handing work over costs as much as a small picture
+                parts = range(start, min(start + AT_ONCE, len(images)), _PER_TASK)
+                return [pool.submit(look, images[at : min(at + _PER_TASK, start + AT_ONCE)]) for at in parts]
 
             waiting = decoded(0)
             for start in range(0, len(images), AT_ONCE):
                 ahead = decoded(start + AT_ONCE)
-                yield from self._named([part.result() for part in waiting], images, start, top_k)
+                yield from self._named([seen for part in waiting for seen in part.result()], images, start, top_k)
                 waiting = ahead
 
     def see(self, image: str | os.PathLike[str] | bytes | NDArray[np.uint8], with_quality: bool = True) -> Seen:
