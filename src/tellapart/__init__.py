@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tellapart.data.drawn import draw
     from tellapart.data.health import check
     from tellapart.evaluation.predict import Classifier
+    from tellapart.experiments.compare import compare
     from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "BundleClassifier", "Classifier", "Recipe", "benchmark", "check", "draw", "evaluate", "export", "heat_maps", "load",
-    "load_recipe", "open_bundle", "predict", "reproduce", "train",
+    "BundleClassifier", "Classifier", "Recipe", "benchmark", "check", "compare", "draw", "evaluate", "export",
+    "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "Recipe": "settings",
     "benchmark": "bundles.latency",
     "check": "data.health",
+    "compare": "experiments.compare",
     "draw": "data.drawn",
     "evaluate": "report.evaluate",
     "heat_maps": "explain.files",

@@ -51,15 +51,41 @@ class Augment(_Section):
     translation: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a share of the side")
     brightness: float = Field(0.0, ge=0, le=1, description="largest change of brightness, as a share of white")
     contrast: float = Field(0.2, ge=0, lt=1, description="largest change of contrast about each channel's mean")
+    randaugment_ops: int = Field(0, ge=0, le=14, description="operations of RandAugment on each picture; 0: none")
+    randaugment_magnitude: float = Field(0.3, ge=0, le=1, description="strength of RandAugment's operations")
+    erase: Fraction = Field(0.0, description="share of the pictures that lose a random rectangle to noise")
+    mixup: float = Field(0.0, ge=0, le=10, description="alpha of MixUp's Beta distribution; 0: no MixUp")
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="alpha of CutMix's Beta distribution; 0: no CutMix; with mixup each batch takes one",
+    )
+    mix_probability: Fraction = Field(1.0, description="share of the batches that mixup or cutmix mixes")
 
 
 class Model(_Section):
     """The network."""
 
-    name: Literal["convnet"] = Field("convnet", description="which network")
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of the 256 features dropped in training")
-    l2: float = Field(1e-4, ge=0, description="L2 penalty on convolution and dense kernels")
-    batchnorm_momentum: float = Field(0.99, gt=0, lt=1, description="of the running mean and variance")
+    name: Literal[
+        "convnet", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet50", "densenet121",
+        "efficientnet_b0", "efficientnet_v2_b0", "convnext_tiny",
+    ] = Field("convnet", description="which network; all but convnet are those of keras.applications")  # fmt: skip
+    weights: str = Field(
+        "", description='to begin from: "imagenet" (Keras downloads it), or a file; "": from scratch. Not for convnet'
+    )
+    unfreeze: Fraction = Field(
+        0.0, description="share of a pretrained network's layers, from the top, that learn after its head"
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="share of the features that are dropped in training")
+    l2: float = Field(1e-4, ge=0, description="L2 penalty on the kernels of the convnet, or of the head")
+    batchnorm_momentum: float = Field(0.99, gt=0, lt=1, description="of the convnet's running mean and variance")
+
+    @model_validator(mode="after")
+    def _weights_have_a_network(self) -> Model:
+        if self.weights and self.name == "convnet":
+            raise ValueError("there are no pretrained weights of convnet: name another network, as in mobilenet_v2")
+        return self
 
 
 class Stage(_Section):
@@ -109,7 +135,7 @@ class Recipe(_Section):
     train: Train = Train()
 
 
-RECIPE_NAMES = ("reference", "fast", "demo")
+RECIPE_NAMES = ("reference", "fast", "demo", "transfer")
 
 
 def load_recipe(source: str | Path | None = None, changes: Sequence[str] = ()) -> Recipe:
@@ -117,7 +143,7 @@ def load_recipe(source: str | Path | None = None, changes: Sequence[str] = ()) -
 
     Args:
         source: a TOML file, the name of a recipe that comes with tellapart ("reference", "fast",
-            "demo"), or None for the reference recipe.
+            "demo", "transfer"), or None for the reference recipe.
         changes: settings as ``"section.key=value"``; values are TOML, bare words are strings.
 
     Returns:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tellapart.cli import data, demo, evaluation, machine, prediction, serving, shipping, training
+from tellapart.cli import comparison, data, demo, evaluation, machine, prediction, serving, shipping, training
 from tellapart.errors import TellapartError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("train")(training.train)
 app.command("predict")(prediction.predict)
 app.command("evaluate")(evaluation.evaluate)
 app.command("explain")(evaluation.explain)
+app.command("compare")(comparison.compare)
 app.command("export")(shipping.export)
 app.command("benchmark")(shipping.benchmark)
 app.command("serve")(serving.serve)

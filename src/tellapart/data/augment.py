@@ -81,7 +81,16 @@ def apply(
     Returns:
         (image_px, image_px, 3) uint8; pixels beyond the picture are its reflection.
     """
-    matrix = warp_matrix(change, picture.shape[0], image_px)
+    result = warp(picture, warp_matrix(change, picture.shape[0], image_px), image_px, out=out)
+    if change.contrast != 1.0 or change.brightness != 0.0:
+        cv2.LUT(result, _levels_table(cv2.mean(result)[:3], change), dst=result)
+    return result
+
+
+def warp(
+    picture: NDArray[np.uint8], matrix: NDArray[np.float64], image_px: int, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Return `picture` resampled by a matrix such as `warp_matrix` returns; `out` may be `picture` itself."""
     warped = cv2.warpAffine(
         cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA),  # OpenCV warps four channels in half the time of three
         matrix,
@@ -89,10 +98,7 @@ def apply(
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT,
     )
-    result = cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=out)
-    if change.contrast != 1.0 or change.brightness != 0.0:
-        cv2.LUT(result, _levels_table(cv2.mean(result)[:3], change), dst=result)
-    return np.asarray(result)
+    return np.asarray(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=out))
 
 
 _LEVELS = np.arange(256, dtype=np.float32)[:, None]

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from tellapart.data.augment import apply, draw_change
 from tellapart.data.cache import Pictures
 from tellapart.data.decode import resize
+from tellapart.data.mix import erase, mix
+from tellapart.data.randaugment import randaugment
 from tellapart.randomness import generator
 from tellapart.settings import Augment
 
@@ -77,7 +79,7 @@ class TrainingBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Return (batch, image_px, image_px, 3) uint8 and (batch, num_classes) float32."""
         chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        rng = generator(self.seed, "augment", self.epoch, index)
+        rng = self._generator("augment", index)
         images = np.empty((len(chosen), self.image_px, self.image_px, 3), np.uint8)
         for slot, member in enumerate(chosen):
             picture = self.pictures.read(int(self.positions[member]))
@@ -85,12 +87,27 @@ class TrainingBatches(keras.utils.PyDataset):
             if picture.shape[0] > 2 * self.image_px:  # the warp reads 2 × 2 pixels: do not skip any
                 picture = resize(picture, 2 * self.image_px)
             apply(picture, change, self.image_px, out=images[slot])
-        return images, self.targets[chosen]
+        self._change_further(images, index)
+        return mix(images, self.targets[chosen], self.augment, self._generator("mix", index))
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch. Keras stops its threads before it calls this, and starts them after."""
         self.epoch += 1
         self._order = self._shuffled()
+
+    def _change_further(self, images: NDArray[np.uint8], index: int) -> None:
+        """Apply RandAugment and random erasing in place; each has a generator, so that neither moves other draws."""
+        if self.augment.randaugment_ops:
+            rng = self._generator("randaugment", index)
+            for image in images:
+                randaugment(image, self.augment.randaugment_ops, self.augment.randaugment_magnitude, rng)
+        if self.augment.erase:
+            rng = self._generator("erase", index)
+            for number in np.flatnonzero(rng.random(len(images)) < self.augment.erase):
+                erase(images[number], rng)
+
+    def _generator(self, name: str, index: int) -> np.random.Generator:
+        return generator(self.seed, name, self.epoch, index)
 
     def _shuffled(self) -> NDArray[np.int64]:
         return generator(self.seed, "order", self.epoch).permutation(len(self.positions))

@@ -70,7 +70,7 @@ def slices(correct: NDArray[np.bool_], properties: pd.DataFrame) -> list[Slice]:
         table = [[hits, count - hits], [rest_hits, rest - rest_hits]]
         p_value = float(fisher_exact(table).pvalue)
         found.append(Slice(column, value, count, hits / count, wilson(hits, count), rest_hits / rest, p_value))
-    corrected = _holm(np.array([part.p_value for part in found]))
+    corrected = holm(np.array([part.p_value for part in found]))
     found = [Slice(**{**vars(part), "p_value": float(p_value)}) for part, p_value in zip(found, corrected, strict=True)]
     return sorted(found, key=lambda part: (not part.is_worse, part.accuracy))
 
@@ -98,7 +98,7 @@ def _quarters(column: str, values: NDArray[np.float64]) -> Iterator[tuple[str, s
         yield column, f"{edges[index]:.4g} to {edges[index + 1]:.4g}", finite & (place == index)
 
 
-def _holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return p-values corrected for all being looked at (Holm 1979)."""
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)

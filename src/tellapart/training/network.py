@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from tellapart.models.backbones import freeze
 from tellapart.models.build import build_for_training
 from tellapart.randomness import derived_seed
 from tellapart.settings import Recipe
@@ -41,6 +42,8 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
     """
     seed = derived_seed(recipe.train.seed, "network")
     model = build_for_training(recipe.model, num_classes, precision=precision, seed=seed)
+    if recipe.model.weights:
+        freeze(model, recipe.model.unfreeze)
     rate = PlannedRate(recipe.train)
     model.compile(
         optimizer=optimizer_for(recipe, rate, steps),

@@ -95,6 +95,10 @@ class Planner:
         most = max(1, round(_MOST_EPOCHS * whole * (1 - done)))
         return min(most, self.budget.epochs_left(self.stages, done))
 
+    def has_time(self) -> bool:
+        """Return whether one epoch more can be done before the deadline."""
+        return self.budget is None or self.budget.epochs_that_fit(self.stages, 0.0) >= 1
+
     def describe(self) -> str:
         """Say in one line what training will do."""
         segments = list(self.replay.segments) if self.replay else plan(self.stages, self.epochs_left(0.0))

@@ -111,10 +111,14 @@ class Budget:
 
     def epochs_left(self, stages: Sequence[Stage], start: float) -> int:
         """Return how many epochs fit, when the share `start` of the schedule is done; at least 1."""
+        return max(1, self.epochs_that_fit(stages, start))
+
+    def epochs_that_fit(self, stages: Sequence[Stage], start: float) -> int:
+        """Return how many epochs fit, when the share `start` of the schedule is done."""
         seconds = self.deadline - time.time() - self.final_seconds
         total, edge, cost = sum(stage.share for stage in stages), 0.0, 0.0
         for stage in stages:
             low, edge = max(edge, start), edge + stage.share / total
             cost += max(edge - low, 0.0) * self.epoch_seconds[stage.image_px]
         cost = cost / (1 - start) + self.validation_seconds / self.validate_every
-        return max(1, int(seconds / cost))
+        return int(seconds / cost)

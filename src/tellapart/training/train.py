@@ -31,6 +31,7 @@ from tellapart.training.network import compiled, forget_compiled_step
 from tellapart.training.planning import Planner, Replay
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
 from tellapart.training.timing import Precision, choose_precision
+from tellapart.training.transfer import begin_pretrained
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ def train_network(
     model, rate = compiled(recipe, inputs.num_classes, precision.name, state["planned_steps"])
     if saved:
         state = load_checkpoint(last, model)
+    elif recipe.model.weights:
+        state |= begin_pretrained(run, inputs, model, progress)
+        if not recipe.model.unfreeze or not planner.has_time():
+            state["done"] = 1.0
 
     # Fit
     evaluated = EvaluatedWeights(inputs.clean())

@@ -1,0 +1,99 @@
+"""The command that weighs runs against each other: compare."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from tellapart.experiments.comparison import Comparison
+
+
+class Against(enum.StrEnum):
+    """With which runs each run is compared."""
+
+    first = "first"
+    all = "all"
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more finished run folders; the first is the baseline.")],
+    out: Annotated[Path, typer.Option(help="The folder for compare.html and compare.json.")] = Path("compare"),
+    against: Annotated[
+        Against, typer.Option(help="Compare each run with the first one, or each with every other.")
+    ] = Against.first,
+    speed: Annotated[bool, typer.Option("--speed", help="Also open each model and measure its speed.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+) -> None:
+    """Say which of several runs is better on photos new to all of them, by how much, and whether it could be chance."""
+    from tellapart.cli.show import console, escaped, import_quietly, progress_bar
+
+    if speed:
+        import_quietly("keras")
+    from tellapart.experiments.compare import compare as compare_runs
+
+    with progress_bar() as progress:
+        found = compare_runs(runs, against=against.value, out=out, speed=speed, seed=seed, progress=progress)
+    output = console()
+    output.print(_table_of_runs(found))
+    output.print(_table_of_pairs(found))
+    for pair in found.pairs:
+        output.print(escaped(pair.verdict), soft_wrap=True)
+    output.print(escaped(f"Photos, slices and intervals: {out / 'compare.html'}"), soft_wrap=True)
+
+
+def _table_of_runs(found: Comparison) -> object:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from tellapart.cli.show import escaped
+
+    title = f"{found.num_photos:,} test photos that are new to every run"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("run", overflow="fold")
+    for name in ("accuracy", "F1 macro", "loss", "training s", "parameters", "MB", "ms, 1", "ms, 32"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in found.runs:
+        cost, measures = run.cost, run.measures
+        speeds = list((cost.ms_per_image or {}).values())
+        table.add_row(
+            escaped(run.name),
+            *(f"{measures[name].value:.3f}" for name in ("accuracy", "f1_macro", "loss")),
+            *(_known(cost.seconds_training, ",.0f"), _known(cost.parameters, ",")),
+            _known(None if cost.model_bytes is None else cost.model_bytes / 1e6, ".2f"),
+            *([f"{value:.2f}" for value in speeds] or ["–", "–"]),
+        )
+    return table
+
+
+def _table_of_pairs(found: Comparison) -> object:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from tellapart.cli.show import escaped
+    from tellapart.experiments.comparison import p_text, points
+
+    table = Table(title="Second less first", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    for name in ("first", "second"):
+        table.add_column(name, overflow="fold")
+    for name in ("points of accuracy", "p", "only first right", "only second right"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for pair in found.pairs:
+        gained = pair.differences["accuracy"]
+        ends = f"{points(gained.interval.low)} to {points(gained.interval.high)}"
+        table.add_row(
+            escaped(pair.first),
+            escaped(pair.second),
+            f"{points(gained.value)}  ({ends})",
+            p_text(pair.corrected_p_value).removeprefix("p = ").removeprefix("p "),
+            str(len(pair.only_first)),
+            str(len(pair.only_second)),
+        )
+    return table
+
+
+def _known(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,233 @@
+"""The story of a comparison: finished runs, judged on the photos that are new to all. Reads top to bottom."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.errors import InputError
+from tellapart.evaluation.metrics import classification_metrics
+from tellapart.evaluation.slices import SMALLEST
+from tellapart.experiments.comparison import MEASURES, Comparison, Entrant, Flip, Measured, Pair, SliceDifference
+from tellapart.experiments.contestant import Contestant, names_of, open_contestant
+from tellapart.experiments.cost import cost_of, with_speed
+from tellapart.experiments.paired import difference_interval, holm, mcnemar, paired_bootstrap
+from tellapart.files import write_json
+from tellapart.records import Interval, Progress, no_progress
+
+
+def compare(
+    runs: Sequence[str | os.PathLike[str]],
+    *,
+    against: str = "first",
+    out: str | os.PathLike[str] | None = None,
+    speed: bool = False,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Comparison:
+    """Say which of several finished runs is better, by how much, and whether chance explains it.
+
+    Photos are matched by content, and only those count that no run was trained or validated on, so runs with different
+    splits, or of data sets that overlap, can be compared. Neither models nor photos are needed, but for `speed` and for
+    the pictures in the page. The result is about these networks: training again with another seed gives another one.
+
+    Args:
+        runs: two or more finished run folders.
+        against: "first": each run with the first one; "all": each with every other.
+        out: the folder for ``compare.json`` and ``compare.html``; None: nothing is written.
+        speed: also open each model and measure its milliseconds per image.
+        seed: of the bootstrap.
+        progress: called with (what, done, total).
+
+    Raises:
+        RunError: a folder is no finished run.
+        InputError: fewer than two runs, other classes, or no photo that is new to all.
+
+    Example:
+        >>> print(tellapart.compare(["runs/before", "runs/after"]).pairs[0].verdict)
+        after is better than before: +1.2 points (0.4 to 2.0), p = 0.004.
+    """
+    if len(runs) < 2:
+        raise InputError(f"Expected two or more finished run folders to compare; got {len(runs)}.")
+    if against not in ("first", "all"):
+        raise InputError(f"against is {against!r}. Expected 'first' or 'all'.")
+    folders = [Path(run) for run in runs]
+    contestants = [open_contestant(*each) for each in zip(folders, names_of(folders), strict=True)]
+    _refuse_other_classes(contestants)
+    rows, relabelled = _common_photos(contestants)
+
+    # Each run on the common photos
+    classes, photos = contestants[0].classes, contestants[0].photos.iloc[rows[0]]
+    true = np.array([classes.index(label) for label in photos["label"]], np.int64)
+    said = [each.probabilities[at] for each, at in zip(contestants, rows, strict=True)]
+    costs = [cost_of(folder) for folder in folders]
+    if speed:
+        costs = with_speed(folders, costs, progress)
+    entrants = tuple(
+        Entrant(each.name, str(each.folder), _measures(true, probabilities, classes), _tested(each) - len(true), cost)
+        for each, probabilities, cost in zip(contestants, said, costs, strict=True)
+    )
+
+    # Two at a time
+    places = list(itertools.combinations(range(len(runs)), 2))
+    places = [(a, b) for a, b in places if against == "all" or a == 0]
+    pairs = []
+    for done, (a, b) in enumerate(places):
+        progress("comparing", done, len(places))
+        pairs.append(_pair((entrants[a], entrants[b]), (said[a], said[b]), true, photos, seed=seed, classes=classes))
+    progress("comparing", len(places), len(places))
+    comparison = Comparison(entrants, _corrected(pairs), len(true), relabelled, seed)
+
+    if out is not None:
+        from tellapart.experiments.compare_page import write_page
+
+        write_json(Path(out) / "compare.json", comparison.to_dict())
+        write_page(Path(out) / "compare.html", comparison, _whereabouts(contestants), progress=progress)
+    return comparison
+
+
+def _refuse_other_classes(contestants: Sequence[Contestant]) -> None:
+    first = contestants[0]
+    for other in contestants[1:]:
+        if other.classes == first.classes:
+            continue
+        alone = sorted(set(first.classes) ^ set(other.classes))
+        where = first if alone and alone[0] in first.classes else other
+        what = f"only {where.name} has the class {alone[0]!r}" if alone else "their order is different"
+        raise InputError(
+            f"{first.name} and {other.name} do not tell the same classes apart: {what}. Expected runs with the same "
+            f"classes ({', '.join(first.classes)})."
+        )
+
+
+def _common_photos(contestants: Sequence[Contestant]) -> tuple[list[NDArray[np.int64]], int]:
+    """Return for each run the rows of the photos that are new to all, in one order, and how many have two labels.
+
+    Raises:
+        InputError: there are none.
+    """
+    everywhere = [each.photos.drop_duplicates(["sha256", "label"]) for each in contestants]
+    labels = pd.concat(everywhere)[["sha256", "label"]].drop_duplicates()["sha256"].value_counts()
+    seen = {digest for each in contestants for digest in each.photos["sha256"][each.photos["split"] != "test"]}
+    tested = [each.photos[each.photos["split"] == "test"].drop_duplicates("sha256") for each in contestants]
+    common = set.intersection(*(set(photos["sha256"]) for photos in tested)) - seen
+    relabelled = {digest for digest in common if labels[digest] > 1}
+    order = [digest for digest in tested[0]["sha256"] if digest in common - relabelled]
+    if not order:
+        counts = ", ".join(f"{each.name} has {_tested(each):,}" for each in contestants)
+        raise InputError(
+            f"The runs have no photo in common that is in the test side of all, with one label ({counts} test photos). "
+            "Expected runs of the same photos: train one with --split-from the other, so that photos keep their side."
+        )
+    return [pd.Series(photos.index, photos["sha256"])[order].to_numpy(np.int64) for photos in tested], len(relabelled)
+
+
+def _tested(contestant: Contestant) -> int:
+    return int((contestant.photos["split"] == "test").sum())
+
+
+def _measures(true: NDArray[np.int64], probabilities: NDArray[np.float64], classes: list[str]) -> dict[str, Measured]:
+    found = classification_metrics(true, probabilities, classes)
+    return {name: Measured(found[name], Interval(*found["intervals"][name])) for name in MEASURES}
+
+
+def _pair(
+    entrants: tuple[Entrant, Entrant],
+    said: tuple[NDArray[np.float64], NDArray[np.float64]],
+    true: NDArray[np.int64],
+    photos: pd.DataFrame,
+    *,
+    seed: int,
+    classes: list[str],
+) -> Pair:
+    """Compare two runs; the p-values are corrected later, when all are known."""
+    first, second = entrants
+    named = [probabilities.argmax(axis=1) for probabilities in said]
+    right = [numbers == true for numbers in named]
+    intervals = paired_bootstrap(true, *said, seed=seed)
+    if (right[0] == right[1]).all():  # nothing to draw from: the bootstrap would claim to know that they are equal
+        intervals["accuracy"] = difference_interval(*_counts(*right))
+    differences = {
+        name: Measured(second.measures[name].value - first.measures[name].value, intervals[name]) for name in MEASURES
+    }
+    of_truth = [probabilities[np.arange(len(true)), true] for probabilities in said]
+    striking = np.argsort(-np.abs(of_truth[1] - of_truth[0]), kind="stable")
+
+    def flips(which: NDArray[np.bool_]) -> tuple[Flip, ...]:
+        return tuple(
+            Flip(
+                path=str(photos["path"].iloc[at]),
+                sha256=str(photos["sha256"].iloc[at]),
+                label=classes[true[at]],
+                first_said=classes[named[0][at]],
+                second_said=classes[named[1][at]],
+            )
+            for at in striking
+            if which[at]
+        )
+
+    only_first, only_second = flips(right[0] & ~right[1]), flips(right[1] & ~right[0])
+    p_value = mcnemar(len(only_first), len(only_second))
+    found = tuple(_slice(*group, *right) for group in _groups(photos) if group[2].sum() >= SMALLEST)
+    return Pair(first.name, second.name, differences, only_first, only_second, p_value, p_value, found)
+
+
+def _counts(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return how many photos both got right, only the first, only the second, and neither."""
+    parts = (first & second, first & ~second, second & ~first, ~first & ~second)
+    return int(parts[0].sum()), int(parts[1].sum()), int(parts[2].sum()), int(parts[3].sum())
+
+
+def _slice(
+    column: str, value: str, inside: NDArray[np.bool_], first: NDArray[np.bool_], second: NDArray[np.bool_]
+) -> SliceDifference:
+    counts, total = _counts(first[inside], second[inside]), int(inside.sum())
+    accuracies = (counts[0] + counts[1]) / total, (counts[0] + counts[2]) / total
+    gained = Measured(accuracies[1] - accuracies[0], difference_interval(*counts))
+    p_value = mcnemar(counts[1], counts[2])
+    return SliceDifference(column, value, total, accuracies, gained, p_value, p_value)
+
+
+def _groups(photos: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+    """Yield the photos of each class, then three ranges of size with about as many; equal sizes stay together."""
+    labels = photos["label"].to_numpy(object)
+    yield from (("class", str(name), labels == name) for name in sorted(set(labels)))
+    short = photos[["width", "height"]].min(axis=1).to_numpy(np.float64)
+    edges = np.unique(np.quantile(short, (0, 1 / 3, 2 / 3, 1)).round())
+    if len(edges) < 3:
+        return
+    place = np.clip(np.searchsorted(edges, short, side="right") - 1, 0, len(edges) - 2)
+    for number in range(len(edges) - 1):
+        last = number == len(edges) - 2
+        yield "short side", f"{edges[number]:.0f} to {edges[number + 1] - (not last):.0f} px", place == number
+
+
+def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
+    """Correct the p-values of all pairs together, and those of all their slices together."""
+    of_pairs = holm(np.array([pair.p_value for pair in pairs]))
+    of_slices = iter(holm(np.array([part.p_value for pair in pairs for part in pair.slices])))
+    return tuple(
+        replace(
+            pair,
+            corrected_p_value=float(p_value),
+            slices=tuple(replace(part, corrected_p_value=float(next(of_slices))) for part in pair.slices),
+        )
+        for pair, p_value in zip(pairs, of_pairs, strict=True)
+    )
+
+
+def _whereabouts(contestants: Sequence[Contestant]) -> dict[str, list[Path]]:
+    """Return where each test photo may lie, by SHA-256."""
+    found: dict[str, list[Path]] = {}
+    for each in contestants:
+        tested = each.photos[each.photos["split"] == "test"]
+        for path, digest in zip(tested["path"], tested["sha256"], strict=True):
+            found.setdefault(digest, []).append(each.root / path)
+    return found

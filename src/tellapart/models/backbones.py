@@ -1,0 +1,207 @@
+"""Networks of `keras.applications` with their preprocessing inside and a head of our own. Knows nothing about training.
+
+Each is one line of `BACKBONES`. Their pretrained weights come by Keras' own download, which keeps them in its cache, or
+from a file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tellapart.errors import InputError
+from tellapart.settings import Model
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pictures, from 0 to 1; red, green, blue."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network to begin from.
+
+    Attributes:
+        make: its name in `keras.applications`.
+        prepare: returns the layer that gives it what it was trained on, from RGB values 0 to 255.
+        reads_bgr: whether its weights were trained on blue, green, red; ours are turned round when they are loaded.
+    """
+
+    make: str
+    prepare: Callable[..., keras.layers.Layer]
+    reads_bgr: bool = False
+
+
+def _as_it_is(**options: Any) -> keras.layers.Layer:
+    """The network does it itself: only the type changes."""
+    return keras.layers.Rescaling(1.0, **options)
+
+
+def _signed(**options: Any) -> keras.layers.Layer:
+    """From -1 to 1 (keras.applications.imagenet_utils, mode "tf")."""
+    return keras.layers.Rescaling(1 / 127.5, offset=-1.0, **options)
+
+
+def _centred(**options: Any) -> keras.layers.Layer:
+    """Less the mean (mode "caffe", in our order of channels)."""
+    return keras.layers.Rescaling([1.0] * 3, offset=[-123.68, -116.779, -103.939], **options)
+
+
+def _standardised(**options: Any) -> keras.layers.Layer:
+    """Mean 0 and standard deviation 1 (mode "torch")."""
+    scale = [1 / (255 * std) for std in _STD]
+    return keras.layers.Rescaling(scale, offset=[-m / s for m, s in zip(_MEAN, _STD, strict=True)], **options)
+
+
+def _efficientnet(**options: Any) -> keras.layers.Layer:
+    """Make up for a division by the square root of the deviation, which Keras leaves out unless it downloads itself."""
+    return keras.layers.Rescaling(
+        [1 / math.sqrt(std) for std in _STD],
+        offset=[255 * mean * (1 - 1 / math.sqrt(std)) for mean, std in zip(_MEAN, _STD, strict=True)],
+        **options,
+    )
+
+
+BACKBONES: dict[str, Backbone] = {
+    "mobilenet_v2": Backbone("MobileNetV2", _signed),
+    "mobilenet_v3_small": Backbone("MobileNetV3Small", _as_it_is),
+    "mobilenet_v3_large": Backbone("MobileNetV3Large", _as_it_is),
+    "resnet50": Backbone("ResNet50", _centred, reads_bgr=True),
+    "densenet121": Backbone("DenseNet121", _standardised),
+    "efficientnet_b0": Backbone("EfficientNetB0", _efficientnet),
+    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", _as_it_is),
+    "convnext_tiny": Backbone("ConvNeXtTiny", _as_it_is),
+}
+
+
+def backbone_network(
+    settings: Model,
+    num_classes: int,
+    image_px: int | None,
+    *,
+    chain: Any = None,
+    dtype: str = "float32",
+    seed: int = 0,
+) -> keras.Model:
+    """Build a backbone with a head, without pretrained weights.
+
+    uint8 picture → what the backbone was trained on → backbone → GlobalAveragePooling → Dropout → Dense + Softmax.
+
+    Args:
+        settings: which, dropout, and the L2 penalty of the head.
+        num_classes: length of the output.
+        image_px: side of the input, or None for any size.
+        chain: not used: these networks are Keras' own.
+        dtype: "float32" or "mixed_bfloat16".
+        seed: of the head's initial weights and dropout.
+
+    Returns:
+        A model from (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32 probabilities.
+    """
+    del chain
+    known, before = BACKBONES[settings.name], keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)  # the only way to tell keras.applications
+    try:
+        make = getattr(keras.applications, known.make)
+        inside = make(include_top=False, weights=None, input_shape=(image_px, image_px, 3))
+    finally:
+        keras.config.set_dtype_policy(before)
+    inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
+    x = known.prepare(dtype=dtype, name="normalise")(inputs)
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(inside(x))
+    x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)
+    outputs = keras.layers.Dense(
+        num_classes,
+        activation="softmax",
+        dtype="float32",
+        kernel_initializer=keras.initializers.GlorotUniform(seed=seed),
+        kernel_regularizer=keras.regularizers.L2(settings.l2) if settings.l2 else None,
+        name="probabilities",
+    )(x)
+    return keras.Model(inputs, outputs, name=settings.name)
+
+
+def inside_of(model: keras.Model) -> keras.Model:
+    """Return the backbone inside a model made by `backbone_network`."""
+    return next(layer for layer in model.layers if isinstance(layer, keras.Model))
+
+
+def load_pretrained(model: keras.Model, settings: Model) -> None:
+    """Give the backbone inside a model its pretrained weights; the head keeps its own.
+
+    Args:
+        model: made by `backbone_network`.
+        settings: ``weights`` is "imagenet" or a file that Keras can read (``.weights.h5`` or ``.h5``).
+
+    Raises:
+        InputError: they cannot be downloaded, the file is missing, or it holds another network's weights.
+    """
+    known, inside = BACKBONES[settings.name], inside_of(model)
+    if settings.weights == "imagenet":
+        inside.set_weights(_downloaded(settings.name, known))
+    else:
+        _load_file(inside, settings)
+    if known.reads_bgr:
+        first = next(layer for layer in inside.layers if isinstance(layer, keras.layers.Conv2D))
+        kernel, *rest = first.get_weights()
+        first.set_weights([kernel[:, :, ::-1, :], *rest])
+
+
+def _downloaded(name: str, known: Backbone) -> list[Any]:
+    """Return the weights as Keras downloads or remembers them."""
+    make = getattr(keras.applications, known.make)
+    try:
+        source = make(include_top=False, weights="imagenet", input_shape=(224, 224, 3))
+    except Exception as error:  # Keras raises a bare one where a download fails
+        found = re.search(r"(https?://\S+?/([\w.-]+\.h5))", str(error))
+        if found is None:
+            raise
+        raise InputError(
+            f"The weights of {name} could not be downloaded, and Keras has none in its cache. Bring {found[2]} "
+            "from a machine that can (there it lies in ~/.keras/models), and give --set model.weights=FILE."
+        ) from error
+    weights: list[Any] = source.get_weights()
+    return weights
+
+
+def _load_file(inside: keras.Model, settings: Model) -> None:
+    path = Path(settings.weights)
+    if not path.is_file():
+        raise InputError(
+            f"The weights {path} do not exist. Expected a file of {settings.name} without its top (.weights.h5, .h5), "
+            'or "imagenet" to have Keras download it.'
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of each layer that it does not find, and then raises
+            inside.load_weights(path)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} does not hold the weights of {settings.name} without its top: {reason}") from error
+
+
+def freeze(model: keras.Model, unfreeze: float) -> None:
+    """Let only the head and the upper part of the backbone learn, and keep all of its BatchNormalization as it is.
+
+    A frozen BatchNormalization uses the statistics of the photos that the backbone was trained on: batches of a few
+    pictures would spoil them.
+
+    Args:
+        model: made by `backbone_network`.
+        unfreeze: share of the backbone's layers that learn, counted from the top, 0 to 1.
+    """
+    inside = inside_of(model)
+    first = len(inside.layers) - round(unfreeze * len(inside.layers))
+    for position, layer in enumerate(inside.layers):
+        layer.trainable = position >= first and not isinstance(layer, keras.layers.BatchNormalization)
+
+
+def features_of(model: keras.Model) -> keras.Model:
+    """Return the part of a model up to the head: pictures to (num_images, num_features) float32."""
+    return keras.Model(model.input, model.get_layer("average").output)

@@ -1,0 +1,95 @@
+"""A head on features: the fit, and a whole run that begins from weights made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import tellapart
+from drawing import photo
+from tellapart.training import transfer
+from tellapart.training.transfer import PENALTIES, fit_head
+
+
+def clouds(rng: np.random.Generator, num_images: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    numbers = rng.integers(0, num_classes, num_images)
+    centres = np.random.default_rng(0).normal(0, 1, (num_classes, 12))
+    scale = np.geomspace(0.01, 100, 12)  # features of very different sizes
+    return ((centres[numbers] + rng.normal(0, 1, (num_images, 12))) * scale).astype(np.float32), numbers
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_the_head_is_the_best_of_scikit_learns_logistic_regressions(num_classes: int):
+    rng = np.random.default_rng(1)
+    (x, y), (held_x, held_y) = clouds(rng, 400, num_classes), clouds(rng, 300, num_classes)
+    kernel, bias, penalty = fit_head(x, y, held_x, held_y, num_classes)
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    losses = {}
+    for each in PENALTIES:
+        reference = LogisticRegression(C=1 / (each * len(x)), max_iter=5000, tol=1e-8).fit((x - mean) / std, y)
+        said = reference.predict_proba((held_x - mean) / std)
+        losses[each] = -np.log(said[np.arange(300), held_y]).mean()
+        if each == penalty:
+            logits = held_x @ kernel + bias
+            ours = np.exp(logits - logits.max(axis=1, keepdims=True))
+            np.testing.assert_allclose(ours / ours.sum(axis=1, keepdims=True), said, atol=0.02)
+    assert losses[penalty] <= min(losses.values()) + 1e-4
+
+
+def test_without_validation_the_middle_penalty_is_taken():
+    x, y = clouds(np.random.default_rng(1), 100, 3)
+    assert fit_head(x, y, x[:0], y[:0], 3)[2] == PENALTIES[2]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file with weights for MobileNetV2 that were never trained: random features tell shapes apart too.
+
+    Only BatchNormalization has seen pictures; else 52 random layers make all of them alike.
+    """
+    keras.utils.set_random_seed(0)
+    network = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(64, 64, 3))
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    seen = np.stack([photo(seed, (64, 64)) for seed in range(32)]).astype(np.float32)
+    network(keras.applications.mobilenet_v2.preprocess_input(seen), training=True)
+    file = tmp_path_factory.mktemp("weights") / "mobilenet_v2.weights.h5"
+    network.save_weights(file)
+    return file
+
+
+@pytest.mark.integration
+def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    photos = tellapart.draw(tmp_path / "photos", num_images=240)
+    changes = [f"model.weights={weights}", "data.image_px=64", "train.epochs=2", "model.unfreeze=0.1"]
+    begin = transfer.fit_head
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transfer, "fit_head", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tellapart.train(photos, recipe="transfer", changes=changes, out=tmp_path / "run", cache=tmp_path / "cache")
+    assert (tmp_path / "run" / "checkpoints" / "features.npy").exists()
+    monkeypatch.setattr(transfer, "fit_head", begin)
+    monkeypatch.setattr(transfer, "features_of", killed)  # they are there already
+    run = tellapart.train(resume=tmp_path / "run", cache=tmp_path / "cache")
+    history = pd.read_csv(run.path / "history.csv")
+    assert history["epoch"].tolist() == [0, 1, 2]
+    best = history.set_index("epoch")["val_loss"].idxmin()
+    assert run.metrics["best_epoch"] == best
+    assert run.metrics["train"]["accuracy"] > 0.3, "a head on random features"
+    events = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    assert next(each for each in events if each["event"] == "head")["penalty"] in PENALTIES
+    bundle = tellapart.export(run.path, tmp_path / "bundle", cache=tmp_path / "cache")
+    assert bundle.record.artefacts["onnx"].proofs["onnxruntime"].passed
+    assert bundle.record.explains
