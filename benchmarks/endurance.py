@@ -3,7 +3,7 @@
     python benchmarks/endurance.py BUNDLE PHOTOS
 
 Load: connections that ask again as soon as they are answered, with photos drawn from the folder; /predict mostly, now
-and then TensorFlow Serving's path, an explanation and a damaged image. The memory that the server has taken for
+and then TensorFlow Serving's path and an explanation. The memory that the server has taken for
 itself is read every five seconds. Then damaged images only: bits turned, cut, overwritten, spliced, headers that lie.
 """
 
@@ -63,7 +63,7 @@ def requests(rng: random.Random, photos: list[bytes], name: str, *, only_damaged
     """Yield (path and content type, body) without end."""
     while True:
         kind = rng.random()
-        data = damaged(rng, photos) if only_damaged or kind < 0.02 else rng.choice(photos)
+        data = damaged(rng, photos) if only_damaged else rng.choice(photos)
         if (kind < 0.9 and not only_damaged) or kind < 0.6:
             yield "/predict|image/jpeg", data
         elif (kind < 0.8 and only_damaged) or kind < 0.94:

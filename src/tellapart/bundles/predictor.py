@@ -106,6 +106,9 @@ class BundleClassifier:
             top_k: how many classes to list.
             with_quality: also measure each photo's quality; it costs about half as much as decoding.
         """
+        if len(images) <= _PER_TASK:  # threads would cost more than they save
+            yield from self._named([self.see(image, with_quality) for image in images], images, 0, top_k)
+            return
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
             def look(part: Sequence) -> list[Seen]:

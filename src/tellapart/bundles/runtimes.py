@@ -83,7 +83,10 @@ def _openvino_model(path: Path, precision: str, settings: dict[str, Any]) -> Any
     import openvino
 
     core = openvino.Core()
-    return core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": precision} | settings)
+    # Pinned threads are faster, but those of several processes would all be put on the same processors.
+    is_alone = settings["INFERENCE_NUM_THREADS"] >= (os.cpu_count() or 1)
+    common = {"INFERENCE_PRECISION_HINT": precision, "ENABLE_CPU_PINNING": is_alone}
+    return core.compile_model(core.read_model(path), "CPU", common | settings)
 
 
 def _openvino_request(model: Any) -> Predictor:
