@@ -53,8 +53,9 @@ def _table_of_runs(found: Comparison) -> object:
 
     title = f"{found.num_photos:,} test photos that are new to every run"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("run", overflow="fold")
-    for name in ("accuracy", "F1 macro", "loss", "training s", "parameters", "MB", "ms, 1", "ms, 32"):
+    table.add_column("run", overflow="fold", min_width=16)
+    speed = ("ms, 1", "ms, 32") if any(run.cost.ms_per_image for run in found.runs) else ()
+    for name in ("accuracy", "F1", "loss", "seconds", "parameters", *speed):
         table.add_column(name, justify="right", no_wrap=True)
     for run in found.runs:
         cost, measures = run.cost, run.measures
@@ -63,8 +64,7 @@ def _table_of_runs(found: Comparison) -> object:
             escaped(run.name),
             *(f"{measures[name].value:.3f}" for name in ("accuracy", "f1_macro", "loss")),
             *(_known(cost.seconds_training, ",.0f"), _known(cost.parameters, ",")),
-            _known(None if cost.model_bytes is None else cost.model_bytes / 1e6, ".2f"),
-            *([f"{value:.2f}" for value in speeds] or ["–", "–"]),
+            *([f"{value:.2f}" for value in speeds] or ["–"] * len(speed)),
         )
     return table
 
@@ -76,10 +76,10 @@ def _table_of_pairs(found: Comparison) -> object:
     from tellapart.cli.show import escaped
     from tellapart.experiments.comparison import p_text, points
 
-    table = Table(title="Second less first", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title="Second less first; flips: photos that only the first, only the second got right", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for name in ("first", "second"):
-        table.add_column(name, overflow="fold")
-    for name in ("points of accuracy", "p", "only first right", "only second right"):
+        table.add_column(name, overflow="fold", min_width=12)
+    for name in ("points of accuracy", "p", "flips"):
         table.add_column(name, justify="right", no_wrap=True)
     for pair in found.pairs:
         gained = pair.differences["accuracy"]
@@ -87,10 +87,9 @@ def _table_of_pairs(found: Comparison) -> object:
         table.add_row(
             escaped(pair.first),
             escaped(pair.second),
-            f"{points(gained.value)}  ({ends})",
+            f"{points(gained.value)} ({ends})",
             p_text(pair.corrected_p_value).removeprefix("p = ").removeprefix("p "),
-            str(len(pair.only_first)),
-            str(len(pair.only_second)),
+            f"{len(pair.only_first)}, {len(pair.only_second)}",
         )
     return table
 
