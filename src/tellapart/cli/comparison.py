@@ -76,7 +76,12 @@ def _table_of_pairs(found: Comparison) -> object:
     from tellapart.cli.show import escaped
     from tellapart.experiments.comparison import p_text, points
 
-    table = Table(title="Second less first; flips: photos that only the first, only the second got right", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title="Second less first; flips: photos that only the first, only the second got right",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
     for name in ("first", "second"):
         table.add_column(name, overflow="fold", min_width=12)
     for name in ("points of accuracy", "p", "flips"):
