@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -13,7 +14,11 @@ from sklearn.linear_model import LogisticRegression
 
 import tellapart
 from drawing import photo
+from tellapart.settings import Recipe
 from tellapart.training import transfer
+from tellapart.training.planning import Planner, Replay
+from tellapart.training.schedule import Segment
+from tellapart.training.timing import Precision
 from tellapart.training.transfer import PENALTIES, fit_head
 
 
@@ -45,6 +50,13 @@ def test_the_head_is_the_best_of_scikit_learns_logistic_regressions(num_classes:
 def test_without_validation_the_middle_penalty_is_taken():
     x, y = clouds(np.random.default_rng(1), 100, 3)
     assert fit_head(x, y, x[:0], y[:0], 3)[2] == PENALTIES[2]
+
+
+def test_a_run_that_had_no_time_to_fine_tune_is_replayed_without():
+    inputs, precision = SimpleNamespace(recipe=Recipe()), Precision("float32", {}, "")
+    assert not Planner(inputs, precision, None, Replay((), 0)).has_time()
+    assert Planner(inputs, precision, None, Replay((Segment(64, 1, (0.0, 1.0)),), 10)).has_time()
+    assert Planner(inputs, precision, None, None).has_time()
 
 
 @pytest.fixture(scope="module")

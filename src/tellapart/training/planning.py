@@ -96,7 +96,9 @@ class Planner:
         return min(most, self.budget.epochs_left(self.stages, done))
 
     def has_time(self) -> bool:
-        """Return whether one epoch more can be done before the deadline."""
+        """Return whether an epoch can be done before the deadline, or was done by the run that is replayed."""
+        if self.replay is not None:
+            return bool(self.replay.segments)
         return self.budget is None or self.budget.epochs_that_fit(self.stages, 0.0) >= 1
 
     def describe(self) -> str:
