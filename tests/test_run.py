@@ -204,3 +204,31 @@ def test_a_table_with_splits_trains_and_measures_those_splits(photos: Path, tmp_
         cache=tmp_path / "cache",
     )  # fmt: skip
     assert [run.metrics[side]["num_images"] for side in ("train", "validation", "test")] == [240, 80, 80]
+
+
+def test_a_watched_run_stops_when_told_and_goes_on_from_there(uninterrupted: Path, photos: Path, tmp_path: Path):
+    """What is prepared once is not scanned again; the weights are those of a run that was left alone."""
+    seen: list[dict] = []
+
+    class EnoughError(Exception):
+        pass
+
+    def until_the_third(row: dict) -> None:
+        seen.append(row)
+        if row["epoch"] == 3:
+            raise EnoughError
+
+    again, cache = tmp_path / "again", tmp_path / "cache"
+    with pytest.raises(EnoughError):
+        tellapart.train(
+            photos, recipe=tellapart.load_recipe(uninterrupted / "recipe.toml"), prepared=uninterrupted, out=again,
+            cache=cache, watch=until_the_third,
+        )  # fmt: skip
+    assert [row["epoch"] for row in seen] == [1, 2, 3]
+    assert (again / "manifest.csv").read_bytes() == (uninterrupted / "manifest.csv").read_bytes()
+    run = tellapart.train(resume=again, cache=cache)
+    assert (
+        run.metrics["test"]["accuracy"] == json.loads((uninterrupted / "metrics.json").read_text())["test"]["accuracy"]
+    )
+    assert run.metrics["processor_seconds_training"] > 0
+    assert same_weights(again, uninterrupted)

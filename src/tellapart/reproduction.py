@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from tellapart.errors import RunError
-from tellapart.files import read_json, write_json
+from tellapart.files import read_json
 from tellapart.records import Progress, no_progress
 from tellapart.run import Run, carry_out
-from tellapart.run_folder import begin, new_folder, read_manifest, write_manifest
+from tellapart.run_folder import begin, new_folder, take_over
 from tellapart.settings import load_recipe
 from tellapart.training.callbacks import Announce
 from tellapart.training.checkpoint import load_weights
-from tellapart.training.environment import data_hash
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +78,7 @@ def reproduce(
         "replay": os.path.abspath(old),
     }  # fmt: skip
     begin(folder, recipe, order)
-    manifest = read_manifest(old)
-    write_json(
-        folder / "environment.json",
-        read_json(folder / "environment.json") | {name: record[name] for name in ("root", "classes", "num_photos")}
-        | {"data_sha256": data_hash(manifest[manifest["error"] == ""])},
-    )  # fmt: skip
-    write_manifest(folder, manifest)
-    write_json(folder / "health.json", read_json(old / "health.json"))
+    take_over(folder, old)
     again = carry_out(folder, order, cache, time.time(), progress, announce)
     return _compare(old, again, record)
 

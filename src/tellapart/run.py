@@ -27,10 +27,11 @@ from tellapart.run_folder import (
     reopen,
     seconds_spent,
     sides_of,
+    take_over,
     write_manifest,
 )
 from tellapart.settings import Recipe, load_recipe
-from tellapart.training.callbacks import Announce, write_log
+from tellapart.training.callbacks import Announce, Watch, unwatched, write_log
 from tellapart.training.environment import data_hash, peak_memory_mb
 from tellapart.training.inputs import Photos
 from tellapart.training.train import Training, train_network
@@ -66,9 +67,11 @@ def train(
     resume: str | os.PathLike[str] | None = None,
     split_from: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    prepared: str | os.PathLike[str] | None = None,
     started: float | None = None,
     progress: Progress = no_progress,
     announce: Announce = logger.info,
+    watch: Watch = unwatched,
 ) -> Run:
     """Train a classifier on photos and measure it.
 
@@ -82,9 +85,12 @@ def train(
         resume: an interrupted run folder to go on with; its own recipe counts.
         split_from: an earlier run; photos it knows keep their side.
         cache: the folder for decoded pictures; None: the user's cache folder.
+        prepared: a run folder of the same photos, or one that `prepare` made: its table of photos and its split are
+            taken over, and nothing is scanned or checked.
         started: when the time began to count, by `time.time`; None: now.
         progress: called often with (what, done, total).
         announce: called with single lines that say what comes next.
+        watch: called with each epoch's row of the history; what it raises ends the run, which can be resumed.
 
     Returns:
         The finished run.
@@ -114,12 +120,14 @@ def train(
             "split_from": None if split_from is None else os.path.abspath(split_from),
         }
         begin(folder, recipe, order)
-    return carry_out(folder, order, cache, started, progress, announce)
+        if prepared is not None:
+            take_over(folder, Path(prepared))
+    return carry_out(folder, order, cache, started, progress, announce, watch)
 
 
 def carry_out(
     folder: Path, order: dict[str, Any], cache: str | os.PathLike[str] | None, started: float,
-    progress: Progress, announce: Announce,
+    progress: Progress, announce: Announce, watch: Watch = unwatched,
 ) -> Run:  # fmt: skip
     """Do what is not done yet: each stage leaves a file that says so."""
     if (folder / "metrics.json").exists():
@@ -130,7 +138,7 @@ def carry_out(
 
     # Photos
     if not (folder / "manifest.csv").exists():
-        _prepare(folder, recipe, order, progress, announce)
+        prepare(folder, recipe, order, progress, announce)
     photos = _open_photos(folder, recipe, cache, progress)
 
     # Training
@@ -146,6 +154,7 @@ def carry_out(
             replay=plan_of(Path(replayed)) if replayed else None,
             progress=progress,
             announce=announce,
+            watch=watch,
         )
 
         # Measurement
@@ -154,6 +163,7 @@ def carry_out(
     metrics |= {
         "best_epoch": training.best_epoch,
         "seconds_training": training.seconds,
+        "processor_seconds_training": training.processor_seconds,
         "seconds_total": time.time() - started + spent,
         "images_per_second": training.images_per_second,
         "peak_memory_mb": peak_memory_mb(),
@@ -195,8 +205,31 @@ def _how(training: Training, cached: int) -> dict[str, Any]:
     }
 
 
-def _prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progress, announce: Announce) -> None:
-    """Scan, check and split the photos; ``manifest.csv`` comes last, as the sign that all is done."""
+def prepared_folder(
+    photos: str | os.PathLike[str], folder: Path, recipe: Recipe, *, progress: Progress, announce: Announce
+) -> Path:
+    """Scan, check and split photos once, for many runs with the same ``data.split`` to begin from.
+
+    Args:
+        photos: as `train` takes them.
+        folder: where the table goes; where it lies already, nothing is done.
+        recipe: only its section ``data`` counts.
+        progress: called often with (what, done, total).
+        announce: called with what is wrong with the photos.
+
+    Returns:
+        `folder`.
+    """
+    if not (folder / "manifest.csv").exists():
+        find_photos(Path(photos))
+        order = {"photos": os.path.abspath(photos), "time_budget": None, "split_from": None}
+        begin(folder, recipe, order)
+        prepare(folder, recipe, order, progress, announce)
+    return folder
+
+
+def prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progress, announce: Announce) -> None:
+    """Scan, check and split the photos of a folder that `begin` made; ``manifest.csv`` comes last: then all is done."""
     manifest = scan(order["photos"], max_pixels=recipe.data.max_pixels, progress=progress)
     pairs = near_duplicates(manifest)
     health = examine(manifest, pairs, seed=recipe.data.split_seed, progress=progress)

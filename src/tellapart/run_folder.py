@@ -63,6 +63,20 @@ def reopen(folder: Path, photos: str | os.PathLike[str] | None) -> tuple[Path, d
     return folder, record["order"]
 
 
+def take_over(folder: Path, prepared: Path) -> None:
+    """Give a run that begins the table of photos, the split and the health of another run; the table comes last.
+
+    Raises:
+        RunError: `prepared` has none.
+    """
+    frame, known = read_manifest(prepared), read_json(prepared / "environment.json")
+    if (prepared / "health.json").is_file():
+        write_json(folder / "health.json", read_json(prepared / "health.json"))
+    about_photos = {name: known[name] for name in ("root", "classes", "num_photos", "data_sha256")}
+    write_json(folder / "environment.json", read_json(folder / "environment.json") | about_photos)
+    write_manifest(folder, frame)
+
+
 def seconds_spent(folder: Path) -> float:
     """Return the seconds that earlier, interrupted tries trained for; 0 for a new run."""
     path = folder / "checkpoints" / "last.npz"

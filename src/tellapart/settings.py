@@ -79,6 +79,7 @@ class Model(_Section):
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the features that are dropped in training")
     l2: float = Field(1e-4, ge=0, description="L2 penalty on the kernels of the convnet, or of the head")
+    batchnorm: bool = Field(True, description="BatchNormalization after each convolution of the convnet")
     batchnorm_momentum: float = Field(0.99, gt=0, lt=1, description="of the convnet's running mean and variance")
 
     @model_validator(mode="after")

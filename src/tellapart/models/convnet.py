@@ -13,13 +13,13 @@ import keras
 from tellapart.settings import Model
 
 Chain = Callable[..., Any]
-"""Applies (convolution, normalisation, pooling) to a tensor, one after the other or fused; `name` is the block's."""
+"""Applies (convolution, normalisation or None, pooling) to a tensor, in turn or fused; `name` is the block's."""
 
 
 def one_by_one(x: Any, conv: Any, batchnorm: Any, pool: Any, *, name: str) -> Any:
     """Apply the layers as they are."""
     del name
-    return pool(batchnorm(conv(x)))
+    return pool(conv(x) if batchnorm is None else batchnorm(conv(x)))
 
 
 def convnet(
@@ -38,7 +38,7 @@ def convnet(
     Dropout → Dense + Softmax. 130,000 parameters; one of its last features sees 18 × 18 pixels.
 
     Args:
-        settings: dropout, L2 and BatchNormalization's momentum.
+        settings: dropout, L2, whether there is BatchNormalization, and its momentum.
         num_classes: length of the output.
         image_px: side of the input, or None for any size.
         chain: how the three layers of a block are applied; variables and their order are the same for all choices.
@@ -71,9 +71,9 @@ def convnet(
             keras.layers.Conv2D(
                 channels, 3, padding="same", activation="relu", dtype=dtype, name=f"conv{block}", **kernel()
             ),
-            keras.layers.BatchNormalization(
-                momentum=settings.batchnorm_momentum, dtype=dtype, name=f"batchnorm{block}"
-            ),
+            keras.layers.BatchNormalization(momentum=settings.batchnorm_momentum, dtype=dtype, name=f"batchnorm{block}")
+            if settings.batchnorm
+            else None,
             pool,
             name=f"block{block}",
         )

@@ -27,7 +27,7 @@ class FusedBlock(keras.layers.Layer):
 
     Args:
         conv: a `keras.layers.Conv2D` with ReLU, padding "same" and stride 1.
-        batchnorm: a `keras.layers.BatchNormalization` over the last axis.
+        batchnorm: a `keras.layers.BatchNormalization` over the last axis, or None.
         pool: a `MaxPooling2D` of 2×2, or a `GlobalAveragePooling2D`.
         name: of the layer.
     """
@@ -41,7 +41,8 @@ class FusedBlock(keras.layers.Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Make the variables: the convolution's, then the normalisation's."""
         self.conv.build(input_shape)
-        self.batchnorm.build(self.conv.compute_output_shape(input_shape))
+        if self.batchnorm is not None:
+            self.batchnorm.build(self.conv.compute_output_shape(input_shape))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape after pooling."""
@@ -52,9 +53,13 @@ class FusedBlock(keras.layers.Layer):
         """Map (num_images, height, width, channels) to pooled features, in the dtype of `pool`."""
         norm, sides = self.batchnorm, inputs.shape[1:3]
         fuses = self._fuses and None not in sides and (self._averages or not any(side % 2 for side in sides))
-        if not fuses or (training and not norm.trainable):
-            return self.pool(norm(self.conv(inputs), training=training))
+        if not fuses or (norm is not None and training and not norm.trainable):
+            features = self.conv(inputs)
+            return self.pool(features if norm is None else norm(features, training=training))
         raw = tf.nn.conv2d(inputs, tf.cast(self.conv.kernel, inputs.dtype), strides=1, padding="SAME")
+        if norm is None:
+            outputs = (_average if self._averages else _max)(raw, tf.convert_to_tensor(self.conv.bias))
+            return tf.cast(outputs, self.pool.compute_dtype)
         bias, gamma, beta = (tf.convert_to_tensor(v) for v in (self.conv.bias, norm.gamma, norm.beta))
         if training:
             train = _train_average if self._averages else _train_max
@@ -133,6 +138,34 @@ def _train_average(raw: Any, bias: Any, gamma: Any, beta: Any, epsilon: float) -
 
     outputs: tuple[Any, Any, Any] = block(raw, bias, gamma, beta)
     return outputs
+
+
+# Without normalisation: the same passes, with the slope 1 and a gradient's line of 0.
+
+
+def _max(raw: Any, bias: Any) -> Any:
+    one, none = tf.ones_like(bias), tf.zeros_like(bias)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def block(raw: Any, bias: Any) -> Any:
+        def gradient(upstream: Any) -> Any:
+            return _max_gradient(raw, bias, one, upstream, none, none)
+
+        return _max_forward(raw, bias, one)[0], gradient
+
+    return block(raw, bias)
+
+
+def _average(raw: Any, bias: Any) -> Any:
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def block(raw: Any, bias: Any) -> Any:
+        def gradient(upstream: Any) -> Any:
+            per_pixel = upstream / (raw.shape[1] * raw.shape[2])
+            return _average_gradient(raw, bias, per_pixel, tf.zeros_like(bias))
+
+        return _average_forward(raw, bias)[0], gradient
+
+    return block(raw, bias)
 
 
 # The passes as TensorFlow operations. Tensors and arrays share their memory.

@@ -19,6 +19,13 @@ from tellapart.files import write_text
 from tellapart.records import Progress
 from tellapart.training.checkpoint import Arrays, save_checkpoint, save_weights
 
+Watch = Callable[[dict[str, Any]], None]
+"""Called with each epoch's row of the history; what it raises ends the training."""
+
+
+def unwatched(row: dict[str, Any]) -> None:
+    """Let an epoch pass."""
+
 
 class EvaluatedWeights(keras.callbacks.Callback):
     """Validates the weights that would be kept: averaged, with statistics from clean photos.
@@ -36,6 +43,11 @@ class EvaluatedWeights(keras.callbacks.Callback):
         self.clean = clean
         self.weights: Arrays = []
         self._training: Arrays = []
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Remember the training weights: a run that was killed between two segments has no epoch left in its own."""
+        del logs
+        self._training = self.model.get_weights()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the weights to be validated in place."""
@@ -75,7 +87,7 @@ def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
     layers = [getattr(layer, "batchnorm", layer) for layer in model.layers]
     layers = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
     usual = [layer.momentum for layer in layers]
-    for index in range(len(clean)):
+    for index in range(len(clean) if layers else 0):
         for layer in layers:
             layer.momentum = index / (index + 1)
         model(clean[index][0], training=True)
@@ -89,7 +101,8 @@ class Checkpoints(keras.callbacks.Callback):
     Args:
         folder: where ``last.npz`` and ``best.npz`` go.
         evaluated: holds the weights that validation saw.
-        state: what else belongs to the run; gains ``epoch``, ``history``, ``best`` and ``seconds_training``.
+        state: what else belongs to the run; gains ``epoch``, ``history``, ``best``, ``seconds_training`` and
+            ``processor_seconds_training``.
         patience: epochs without a lower validation loss before the run stops.
     """
 
@@ -99,12 +112,12 @@ class Checkpoints(keras.callbacks.Callback):
         self.evaluated = evaluated
         self.state = state
         self.patience = patience
-        self._clock = time.perf_counter()
+        self._clocks = time.perf_counter(), time.process_time()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start the clock."""
+        """Start the clocks."""
         del epoch, logs
-        self._clock = time.perf_counter()
+        self._clocks = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Record the epoch and write the checkpoints: best before last, so that last names no lost best."""
@@ -114,8 +127,11 @@ class Checkpoints(keras.callbacks.Callback):
             self.state["best"] = {"epoch": epoch + 1, "score": score}
             weights = self.evaluated.weights if "val_loss" in row else self.model.get_weights()
             save_weights(self.folder / "best.npz", weights, self.state["best"])
-        seconds = time.perf_counter() - self._clock
+        wall, processor = self._clocks
+        seconds = time.perf_counter() - wall
         self.state["seconds_training"] = self.state.get("seconds_training", 0.0) + seconds
+        busy = self.state.get("processor_seconds_training", 0.0) + time.process_time() - processor
+        self.state["processor_seconds_training"] = busy
         self.state["epoch"] = epoch + 1
         self.state.setdefault("history", []).append(
             {
@@ -135,10 +151,14 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 class Journal(keras.callbacks.Callback):
-    """Writes ``history.csv`` and ``log.jsonl`` and reports progress; stops at a loss that is not finite."""
+    """Writes ``history.csv`` and ``log.jsonl`` and reports progress; stops at a loss that is not finite.
 
-    def __init__(self, run: Path, state: dict[str, Any], steps: int, progress: Progress) -> None:
+    `watch` is called with each epoch's row of the history, after everything of the epoch is on disk.
+    """
+
+    def __init__(self, run: Path, state: dict[str, Any], steps: int, progress: Progress, watch: Watch) -> None:
         super().__init__()
+        self.watch = watch
         self.run = run
         self.state = state
         self.steps = steps
@@ -171,6 +191,7 @@ class Journal(keras.callbacks.Callback):
         write_text(self.run / "history.csv", pd.DataFrame(self.state["history"]).to_csv(index=False))
         write_log(self.run, "epoch", **self.state["history"][-1], best_epoch=self.state.get("best", {}).get("epoch"))
         del epoch
+        self.watch(self.state["history"][-1])
 
 
 def write_log(run: Path, event: str, **values: Any) -> None:

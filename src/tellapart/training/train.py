@@ -22,7 +22,9 @@ from tellapart.training.callbacks import (
     Checkpoints,
     EvaluatedWeights,
     Journal,
+    Watch,
     tensorboard,
+    unwatched,
     write_log,
 )
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
@@ -41,6 +43,7 @@ class Training:
     Attributes:
         best_epoch: the epoch whose weights were kept, counted from 1.
         seconds: spent in epochs, validation included.
+        processor_seconds: of all processors in that time.
         images_per_second: training pictures per second of `seconds`.
         precision: what was computed in, and why.
         plan: what was done, to do it again.
@@ -48,6 +51,7 @@ class Training:
 
     best_epoch: int
     seconds: float
+    processor_seconds: float
     images_per_second: float
     precision: Precision
     plan: Replay
@@ -62,6 +66,7 @@ def train_network(
     replay: Replay | None = None,
     progress: Progress = no_progress,
     announce: Announce = lambda line: None,
+    watch: Watch = unwatched,
 ) -> Training:
     """Train the recipe's network, or go on where the run was interrupted, and write ``model.keras``.
 
@@ -73,6 +78,7 @@ def train_network(
         replay: an earlier run's plan to go through exactly, instead of planning.
         progress: called often with (what, done, total).
         announce: called with the plan before the first step.
+        watch: called with each epoch's row of the history; what it raises ends the training.
 
     Raises:
         InputError: too few photos.
@@ -106,7 +112,7 @@ def train_network(
         if "segment" not in state:
             planner.enter_next(state, int(model.optimizer.iterations))
         started, first_epoch = time.perf_counter(), state["epoch"]
-        _fit_segment(run, inputs, model, rate, state, evaluated, progress)
+        _fit_segment(run, inputs, model, rate, state, evaluated, progress, watch)
         planner.leave(state, state["epoch"] - first_epoch, time.perf_counter() - started)
 
     # Save
@@ -116,7 +122,8 @@ def train_network(
     seconds = state.get("seconds_training", 0.0)
     write_log(run, "trained", epochs=state["epoch"], best=state["best"], seconds=seconds, segments=state["segments"])
     rate_seen = state["epoch"] * inputs.images_per_epoch / seconds if seconds else 0.0
-    return Training(int(state["best"]["epoch"]), seconds, rate_seen, precision, Replay.of(state))
+    busy = state.get("processor_seconds_training", 0.0)
+    return Training(int(state["best"]["epoch"]), seconds, busy, rate_seen, precision, Replay.of(state))
 
 
 def _fit_segment(
@@ -127,6 +134,7 @@ def _fit_segment(
     state: dict[str, Any],
     evaluated: EvaluatedWeights,
     progress: Progress,
+    watch: Watch,
 ) -> None:
     """Train the epochs of ``state["segment"]`` that are not done yet."""
     settings, segment = inputs.recipe.train, Segment.from_dict(state["segment"])
@@ -145,7 +153,7 @@ def _fit_segment(
         callbacks=[
             evaluated,
             Checkpoints(run / "checkpoints", evaluated, state, settings.patience),
-            Journal(run, state, len(batches), progress),
+            Journal(run, state, len(batches), progress, watch),
             *tensorboard(run),
         ],
         verbose=0,
