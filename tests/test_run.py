@@ -227,8 +227,5 @@ def test_a_watched_run_stops_when_told_and_goes_on_from_there(uninterrupted: Pat
     assert [row["epoch"] for row in seen] == [1, 2, 3]
     assert (again / "manifest.csv").read_bytes() == (uninterrupted / "manifest.csv").read_bytes()
     run = tellapart.train(resume=again, cache=cache)
-    assert (
-        run.metrics["test"]["accuracy"] == json.loads((uninterrupted / "metrics.json").read_text())["test"]["accuracy"]
-    )
     assert run.metrics["processor_seconds_training"] > 0
     assert same_weights(again, uninterrupted)

@@ -1,0 +1,54 @@
+"""Intervals over seeds and photos, by hand and by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tellapart.experiments.seeds import accuracy_over_seeds, compare_over_seeds
+
+
+def test_two_seeds_and_three_photos_by_hand():
+    first = np.array([[0, 0, 0], [0, 0, 1]], bool)
+    second = np.array([[1, 0, 0], [1, 1, 0]], bool)
+    # Differences: 1 0 0 / 1 1 -1. Mean 1/3; both rows have the mean 1/3; columns 1, 1/2, -1/2.
+    # Photos: 2 · var(1, .5, -.5) = 2 · 7/12 = 7/6. Seeds: 0. Both: the rest is ±(0, .5, -.5): 1 / 2 = .5.
+    # 0 + 7/6 - 1/2 is less than the photos alone, so those remain: error = sqrt(7/6 / 6), two degrees of freedom.
+    found = compare_over_seeds(first, second)
+    error = np.sqrt(7 / 36)
+    assert found.value == pytest.approx(1 / 3)
+    assert found.interval.high - found.value == pytest.approx(4.302653 * error, rel=1e-5)
+    assert found.p_value == pytest.approx(stats.ttest_1samp([1, 0.5, -0.5], 0).pvalue)
+
+
+def test_one_seed_is_the_paired_t_test_over_photos():
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 1, 400)) < np.array([0.7, 0.8])[:, None, None]
+    theirs = stats.ttest_rel(second[0].astype(float), first[0].astype(float))
+    found, interval = compare_over_seeds(first, second), theirs.confidence_interval()
+    assert found.p_value == pytest.approx(theirs.pvalue)
+    assert (found.interval.low, found.interval.high) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.parametrize(("of_seeds", "of_photos"), [(0.0, 1.0), (0.15, 1.0), (0.4, 0.3)])
+def test_95_of_100_intervals_hold_the_truth(of_seeds: float, of_photos: float):
+    """A photo is right where seed + photo + noise is below a line: the truth is known from a large draw."""
+    rng = np.random.default_rng(1)
+    line, seeds, photos, tries = 1.0, 3, 300, 1500
+    truth = stats.norm.cdf(line / np.sqrt(1 + of_seeds**2 + of_photos**2))
+    held = 0
+    for _ in range(tries):
+        hardness = of_seeds * rng.normal(size=(seeds, 1)) + of_photos * rng.normal(size=photos)
+        interval = accuracy_over_seeds(hardness + rng.normal(size=(seeds, photos)) < line).interval
+        held += interval.low <= truth <= interval.high
+    assert 0.93 < held / tries < 0.99
+
+
+def test_twins_differ_by_nothing_and_other_shapes_are_refused():
+    right = np.random.default_rng(2).random((3, 50)) < 0.9
+    found = compare_over_seeds(right, right)
+    assert (found.value, found.p_value) == (0.0, 1.0)
+    assert found.interval.low < 0 < found.interval.high
+    with pytest.raises(ValueError, match=r"got \(3, 50\) and \(2, 50\)"):
+        compare_over_seeds(right, right[:2])
