@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tellapart.data.drawn import draw
     from tellapart.data.health import check
     from tellapart.evaluation.predict import Classifier
+    from tellapart.experiments.ablate import ablate
     from tellapart.experiments.compare import compare
     from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "BundleClassifier", "Classifier", "Recipe", "benchmark", "check", "compare", "draw", "evaluate", "export",
+    "BundleClassifier", "Classifier", "Recipe", "ablate", "benchmark", "check", "compare", "draw", "evaluate", "export",
     "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce", "train",
 ]  # fmt: skip
 
@@ -31,6 +32,7 @@ _HOMES = {
     "BundleClassifier": "bundles.predictor",
     "Classifier": "evaluation.predict",
     "Recipe": "settings",
+    "ablate": "experiments.ablate",
     "benchmark": "bundles.latency",
     "check": "data.health",
     "compare": "experiments.compare",

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tellapart.cli import comparison, data, demo, evaluation, machine, prediction, serving, shipping, training
+from tellapart.cli import ablation, comparison, data, demo, evaluation, machine, prediction, serving, shipping, training
 from tellapart.errors import TellapartError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("predict")(prediction.predict)
 app.command("evaluate")(evaluation.evaluate)
 app.command("explain")(evaluation.explain)
 app.command("compare")(comparison.compare)
+app.command("ablate")(ablation.ablate)
 app.command("export")(shipping.export)
 app.command("benchmark")(shipping.benchmark)
 app.command("serve")(serving.serve)

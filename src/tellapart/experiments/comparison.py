@@ -153,7 +153,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of ``compare.json``; intervals are [low, high]."""
-        values = _plain(self)
+        values = plain(self)
         for pair, found in zip(values["pairs"], self.pairs, strict=True):
             pair |= {"winner": found.winner, "verdict": found.verdict}
         return dict(values)
@@ -170,11 +170,12 @@ def p_text(p_value: float) -> str:
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{3 if p_value < 0.1 else 2}f}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return dataclasses as dictionaries and intervals as [low, high], for JSON."""
     if isinstance(value, Interval):
         return [value.low, value.high]
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

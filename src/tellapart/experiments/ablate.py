@@ -1,0 +1,226 @@
+"""The story of an ablation: the recipe, the ladder up to it and each ingredient changed alone, with several seeds.
+
+One run folder for each variant and seed; what is finished is not trained again. Reads top to bottom.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tellapart.errors import InputError, TrainingStoppedError
+from tellapart.experiments.ablation import Ablation, Outcome, summarise, tables
+from tellapart.experiments.ablation_plan import RECIPE, Variant, chosen, ingredients, ladder, setting_of
+from tellapart.experiments.cost import cost_of
+from tellapart.files import read_json, write_json, write_text
+from tellapart.records import Progress, no_progress
+from tellapart.run import prepared_folder, train
+from tellapart.settings import Recipe, load_recipe, save_recipe, with_settings
+from tellapart.training.callbacks import Announce
+
+logger = logging.getLogger(__name__)
+
+_STOPPED = "stopped.json"
+"""In the folder of a run whose loss became infinite."""
+
+
+def ablate(
+    photos: str | os.PathLike[str],
+    *,
+    recipe: Recipe | str | Path | None = None,
+    changes: Sequence[str] = (),
+    seeds: int = 3,
+    only: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress = no_progress,
+    announce: Announce = logger.info,
+) -> Ablation:
+    """Say what each ingredient of a recipe is worth on your photos.
+
+    Trains the recipe, the architecture ladder that leads up to it, and the recipe with each ingredient left out,
+    changed or added, all with the same seeds on the same split, and compares them on the test photos. The same call
+    again goes on where it was interrupted; with more `seeds` it adds to what there is.
+
+    Args:
+        photos: as `train` takes them.
+        recipe: a `Recipe`, a TOML file or the name of one; None: "fast".
+        changes: settings as "section.key=value".
+        seeds: how many runs of each variant; the intervals need at least 2 to know what a seed is worth.
+        only: names of variants or ingredients, as in "no-flip" or "dropout rate"; empty: all.
+        out: the folder for ``ablation.json``, ``.md``, ``.html``, ``.png`` and all runs; None: ``ablations/NAME``.
+        cache: the folder for decoded pictures; None: the user's cache folder.
+        progress: called often with (what, done, total).
+        announce: called with a line for each finished run.
+
+    Raises:
+        InputError: the photos or the recipe cannot be used, nothing is called as in `only`, or `out` holds the
+            ablation of another recipe.
+
+    Example:
+        >>> print(tellapart.ablate("photos", seeds=2).insights[0].sentence)
+    """
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}. Expected at least 1; 3 tell what a seed is worth.")
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe or "fast", changes)
+    recipe = with_settings(recipe, {"train.validate_every": 1})  # curves of all variants, point for point
+    folder = Path(out) if out is not None else Path("ablations") / Path(photos).resolve().stem
+    steps = ladder(recipe) if recipe.model.name == "convnet" else []
+    known = [*steps, *(each for name in ("float32", "mixed_bfloat16") for each in ingredients(recipe, name))]
+    names = {each.name for each in chosen(known, only)}
+    _claim(folder, recipe)
+    table = prepared_folder(photos, folder / "photos", recipe, progress=progress, announce=announce)
+
+    # The recipe itself, whose first run settles the precision of all
+    base = Variant(RECIPE, "", "final: the recipe", {})
+    _run(_place(folder, base, 0), photos, base.recipe(recipe, 0), table, cache=cache, progress=progress)
+    precision = _precision_of(_place(folder, base, 0))
+    recipe = with_settings(recipe, {"train.precision": precision})
+    others = ingredients(recipe, precision)
+    variants = [each for each in (*steps, *others) if each.name in names]
+
+    # All others, one seed after the other: at any time each variant has about as many runs
+    todo = [(variant, seed) for seed in range(seeds) for variant in (base, *variants)]
+    started, trained = time.time(), 0
+    for done, (variant, seed) in enumerate(todo, start=1):
+        began, where = time.time(), _place(folder, variant, seed)
+        if _run(where, photos, variant.recipe(recipe, seed), table, cache=cache, progress=progress):
+            trained += 1
+            left = (time.time() - started) / trained * (len(todo) - done) / 60
+            announce(
+                f"{done} of {len(todo)}: {variant.name}, seed {seed}, {time.time() - began:.0f} s; "
+                f"about {left:.0f} min left."
+            )
+        if done == len(todo) or todo[done][1] != seed:
+            result = _write(folder, Path(photos).resolve().stem, recipe, (base, steps, others), seed + 1)
+    return result
+
+
+def _place(folder: Path, variant: Variant, seed: int) -> Path:
+    return folder / "runs" / f"{variant.name}-seed{seed}"
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """Keep the recipe with the ablation, and refuse to mix two.
+
+    Raises:
+        InputError: the folder has another recipe.
+    """
+    kept = folder / "recipe.toml"
+    if kept.is_file() and load_recipe(kept) != recipe:
+        raise InputError(
+            f"{folder} holds the ablation of another recipe. Expected the recipe in {kept}: give the same --recipe and "
+            "--set as before, or name another folder with --out."
+        )
+    if not kept.is_file():
+        save_recipe(recipe, kept)
+
+
+def _run(
+    folder: Path,
+    photos: str | os.PathLike[str],
+    recipe: Recipe,
+    table: Path,
+    *,
+    cache: str | os.PathLike[str] | None,
+    progress: Progress,
+) -> bool:
+    """Train once, or go on; return whether there was anything to do."""
+    if (folder / "metrics.json").exists() or (folder / _STOPPED).exists():
+        return False
+    if folder.exists() and not (folder / "manifest.csv").exists():  # killed before it began
+        shutil.rmtree(folder)
+    try:
+        if folder.exists():
+            train(resume=folder, cache=cache, progress=progress, announce=logger.info)
+        else:
+            train(photos, recipe=recipe, prepared=table, out=folder, cache=cache, progress=progress)
+    except TrainingStoppedError as error:
+        write_json(folder / _STOPPED, {"error": str(error)})
+    (folder / "checkpoints" / "last.npz").unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    _forget_networks()
+    return True
+
+
+def _forget_networks() -> None:
+    """Give the memory of a finished run back: Keras keeps every network of a process otherwise."""
+    import keras
+
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def _precision_of(run: Path) -> str:
+    """Return what the recipe's first run computed in.
+
+    Raises:
+        TrainingStoppedError: it did not train.
+    """
+    if (run / _STOPPED).exists():
+        raise TrainingStoppedError(f"The recipe itself does not train. {read_json(run / _STOPPED)['error']}")
+    return str(read_json(run / "environment.json")["precision"])
+
+
+def _write(
+    folder: Path, photos: str, recipe: Recipe, variants: tuple[Variant, list[Variant], list[Variant]], num_seeds: int
+) -> Ablation:
+    """Judge all runs so far, and write the tables and the page."""
+    base, steps, others = variants
+    outcomes = {each.name: _outcome(folder, each, num_seeds) for each in (base, *steps, *others)}
+    tried = {name for name, each in outcomes.items() if each.seeds or each.stopped}
+    result = summarise(
+        photos,
+        num_seeds,
+        [outcomes[each.name] for each in steps if each.name in tried],
+        outcomes[RECIPE],
+        [(outcomes[each.name], setting_of(recipe, each.factor)) for each in others if each.name in tried],
+    )
+    write_json(folder / "ablation.json", result.to_dict())
+    write_text(folder / "ablation.md", tables(result))
+    from tellapart.experiments.ablation_page import write_page
+
+    write_page(folder, result)
+    return result
+
+
+def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
+    """Read the runs of a variant."""
+    found: dict[str, list[Any]] = {"seeds": [], "right": [], "train": [], "curve": [], "seconds": [], "processor": []}
+    stopped = parameters = 0
+    for seed in range(num_seeds):
+        run = _place(folder, variant, seed)
+        stopped += (run / _STOPPED).exists()
+        if not (run / "metrics.json").exists():
+            continue
+        metrics, history = read_json(run / "metrics.json"), pd.read_csv(run / "history.csv")
+        said = pd.read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)
+        said = said[said["split"] == "test"]
+        found["seeds"].append(seed)
+        found["right"].append((said["true_label"] == said["predicted_label"]).to_numpy())
+        found["train"].append(metrics["train"]["accuracy"])
+        found["curve"].append(history.get("val_accuracy", history["accuracy"]).to_numpy(np.float64))
+        found["seconds"].append(metrics["seconds_training"])
+        found["processor"].append(metrics["processor_seconds_training"])
+        parameters = cost_of(run).parameters or 0
+    return Outcome(
+        variant=variant,
+        seeds=tuple(found["seeds"]),
+        right=np.array(found["right"], bool, ndmin=2),
+        train_accuracy=tuple(found["train"]),
+        curves=tuple(found["curve"]),
+        seconds=tuple(found["seconds"]),
+        processor_seconds=tuple(found["processor"]),
+        parameters=parameters,
+        stopped=stopped,
+    )
