@@ -326,12 +326,12 @@ def tables(ablation: Ablation) -> str:
     """Return the three tables as Markdown."""
     return "\n".join([
         "### Hyperparameter impact", "",
-        "| ingredient | in the recipe | here | test accuracy | more than the recipe, points | p | seconds |",
+        "| ingredient | in the recipe | here | test accuracy | more than the recipe, points | p | processor s |",
         "|---|---|---|---|---|---|---|",
         _line("**the recipe**", "", "", ablation.recipe),
         *(_line(row.factor, row.in_recipe, row.value, row) for row in ablation.hyperparameters), "",
         "### Architecture variations", "",
-        "| network | parameters | test accuracy | more than the step before, points | p | seconds |",
+        "| network | parameters | test accuracy | more than the step before, points | p | processor s |",
         "|---|---|---|---|---|---|",
         *(_line(row.value, f"{row.parameters:,}", None, row) for row in ablation.architecture), "",
         "### Key insights", "",
@@ -353,7 +353,7 @@ def _line(first: str, second: str, third: str | None, row: Row) -> str:
         text = f"{points(row.gained.value)} ({points(row.gained.interval.low)} to {points(row.gained.interval.high)})"
         chance = p_text(row.corrected_p_value).removeprefix("p ").removeprefix("= ") if row.corrected_p_value else ""
         cells += [f"**{text}**" if row.is_detectable else text, chance]
-    cells.append("–" if row.seconds is None else f"{row.seconds:.0f}")
+    cells.append("–" if row.processor_seconds is None else f"{row.processor_seconds:.0f}")
     return f"| {' | '.join(cells)} |"
 
 

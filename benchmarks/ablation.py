@@ -1,0 +1,43 @@
+"""What each ingredient of a recipe is worth: `tellapart ablate PHOTOS` as a user runs it, kept in results/.
+
+    python benchmarks/ablation.py ../shared/data/photos9 --set train.epochs=8
+
+Finished runs in --out are kept and not repeated, so a killed benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import tellapart
+from machine import write_result
+from tellapart.experiments.ablation import tables
+
+
+def main() -> None:
+    """Run the ablation, print its tables and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--set", nargs="*", default=[], help="further settings")
+    parser.add_argument("--out", type=Path, help="folder of the runs")
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--note", default="", help="what a reader of the result must know")
+    arguments = parser.parse_args()
+    found = tellapart.ablate(
+        arguments.photos, recipe=arguments.recipe, changes=arguments.set, seeds=arguments.seeds, out=arguments.out,
+        cache=arguments.cache, announce=print,
+    )  # fmt: skip
+    changes = "".join(f" --set {change}" for change in arguments.set)
+    command = f"tellapart ablate {arguments.photos.name} --seeds {arguments.seeds} --recipe {arguments.recipe}{changes}"
+    path = write_result(
+        f"ablation-{arguments.photos.name}", {"command": command, "note": arguments.note, **found.to_dict()}
+    )
+    print(tables(found))
+    print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    main()
