@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tellapart.evaluation.predict import Classifier
     from tellapart.experiments.ablate import ablate
     from tellapart.experiments.compare import compare
+    from tellapart.experiments.ensemble import ensemble
+    from tellapart.experiments.tune import tune
     from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "BundleClassifier", "Classifier", "Recipe", "ablate", "benchmark", "check", "compare", "draw", "evaluate", "export",
-    "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce", "train",
+    "BundleClassifier", "Classifier", "Recipe", "ablate", "benchmark", "check", "compare", "draw", "ensemble",
+    "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce", "train", "tune",
 ]  # fmt: skip
 
 _HOMES = {
@@ -37,12 +39,14 @@ _HOMES = {
     "check": "data.health",
     "compare": "experiments.compare",
     "draw": "data.drawn",
+    "ensemble": "experiments.ensemble",
     "evaluate": "report.evaluate",
     "heat_maps": "explain.files",
     "load_recipe": "settings",
     "open_bundle": "bundles.bundle",
     "reproduce": "reproduction",
     "train": "run",
+    "tune": "experiments.tune",
 }
 
 

@@ -15,7 +15,7 @@ from tellapart.errors import RunError
 from tellapart.files import read_json
 from tellapart.records import Progress, no_progress
 from tellapart.run import Run, carry_out
-from tellapart.run_folder import begin, new_folder, take_over
+from tellapart.run_folder import begin, new_folder, refuse_ensemble, take_over
 from tellapart.settings import load_recipe
 from tellapart.training.callbacks import Announce
 from tellapart.training.checkpoint import load_weights
@@ -63,13 +63,14 @@ def reproduce(
         announce: called with single lines that say what comes next.
 
     Raises:
-        RunError: `run` is not a finished run.
+        RunError: `run` is not a finished run, or an ensemble.
         InputError: a photo that is not in the cache has changed or vanished.
     """
     old = Path(run)
     if not (old / "metrics.json").is_file():
         raise RunError(f"{old} is not a finished run. Finish it first: tellapart train --resume {old}.")
     record = read_json(old / "environment.json")
+    refuse_ensemble(old, record)
     recipe = load_recipe(old / "recipe.toml")
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": record["precision"]})})
     folder = new_folder(out or f"{old}-again", old)

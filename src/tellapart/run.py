@@ -17,6 +17,7 @@ from tellapart.data.scan import find_photos, scan
 from tellapart.data.split import split
 from tellapart.errors import InputError
 from tellapart.evaluation.measure import measure
+from tellapart.evaluation.predictions import teacher_for
 from tellapart.files import read_json, write_json
 from tellapart.records import SPLITS, Manifest, Progress, no_progress
 from tellapart.run_folder import (
@@ -32,6 +33,7 @@ from tellapart.run_folder import (
 )
 from tellapart.settings import Recipe, load_recipe
 from tellapart.training.callbacks import Announce, Watch, unwatched, write_log
+from tellapart.training.distillation import loss_in_words
 from tellapart.training.environment import data_hash, peak_memory_mb
 from tellapart.training.inputs import Photos
 from tellapart.training.train import Training, train_network
@@ -135,11 +137,13 @@ def carry_out(
         return Run(folder, read_json(folder / "metrics.json"))
     recipe = load_recipe(folder / "recipe.toml")
     announce(f"Run folder: {folder}")
+    if recipe.distill.teacher:
+        announce(f"Learning from {recipe.distill.teacher}: {loss_in_words(recipe)}.")
 
     # Photos
     if not (folder / "manifest.csv").exists():
         prepare(folder, recipe, order, progress, announce)
-    photos = _open_photos(folder, recipe, cache, progress)
+    photos = open_photos(folder, recipe, cache, progress)
 
     # Training
     spent = seconds_spent(folder)
@@ -159,7 +163,10 @@ def carry_out(
 
         # Measurement
         metrics = measure(folder, photos.pictures, photos.frame, photos.classes, progress=progress)
-    write_json(folder / "environment.json", read_json(folder / "environment.json") | _how(training, cached))
+    how = _how(training, cached)
+    if recipe.distill.teacher:
+        how["loss"] = loss_in_words(recipe)
+    write_json(folder / "environment.json", read_json(folder / "environment.json") | how)
     metrics |= {
         "best_epoch": training.best_epoch,
         "seconds_training": training.seconds,
@@ -173,7 +180,7 @@ def carry_out(
     return Run(folder, metrics)
 
 
-def _open_photos(folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress) -> Photos:
+def open_photos(folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress) -> Photos:
     """Open the readable photos of the manifest, decoding what the cache lacks."""
     manifest = read_manifest(folder)
     root = Path(read_json(folder / "environment.json")["root"])
@@ -190,7 +197,9 @@ def _open_photos(folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | N
         )
         for image_px in (recipe.data.image_px, recipe.train.source_px or recipe.data.image_px)
     )
-    return Photos(pictures, sources, frame, sorted(manifest["label"].unique().tolist()))
+    classes = sorted(manifest["label"].unique().tolist())
+    teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
+    return Photos(pictures, sources, frame, classes, teacher)
 
 
 def _how(training: Training, cached: int) -> dict[str, Any]:

@@ -50,17 +50,35 @@ def reopen(folder: Path, photos: str | os.PathLike[str] | None) -> tuple[Path, d
     """Return an interrupted run's folder and its order; `photos` names where they are now, if they have moved.
 
     Raises:
-        RunError: it is no run folder.
+        RunError: it is no run folder, or an ensemble.
     """
     if not (folder / "recipe.toml").is_file() or not (folder / "environment.json").is_file():
         raise RunError(f"{folder} is not a run folder (no recipe.toml). Expected one made by tellapart train.")
     record = read_json(folder / "environment.json")
+    refuse_ensemble(folder, record)
     if photos is not None:  # they have moved
         record["order"]["photos"] = os.path.abspath(photos)
         if "root" in record:
             record["root"] = str(find_photos(Path(photos))[0])
         write_json(folder / "environment.json", record)
     return folder, record["order"]
+
+
+def refuse_ensemble(run: Path, record: dict[str, Any]) -> None:
+    """Refuse a run folder that was joined, not trained.
+
+    Args:
+        run: the folder.
+        record: its ``environment.json``.
+
+    Raises:
+        RunError: it is an ensemble.
+    """
+    if members := record["order"].get("ensemble"):
+        raise RunError(
+            f"{run} is an ensemble of {', '.join(members)}: it was not trained itself. Train or reproduce those runs, "
+            "and join them again with tellapart ensemble."
+        )
 
 
 def take_over(folder: Path, prepared: Path) -> None:

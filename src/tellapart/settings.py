@@ -77,15 +77,20 @@ class Model(_Section):
     unfreeze: Fraction = Field(
         0.0, description="share of a pretrained network's layers, from the top, that learn after its head"
     )
+    width: float = Field(
+        1.0, gt=0, le=4, description="times the channels of the convnet, in eights: 2 is twice as many in each layer"
+    )
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the features that are dropped in training")
     l2: float = Field(1e-4, ge=0, description="L2 penalty on the kernels of the convnet, or of the head")
     batchnorm: bool = Field(True, description="BatchNormalization after each convolution of the convnet")
     batchnorm_momentum: float = Field(0.99, gt=0, lt=1, description="of the convnet's running mean and variance")
 
     @model_validator(mode="after")
-    def _weights_have_a_network(self) -> Model:
+    def _settings_fit_the_network(self) -> Model:
         if self.weights and self.name == "convnet":
             raise ValueError("there are no pretrained weights of convnet: name another network, as in mobilenet_v2")
+        if self.width != 1 and self.name != "convnet":
+            raise ValueError(f"only the convnet has a width: leave it at 1 for {self.name}")
         return self
 
 
@@ -110,6 +115,12 @@ class Train(_Section):
     weight_average: float = Field(
         0.0, ge=0, lt=1, description="length of the running average of the weights, as a share of all steps; 0: none"
     )
+    snapshots: int = Field(
+        0,
+        ge=0,
+        le=20,
+        description="weights kept on the way, in the second half of the schedule, for `tellapart ensemble`",
+    )
     patience: int = Field(10, ge=1, description="epochs without a better validation score before stopping")
     stages: tuple[Stage, ...] = Field((), description="progressive resizing; none: image_px throughout")
     source_px: int = Field(
@@ -127,6 +138,14 @@ class Train(_Section):
     workers: int = Field(0, ge=0, le=64, description="threads that make batches; 0: one for each processor")
 
 
+class Distill(_Section):
+    """What is learned from another run, such as an ensemble, beside the labels."""
+
+    teacher: str = Field("", description='a finished run folder whose probabilities are learned; "": labels alone')
+    weight: Fraction = Field(0.7, description="share of the loss that the teacher decides; the labels decide the rest")
+    temperature: float = Field(4.0, gt=0, le=20, description="softens teacher and student alike; 1: as they are")
+
+
 class Recipe(_Section):
     """All settings of one training run. The defaults are recipes/reference.toml."""
 
@@ -134,6 +153,13 @@ class Recipe(_Section):
     augment: Augment = Augment()
     model: Model = Model()
     train: Train = Train()
+    distill: Distill = Distill()
+
+    @model_validator(mode="after")
+    def _a_student_is_trained(self) -> Recipe:
+        if self.distill.teacher and self.model.weights and not self.model.unfreeze:
+            raise ValueError("the head of a pretrained network is fitted to labels alone: set model.unfreeze as well")
+        return self
 
 
 RECIPE_NAMES = ("reference", "fast", "demo", "transfer")

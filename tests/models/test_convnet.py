@@ -41,6 +41,17 @@ def test_layers_follow_in_the_order_of_the_reference_network():
     assert (model.inputs[0].dtype, model.outputs[0].dtype) == ("uint8", "float32")
 
 
+def test_width_multiplies_all_channels_in_eights():
+    # By hand, 16, 32, 64 and 128: 3·3·3·16 + 16, 4·16, 3·3·16·32 + 32, 4·32, 3·3·32·64 + 64, 4·64, 64·128 + 128, 128·9 + 9
+    half = 448 + 64 + 4_640 + 128 + 18_496 + 256 + 8_320 + 1_161
+    assert build(Model(width=0.5), 9, 32).count_params() == half
+    odd = build(Model(width=0.8), 9, 32)
+    assert [odd.get_layer(f"conv{n}").filters for n in (1, 2, 3)] == [24, 48, 104]
+    assert build(Model(width=0.01), 9, 32).get_layer("conv1").filters == 8
+    with pytest.raises(ValueError, match="only the convnet has a width"):
+        Model(name="resnet50", width=0.5)
+
+
 def test_relu_comes_before_batch_normalisation_and_padding_is_same():
     model = build(Model(dropout=0.3, l2=1e-3, batchnorm_momentum=0.8), 9, 32)
     for number, (side, channels) in enumerate([(32, 32), (16, 64), (8, 128)], start=1):

@@ -45,13 +45,15 @@ def distance(a: np.ndarray, b: np.ndarray | float = 0.0) -> float:
     return float(np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b, np.float64)))
 
 
-@pytest.mark.parametrize("batchnorm", [True, False], ids=["batchnorm", "without"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"batchnorm": False}, {"width": 0.5}, {"width": 1.3}], ids=["batchnorm", "without", "half", "wide"]
+)
 @pytest.mark.parametrize("side", [20, 16, 12, 22, 21], ids=lambda side: f"{side}px")
-def test_gradients_and_losses_are_those_of_the_plain_layers(side: int, batchnorm: bool):
+def test_gradients_and_losses_are_those_of_the_plain_layers(side: int, changes: dict):
     """At 20 px every second convolution's sides are odd after pooling; at 21 the plain layers must step in."""
     import tensorflow as tf
 
-    fused, plain = two_networks(SETTINGS.model_copy(update={"batchnorm": batchnorm}))
+    fused, plain = two_networks(SETTINGS.model_copy(update=changes))
     ((images, targets),) = batches(1, side)
     results = []
     for model in (fused, plain):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tellapart.settings import Recipe, Stage, Train
-from tellapart.training.schedule import PlannedRate, Segment, plan, rate_at, stages_of
+from tellapart.training.schedule import PlannedRate, Segment, plan, rate_at, snapshots_due, stages_of
 
 WARM = Train(epochs=36, warmup_epochs=3, learning_rate=8e-3, final_learning_rate=8e-5)
 STAGES = (Stage(image_px=48, share=2), Stage(image_px=64, share=3))
@@ -95,3 +95,13 @@ def test_without_stages_all_epochs_are_at_the_recipes_size():
 def test_segments_survive_json():
     for segment in plan(STAGES, 7, start=0.3):
         assert Segment.from_dict(json.loads(json.dumps(segment.to_dict()))) == segment
+
+
+def test_snapshots_divide_the_second_half_of_the_schedule():
+    """Three of them in 16 epochs: due after 5/8, 6/8 and 7/8, in the second of two segments of 8."""
+    state = {"segment": {"progress": [0.5, 1.0], "epochs": 8}, "first_epoch": 8}
+    due = [snapshots_due(state | {"epoch": epoch}, 3) for epoch in range(9, 17)]
+    assert due == [0, 1, 1, 2, 2, 3, 3, 3]
+    first = {"segment": {"progress": [0.0, 0.5], "epochs": 8}, "first_epoch": 0, "epoch": 8}
+    assert snapshots_due(first, 3) == 0
+    assert snapshots_due(first | {"epoch": 8}, 0) == 0

@@ -38,14 +38,15 @@ def compare(
     with progress_bar() as progress:
         found = compare_runs(runs, against=against.value, out=out, speed=speed, seed=seed, progress=progress)
     output = console()
-    output.print(_table_of_runs(found))
-    output.print(_table_of_pairs(found))
+    output.print(table_of_runs(found))
+    output.print(table_of_pairs(found))
     for pair in found.pairs:
         output.print(escaped(pair.verdict), soft_wrap=True)
     output.print(escaped(f"Photos, slices and intervals: {out / 'compare.html'}"), soft_wrap=True)
 
 
-def _table_of_runs(found: Comparison) -> object:
+def table_of_runs(found: Comparison) -> object:
+    """Return a rich table of the runs, with what each costs."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -69,7 +70,8 @@ def _table_of_runs(found: Comparison) -> object:
     return table
 
 
-def _table_of_pairs(found: Comparison) -> object:
+def table_of_pairs(found: Comparison) -> object:
+    """Return a rich table of the differences, two runs at a time."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

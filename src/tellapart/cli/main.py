@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from tellapart.cli import ablation, comparison, data, demo, evaluation, machine, prediction, serving, shipping, training
+from tellapart.cli import (
+    ablation,
+    comparison,
+    data,
+    demo,
+    evaluation,
+    joining,
+    machine,
+    prediction,
+    serving,
+    shipping,
+    training,
+    tuning,
+)
 from tellapart.errors import TellapartError
 
 app = typer.Typer(
@@ -26,7 +39,9 @@ app.command("predict")(prediction.predict)
 app.command("evaluate")(evaluation.evaluate)
 app.command("explain")(evaluation.explain)
 app.command("compare")(comparison.compare)
+app.command("ensemble")(joining.ensemble)
 app.command("ablate")(ablation.ablate)
+app.command("tune")(tuning.tune)
 app.command("export")(shipping.export)
 app.command("benchmark")(shipping.benchmark)
 app.command("serve")(serving.serve)
@@ -60,7 +75,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
-            typer.echo("Stopped. A run folder that was begun can be finished with --resume.", err=True)
+            typer.echo("Stopped. A run that was begun can be finished with --resume, a search with the same command.", err=True)
             sys.stdout.flush()
             os._exit(INTERRUPTED)  # TensorFlow's threads may be in Python code: taking it down under them crashes
         raise

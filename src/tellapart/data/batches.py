@@ -38,8 +38,9 @@ class TrainingBatches(keras.utils.PyDataset):
     Args:
         pictures: the photos.
         positions: which of them are trained on, (num_images,) int.
-        targets: (num_images,) int class numbers, in the order of `positions`.
-        num_classes: length of the one-hot targets.
+        targets: (num_images,) int class numbers, or (num_images, num_targets) float32 rows, in the order of
+            `positions`.
+        num_classes: length of the one-hot targets that class numbers become.
         augment: ranges of the random changes.
         batch_size: pictures in a batch.
         image_px: side of the pictures in the batch.
@@ -52,7 +53,7 @@ class TrainingBatches(keras.utils.PyDataset):
         self,
         pictures: Pictures,
         positions: NDArray[np.int64],
-        targets: NDArray[np.int64],
+        targets: NDArray,
         *,
         num_classes: int,
         augment: Augment,
@@ -65,7 +66,7 @@ class TrainingBatches(keras.utils.PyDataset):
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers + 2)
         self.pictures = pictures
         self.positions = positions
-        self.targets = np.eye(num_classes, dtype=np.float32)[targets]
+        self.targets = np.eye(num_classes, dtype=np.float32)[targets] if targets.ndim == 1 else targets
         self.augment = augment
         self.batch_size = min(batch_size, len(positions))
         self.image_px = image_px
@@ -77,7 +78,7 @@ class TrainingBatches(keras.utils.PyDataset):
         return len(self.positions) // self.batch_size
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Return (batch, image_px, image_px, 3) uint8 and (batch, num_classes) float32."""
+        """Return (batch, image_px, image_px, 3) uint8 and (batch, num_targets) float32."""
         chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
         rng = self._generator("augment", index)
         images = np.empty((len(chosen), self.image_px, self.image_px, 3), np.uint8)

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from tellapart.errors import InputError
 from tellapart.evaluation.metrics import classification_metrics
 from tellapart.evaluation.slices import SMALLEST
+from tellapart.experiments.common_ground import common_photos, count_on, refuse_other_classes
 from tellapart.experiments.comparison import MEASURES, Comparison, Entrant, Flip, Measured, Pair, SliceDifference
 from tellapart.experiments.contestant import Contestant, names_of, open_contestant
-from tellapart.experiments.cost import cost_of, with_speed
+from tellapart.experiments.cost import Cost, cost_of, with_speed
 from tellapart.experiments.paired import difference_interval, holm, mcnemar, paired_bootstrap
 from tellapart.files import write_json
 from tellapart.records import Interval, Progress, no_progress
@@ -60,31 +61,11 @@ def compare(
         raise InputError(f"against is {against!r}. Expected 'first' or 'all'.")
     folders = [Path(run) for run in runs]
     contestants = [open_contestant(*each) for each in zip(folders, names_of(folders), strict=True)]
-    _refuse_other_classes(contestants)
-    rows, relabelled = _common_photos(contestants)
-
-    # Each run on the common photos
-    classes, photos = contestants[0].classes, contestants[0].photos.iloc[rows[0]]
-    true = np.array([classes.index(label) for label in photos["label"]], np.int64)
-    said = [each.probabilities[at] for each, at in zip(contestants, rows, strict=True)]
+    refuse_other_classes(contestants)
     costs = [cost_of(folder) for folder in folders]
     if speed:
         costs = with_speed(folders, costs, progress)
-    entrants = tuple(
-        Entrant(each.name, str(each.folder), _measures(true, probabilities, classes), _tested(each) - len(true), cost)
-        for each, probabilities, cost in zip(contestants, said, costs, strict=True)
-    )
-
-    # Two at a time
-    places = list(itertools.combinations(range(len(runs)), 2))
-    places = [(a, b) for a, b in places if against == "all" or a == 0]
-    pairs = []
-    for done, (a, b) in enumerate(places):
-        progress("comparing", done, len(places))
-        pairs.append(_pair((entrants[a], entrants[b]), (said[a], said[b]), true, photos, seed=seed, classes=classes))
-    progress("comparing", len(places), len(places))
-    comparison = Comparison(entrants, _corrected(pairs), len(true), relabelled, seed)
-
+    comparison = compare_contestants(contestants, costs, against=against, seed=seed, progress=progress)
     if out is not None:
         from tellapart.experiments.compare_page import write_page
 
@@ -93,44 +74,46 @@ def compare(
     return comparison
 
 
-def _refuse_other_classes(contestants: Sequence[Contestant]) -> None:
-    first = contestants[0]
-    for other in contestants[1:]:
-        if other.classes == first.classes:
-            continue
-        alone = sorted(set(first.classes) ^ set(other.classes))
-        where = first if alone and alone[0] in first.classes else other
-        what = f"only {where.name} has the class {alone[0]!r}" if alone else "their order is different"
-        raise InputError(
-            f"{first.name} and {other.name} do not tell the same classes apart: {what}. Expected runs with the same "
-            f"classes ({', '.join(first.classes)})."
-        )
-
-
-def _common_photos(contestants: Sequence[Contestant]) -> tuple[list[NDArray[np.int64]], int]:
-    """Return for each run the rows of the photos that are new to all, in one order, and how many have two labels.
+def compare_contestants(
+    contestants: Sequence[Contestant],
+    costs: Sequence[Cost],
+    *,
+    against: str = "first",
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Comparison:
+    """Hold against each other what some networks said: `compare`, for those that are no run folders too.
 
     Raises:
-        InputError: there are none.
+        InputError: other classes, or no photo that is new to all.
     """
-    everywhere = [each.photos.drop_duplicates(["sha256", "label"]) for each in contestants]
-    labels = pd.concat(everywhere)[["sha256", "label"]].drop_duplicates()["sha256"].value_counts()
-    seen = {digest for each in contestants for digest in each.photos["sha256"][each.photos["split"] != "test"]}
-    tested = [each.photos[each.photos["split"] == "test"].drop_duplicates("sha256") for each in contestants]
-    common = set.intersection(*(set(photos["sha256"]) for photos in tested)) - seen
-    relabelled = {digest for digest in common if labels[digest] > 1}
-    order = [digest for digest in tested[0]["sha256"] if digest in common - relabelled]
-    if not order:
-        counts = ", ".join(f"{each.name} has {_tested(each):,}" for each in contestants)
-        raise InputError(
-            f"The runs have no photo in common that is in the test side of all, with one label ({counts} test photos). "
-            "Expected runs of the same photos: train one with --split-from the other, so that photos keep their side."
+    refuse_other_classes(contestants)
+    rows, relabelled = common_photos(contestants)
+
+    # Each on the common photos
+    classes, photos = contestants[0].classes, contestants[0].photos.iloc[rows[0]]
+    true = np.array([classes.index(label) for label in photos["label"]], np.int64)
+    said = [each.probabilities[at] for each, at in zip(contestants, rows, strict=True)]
+    entrants = tuple(
+        Entrant(
+            name=each.name,
+            folder=str(each.folder),
+            measures=_measures(true, probabilities, classes),
+            left_out=count_on(each, "test") - len(true),
+            cost=cost,
         )
-    return [pd.Series(photos.index, photos["sha256"])[order].to_numpy(np.int64) for photos in tested], len(relabelled)
+        for each, probabilities, cost in zip(contestants, said, costs, strict=True)
+    )
 
-
-def _tested(contestant: Contestant) -> int:
-    return int((contestant.photos["split"] == "test").sum())
+    # Two at a time
+    places = list(itertools.combinations(range(len(contestants)), 2))
+    places = [(a, b) for a, b in places if against == "all" or a == 0]
+    pairs = []
+    for done, (a, b) in enumerate(places):
+        progress("comparing", done, len(places))
+        pairs.append(_pair((entrants[a], entrants[b]), (said[a], said[b]), true, photos, seed=seed, classes=classes))
+    progress("comparing", len(places), len(places))
+    return Comparison(entrants, _corrected(pairs), len(true), relabelled, seed)
 
 
 def _measures(true: NDArray[np.int64], probabilities: NDArray[np.float64], classes: list[str]) -> dict[str, Measured]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.errors import RunError
+from tellapart.evaluation.predictions import read_predictions
 from tellapart.files import read_json
 
 _NEEDED = ("metrics.json", "environment.json", "manifest.csv", "predictions.csv")
-_TEXT = ("path", "split", "label", "sha256", "error", "true_label", "predicted_label")
 
 
 @dataclass(frozen=True)
@@ -53,28 +52,14 @@ def open_contestant(folder: Path, name: str) -> Contestant:
             f"{folder} is not a finished run: it has no {missing[0]}. Expected a run folder made by tellapart train."
             + hint
         )
-    manifest, table = _table(folder / "manifest.csv"), _table(folder / "predictions.csv")
-    manifest = manifest[manifest["error"] == ""].reset_index(drop=True)
-    columns = [column for column in map(str, table) if column.startswith("p:")]
-    same = len(manifest) == len(table) and all(
-        manifest[ours].tolist() == table[theirs].tolist()
-        for ours, theirs in (("label", "true_label"), ("split", "split"))
-    )
-    if not same or not columns:
-        raise RunError(
-            f"{folder / 'predictions.csv'} does not speak of the photos in manifest.csv. Expected a row for each "
-            "readable photo, in the same order: restore the run's own files, or train again."
-        )
-    probabilities = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    finite = np.isfinite(probabilities).all(axis=1)
-    probabilities = np.where(finite[:, None], probabilities, 1 / len(columns))
+    photos, classes, probabilities = read_predictions(folder)
     return Contestant(
         name=name,
         folder=folder,
         root=Path(read_json(folder / "environment.json").get("root", "")),
-        classes=[column.removeprefix("p:") for column in columns],
-        photos=manifest.assign(path=[json.loads(f'"{path}"') for path in manifest["path"]]),
-        probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
+        classes=classes,
+        photos=photos,
+        probabilities=probabilities,
     )
 
 
@@ -87,8 +72,3 @@ def names_of(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(set(parts)):
             break
     return [name if names.index(name) == place else f"{name} (again)" for place, name in enumerate(names)]
-
-
-def _table(path: Path) -> pd.DataFrame:
-    """Read a table of a run folder; a class may be called NA, so nothing is taken for missing."""
-    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, encoding_errors="surrogateescape")

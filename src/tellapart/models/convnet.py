@@ -36,9 +36,10 @@ def convnet(
     uint8 picture → [-1, 1] → three times (Conv2D 3×3 "same" + ReLU → BatchNormalization), with 32, 64 and
     128 channels and MaxPooling 2×2 after the first two → GlobalAveragePooling → Dense 256 + ReLU →
     Dropout → Dense + Softmax. 130,000 parameters; one of its last features sees 18 × 18 pixels.
+    ``settings.width`` multiplies the channels, 256 among them.
 
     Args:
-        settings: dropout, L2, whether there is BatchNormalization, and its momentum.
+        settings: width, dropout, L2, whether there is BatchNormalization, and its momentum.
         num_classes: length of the output.
         image_px: side of the input, or None for any size.
         chain: how the three layers of a block are applied; variables and their order are the same for all choices.
@@ -60,7 +61,8 @@ def convnet(
 
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype=dtype, name="normalise")(inputs)
-    for block, channels in enumerate((32, 64, 128), start=1):
+    widths = (_times(settings.width, channels) for channels in (32, 64, 128))
+    for block, channels in enumerate(widths, start=1):
         pool = (
             keras.layers.MaxPooling2D(2, dtype=dtype, name=f"pool{block}")
             if block < 3
@@ -77,9 +79,15 @@ def convnet(
             pool,
             name=f"block{block}",
         )
-    x = keras.layers.Dense(256, activation="relu", dtype="float32", name="hidden", **kernel())(x)
+    hidden = _times(settings.width, 256)
+    x = keras.layers.Dense(hidden, activation="relu", dtype="float32", name="hidden", **kernel())(x)
     x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)
     outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities", **kernel())(
         x
     )
     return keras.Model(inputs, outputs, name="convnet")
+
+
+def _times(width: float, channels: int) -> int:
+    """Return so many times the channels, as a multiple of 8: vector registers hold eights."""
+    return max(8, 8 * round(width * channels / 8))

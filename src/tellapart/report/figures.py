@@ -52,7 +52,7 @@ def learning_curve(history: pd.DataFrame, name: str, best_epoch: int) -> str:
             panel.set_ylim(bottom=0)
 
     title = name.replace("_", " ")
-    return _svg(draw, f"{title.capitalize()} over {len(history)} epochs; the best epoch is {best_epoch}.", title)
+    return svg(draw, f"{title.capitalize()} over {len(history)} epochs; the best epoch is {best_epoch}.", title)
 
 
 def roc(curves: Sequence[Curve]) -> str:
@@ -67,7 +67,7 @@ def roc(curves: Sequence[Curve]) -> str:
         _legend(panel, len(curves))
 
     areas = ", ".join(f"{curve.name} {curve.roc_auc:.3f}" for curve in curves)
-    return _svg(draw, f"ROC curves, each class against the rest; areas: {areas}.", "ROC", square=True)
+    return svg(draw, f"ROC curves, each class against the rest; areas: {areas}.", "ROC", square=True)
 
 
 def precision_recall(curves: Sequence[Curve]) -> str:
@@ -83,7 +83,7 @@ def precision_recall(curves: Sequence[Curve]) -> str:
         _legend(panel, len(curves))
 
     areas = ", ".join(f"{curve.name} {curve.average_precision:.3f}" for curve in curves)
-    return _svg(draw, f"Precision against recall; average precision: {areas}.", "precision and recall", square=True)
+    return svg(draw, f"Precision against recall; average precision: {areas}.", "precision and recall", square=True)
 
 
 def reliability(found: Calibration, title: str) -> str:
@@ -103,7 +103,7 @@ def reliability(found: Calibration, title: str) -> str:
         panel.set_xlabel("how sure the model is")
         panel.set_ylabel("how often it is right")
 
-    return _svg(draw, f"Reliability, {title}: expected calibration error {found.ece:.3f}.", title, square=True)
+    return svg(draw, f"Reliability, {title}: expected calibration error {found.ece:.3f}.", title, square=True)
 
 
 def answered(found: Abstention) -> str:
@@ -116,7 +116,7 @@ def answered(found: Abstention) -> str:
         panel.set_ylabel("accuracy on those")
 
     text = f"Accuracy {found.accuracy[-1]:.3f} when all are answered, {_half(found):.3f} when half of them are."
-    return _svg(draw, text, "leaving the unsure ones to a person")
+    return svg(draw, text, "leaving the unsure ones to a person")
 
 
 def corruption(runs: pd.DataFrame, name: str, clean: float, lowest: float) -> str:
@@ -133,7 +133,7 @@ def corruption(runs: pd.DataFrame, name: str, clean: float, lowest: float) -> st
 
     title = name.replace("_", " ")
     worst = runs["accuracy"].iloc[-1]
-    return _svg(draw, f"{title}: accuracy {clean:.3f} clean, {worst:.3f} at severity 5.", title, small=True)
+    return svg(draw, f"{title}: accuracy {clean:.3f} clean, {worst:.3f} at severity 5.", title, small=True)
 
 
 def envelope_measure(bins: pd.DataFrame, name: str, overall: float) -> str:
@@ -151,7 +151,7 @@ def envelope_measure(bins: pd.DataFrame, name: str, overall: float) -> str:
 
     title = name.replace("_", " ")
     low, high = bins["accuracy"].min(), bins["accuracy"].max()
-    return _svg(draw, f"Accuracy by {title}: {low:.3f} to {high:.3f} over ranges of equal number.", title, small=True)
+    return svg(draw, f"Accuracy by {title}: {low:.3f} to {high:.3f} over ranges of equal number.", title, small=True)
 
 
 def _half(found: Abstention) -> float:
@@ -167,7 +167,7 @@ def _legend(panel: Any, count: int) -> None:
         panel.legend(frameon=False, fontsize=8, ncols=1 + count // 8)
 
 
-def _svg(draw: Callable[[Any], None], text: str, title: str, *, square: bool = False, small: bool = False) -> str:
+def svg(draw: Callable[[Any], None], text: str, title: str, *, square: bool = False, small: bool = False) -> str:
     """Return a figure of one panel that `draw` filled, with `text` for those who cannot see it."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -18,6 +18,7 @@ from tellapart.errors import TrainingStoppedError
 from tellapart.files import write_text
 from tellapart.records import Progress
 from tellapart.training.checkpoint import Arrays, save_checkpoint, save_weights
+from tellapart.training.schedule import snapshots_due
 
 Watch = Callable[[dict[str, Any]], None]
 """Called with each epoch's row of the history; what it raises ends the training."""
@@ -101,13 +102,17 @@ class Checkpoints(keras.callbacks.Callback):
     Args:
         folder: where ``last.npz`` and ``best.npz`` go.
         evaluated: holds the weights that validation saw.
-        state: what else belongs to the run; gains ``epoch``, ``history``, ``best``, ``seconds_training`` and
-            ``processor_seconds_training``.
+        state: what else belongs to the run; gains ``epoch``, ``history``, ``best``, ``seconds_training``,
+            ``processor_seconds_training`` and ``snapshots``, how many were kept.
         patience: epochs without a lower validation loss before the run stops.
+        snapshots: how many weights to keep on the way, as ``snapshot-1.npz`` and so on.
     """
 
-    def __init__(self, folder: Path, evaluated: EvaluatedWeights, state: dict[str, Any], patience: int) -> None:
+    def __init__(
+        self, folder: Path, evaluated: EvaluatedWeights, state: dict[str, Any], patience: int, *, snapshots: int = 0
+    ) -> None:
         super().__init__()
+        self.snapshots = snapshots
         self.folder = folder
         self.evaluated = evaluated
         self.state = state
@@ -133,6 +138,8 @@ class Checkpoints(keras.callbacks.Callback):
         busy = self.state.get("processor_seconds_training", 0.0) + time.process_time() - processor
         self.state["processor_seconds_training"] = busy
         self.state["epoch"] = epoch + 1
+        if "val_loss" in row:
+            self._keep_snapshot()
         self.state.setdefault("history", []).append(
             {
                 "epoch": epoch + 1,
@@ -148,6 +155,14 @@ class Checkpoints(keras.callbacks.Callback):
         save_checkpoint(self.folder / "last.npz", self.model, self.state)
         if self.state["stopped"]:
             self.model.stop_training = True
+
+    def _keep_snapshot(self) -> None:
+        """Keep the weights that validation saw where a snapshot is due: before last, as the best weights are."""
+        due = snapshots_due(self.state, self.snapshots)
+        if due > self.state.get("snapshots", 0):
+            weights = self.evaluated.weights
+            save_weights(self.folder / f"snapshot-{due}.npz", weights, {"epoch": self.state["epoch"]})
+            self.state["snapshots"] = due
 
 
 class Journal(keras.callbacks.Callback):

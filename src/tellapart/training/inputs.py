@@ -14,6 +14,7 @@ from tellapart.data.cache import Pictures
 from tellapart.errors import InputError
 from tellapart.randomness import generator
 from tellapart.settings import Recipe
+from tellapart.training.distillation import student_targets
 
 _CORES = os.cpu_count() or 1
 
@@ -27,12 +28,14 @@ class Photos:
         sources: the same photos, larger where the recipe asks for it: training pictures are cut from them.
         frame: their label and split, in the order of `pictures`.
         classes: names in the order of the network's outputs.
+        teacher: (num_photos, num_classes), what a teacher said of them, in the order of `pictures`; None: no teacher.
     """
 
     pictures: Pictures
     sources: Pictures
     frame: pd.DataFrame
     classes: list[str]
+    teacher: NDArray[np.float64] | None = None
 
     def side(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (positions, class numbers) of the photos on one side of the split."""
@@ -58,6 +61,10 @@ class Inputs:
                 f"Found {self.num_classes} class(es) and {len(self.positions)} readable training photos. "
                 "Expected at least two classes with a photo each."
             )
+        self._rows: NDArray = self.targets
+        if photos.teacher is not None:
+            said = photos.teacher[self.positions]
+            self._rows = student_targets(self.targets, said, recipe.distill.temperature)
         held_out, targets = photos.side("validation")
         self.num_validation = len(held_out)
         self.validation = CleanBatches(photos.pictures, held_out, targets, num_classes=self.num_classes, workers=_CORES)
@@ -74,7 +81,7 @@ class Inputs:
         return TrainingBatches(
             self.photos.sources,
             self.positions,
-            self.targets,
+            self._rows,
             num_classes=self.num_classes,
             augment=self.recipe.augment,
             batch_size=settings.batch_size,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from tellapart.errors import RunError
 from tellapart.models.backbones import freeze
-from tellapart.models.build import build_for_training
+from tellapart.models.build import build, build_for_training
 from tellapart.randomness import derived_seed
 from tellapart.settings import Recipe
+from tellapart.training.checkpoint import Arrays, load_weights
+from tellapart.training.distillation import accuracy_of, loss_of
 from tellapart.training.environment import accelerators
 from tellapart.training.schedule import PlannedRate
 
@@ -47,13 +51,28 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
     rate = PlannedRate(recipe.train)
     model.compile(
         optimizer=optimizer_for(recipe, rate, steps),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.train.label_smoothing),
-        metrics=["accuracy"],
+        loss=loss_of(recipe, num_classes),
+        metrics=[accuracy_of(recipe, num_classes)],
         # On the processor XLA's convolutions are slower than TensorFlow's own: see models/fused.py.
         jit_compile="auto" if accelerators() or keras.backend.backend() != "tensorflow" else False,
     )
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
     return model, rate
+
+
+def plain_network(recipe: Recipe, num_classes: int, weights: Path | Arrays) -> keras.Model:
+    """Build the recipe's network in plain Keras layers, with weights from a file of `save_weights`, or as they are.
+
+    Raises:
+        RunError: they are another network's.
+    """
+    values = load_weights(weights)[0] if isinstance(weights, Path) else weights
+    model = build(recipe.model, num_classes, recipe.data.image_px)
+    if [value.shape for value in values] != [tuple(variable.shape) for variable in model.weights]:
+        name = str(weights) if isinstance(weights, Path) else "What was given"
+        raise RunError(f"{name} belongs to another network than the run's recipe.")
+    model.set_weights(values)
+    return model
 
 
 def forget_compiled_step(model: keras.Model) -> None:

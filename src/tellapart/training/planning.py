@@ -17,7 +17,7 @@ from tellapart.settings import Recipe, Stage
 from tellapart.training.inputs import Inputs
 from tellapart.training.network import compiled, forget_compiled_step
 from tellapart.training.schedule import Segment, plan, stages_of
-from tellapart.training.timing import Budget, Precision, seconds_per_image
+from tellapart.training.timing import Budget, Precision, seconds_per_image, seconds_per_prediction
 
 _PARTS_OF_A_BUDGET = 8
 """A budgeted run is planned again so many times, since machines do not keep their speed."""
@@ -141,11 +141,14 @@ def measure(inputs: Inputs, precision: Precision, stages: Sequence[Stage], deadl
             seconds = seconds_per_image(model, inputs.training(image_px))
         epoch_seconds[image_px] = seconds * inputs.images_per_epoch
         at_full_size = max(at_full_size, seconds * (recipe.data.image_px / image_px) ** 2)
+    forward = 0.35 * at_full_size  # a third of a training step, of which the whole network learns
+    if recipe.model.weights:
+        forward = seconds_per_prediction(model, inputs.training(recipe.data.image_px)[0][0])
     seen = inputs.num_validation + recipe.train.recalibrate_photos
     return Budget(
         deadline=deadline,
         epoch_seconds=epoch_seconds,
-        validation_seconds=0.35 * at_full_size * seen,  # forward is a third of a training step
-        final_seconds=4 + 0.3 * at_full_size * len(inputs.photos.pictures),
+        validation_seconds=forward * seen,
+        final_seconds=(8 if recipe.model.weights else 4) + forward * len(inputs.photos.pictures),
         validate_every=recipe.train.validate_every,
     )

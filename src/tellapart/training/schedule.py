@@ -11,6 +11,9 @@ import keras
 
 from tellapart.settings import Recipe, Stage, Train
 
+SNAPSHOTS_FROM = 0.5
+"""Share of the schedule after which snapshots are taken: networks before it are much worse than the last one."""
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -70,6 +73,22 @@ def plan(stages: Sequence[Stage], epochs: int, *, start: float = 0.0, longest: i
             segments.append(Segment(image_px, count, (low, high)))
             done += count
     return segments
+
+
+def snapshots_due(state: dict[str, Any], count: int) -> int:
+    """Return how many of `count` snapshots belong to what is done of the schedule.
+
+    They divide the schedule from `SNAPSHOTS_FROM` to its end into equal parts; the end itself is the run's own network.
+
+    Args:
+        state: of the run, with the segment that is under way.
+        count: how many there are in all.
+    """
+    low, high = state["segment"]["progress"]
+    done = low + (high - low) * (state["epoch"] - state["first_epoch"]) / state["segment"]["epochs"]
+    return sum(
+        done >= SNAPSHOTS_FROM + (1 - SNAPSHOTS_FROM) * number / (count + 1) - 1e-9 for number in range(1, count + 1)
+    )
 
 
 def rate_at(progress: float, train: Train) -> float:

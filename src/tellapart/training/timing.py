@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from tellapart.data.batches import TrainingBatches
 from tellapart.settings import Stage
@@ -78,6 +79,16 @@ def seconds_per_image(model: keras.Model, batches: TrainingBatches, steps: int =
     """
     times = [_step_seconds(model, batches, step) for step in range(_WARM_UP + steps)]
     return float(np.median(times[_WARM_UP:])) / batches.batch_size
+
+
+def seconds_per_prediction(model: keras.Model, images: NDArray[np.uint8], rounds: int = 3) -> float:
+    """Return the median time of naming pictures, per picture; `images` is (num_images, height, width, 3) uint8."""
+    times = []
+    for _ in range(1 + rounds):
+        start = time.perf_counter()
+        model.predict_on_batch(images)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:])) / len(images)
 
 
 def _step_seconds(model: keras.Model, batches: TrainingBatches, step: int) -> float:

@@ -12,9 +12,7 @@ from typing import Any
 
 import keras
 
-from tellapart.errors import RunError
 from tellapart.files import atomic_file
-from tellapart.models.build import build
 from tellapart.records import Progress, no_progress
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import (
@@ -29,7 +27,7 @@ from tellapart.training.callbacks import (
 )
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
 from tellapart.training.inputs import Inputs, Photos
-from tellapart.training.network import compiled, forget_compiled_step
+from tellapart.training.network import compiled, forget_compiled_step, plain_network
 from tellapart.training.planning import Planner, Replay
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
 from tellapart.training.timing import Precision, choose_precision
@@ -152,7 +150,7 @@ def _fit_segment(
         validation_freq=_looks(settings.validate_every, last_epoch),
         callbacks=[
             evaluated,
-            Checkpoints(run / "checkpoints", evaluated, state, settings.patience),
+            Checkpoints(run / "checkpoints", evaluated, state, settings.patience, snapshots=settings.snapshots),
             Journal(run, state, len(batches), progress, watch),
             *tensorboard(run),
         ],
@@ -193,11 +191,7 @@ def _looks(validate_every: int, last_epoch: int) -> list[int]:
 
 def _save_plain(run: Path, recipe: Recipe, num_classes: int) -> None:
     """Write the best weights as a model of plain Keras layers, for any Keras to open."""
-    weights, _ = load_weights(run / "checkpoints" / "best.npz")
-    model = build(recipe.model, num_classes, recipe.data.image_px)
-    if [value.shape for value in weights] != [tuple(variable.shape) for variable in model.weights]:
-        raise RunError(f"{run / 'checkpoints' / 'best.npz'} belongs to another network than the run's recipe.")
-    model.set_weights(weights)
+    model = plain_network(recipe, num_classes, run / "checkpoints" / "best.npz")
     model.save(run / ".model.keras")
     with atomic_file(run / "model.keras") as stream:
         stream.write((run / ".model.keras").read_bytes())

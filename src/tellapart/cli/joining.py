@@ -1,0 +1,91 @@
+"""The command that joins runs into one network: ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tellapart.cli.machine import cache_of_user
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tellapart.experiments.ensembled import Ensemble
+
+
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(help="Finished run folders; one is enough with --snapshots.")],
+    out: Annotated[Path | None, typer.Option(help="The new run folder [default: runs/ensemble-DATE].")] = None,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Choose also from what each run kept on its way (train.snapshots).")
+    ] = False,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Also train one student that says the same, in the folder OUT-student.")
+    ] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="Of the student: a TOML file, or a name [default: the best run's].")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of the student: distill.temperature=4.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of folds, bags and the bootstrap.")] = 0,
+) -> None:
+    """Join runs into one network with weights that validation chose, and say what it gains on new photos."""
+    from tellapart.cli.comparison import table_of_pairs, table_of_runs
+    from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
+
+    import_quietly("keras")
+    from tellapart.experiments.ensemble import ensemble as join_runs
+
+    with progress_bar() as progress:
+        found = join_runs(
+            runs, out=out, snapshots=snapshots, distill=distill, recipe=recipe, changes=list(set_ or ()),
+            cache=cache_of_user(), seed=seed, progress=progress, announce=announce,
+        )  # fmt: skip
+    output = console()
+    output.print(_table_of_networks(found))
+    output.print(_table_of_ways(found))
+    if found.test is not None:
+        output.print(table_of_runs(found.test))
+        output.print(table_of_pairs(found.test))
+    lines = [found.choice, found.decoding, *found.verdicts, *found.losses]
+    if found.student is not None:
+        lines.append(f"The student in {found.student.path} was trained with {found.student.loss}.")
+    for line in [*lines, f"A run folder like any other: {found.path}"]:
+        if line:
+            output.print(escaped(line), soft_wrap=True)
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column(first, overflow="fold", min_width=16)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _table_of_networks(found: Ensemble) -> Table:
+    """Return what each network, and all together, said of the validation photos."""
+    from tellapart.cli.show import escaped
+
+    title = f"{found.num_validation:,} validation photos that no network was trained on"
+    table = _table(title, "network", "weight", "loss", "accuracy")
+    for each in found.standings:
+        weight = f"{each.weight:.3f}" if each.weight else "–"
+        table.add_row(escaped(each.name), weight, f"{each.loss:.4f}", f"{each.accuracy:.4f}")
+    table.add_row(escaped(found.name), "", f"{found.loss:.4f}", f"{found.accuracy:.4f}")
+    return table
+
+
+def _table_of_ways(found: Ensemble) -> Table:
+    """Return how each way of weighing did."""
+    table = _table("Ways to weigh them, by their loss on these photos", "way", "members", "fitted", "held out")
+    for way in found.ways:
+        kept = " (kept)" if way.method == found.method else ""
+        table.add_row(way.method + kept, str(way.members), f"{way.loss:.4f}", f"{way.held_out_loss:.4f}")
+    return table

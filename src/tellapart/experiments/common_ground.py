@@ -1,0 +1,83 @@
+"""What several runs have in common: the classes, and the photos on which none has an advantage. Knows no models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.errors import InputError
+from tellapart.experiments.contestant import Contestant
+
+_WANTED = {"test": "is in the test side of all", "validation": "one was validated on and none trained on"}
+
+
+def refuse_other_classes(contestants: Sequence[Contestant]) -> None:
+    """Refuse runs whose classes are not the same, in the same order.
+
+    Raises:
+        InputError: names a class that only one of them has.
+    """
+    first = contestants[0]
+    for other in contestants[1:]:
+        if other.classes == first.classes:
+            continue
+        alone = sorted(set(first.classes) ^ set(other.classes))
+        where = first if alone and alone[0] in first.classes else other
+        what = f"only {where.name} has the class {alone[0]!r}" if alone else "their order is different"
+        raise InputError(
+            f"{first.name} and {other.name} do not tell the same classes apart: {what}. Expected runs with the same "
+            f"classes ({', '.join(first.classes)})."
+        )
+
+
+def common_photos(contestants: Sequence[Contestant], side: str = "test") -> tuple[list[NDArray[np.int64]], int]:
+    """Return for each run the rows of the photos that all know and none learned from, and how many have two labels.
+
+    Photos are matched by content. "test": those in the test side of all, which none was trained or validated on.
+    "validation": those that none was trained on, and at least one was validated on.
+
+    Args:
+        contestants: the runs.
+        side: "test" or "validation".
+
+    Returns:
+        Rows of each run's `photos`, in one order: that of the first run. Photos with two labels are not among them.
+
+    Raises:
+        InputError: there are none.
+    """
+    sides = common_sides(contestants)
+    everywhere = [each.photos.drop_duplicates(["sha256", "label"]) for each in contestants]
+    labels = pd.concat(everywhere)[["sha256", "label"]].drop_duplicates()["sha256"].value_counts()
+    known = [each.photos[each.photos["split"] != ""].drop_duplicates("sha256") for each in contestants]
+    common = {digest for digest, found in sides.items() if found == side}
+    common &= set.intersection(*(set(photos["sha256"]) for photos in known))
+    relabelled = {digest for digest in common if labels[digest] > 1}
+    order = [digest for digest in known[0]["sha256"] if digest in common - relabelled]
+    if not order:
+        counts = ", ".join(f"{each.name} has {count_on(each, side):,}" for each in contestants)
+        raise InputError(
+            f"The runs have no photo in common that {_WANTED[side]}, with one label ({counts} {side} photos). Expected "
+            "runs of the same photos: train one with --split-from the other, so that photos keep their side."
+        )
+    return [pd.Series(photos.index, photos["sha256"])[order].to_numpy(np.int64) for photos in known], len(relabelled)
+
+
+def common_sides(contestants: Sequence[Contestant]) -> dict[str, str]:
+    """Return the side of each photo for all runs together, by SHA-256.
+
+    "train" where any run was trained on it, else "validation" where any was validated on it, else "test".
+    """
+    sides: dict[str, str] = {}
+    for side in ("test", "validation", "train"):
+        for each in contestants:
+            sides |= dict.fromkeys(each.photos["sha256"][each.photos["split"] == side], side)
+    return sides
+
+
+def count_on(contestant: Contestant, side: str) -> int:
+    """Return how many photos a run has on a side."""
+    return int((contestant.photos["split"] == side).sum())

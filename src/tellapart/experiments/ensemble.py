@@ -1,0 +1,245 @@
+"""The story of an ensemble: finished runs become one network, if that is better. Reads top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.errors import InputError, RunError
+from tellapart.experiments.common_ground import common_photos, refuse_other_classes
+from tellapart.experiments.compare import compare_contestants
+from tellapart.experiments.comparison import Comparison
+from tellapart.experiments.contestant import Contestant, open_contestant
+from tellapart.experiments.cost import cost_of
+from tellapart.experiments.distill import distil, student_recipe
+from tellapart.experiments.ensembled import Ensemble, Standing, Student, Way
+from tellapart.experiments.joined_run import Agreement, write_joined
+from tellapart.experiments.members import Member, open_members
+from tellapart.experiments.paired import photo_losses
+from tellapart.experiments.weighting import Weighting, choose
+from tellapart.files import read_json, write_json
+from tellapart.records import Progress, no_progress
+from tellapart.run import default_cache
+from tellapart.run_folder import new_folder
+from tellapart.settings import Recipe, load_recipe
+from tellapart.training.callbacks import Announce
+from tellapart.training.distillation import loss_in_words
+
+logger = logging.getLogger(__name__)
+
+_LEAST = 1e-7
+"""Probabilities are kept this far from 0 before a logarithm is taken, as in `classification_metrics`."""
+
+
+def ensemble(
+    runs: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    snapshots: bool = False,
+    distill: bool = False,
+    recipe: Recipe | str | Path | None = None,
+    changes: Sequence[str] = (),
+    cache: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    announce: Announce = logger.info,
+) -> Ensemble:
+    """Join finished runs into one network, with weights fitted to validation photos, and say what that gained.
+
+    The weights are those of the best single run, equal ones, greedily selected ones (Caruana et al. 2004) or fitted
+    ones, whichever do best on validation photos left out of their fit; never ones that do worse than the best single
+    run. Test photos are only for measuring. The result is a run folder: it predicts, is evaluated, compared and
+    exported as any other; it costs the time of all its members.
+
+    A second call with the same runs and `out` does what is not done yet.
+
+    Args:
+        runs: finished run folders with the same classes, at least two; one is enough with `snapshots`.
+        out: the new run folder; None: ``runs/ensemble-DATE``.
+        snapshots: choose also from what each run kept on its way: see ``train.snapshots``.
+        distill: also train one student to say what the ensemble says, in the folder OUT-student.
+        recipe: of the student; None: that of the best member.
+        changes: settings of the student as "section.key=value"; ``distill.temperature`` is one.
+        cache: the folder for decoded pictures; None: the user's cache folder.
+        seed: of folds, bags and the bootstrap.
+        progress: called often with (what, done, total).
+        announce: called with single lines.
+
+    Raises:
+        RunError: a folder is no finished run, or `out` holds something else.
+        InputError: fewer than two networks, other classes, or no validation photo that is new to all.
+
+    Example:
+        >>> found = tellapart.ensemble(["runs/a", "runs/b", "runs/c"], out="runs/abc")
+        >>> print(found.choice, *found.verdicts)
+    """
+    if (recipe is not None or changes) and not distill:
+        raise InputError("A recipe or settings were given, but no student is wanted. Add distill (--distill).")
+    store = Path(cache) if cache is not None else default_cache()
+
+    # Members
+    members = open_members([Path(run) for run in runs], snapshots=snapshots, cache=store, progress=progress)
+    everyone = [member.contestant for member in members]
+    refuse_other_classes(everyone)
+
+    # Weights
+    rows, relabelled = common_photos(everyone, "validation")
+    photos = everyone[0].photos.iloc[rows[0]]
+    true = np.array([everyone[0].classes.index(label) for label in photos["label"]], np.int64)
+    said = [each.probabilities[at] for each, at in zip(everyone, rows, strict=True)]
+    weighting = _weighting(true, said, photos, seed)
+    best = members[weighting.best]
+    wanted = None if not distill else _recipe_of_student(recipe, changes, best)  # a wrong one is found out now
+
+    # One network
+    folder = _folder(out, members, weighting)
+    if not (folder / "ensemble.json").is_file():
+        announce(f"Joining {_sentence(members, weighting)}.")
+        _write(folder, members, weighting, store, progress)
+    joined = open_contestant(folder, _another(folder.name, everyone))
+    found = _result(folder, members, weighting, true, said, joined, relabelled)
+
+    # Test
+    found = replace(found, test=_tested([best.contestant, joined], seed, progress))
+    write_json(folder / "ensemble.json", found.to_dict())
+
+    # Student
+    if wanted is not None:
+        place = folder.with_name(f"{folder.name}-student")
+        wanted = student_recipe(wanted, folder)
+        distil(place, wanted, folder, cache=store, progress=progress, announce=announce)
+        student = open_contestant(place, _another(place.name, [*everyone, joined]))
+        test = _tested([best.contestant, joined, student], seed, progress)
+        found = replace(found, test=test, student=Student(place, loss_in_words(wanted)))
+        write_json(folder / "ensemble.json", found.to_dict())
+    return found
+
+
+def _weighting(
+    true: NDArray[np.int64], said: Sequence[NDArray[np.float64]], photos: pd.DataFrame, seed: int
+) -> Weighting:
+    """Weigh the members by what they said of the validation photos; look-alikes are never held out from each other."""
+    of_truth = np.stack([rows[np.arange(len(true)), true] for rows in said]).clip(_LEAST, 1.0)
+    return choose(of_truth, photos["unit"].tolist() if "unit" in photos else None, seed=seed)
+
+
+def _recipe_of_student(recipe: Recipe | str | Path | None, changes: Sequence[str], best: Member) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return load_recipe(recipe or best.contestant.folder / "recipe.toml", changes)
+
+
+def _folder(out: str | os.PathLike[str] | None, members: Sequence[Member], weighting: Weighting) -> Path:
+    """Return the folder to write, or one that holds this very ensemble.
+
+    Raises:
+        RunError: it holds something else.
+    """
+    if out is None or not (Path(out) / "ensemble.json").is_file():
+        return new_folder(out, Path("ensemble"))
+    theirs = {each["name"]: each["weight"] for each in read_json(Path(out) / "ensemble.json")["standings"]}
+    ours = {each.contestant.name: weight for each, weight in zip(members, _weights(weighting), strict=True)}
+    if list(theirs) != list(ours) or not np.allclose(list(theirs.values()), list(ours.values()), atol=1e-3):
+        raise RunError(f"{out} holds another ensemble, of {', '.join(theirs)}. Name a new folder.")
+    return Path(out)
+
+
+def _weights(weighting: Weighting) -> list[float]:
+    return [float(weight) for weight in weighting.chosen.weights]
+
+
+def _write(folder: Path, members: Sequence[Member], weighting: Weighting, cache: Path, progress: Progress) -> None:
+    """Write the run folder beside its place and put it there when it is whole: nothing resumes half an ensemble."""
+    weights = _weights(weighting)
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        agreement = write_joined(
+            part,
+            [member for member, weight in zip(members, weights, strict=True) if weight > 0],
+            [weight for weight in weights if weight > 0],
+            [member.contestant for member in members],
+            cache=cache,
+            progress=progress,
+        )
+        standings = [
+            {"name": member.contestant.name, "weight": weight} for member, weight in zip(members, weights, strict=True)
+        ]
+        write_json(part / "ensemble.json", {"standings": standings, "agreement": vars(agreement)})
+        if folder.is_dir():
+            folder.rmdir()  # an empty one, or `new_folder` would have refused it
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _result(
+    folder: Path,
+    members: Sequence[Member],
+    weighting: Weighting,
+    true: NDArray[np.int64],
+    said: Sequence[NDArray[np.float64]],
+    joined: Contestant,
+    relabelled: int,
+) -> Ensemble:
+    """Put together what validation says; of the test photos nothing is known yet."""
+    names = [member.contestant.name for member in members]
+    standings = tuple(
+        Standing(name, str(member.contestant.folder), weight, float(loss), float((rows.argmax(axis=1) == true).mean()))
+        for name, member, weight, loss, rows in zip(
+            names, members, _weights(weighting), weighting.member_losses, said, strict=True
+        )
+    )
+    ways = tuple(
+        Way(each.method, int((each.weights > 0).sum()), each.loss, each.held_out_loss) for each in weighting.candidates
+    )
+    rows, _ = common_photos([*(member.contestant for member in members), joined], "validation")
+    ours = joined.probabilities[rows[-1]]
+    agreement: dict[str, Any] = read_json(folder / "ensemble.json")["agreement"]
+    return Ensemble(
+        path=folder,
+        name=joined.name,
+        standings=standings,
+        ways=ways,
+        method=weighting.chosen.method,
+        best=names[weighting.best],
+        num_validation=len(true),
+        relabelled=relabelled,
+        loss=float(photo_losses(true, ours).mean()),
+        accuracy=float((ours.argmax(axis=1) == true).mean()),
+        agreement=Agreement(**agreement),
+        test=None,
+    )
+
+
+def _tested(contestants: Sequence[Contestant], seed: int, progress: Progress) -> Comparison | None:
+    """Hold the best member, the ensemble and the student against each other on test photos; None: there are none."""
+    try:
+        common_photos(contestants)
+    except InputError:
+        return None
+    costs = [cost_of(each.folder) for each in contestants]
+    return compare_contestants(contestants, costs, against="all", seed=seed, progress=progress)
+
+
+def _another(name: str, taken: Sequence[Contestant]) -> str:
+    """Return the name, or another one where a member is called so."""
+    return f"{name} (joined)" if name in {each.name for each in taken} else name
+
+
+def _sentence(members: Sequence[Member], weighting: Weighting) -> str:
+    parts = [
+        f"{member.contestant.name} ({weight:.2f})"
+        for member, weight in zip(members, _weights(weighting), strict=True)
+        if weight > 0
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,179 @@
+"""Writes an ensemble as a run folder, for every command that takes a run. Knows nothing about how it was chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tellapart.data.cache import open_rows
+from tellapart.errors import RunError
+from tellapart.evaluation.measure import measure_sides
+from tellapart.evaluation.predict import predict_pictures, prediction_table
+from tellapart.experiments.common_ground import common_sides
+from tellapart.experiments.contestant import Contestant
+from tellapart.experiments.cost import cost_of
+from tellapart.experiments.members import Member
+from tellapart.files import read_json, write_json, write_text
+from tellapart.models.joined import joined
+from tellapart.records import Progress
+from tellapart.run_folder import begin, write_manifest
+from tellapart.settings import Recipe, load_recipe
+from tellapart.training.checkpoint import save_weights
+from tellapart.training.environment import data_hash
+
+TOLERANCE = 1e-3
+"""Of a probability, between the joined network and its members, where all see pictures of one size."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the joined network differs from the weighted mean of what its members said themselves.
+
+    Attributes:
+        num_images: photos that all members know.
+        largest_difference: of a probability.
+        mean_difference: of a probability.
+        other_class: share of the photos that get another class.
+        resized: whether a member sees pictures that were shrunk in the network instead of by the decoder.
+    """
+
+    num_images: int
+    largest_difference: float
+    mean_difference: float
+    other_class: float
+    resized: bool
+
+
+def write_joined(
+    folder: Path,
+    members: Sequence[Member],
+    weights: Sequence[float],
+    everyone: Sequence[Contestant],
+    *,
+    cache: Path,
+    progress: Progress,
+) -> Agreement:
+    """Join networks, ask the joined one about all photos of all runs, and write the run folder.
+
+    Args:
+        folder: to be made.
+        members: those with a weight.
+        weights: theirs, above 0.
+        everyone: all runs that were chosen from: a photo that any of them learned from is none to be judged on.
+        cache: the folder for decoded pictures.
+        progress: called often with (what, done, total).
+
+    Returns:
+        How the joined network differs from its members.
+
+    Raises:
+        RunError: it says something else than its members: a model is not the one that its run was measured with.
+    """
+    model = joined([member.network() for member in members], weights)
+    image_px = int(model.input_shape[1])
+    root, frame = _all_photos(everyone)
+    classes, recipe = everyone[0].classes, _recipe(members, image_px)
+
+    # Everything but what is said of the photos
+    names = {member.contestant.name: float(weight) for member, weight in zip(members, weights, strict=True)}
+    begin(folder, recipe, {"photos": str(root), "time_budget": None, "split_from": None, "ensemble": names})
+    about = {
+        "root": str(root), "classes": classes, "num_photos": len(frame), "data_sha256": data_hash(frame),
+        "precision": "float32",
+    }  # fmt: skip
+    write_json(folder / "environment.json", read_json(folder / "environment.json") | about)
+    if (health := everyone[0].folder / "health.json").is_file():
+        write_json(folder / "health.json", read_json(health))
+    write_manifest(folder, frame)
+    model.save(folder / "model.keras")
+    save_weights(folder / "checkpoints" / "best.npz", model.get_weights(), {"epoch": 0, "score": None})
+
+    # What is said of the photos
+    with open_rows(
+        root, frame, image_px, folder=cache, max_pixels=recipe.data.max_pixels, progress=progress
+    ) as pictures:
+        said = predict_pictures(model, pictures, progress)
+    write_text(folder / "predictions.csv", prediction_table(frame, said, classes).to_csv(index=False))
+    write_json(folder / "metrics.json", measure_sides(frame, said, classes) | _cost(members))
+    agreement = _agreement(frame, said, members, weights, resized=_sizes(model) > 0)
+    if not agreement.resized and agreement.largest_difference > TOLERANCE:
+        raise RunError(
+            f"The joined network differs from its members by {agreement.largest_difference:.2g} in a probability; "
+            f"{TOLERANCE:g} is allowed. The model.keras of a run is not the one that its predictions.csv came from: "
+            "train that run again."
+        )
+    return agreement
+
+
+def _recipe(members: Sequence[Member], image_px: int) -> Recipe:
+    """Return the recipe of the heaviest member, with the size of the pictures that the joined network takes."""
+    paths = [member.contestant.folder / "recipe.toml" for member in members]
+    recipe = next((load_recipe(path) for path in paths if path.is_file()), Recipe())
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_px": image_px})})
+
+
+def _all_photos(everyone: Sequence[Contestant]) -> tuple[Path, pd.DataFrame]:
+    """Return (root, rows) of the photos of all runs, each content once beyond the first run, with their common side."""
+    root = Path(os.path.commonpath([os.path.abspath(each.root) for each in everyone]))
+    sides, parts, known, units = common_sides(everyone), [], set[str](), 0
+    for each in everyone:
+        new = each.photos[~each.photos["sha256"].isin(known)]
+        prefix = Path(os.path.abspath(each.root)).relative_to(root).as_posix()
+        paths = new["path"] if prefix == "." else prefix + "/" + new["path"]
+        unit = new["unit"] + units if "unit" in new else np.arange(len(new)) + units
+        parts.append(new.assign(path=paths, unit=unit))
+        known |= set(new["sha256"])
+        units = int(parts[-1]["unit"].max()) + 1 if len(new) else units
+    frame = pd.concat(parts, ignore_index=True)
+    return root, frame.assign(split=frame["sha256"].map(sides).fillna(""))
+
+
+def _sizes(model: keras.Model) -> int:
+    """Return how many layers of the joined network shrink pictures."""
+    return sum(isinstance(layer, (keras.layers.Resizing, keras.layers.AveragePooling2D)) for layer in model.layers)
+
+
+def _cost(members: Sequence[Member]) -> dict[str, Any]:
+    """Return what the members' runs took together; a run with several members counts once."""
+    costs = [cost_of(run) for run in {member.contestant.folder.resolve(): None for member in members}]
+    return {
+        "seconds_training": sum(cost.seconds_training or 0.0 for cost in costs),
+        "seconds_total": sum(cost.seconds_total or 0.0 for cost in costs),
+    }
+
+
+def _agreement(
+    frame: pd.DataFrame,
+    said: NDArray[np.float32],
+    members: Sequence[Member],
+    weights: Sequence[float],
+    *,
+    resized: bool,
+) -> Agreement:
+    rows = pd.Series(np.arange(len(frame)), frame["sha256"])
+    rows = rows[~rows.index.duplicated()]
+    known = [member.contestant.photos["sha256"] for member in members]
+    everywhere = set.intersection(*map(set, known))
+    digests = [digest for digest in rows.index if digest in everywhere]
+    mean = np.zeros((len(digests), said.shape[1]))
+    for member, photos, weight in zip(members, known, weights, strict=True):
+        places = pd.Series(np.arange(len(photos)), photos)
+        at = places[~places.index.duplicated()][digests].to_numpy()
+        mean += weight / sum(weights) * member.contestant.probabilities[at]
+    ours = said[rows[digests].to_numpy()]
+    apart = np.abs(ours - mean)
+    return Agreement(
+        num_images=len(digests),
+        largest_difference=float(apart.max()),
+        mean_difference=float(apart.mean()),
+        other_class=float((ours.argmax(axis=1) != mean.argmax(axis=1)).mean()),
+        resized=resized,
+    )

@@ -1,0 +1,97 @@
+"""What an ensemble can be made of: finished runs, and the further networks that a run kept on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.data.cache import open_rows
+from tellapart.errors import InputError, RunError
+from tellapart.evaluation.predict import load, predict_pictures
+from tellapart.experiments.contestant import Contestant, names_of, open_contestant
+from tellapart.records import Progress
+from tellapart.settings import load_recipe
+from tellapart.training.snapshots import kept_networks
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network that can be in an ensemble.
+
+    Attributes:
+        contestant: the network with what it said of the photos of its run.
+        kept: its name among the `kept_networks` of the run; "" is the run's own network.
+    """
+
+    contestant: Contestant
+    kept: str = ""
+
+    def network(self) -> keras.Model:
+        """Open the network.
+
+        Raises:
+            RunError: the run has lost its model.
+        """
+        if not self.kept:
+            return load(self.contestant.folder).model
+        recipe = load_recipe(self.contestant.folder / "recipe.toml")
+        return kept_networks(self.contestant.folder, recipe, len(self.contestant.classes))[self.kept]
+
+
+def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress: Progress) -> list[Member]:
+    """Open runs, and with `snapshots` also what they kept on their way.
+
+    What a run said stands in its files; kept networks are asked about all photos of their run.
+
+    Raises:
+        RunError: a folder is no finished run, or has lost its model.
+        InputError: there are fewer than two members, or a run is named twice.
+    """
+    places = [run.resolve() for run in runs]
+    for place, run in zip(places, runs, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{run} is named {places.count(place)} times. Expected each run once: it gets a weight.")
+    members = []
+    for run, name in zip(runs, names_of(runs), strict=True) if runs else ():
+        contestant = open_contestant(run, name)
+        if not (run / "model.keras").is_file():
+            raise RunError(f"{run} has no model.keras. Expected a finished run folder with its network.")
+        members.append(Member(contestant))
+        if snapshots:
+            members += _kept(contestant, cache, progress)
+    if len(members) < 2:
+        hint = (
+            f"{runs[0]} kept no further networks: train with --set train.snapshots=4."
+            if runs and snapshots
+            else "Name more runs, or add --snapshots for the networks that a run kept on its way."
+        )
+        raise InputError(f"Expected two or more networks to join; got {len(members)}. {hint}")
+    return members
+
+
+def _kept(contestant: Contestant, cache: Path, progress: Progress) -> Iterator[Member]:
+    run = contestant.folder
+    if not (run / "recipe.toml").is_file():
+        return
+    recipe = load_recipe(run / "recipe.toml")
+    networks = kept_networks(run, recipe, len(contestant.classes))
+    if not networks:
+        return
+    with open_rows(
+        contestant.root, contestant.photos, recipe.data.image_px, folder=cache, max_pixels=recipe.data.max_pixels,
+        progress=progress,
+    ) as pictures:  # fmt: skip
+        for name, network in networks.items():
+            said = predict_pictures(network, pictures, progress)
+            yield Member(replace(contestant, name=f"{contestant.name}/{name}", probabilities=_whole(said)), name)
+
+
+def _whole(said: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return rows that add up to 1 in float64; rows that were not finite are even."""
+    rows = np.where(np.isfinite(said).all(axis=1, keepdims=True), said, 1.0).astype(np.float64)
+    return np.asarray(rows / rows.sum(axis=1, keepdims=True))

@@ -1,0 +1,328 @@
+"""The story of a search for better settings: prepare, search, say what was found, confirm it. Reads top to bottom.
+
+Test photos take part in the last step only: the table of photos that a trial is given does not have them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tellapart.errors import InputError, RunError
+from tellapart.experiments.search_space import recipe_with, search_space, space_text
+from tellapart.experiments.tune_result import Tuning, front_of, table_of, winner_of
+from tellapart.experiments.tune_study import Heartbeat, close, locked, num_finished, optuna_or_error, without_password
+from tellapart.experiments.tune_trial import Search, forget_network
+from tellapart.experiments.tune_work import News, Order, seconds_of, trials_of, work
+from tellapart.files import read_json, sha256, write_json, write_text
+from tellapart.records import Progress, no_progress
+from tellapart.settings import Recipe, load_recipe, save_recipe
+from tellapart.training.callbacks import Announce
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = Heartbeat()
+
+
+def tune(
+    photos: str | os.PathLike[str],
+    *,
+    trials: int = 30,
+    recipe: Recipe | str | Path = "fast",
+    changes: Sequence[str] = (),
+    space: Sequence[str] = (),
+    time_limit: float | None = None,
+    storage: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    seeds: int = 3,
+    pareto: bool = False,
+    prunes: bool = True,
+    seed: int = 0,
+    heartbeat: Heartbeat = HEARTBEAT,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress = no_progress,
+    announce: Announce = logger.info,
+) -> Tuning:
+    """Search for settings that suit the photos better than a recipe, and say whether they do.
+
+    Optuna's TPE proposes settings, each trial is an ordinary run that is judged on the validation photos, and poor
+    trials are stopped early. The winner is then trained anew with fresh seeds, beside the recipe, and the two are
+    compared on the test photos, which no trial has seen. The same call goes on with a search that was interrupted, and
+    joins one that is under way.
+
+    Args:
+        photos: as `train` takes them.
+        trials: as many are to be finished, those of earlier calls among them.
+        recipe: what is changed: a `Recipe`, a TOML file or the name of one. Its epochs are those of a trial.
+        changes: settings of all trials as "section.key=value".
+        space: what is searched, as `search_space` takes it; nothing: its default.
+        time_limit: seconds after which no trial is begun.
+        storage: URL of a database that workers share; None: a file in `out`.
+        out: the folder of the search; None: ``tuning/NAME``.
+        workers: processes that run trials side by side.
+        seeds: runs of each of the two in the end; 0: the winner is not confirmed.
+        pareto: milliseconds per image are an aim too. No trial is stopped early then: Optuna does so for one aim only.
+        prunes: stop poor trials early.
+        seed: of the search.
+        heartbeat: how a killed worker is found out.
+        cache: the folder for decoded pictures; None: the user's cache folder.
+        progress: called often with (what, done, total).
+        announce: called with a line for each trial that has ended, and whatever else there is to say.
+
+    Returns:
+        What was found, also in ``tune.json``, ``tune.html``, ``trials.csv`` and ``best.toml`` in `out`.
+
+    Raises:
+        InputError: the photos, the recipe or the space cannot be used, Optuna is missing, the storage cannot be
+            reached, or `out` holds another search.
+        RunError: no trial was finished, or the storage was lost.
+
+    Example:
+        >>> print(tellapart.tune("photos", trials=30).verdict)
+        The tuned recipe is better than fast: +1.2 points (0.3 to 2.1), p = 0.010, 3 seeds.
+    """
+    # What is wanted
+    optuna_or_error()
+    if trials < 1 or workers < 1 or seeds < 0:
+        raise InputError(f"Expected trials and workers of at least 1 and seeds of at least 0; got {trials}, {workers} "
+                         f"and {seeds}.")  # fmt: skip
+    name = "the recipe" if isinstance(recipe, Recipe) else Path(recipe).stem
+    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
+    folder = Path(out) if out is not None else Path("tuning") / Path(photos).resolve().stem
+    search = Search(
+        folder=folder, recipe=base, space=search_space(space, base), precision="", seed=seed, prunes=prunes,
+        pareto=pareto, cache=None if cache is None else Path(cache), workers=min(workers, trials),
+    )  # fmt: skip
+    deadline = None if time_limit is None else time.time() + time_limit
+    _claim(search, os.path.abspath(photos), storage)
+
+    # Search
+    with locked(folder / ".owner", wait=False) as is_first:
+        if is_first:
+            search = _prepare(search, photos, progress, announce)
+        else:
+            announce("Another process has this search under way: helping it. It will confirm the winner.")
+            search = _await_preparation(search, progress)
+        url = storage or _file_storage(folder)
+        order = Order(search, url, _study_name(search), trials, deadline, heartbeat)
+        try:
+            _search(order, progress, announce)
+        except KeyboardInterrupt:
+            announce("The search is kept: the same command goes on with it.")
+            raise
+
+        # What was found
+        found = _summary(order)
+        if not is_first:
+            return found
+        _write(found, progress)
+
+        # Confirm it
+        found = _confirmed(found, search, name=name, seeds=seeds, progress=progress, announce=announce)
+        _write(found, progress)
+    return found
+
+
+def _claim(search: Search, photos: str, storage: str | None) -> None:
+    """Keep what is searched in the folder, and refuse to mix two searches.
+
+    Raises:
+        InputError: the folder holds another one.
+    """
+    wanted: dict[str, Any] = {
+        "photos": photos,
+        "space": {name: space_text(part) for name, part in search.space.items()},
+        "pareto": search.pareto,
+        "prunes": search.prunes,
+        "seed": search.seed,
+        "storage": None if storage is None else without_password(storage),
+        "recipe": search.recipe.model_dump(mode="json"),
+    }
+    kept = search.folder / "search.json"
+    if kept.exists():
+        known = read_json(kept)
+        differing = [part for part, value in wanted.items() if known.get(part) != value]
+        if differing:
+            part = differing[0]
+            raise InputError(
+                f"{search.folder} holds another search, with {part} {_shown(known.get(part))}; this one has "
+                f"{_shown(wanted[part])}. Go on with the same, or name another folder with --out."
+            )
+        return
+    if search.folder.is_dir() and any(search.folder.iterdir()):
+        raise InputError(f"{search.folder} is not empty and holds no search. Name another folder with --out.")
+    write_json(kept, wanted)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "…"
+
+
+def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress, announce: Announce) -> Search:
+    """Split the photos, take the test photos away, decode the others and choose the precision of all trials."""
+    from tellapart.run import open_photos, prepared_folder
+    from tellapart.training.inputs import Inputs
+    from tellapart.training.network import compiled
+    from tellapart.training.schedule import stages_of
+    from tellapart.training.timing import choose_precision
+
+    chosen = search.folder / "precision.json"
+    if not chosen.exists():
+        prepared_folder(photos, search.photos, search.recipe, progress=progress, announce=announce)
+        make_visible(search.photos, search.visible)
+        seen = open_photos(search.visible, search.recipe, search.cache, progress)
+        with seen.pictures, seen.sources:
+            inputs = Inputs(search.recipe, seen)
+            progress("choosing the precision", 0, 1)
+            precision = choose_precision(
+                search.recipe.train.precision,
+                lambda name: compiled(search.recipe, inputs.num_classes, name)[0],
+                inputs.training(stages_of(search.recipe)[-1].image_px),
+            )
+        forget_network()
+        write_json(chosen, {"name": precision.name, "reason": precision.reason})
+    return replace(search, precision=read_json(chosen)["name"])
+
+
+def _await_preparation(search: Search, progress: Progress) -> Search:
+    """Wait for the process that owns the search."""
+    chosen = search.folder / "precision.json"
+    while not chosen.exists():
+        progress("waiting for the photos to be prepared", 0, 1)
+        with locked(search.folder / ".owner", wait=False) as is_free:
+            if is_free:
+                raise RunError(f"The process that prepared {search.folder} has ended early. Run the command again.")
+        time.sleep(0.5)
+    return replace(search, precision=read_json(chosen)["name"])
+
+
+def make_visible(prepared: Path, visible: Path) -> None:
+    """Write what a trial may see of a prepared folder: its training and validation photos, and nothing of the others.
+
+    Raises:
+        InputError: there are no validation photos.
+    """
+    from tellapart.run_folder import read_manifest, write_manifest
+    from tellapart.training.environment import data_hash
+
+    whole = read_manifest(prepared)
+    frame = whole[whole["split"].isin(["train", "validation"]) & (whole["error"] == "")]
+    if not (frame["split"] == "validation").any():
+        raise InputError(
+            "The split has no validation photos, and trials are judged on them. Expected a share for validation, as in "
+            "--set data.split=[0.7,0.2,0.1], or more photos."
+        )
+    record = read_json(prepared / "environment.json")
+    known = {name: record[name] for name in ("order", "root", "classes")}
+    write_json(visible / "environment.json", known | {"num_photos": len(frame), "data_sha256": data_hash(frame)})
+    write_manifest(visible, frame)
+
+
+def _study_name(search: Search) -> str:
+    """Return a name that two searches share only if they are the same, whichever machines they run on."""
+    photos = [read_json(folder / "environment.json")["data_sha256"] for folder in (search.photos, search.visible)]
+    space = {name: space_text(part) for name, part in search.space.items()}
+    same = [photos, space, search.pareto, search.prunes, search.recipe.model_dump(mode="json")]
+    return f"tellapart-{sha256(json.dumps(same).encode())[:20]}"
+
+
+def _file_storage(folder: Path) -> str:
+    path = os.path.abspath(folder / "study.db")
+    return "sqlite:///" + path.replace("{", "{{").replace("}", "}}")  # Optuna fills in braces
+
+
+def _search(order: Order, progress: Progress, announce: Announce) -> None:
+    """Run the trials here, or in several processes."""
+    if order.search.workers == 1:
+        work(order, worker=0, progress=progress, announce=announce)
+        return
+    from tellapart.experiments.tune_workers import work_together
+
+    study = order.open()  # an unreachable storage is found out before processes are started
+    try:
+        if num_finished(study) >= order.trials:
+            return
+        news = News(study, order, announce)
+        progress("trials", news.tell(), order.trials)
+        work_together(order, look=lambda: progress("trials", news.tell(), order.trials), announce=announce)
+    finally:
+        close(study)
+
+
+def _summary(order: Order) -> Tuning:
+    """Read what was found from the study.
+
+    Raises:
+        RunError: no trial was finished.
+    """
+    from tellapart.experiments.tune_importance import importance_of
+
+    study, search = order.open(), order.search
+    try:
+        trials, seconds = trials_of(study), seconds_of(study)
+    finally:
+        close(study)
+    best = winner_of(trials)
+    if best is None:
+        raise RunError(
+            f"No trial was finished ({len(trials)} were stopped or lost). Expected at least one: give more time or "
+            "trials, then run the same command again."
+        )
+    return Tuning(
+        folder=search.folder,
+        trials=trials,
+        best=best.number,
+        recipe=recipe_with(search.recipe, best.values),
+        front=front_of(trials) if search.pareto else (),
+        importance=importance_of(trials, search.space),
+        space={name: space_text(part) for name, part in search.space.items()},
+        rung=search.rung,
+        seconds=seconds,
+    )
+
+
+def _confirmed(
+    found: Tuning, search: Search, *, name: str, seeds: int, progress: Progress, announce: Announce
+) -> Tuning:
+    """Train the winner and the recipe it is to beat with seeds that no trial had."""
+    from tellapart.experiments.tune_confirm import confirm
+    from tellapart.run_folder import read_manifest
+
+    if found.recipe == search.recipe:
+        return replace(found, note=f"Nothing that was tried is better on the validation photos than {name} as it is.")
+    tested = int((read_manifest(search.photos)["split"] == "test").sum())
+    if not seeds or tested < 2:
+        why = "not asked for" if not seeds else f"there are {tested} test photos"
+        return replace(found, note=f"The winner was not confirmed: {why}. Part of its accuracy is luck.")
+    first = search.recipe.train.seed + 1
+    answer = confirm(
+        search.folder / "confirm",
+        search.photos,
+        (search.recipe, found.recipe),
+        name=name,
+        seeds=range(first, first + seeds),
+        cache=search.cache,
+        progress=progress,
+        announce=announce,
+    )
+    return replace(found, answer=answer)
+
+
+def _write(found: Tuning, progress: Progress) -> None:
+    from tellapart.experiments.tune_page import write_page
+
+    save_recipe(found.recipe, found.folder / "best.toml")
+    write_text(found.folder / "trials.csv", pd.DataFrame(table_of(found.trials)).to_csv(index=False))
+    write_json(found.folder / "tune.json", found.to_dict())
+    progress("drawing the page", 0, 1)
+    write_page(found.folder / "tune.html", found)

@@ -1,0 +1,86 @@
+"""The winner of a search run again with fresh seeds, beside the recipe that it is to beat. Knows nothing of searches.
+
+The winner was chosen by its accuracy on the validation photos with one seed, and part of that was luck. Here all of it
+is new: seeds and test photos.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.experiments.seeds import compare_over_seeds
+from tellapart.experiments.tune_result import Answer
+from tellapart.files import read_json
+from tellapart.records import Progress
+from tellapart.settings import Recipe
+from tellapart.training.callbacks import Announce
+
+
+def confirm(
+    folder: Path,
+    prepared: Path,
+    recipes: tuple[Recipe, Recipe],
+    *,
+    name: str,
+    seeds: Sequence[int],
+    cache: Path | None,
+    progress: Progress,
+    announce: Announce,
+) -> Answer:
+    """Train both recipes with each seed and compare them on the test photos; what is trained already stays.
+
+    Args:
+        folder: where the runs go: ``recipe-SEED`` and ``tuned-SEED``.
+        prepared: the table of photos and its split.
+        recipes: the one to beat, and the winner.
+        name: of the one to beat.
+        seeds: that no trial had.
+        cache: the folder for decoded pictures.
+        progress: called with (what, done, total).
+        announce: called with a line for each run.
+    """
+    right: dict[str, list[NDArray[np.bool_]]] = {"recipe": [], "tuned": []}
+    for seed in seeds:  # in turn: other work on the machine slows both alike
+        for side, recipe in zip(right, recipes, strict=True):
+            seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+            run = folder / f"{side}-{seed}"
+
+            def named(what: str, done: int, total: int, run: Path = run) -> None:
+                progress(f"confirming, {run.name}: {what}", done, total)
+
+            _train(run, prepared, seeded, cache=cache, progress=named)
+            right[side].append(_right_on_test(run))
+            announce(f"{'tuned' if side == 'tuned' else name}, seed {seed}: {right[side][-1].mean():.3f} on test")
+    first, second = np.stack(right["recipe"]), np.stack(right["tuned"])
+    accuracies = tuple((float(a), float(b)) for a, b in zip(first.mean(axis=1), second.mean(axis=1), strict=True))
+    return Answer(name, tuple(seeds), accuracies, first.shape[1], compare_over_seeds(first, second))
+
+
+def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, progress: Progress) -> None:
+    from tellapart.experiments.tune_trial import forget_network
+    from tellapart.run import train
+
+    options: dict[str, Any] = {"cache": cache, "progress": progress, "announce": lambda line: None}
+    if (run / "manifest.csv").is_file():
+        train(resume=run, **options)
+    else:
+        shutil.rmtree(run, ignore_errors=True)  # it was killed before it had its table of photos
+        photos = read_json(prepared / "environment.json")["order"]["photos"]
+        train(photos, recipe=recipe, prepared=prepared, out=run, **options)
+    forget_network()
+
+
+def _right_on_test(run: Path) -> NDArray[np.bool_]:
+    """Return which test photos a finished run named rightly, (num_images,) in the order of its table."""
+    from tellapart.experiments.contestant import open_contestant
+
+    found = open_contestant(run, run.name)
+    tested = (found.photos["split"] == "test").to_numpy()
+    named = np.array(found.classes)[found.probabilities[tested].argmax(axis=1)]
+    return np.asarray(named == found.photos["label"].to_numpy(object)[tested])

@@ -1,0 +1,331 @@
+"""The study behind a search: Optuna's store of trials, which several processes share. Knows nothing about training.
+
+A worker claims a trial under a lock of its folder, so that workers side by side do not begin more than are wanted.
+While a trial runs, its worker writes a heartbeat; a trial whose heartbeat has stopped belonged to a worker that was
+killed, and is put back with its values, its reports and its place in the pruner's rungs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tellapart.errors import InputError, RunError
+from tellapart.experiments.search_space import Choice, Space, Value
+
+if TYPE_CHECKING:
+    import optuna
+
+FOLDER_OF = "begun_as"
+"""Attribute of a trial: the number under which it was begun first, which names its folder."""
+_REDUCTION = 3
+"""At each rung about one trial in so many goes on."""
+_EARLIEST = 3
+"""No trial is stopped before so many epochs: the first ones say little."""
+_MOST_DEATHS = 3
+"""A trial that killed so many workers is not begun again."""
+_WAIT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """How a killed worker is found out.
+
+    Attributes:
+        every: seconds between two signs of life.
+        patience: seconds without one after which a trial is put back.
+    """
+
+    every: int = 10
+    patience: int = 60
+
+
+def optuna_or_error() -> Any:
+    """Return the module.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError(
+            "tellapart tune needs Optuna, which is not installed here. Install it: pip install 'tellapart[tune]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return optuna
+
+
+def first_rung(epochs: int, validate_every: int, warmup_epochs: float) -> int:
+    """Return the epoch after which poor trials are stopped first: a ninth of all, past the warm-up, with a look."""
+    wanted = max(epochs / _REDUCTION**2, warmup_epochs, _EARLIEST)
+    return int(-(-wanted // validate_every)) * validate_every
+
+
+def open_study(url: str, name: str, *, seed: int, rung: int | None, pareto: bool, heartbeat: Heartbeat) -> optuna.Study:
+    """Open the study in a storage, or begin it.
+
+    The sampler is TPE (Bergstra et al. 2011), over all settings together (Falkner et al. 2018), and counts trials that
+    others are running as poor, so that workers do not all try the same. Poor trials are stopped by asynchronous
+    successive halving (Li et al. 2020, arXiv 1810.05934): a third of the trials that reach a rung go on.
+
+    Args:
+        url: of the storage, as SQLAlchemy takes it.
+        name: of the study; the same name is the same search.
+        seed: of the sampler; with the trials there are, so that a search that goes on draws new numbers.
+        rung: the first epoch at which trials are stopped; None: none is.
+        pareto: accuracy against milliseconds instead of accuracy alone.
+        heartbeat: how a killed worker is found out.
+
+    Raises:
+        InputError: Optuna is not installed, or the storage cannot be reached.
+    """
+    library = optuna_or_error()
+    with _quiet(), _reachable(url):
+        storage = library.storages.RDBStorage(
+            url,
+            engine_kwargs={"connect_args": _patience_of(url)},
+            heartbeat_interval=heartbeat.every,
+            grace_period=heartbeat.patience,
+            heartbeat_stale_trial_callback=_after_death,
+        )
+        if url.startswith("sqlite"):
+            _write_without_waiting(storage.engine)
+        study: optuna.Study = library.create_study(
+            storage=storage,
+            study_name=name,
+            directions=["maximize", "minimize"] if pareto else ["maximize"],
+            pruner=library.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=_REDUCTION)
+            if rung and not pareto
+            else library.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+        fresh = (seed * 1_000_003 + len(study.get_trials(deepcopy=False)) * 1009) % 2**32
+        study.sampler = library.samplers.TPESampler(seed=fresh, multivariate=True, constant_liar=True)
+    return study
+
+
+def close(study: optuna.Study) -> None:
+    """Let the connections to the storage go."""
+    storage: Any = study._storage
+    storage = getattr(storage, "_backend", storage)
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+def begin_with(study: optuna.Study, values: dict[str, Value] | None) -> None:
+    """Let a study that has no trial yet begin with these values."""
+    if values is not None and not study.get_trials(deepcopy=False):
+        study.enqueue_trial(values)
+
+
+def suggest(trial: optuna.Trial, space: Space) -> dict[str, Value]:
+    """Let Optuna choose a value for each setting of the space."""
+    values: dict[str, Value] = {}
+    for name, part in space.items():
+        if isinstance(part, Choice):
+            chosen: Any = trial.suggest_categorical(name, part.values)
+            values[name] = chosen
+        elif part.whole:
+            values[name] = trial.suggest_int(name, int(part.low), int(part.high), log=part.log)
+        else:
+            values[name] = trial.suggest_float(name, part.low, part.high, log=part.log)
+    return values
+
+
+def num_finished(study: optuna.Study) -> int:
+    """Return how many trials were trained to their end or stopped as poor."""
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.get_trials(deepcopy=False))
+
+
+def work_through(
+    study: optuna.Study,
+    objective: Callable[[optuna.Trial], Any],
+    *,
+    wanted: int,
+    deadline: float | None,
+    lock: Path,
+    waiting: Callable[[int], None],
+) -> float:
+    """Run trials until as many as are wanted are finished, by whomever, or the time is over.
+
+    Args:
+        study: the store.
+        objective: runs one trial; what it raises but for Optuna's own ends the work, and the trial is put back.
+        wanted: finished trials.
+        deadline: by `time.time`; no trial is begun after it.
+        lock: a file on which workers of one folder take turns to claim a trial.
+        waiting: called with the number of finished trials while others have the last ones.
+
+    Returns:
+        Seconds spent waiting for others.
+
+    Raises:
+        InputError: the storage was lost.
+    """
+    waited = 0.0
+    while deadline is None or time.time() < deadline:
+        with contextlib.ExitStack() as claim, _quiet(), _reachable(str(_url_of(study)), lost=True):
+            claim.enter_context(locked(lock))
+            _optuna_storages().fail_stale_trials(study)
+            states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
+            finished = sum(state in ("COMPLETE", "PRUNED") for state in states)
+            if finished >= wanted:
+                break
+            if finished + states.count("RUNNING") < wanted:
+                _run_one(study, objective, claim)
+                continue
+        waiting(finished)
+        time.sleep(_WAIT_SECONDS)
+        waited += _WAIT_SECONDS
+    return waited
+
+
+def _run_one(study: optuna.Study, objective: Callable[[optuna.Trial], Any], claim: contextlib.ExitStack) -> None:
+    library = optuna_or_error()
+    interrupted: list[BaseException] = []
+    begun: list[int] = []
+
+    def claimed(trial: optuna.Trial) -> Any:
+        begun.append(trial.number)
+        if FOLDER_OF not in trial.user_attrs:
+            trial.set_user_attr(FOLDER_OF, trial.number)
+        claim.close()
+        try:
+            return objective(trial)
+        except (library.TrialPruned, library.exceptions.UpdateFinishedTrialError):
+            raise
+        except BaseException as error:
+            interrupted.append(error)
+            put_back(study, study.trials[trial.number])
+            raise
+
+    try:
+        study.optimize(claimed, n_trials=1)
+    except (library.exceptions.UpdateFinishedTrialError, ValueError):
+        # Its heartbeat was late, and the trial was taken for dead and put back: whoever has it now tells its end.
+        if interrupted or not begun or study.trials[begun[0]].state.name != "FAIL":
+            raise
+
+
+def put_back(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    """Queue a trial that was interrupted, with all it has reported."""
+    library = optuna_or_error()
+    study.add_trial(
+        library.create_trial(
+            state=library.trial.TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=trial.user_attrs,
+            system_attrs=trial.system_attrs,
+            intermediate_values=trial.intermediate_values,
+        )
+    )
+
+
+def _after_death(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    """Put a dead worker's trial back, unless it kills whoever takes it up."""
+    deaths = int(trial.user_attrs.get("deaths", 0)) + 1
+    if deaths < _MOST_DEATHS:
+        trial.set_user_attr("deaths", deaths)
+        put_back(study, trial)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold an exclusive lock, and yield whether it was got; the kernel lets it go when the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def without_password(url: str) -> str:
+    """Return a storage's URL as it may be shown."""
+    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+
+
+def _patience_of(url: str) -> dict[str, int]:
+    """Return how long a driver waits: SQLite for another process' lock, the others for an answer."""
+    if url.startswith("sqlite"):
+        return {"timeout": 60}
+    return {"connect_timeout": 10} if url.startswith(("postgresql", "mysql")) else {}
+
+
+def _write_without_waiting(engine: Any) -> None:
+    """Let SQLite not wait for the disk at each commit: with a log, a killed process loses nothing all the same.
+
+    A trial commits some 30 times, and a disk may take 10 ms for each.
+    """
+    from sqlalchemy import event
+
+    def prepare(connection: Any, record: object) -> None:
+        del record
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    event.listen(engine, "connect", prepare)
+    engine.dispose()  # the connection that is open already
+
+
+def _url_of(study: optuna.Study) -> str:
+    storage: Any = study._storage
+    return str(getattr(storage, "_backend", storage).url)
+
+
+def _optuna_storages() -> Any:
+    return optuna_or_error().storages
+
+
+@contextlib.contextmanager
+def _reachable(url: str, *, lost: bool = False) -> Iterator[None]:
+    """Turn the errors of a storage into one that says what to do."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError, ImportError) as error:
+        if isinstance(error, ImportError) and lost:
+            raise
+        shown, reason = without_password(url), without_password(_reason(error))
+        if lost:
+            raise RunError(
+                f"Storage {shown} was lost: {reason}. Finished trials are kept in it: run the same command again."
+            ) from error
+        raise InputError(
+            f"Storage {shown} cannot be reached: {reason}. Expected the URL of a database that can be written, as in "
+            "sqlite:///study.db or postgresql+psycopg2://user@host/name; leave --storage away to use a file in the "
+            "search's own folder."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what lies at the bottom of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first.strip().rstrip(".")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna's notices of experimental features from the user: what is used of them is tested here."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

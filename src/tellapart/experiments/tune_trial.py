@@ -1,0 +1,173 @@
+"""One trial: an ordinary training run on photos without the test side. Knows nothing about stores or pages.
+
+A trial leaves its folder small: of all runs only the few best keep their weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tellapart.errors import TrainingStoppedError
+from tellapart.experiments.search_space import Space, Value, recipe_with
+from tellapart.experiments.tune_study import first_rung
+from tellapart.files import read_json, write_json
+from tellapart.records import Progress
+from tellapart.settings import Recipe
+from tellapart.training.callbacks import Watch
+
+KEPT = 3
+"""Trials whose weights stay on disk."""
+_LOOKS = 9
+"""Times that a trial looks at the validation photos, at least: with fewer, poor trials could not be stopped early."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all trials of a search have in common.
+
+    Attributes:
+        folder: of the search.
+        recipe: what is changed from trial to trial.
+        space: within which ranges.
+        precision: that all trials compute in, chosen once.
+        seed: of the sampler.
+        prunes: whether poor trials are stopped early.
+        pareto: whether milliseconds per image are an aim too.
+        cache: the folder for decoded pictures.
+        workers: processes that share this machine.
+    """
+
+    folder: Path
+    recipe: Recipe
+    space: Space
+    precision: str
+    seed: int
+    prunes: bool
+    pareto: bool
+    cache: Path | None
+    workers: int = 1
+
+    @property
+    def photos(self) -> Path:
+        """The table of photos and their split, test photos and all: what the winner is judged on."""
+        return self.folder / "photos"
+
+    @property
+    def visible(self) -> Path:
+        """The same table without the test photos: all that a trial is given."""
+        return self.folder / "visible"
+
+    @property
+    def validate_every(self) -> int:
+        """Epochs between two looks of a trial at the validation photos."""
+        train = self.recipe.train
+        return max(1, min(train.validate_every, train.epochs // _LOOKS))
+
+    @property
+    def rung(self) -> int | None:
+        """The epoch after which poor trials are stopped first; None: none is."""
+        train = self.recipe.train
+        rung = first_rung(train.epochs, self.validate_every, train.warmup_epochs)
+        return rung if self.prunes and not self.pareto and rung < train.epochs else None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a finished trial reached on the validation photos.
+
+    Attributes:
+        accuracy: of the weights that were kept.
+        loss: cross-entropy in nats, without label smoothing, so that trials can be compared.
+        best_epoch: whose weights were kept.
+    """
+
+    accuracy: float
+    loss: float
+    best_epoch: int
+
+
+def trial_recipe(search: Search, values: Mapping[str, Value]) -> Recipe:
+    """Return the recipe of a trial: the values, and what makes trials comparable and cheap."""
+    recipe = recipe_with(search.recipe, values)
+    threads = recipe.train.workers or max(1, (os.cpu_count() or 1) // search.workers)
+    train = {"precision": search.precision, "validate_every": search.validate_every, "workers": threads}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+
+
+def run_trial(
+    search: Search, folder: Path, values: Mapping[str, Value], *, watch: Watch, progress: Progress
+) -> Measured | None:
+    """Train and measure one trial, or go on with it where it was interrupted.
+
+    Args:
+        search: what all trials have in common.
+        folder: of the trial.
+        values: what sets it apart.
+        watch: called with each epoch's row of history; what it raises ends the trial.
+        progress: called with (what, done, total).
+
+    Returns:
+        What it reached; None where its loss was no longer finite.
+    """
+    from tellapart.run import train
+
+    photos = read_json(search.visible / "environment.json")["order"]["photos"]
+    options: dict[str, Any] = {
+        "cache": search.cache,
+        "progress": progress,
+        "watch": watch,
+        "announce": lambda line: None,
+    }
+    try:
+        # Without its table of photos a run would scan them again, test photos among them.
+        if (folder / "manifest.csv").is_file() and (folder / "recipe.toml").is_file():
+            run = train(resume=folder, **options)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            recipe = trial_recipe(search, values)
+            run = train(photos, recipe=recipe, prepared=search.visible, out=folder, **options)
+    except TrainingStoppedError:
+        return None
+    finally:
+        forget_network()
+    found = run.metrics["validation"]
+    return Measured(found["accuracy"], found["loss"], run.metrics["best_epoch"])
+
+
+def milliseconds(search: Search, folder: Path, recipe: Recipe) -> float:
+    """Return the milliseconds per image of a trial's network, one at a time: `predict` in Keras, median of 15.
+
+    Networks of one shape get one number, measured once: their weights make no difference, and noise would.
+    """
+    from tellapart.experiments.cost import cost_of, with_speed
+
+    cost = cost_of(folder)
+    known = search.folder / "latency" / f"{recipe.model.name}-{cost.parameters}-{cost.image_px}.json"
+    if not known.exists():
+        (measured,) = with_speed([folder], [cost])
+        write_json(known, {"ms_per_image": (measured.ms_per_image or {})[1]})
+    return float(read_json(known)["ms_per_image"])
+
+
+def tidy(folder: Path, *, keep_weights: bool) -> None:
+    """Delete what only a run that goes on needs, and the weights too where they are not to be kept."""
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    (folder / "checkpoints" / "last.npz").unlink(missing_ok=True)
+    if not keep_weights:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / "model.keras").unlink(missing_ok=True)
+
+
+def forget_network() -> None:
+    """Free the network and its compiled step: a process trains many."""
+    import gc
+
+    import keras
+
+    keras.backend.clear_session()
+    gc.collect()

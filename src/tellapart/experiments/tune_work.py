@@ -1,0 +1,231 @@
+"""A worker of a search: takes trials from the study until there are enough. Knows nothing about who else does."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tellapart.experiments.search_space import values_of
+from tellapart.experiments.tune_result import Trial, winner_of
+from tellapart.experiments.tune_study import (
+    FOLDER_OF,
+    Heartbeat,
+    begin_with,
+    close,
+    locked,
+    open_study,
+    optuna_or_error,
+    suggest,
+    work_through,
+)
+from tellapart.experiments.tune_trial import KEPT, Search, milliseconds, run_trial, tidy, trial_recipe
+from tellapart.records import Progress
+from tellapart.training.callbacks import Announce
+
+if TYPE_CHECKING:
+    import optuna
+
+_TIMES = "seconds of worker "
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is wanted of the workers of a search.
+
+    Attributes:
+        search: what all trials have in common.
+        url: of the storage.
+        name: of the study.
+        trials: as many are to be finished, by all workers together.
+        deadline: by `time.time`, after which no trial is begun; None: there is none.
+        heartbeat: how a killed worker is found out.
+    """
+
+    search: Search
+    url: str
+    name: str
+    trials: int
+    deadline: float | None
+    heartbeat: Heartbeat
+
+    def open(self, worker: int = 0) -> optuna.Study:
+        """Open the study; each worker of a search draws numbers of its own."""
+        search = self.search
+        return open_study(
+            self.url, self.name, seed=search.seed + 7919 * worker, rung=search.rung, pareto=search.pareto,
+            heartbeat=self.heartbeat,
+        )  # fmt: skip
+
+
+def work(order: Order, *, worker: int, progress: Progress, announce: Announce) -> None:
+    """Run trials until enough are finished or the time is over.
+
+    Args:
+        order: what is wanted.
+        worker: number of this worker among those that were started together.
+        progress: called with (what, done, total); what it raises stops the trial that is under way, which is put back.
+        announce: called with a line for each trial that has ended, whoever ran it.
+    """
+    study = order.open(worker)
+    news = News(study, order, announce)
+    clock = Clock()
+
+    def objective(trial: optuna.Trial) -> Any:
+        news.tell()
+        return _objective(order.search, trial, progress, clock)
+
+    def waiting(finished: int) -> None:
+        news.tell()
+        progress("waiting for the trials of other workers", finished, order.trials)
+
+    try:
+        with locked(order.search.folder / ".claim"):
+            begin_with(study, values_of(order.search.recipe, order.search.space))
+        began = time.perf_counter()
+        waited = work_through(
+            study, objective, wanted=order.trials, deadline=order.deadline, lock=order.search.folder / ".claim",
+            waiting=waiting,
+        )  # fmt: skip
+        busy = clock.seconds
+        times = {"trials": busy, "overhead": time.perf_counter() - began - waited - busy}
+        if busy:
+            study.set_user_attr(_TIMES + uuid.uuid4().hex[:12], times)
+        news.tell()
+    finally:
+        close(study)
+
+
+class Clock:
+    """Counts the seconds of training and measuring alone: what the search adds between epochs is its own cost."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """Count what has passed since `start`."""
+        self.seconds += time.perf_counter() - self._began
+
+
+def _objective(search: Search, trial: optuna.Trial, progress: Progress, clock: Clock) -> float | tuple[float, float]:
+    """Run one trial; its worth is the accuracy on the validation photos."""
+    library = optuna_or_error()
+    values = suggest(trial, search.space)
+    folder = search.folder / "trials" / f"{trial.user_attrs[FOLDER_OF]:04d}"
+    began = time.perf_counter() - float(trial.user_attrs.get("seconds", 0.0))
+
+    def watch(row: dict[str, Any]) -> None:
+        if "val_accuracy" not in row:
+            return
+        clock.stop()
+        try:
+            epoch = int(row["epoch"])
+            if not search.pareto:  # Optuna takes reports for one aim only
+                trial.report(row["val_accuracy"], epoch)
+                if epoch < search.recipe.train.epochs and trial.should_prune():
+                    raise library.TrialPruned
+        finally:
+            clock.start()
+
+    def named(what: str, done: int, total: int) -> None:
+        progress(f"trial {trial.number}: {what}", done, total)
+
+    clock.start()
+    try:
+        found = run_trial(search, folder, values, watch=watch, progress=named)
+    except library.TrialPruned:
+        tidy(folder, keep_weights=False)
+        raise
+    finally:
+        clock.stop()
+        trial.set_user_attr("seconds", time.perf_counter() - began)
+    if found is None:
+        tidy(folder, keep_weights=False)
+        trial.set_user_attr("why", "its loss was no longer finite")
+        raise library.TrialPruned
+    trial.set_user_attr("loss", found.loss)
+    trial.set_user_attr("accuracy", found.accuracy)
+    ms = milliseconds(search, folder, trial_recipe(search, values)) if search.pareto else None
+    trial.set_user_attr("ms_per_image", ms)
+    tidy(folder, keep_weights=True)
+    _keep_the_best(search, trials_of(trial.study), folder, found.accuracy)
+    return found.accuracy if ms is None else (found.accuracy, ms)
+
+
+def _keep_the_best(search: Search, trials: tuple[Trial, ...], folder: Path, accuracy: float) -> None:
+    """Delete the weights of all trials but the few best; this one is not in the study yet."""
+    known = {search.folder / "trials" / f"{trial.number:04d}": trial for trial in trials if trial.state == "finished"}
+    order = [(each.accuracy or 0.0, path) for path, each in known.items() if path != folder] + [(accuracy, folder)]
+    for _, path in sorted(order, key=lambda pair: -pair[0])[KEPT:]:
+        tidy(path, keep_weights=False)
+
+
+def trials_of(study: optuna.Study) -> tuple[Trial, ...]:
+    """Return the trials that have ended, numbered by their folders; of one begun several times the last."""
+    states = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "lost"}
+    found: dict[int, Trial] = {}
+    alive = {each.user_attrs.get(FOLDER_OF) for each in study.get_trials(deepcopy=False)
+             if each.state.name in ("WAITING", "RUNNING")}  # fmt: skip
+    for each in study.get_trials(deepcopy=False):
+        number = each.user_attrs.get(FOLDER_OF, each.number)
+        if each.state.name not in states or (each.state.name == "FAIL" and number in alive):
+            continue
+        curve = tuple(sorted((step, float(value)) for step, value in each.intermediate_values.items()))
+        said = each.user_attrs
+        found[number] = Trial(
+            number=number,
+            state=states[each.state.name],
+            values=dict(sorted(each.params.items())),
+            accuracy=said.get("accuracy", curve[-1][1] if curve else None),
+            loss=said.get("loss"),
+            ms_per_image=said.get("ms_per_image"),
+            seconds=float(said.get("seconds", 0.0)),
+            curve=curve,
+        )
+    return tuple(found[number] for number in sorted(found))
+
+
+def seconds_of(study: optuna.Study) -> dict[str, float]:
+    """Return the seconds that all workers that came to their end spent in trials, and between them."""
+    times = [value for name, value in study.user_attrs.items() if name.startswith(_TIMES)]
+    return {name: float(sum(each[name] for each in times)) for name in ("trials", "overhead")}
+
+
+class News:
+    """Says of each trial that has ended how it went, once."""
+
+    def __init__(self, study: optuna.Study, order: Order, announce: Announce) -> None:
+        self.study, self.order, self.announce = study, order, announce
+        self._said = {trial.number for trial in trials_of(study)}
+
+    def tell(self) -> int:
+        """Announce what is new, and return how many trials are finished."""
+        trials = trials_of(self.study)
+        done = sum(trial.state != "lost" for trial in trials)
+        new = [trial for trial in trials if trial.number not in self._said]
+        for trial in new:
+            self._said.add(trial.number)
+            self.announce(f"{done}/{self.order.trials}  {line_of(trial, winner_of(trials))}")
+        return done
+
+
+def line_of(trial: Trial, best: Trial | None) -> str:
+    """Return how a trial went in one line."""
+    if trial.state == "lost":
+        return f"trial {trial.number}: given up, its workers died"
+    if trial.state == "stopped":
+        if not trial.curve:
+            return f"trial {trial.number}: stopped before its first look, {trial.seconds:.0f} s"
+        epoch, accuracy = trial.curve[-1]
+        return f"trial {trial.number}: stopped after epoch {epoch} at {accuracy:.3f}, {trial.seconds:.0f} s"
+    line = f"trial {trial.number}: {trial.accuracy:.3f}, {trial.seconds:.0f} s"
+    if trial.ms_per_image is not None:
+        line += f", {trial.ms_per_image:.2f} ms per image"
+    return line + ("" if best is None else f" (best: {best.accuracy:.3f}, trial {best.number})")

@@ -1,0 +1,40 @@
+"""Further networks from one training: weights kept on the way, and the last ones before averaging.
+
+Knows nothing about what they are kept for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tellapart.settings import Recipe
+from tellapart.training.checkpoint import load_checkpoint, load_weights
+from tellapart.training.network import compiled, plain_network
+
+
+def kept_networks(run: Path, recipe: Recipe, num_classes: int) -> dict[str, keras.Model]:
+    """Return the further networks of a run in plain layers, by their name; its own ``model.keras`` is not among them.
+
+    "snapshot-1", …: what ``train.snapshots`` kept. "last": the weights of the last step, as they were before averaging
+    and new statistics, where they are not those of ``model.keras``.
+
+    Raises:
+        RunError: a checkpoint is damaged or of another network.
+    """
+    folder = run / "checkpoints"
+    found = {
+        path.stem: plain_network(recipe, num_classes, path)
+        for path in (folder / f"snapshot-{number}.npz" for number in range(1, recipe.train.snapshots + 1))
+        if path.is_file()
+    }
+    if (folder / "last.npz").is_file() and (folder / "best.npz").is_file():
+        state = load_weights(folder / "last.npz")[1]
+        model, _ = compiled(recipe, num_classes, state["name"], state["planned_steps"])
+        load_checkpoint(folder / "last.npz", model)
+        last, best = model.get_weights(), load_weights(folder / "best.npz")[0]
+        if not all(np.array_equal(ours, theirs) for ours, theirs in zip(last, best, strict=True)):
+            found["last"] = plain_network(recipe, num_classes, last)
+    return found
