@@ -11,7 +11,7 @@ import pytest
 import tellapart
 from tellapart.errors import InputError
 from tellapart.experiments.ablation import Outcome, summarise, tables
-from tellapart.experiments.ablation_plan import Variant, chosen, ingredients, ladder
+from tellapart.experiments.ablation_plan import Variant, chosen, ingredients, ladder, setting_of
 from tellapart.experiments.seeds import compare_over_seeds
 from tellapart.settings import RECIPE_NAMES, load_recipe
 
@@ -39,6 +39,14 @@ def test_what_is_on_is_left_out_and_what_is_off_is_added():
     assert {"batch-16", "batch-64", "dropout-off", "dropout-0.2"} <= set(found)
     assert not {"batch-32", "dropout-0.5", "no-weight-decay"} & set(found), "these are the recipe, or no part of it"
     assert {each.name for each in ingredients(load_recipe("fast"), "float32")} >= {"l2", "no-weight-decay", "one-size"}
+
+
+def test_the_table_says_what_an_ingredient_is_in_the_recipe():
+    base = load_recipe("fast")
+    found = {each.name: setting_of(base, each) for each in ingredients(base, "float32")}
+    assert found["no-augmentation"] == "flip, rotation 0.04, zoom 0.2, translation 0.06, brightness 0.1, contrast 0.2"
+    assert (found["no-flip"], found["no-zoom"], found["with-mixup"]) == ("flip", "zoom 0.2", "off")
+    assert (found["l2"], found["dropout-0.5"], found["constant-rate"]) == ("off", "0.2", "0.008 to 8e-05")
 
 
 def test_the_ladder_climbs_from_a_plain_network():
@@ -104,7 +112,7 @@ def test_rows_insights_and_tables_say_what_the_runs_say():
     assert "best validation accuracy 1.50 times as fast (1.50 to 1.50), in epochs" in sentences["cosine schedule"]
     assert sentences["mixed precision"].startswith("bfloat16 takes 0.50 of the seconds (0.50 to 0.50)")
     assert "label smoothing off" in sentences["the rest"]
-    assert sentences["stability"] == "The loss became infinite: learning rate 0.3 (recipe: 0.1)."
+    assert sentences["stability"] == "The loss became infinite: Learning rate 0.3 (recipe: 0.1)."
     text = tables(found)
     assert "| augmentation | flip | off | 0.878 (" in text
     assert "| learning rate | 0.1 | 0.3 | the loss became infinite |" in text

@@ -184,7 +184,7 @@ def _write(
         num_seeds,
         [outcomes[each.name] for each in steps if each.name in tried],
         outcomes[RECIPE],
-        [(outcomes[each.name], setting_of(recipe, each.factor)) for each in others if each.name in tried],
+        [(outcomes[each.name], setting_of(recipe, each)) for each in others if each.name in tried],
     )
     write_json(folder / "ablation.json", result.to_dict())
     write_text(folder / "ablation.md", tables(result))

@@ -285,17 +285,22 @@ def _others(rows: list[Row]) -> list[Insight]:
     judged = [row for row in rows if row.gained is not None]
     strong = sorted((row for row in judged if row.is_detectable), key=lambda row: -abs(row.gained.value))  # type: ignore[union-attr]
     found = [Insight(row.factor, f"{_sentence_of(row)} changes accuracy by {_signed(row)}.", True) for row in strong]
-    weak = [_sentence_of(row) for row in judged if not row.is_detectable]
+    weak = [_name_of(row) for row in judged if not row.is_detectable]
     if weak:
-        found.append(Insight("the rest", f"No detectable difference: {'; '.join(weak)}.", False))
+        found.append(Insight("the rest", f"No detectable difference: {', '.join(weak)}.", False))
     stopped = [_sentence_of(row) for row in rows if row.stopped]
     if stopped:
         found.append(Insight("stability", f"The loss became infinite: {'; '.join(stopped)}.", None))
     return found
 
 
+def _name_of(row: Row) -> str:
+    return row.value if row.factor == "augmentation" else f"{row.factor} {row.value}"
+
+
 def _sentence_of(row: Row) -> str:
-    return f"{row.factor} {row.value}" if row.in_recipe == "" else f"{row.factor} {row.value} (recipe: {row.in_recipe})"
+    words = _name_of(row)
+    return f"{words[0].upper()}{words[1:]}" + (f" (recipe: {row.in_recipe})" if row.in_recipe else "")
 
 
 def _signed(row: Row) -> str:

@@ -161,16 +161,18 @@ def _word(name: str) -> str:
     return words.get(name, name)
 
 
-def setting_of(recipe: Recipe, factor: str) -> str:
-    """Return what an ingredient is in the recipe, for the table."""
+def setting_of(recipe: Recipe, variant: Variant) -> str:
+    """Return what a variant's ingredient is in the recipe, for the table."""
     model, train = recipe.model, recipe.train
-    on = [
-        f"{_word(name)} {value:g}" if not isinstance(value, bool) else _word(name)
-        for name, value in recipe.augment.model_dump().items()
-        if name in _AUGMENT and value != _AUGMENT[name]
+    present = recipe.augment.model_dump()
+    about = [name.removeprefix("augment.") for name in variant.changes if name.startswith("augment.")]
+    parts = [
+        _word(name) if isinstance(present[name], bool) else f"{_word(name)} {present[name]:g}"
+        for name in about
+        if present[name] != _AUGMENT[name]
     ]
     values: dict[str, str] = {
-        "augmentation": ", ".join(on) or "off",
+        "augmentation": ", ".join(parts) or "off",
         "cosine schedule": f"{train.learning_rate:g} to {train.final_learning_rate:g}",
         "warm-up": f"{train.warmup_epochs:g} epochs",
         "learning rate": f"{train.learning_rate:g}",
@@ -185,4 +187,4 @@ def setting_of(recipe: Recipe, factor: str) -> str:
         "precision": train.precision,
         "batch size": str(train.batch_size),
     }
-    return values[factor]
+    return values[variant.factor]
