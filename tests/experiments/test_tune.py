@@ -308,7 +308,7 @@ def test_killed_workers_cost_no_trial(photos: Path, tmp_path: Path):
     """A search is killed in a trial; run again with two workers, one of them is killed as well."""
     out = tmp_path / "search"
     process = start(photos, out, workers=1)
-    wait_until(process, lambda: (out / "trials" / "0000" / "history.csv").exists())
+    wait_until(process, (out / "trials" / "0000" / "history.csv").exists)
     process.send_signal(signal.SIGKILL)
     process.communicate()
 

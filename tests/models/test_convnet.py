@@ -42,7 +42,7 @@ def test_layers_follow_in_the_order_of_the_reference_network():
 
 
 def test_width_multiplies_all_channels_in_eights():
-    # By hand, 16, 32, 64 and 128: 3·3·3·16 + 16, 4·16, 3·3·16·32 + 32, 4·32, 3·3·32·64 + 64, 4·64, 64·128 + 128, 128·9 + 9
+    # By hand, as above with 16, 32, 64 and 128 channels
     half = 448 + 64 + 4_640 + 128 + 18_496 + 256 + 8_320 + 1_161
     assert build(Model(width=0.5), 9, 32).count_params() == half
     odd = build(Model(width=0.8), 9, 32)

@@ -75,7 +75,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
-            typer.echo("Stopped. A run that was begun can be finished with --resume, a search with the same command.", err=True)
+            typer.echo("Stopped. A run can be finished with --resume, a search with the same command.", err=True)
             sys.stdout.flush()
             os._exit(INTERRUPTED)  # TensorFlow's threads may be in Python code: taking it down under them crashes
         raise

@@ -302,8 +302,8 @@ def _confirmed(
         return replace(found, note=f"Nothing that was tried is better on the validation photos than {name} as it is.")
     tested = int((read_manifest(search.photos)["split"] == "test").sum())
     if not seeds or tested < 2:
-        why = "not asked for" if not seeds else f"there are {tested} test photos"
-        return replace(found, note=f"The winner was not confirmed: {why}. Part of its accuracy is luck.")
+        why = "no fresh seeds were asked for" if not seeds else f"there are {tested} test photos"
+        return replace(found, note=f"The winner is not confirmed, since {why}: part of its accuracy is luck.")
     first = search.recipe.train.seed + 1
     answer = confirm(
         search.folder / "confirm",

@@ -152,7 +152,9 @@ def _objective(search: Search, trial: optuna.Trial, progress: Progress, clock: C
         raise library.TrialPruned
     trial.set_user_attr("loss", found.loss)
     trial.set_user_attr("accuracy", found.accuracy)
+    clock.start()
     ms = milliseconds(search, folder, trial_recipe(search, values)) if search.pareto else None
+    clock.stop()
     trial.set_user_attr("ms_per_image", ms)
     tidy(folder, keep_weights=True)
     _keep_the_best(search, trials_of(trial.study), folder, found.accuracy)

@@ -1,0 +1,115 @@
+"""What stopping poor trials early saves, whether the best score stays, and what the search costs beside its trials.
+
+    python benchmarks/tuning.py ../shared/data/trash6 --trials 27 --seeds 0 1 2 --set train.epochs=27
+
+For each seed two searches of the same photos, one that stops poor trials and one that trains all to the end, which take
+turns to be first. Both draw their first ten trials at random from the same seed. Times are those of training and
+measuring trials; the table of photos and the decoding come before and are not in them. A search's own cost is all else
+between its first and its last trial: proposing values, the database, stopping, deleting. The winners' accuracies are
+those on the validation photos that chose them; `--confirm 1` trains both on a fresh seed and adds the test photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+import tellapart
+from machine import write_result
+from tellapart.experiments.tune_confirm import confirm
+from tellapart.settings import load_recipe
+
+SIDES = {"stopping": True, "to the end": False}
+
+
+def search(given: argparse.Namespace, side: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Run one search and return its figures."""
+    found = tellapart.tune(
+        given.photos, trials=given.trials, recipe=given.recipe, changes=given.set, space=given.space, out=folder,
+        seeds=0, prunes=SIDES[side], seed=seed, cache=given.cache, announce=lambda line: print(f"{side}: {line}"),
+    )  # fmt: skip
+    return {
+        "seconds_trials": found.seconds["trials"],
+        "seconds_overhead": found.seconds["overhead"],
+        "overhead_share": found.seconds["overhead"] / found.seconds["trials"],
+        "epochs": sum(trial.curve[-1][0] for trial in found.trials if trial.curve),
+        "stopped": sum(trial.state == "stopped" for trial in found.trials),
+        "best_validation_accuracy": found.winner.accuracy,
+        "best_validation_loss": found.winner.loss,
+        "winner": found.winner.values,
+    }
+
+
+def on_test(given: argparse.Namespace, folders: dict[str, Path], seed: int) -> dict[str, Any]:
+    """Train both winners on fresh seeds and return what the one that was found by stopping gains on the test photos."""
+    whole, stopping = (load_recipe(folders[side] / "best.toml") for side in ("to the end", "stopping"))
+    answer = confirm(
+        folders["stopping"] / "against",
+        folders["stopping"] / "photos",
+        (whole, stopping),
+        name="to the end",
+        seeds=range(101, 101 + given.confirm),
+        cache=given.cache,
+        progress=lambda what, done, total: None,
+        announce=print,
+    )
+    ends = [answer.gained.interval.low, answer.gained.interval.high]
+    return {"search": seed, "gained": answer.gained.value, "interval": ends, "accuracies": answer.accuracies}
+
+
+def main() -> None:
+    """Run the searches and write results/tuning.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--trials", type=int, default=27)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--space", action="append", default=[])
+    parser.add_argument("--confirm", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=None)
+    parser.add_argument("--keep", type=Path, default=None, help="a folder for the searches, to go on with later")
+    parser.add_argument("--name", default="tuning")
+    given = parser.parse_args()
+    place = given.keep or Path(tempfile.mkdtemp(prefix="tuning-"))
+    rounds, compared = [], []
+    for number, seed in enumerate(given.seeds):
+        sides = list(SIDES)[:: 1 if number % 2 == 0 else -1]
+        folders = {side: place / f"{side.replace(' ', '-')}-{seed}" for side in SIDES}
+        found = {side: search(given, side, seed, folders[side]) for side in sides}
+        saved = 1 - found["stopping"]["seconds_trials"] / found["to the end"]["seconds_trials"]
+        rounds.append({"seed": seed, "saved": saved, **found})
+        if given.confirm:
+            compared.append(on_test(given, folders, seed))
+    best = {side: [each[side]["best_validation_accuracy"] for each in rounds] for side in SIDES}
+    values = {
+        "photos": given.photos.name,
+        "trials": given.trials,
+        "recipe": given.recipe,
+        "changes": given.set,
+        "space": given.space or "default",
+        "saved_median": statistics.median(each["saved"] for each in rounds),
+        "saved": [each["saved"] for each in rounds],
+        "best_validation_accuracy": best,
+        "best_lost": [float(b - a) for a, b in zip(best["stopping"], best["to the end"], strict=True)],
+        "overhead_share": {side: float(np.median([each[side]["overhead_share"] for each in rounds])) for side in SIDES},
+        "winners_on_test": compared,
+        "rounds": rounds,
+    }
+    print(write_result(given.name, values))
+    print({name: values[name] for name in ("saved", "best_validation_accuracy", "overhead_share")})
+    if given.keep is None:
+        shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    main()
