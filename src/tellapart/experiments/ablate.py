@@ -5,7 +5,6 @@ One run folder for each variant and seed; what is finished is not trained again.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import shutil
@@ -26,6 +25,7 @@ from tellapart.records import Progress, no_progress
 from tellapart.run import prepared_folder, train
 from tellapart.settings import Recipe, load_recipe, save_recipe, with_settings
 from tellapart.training.callbacks import Announce
+from tellapart.training.network import forget_networks
 
 logger = logging.getLogger(__name__)
 
@@ -149,16 +149,8 @@ def _run(
         write_json(folder / _STOPPED, {"error": str(error)})
     (folder / "checkpoints" / "last.npz").unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    _forget_networks()
+    forget_networks()
     return True
-
-
-def _forget_networks() -> None:
-    """Give the memory of a finished run back: Keras keeps every network of a process otherwise."""
-    import keras
-
-    keras.backend.clear_session()
-    gc.collect()
 
 
 def _precision_of(run: Path) -> str:

@@ -9,6 +9,9 @@ from typing import Any
 from tellapart.experiments.comparison import Comparison, Pair, plain
 from tellapart.experiments.joined_run import Agreement
 
+_LEAST_LOSS = 0.00005
+"""Smaller differences are rounding: an ensemble of one member differs from it in the last bits."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -127,7 +130,7 @@ class Ensemble:
         for pair in self.test.pairs if self.test is not None else ():
             gained = pair.differences["loss"]
             low, high = gained.interval.low, gained.interval.high
-            if low > 0 or high < 0:
+            if low >= _LEAST_LOSS or high <= -_LEAST_LOSS:
                 names = (pair.second, pair.first) if high < 0 else (pair.first, pair.second)
                 ends = sorted((abs(low), abs(high)))
                 found.append(

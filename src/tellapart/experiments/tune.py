@@ -20,7 +20,7 @@ from tellapart.errors import InputError, RunError
 from tellapart.experiments.search_space import recipe_with, search_space, space_text
 from tellapart.experiments.tune_result import Tuning, front_of, table_of, winner_of
 from tellapart.experiments.tune_study import Heartbeat, close, locked, num_finished, optuna_or_error, without_password
-from tellapart.experiments.tune_trial import Search, forget_network
+from tellapart.experiments.tune_trial import Search
 from tellapart.experiments.tune_work import News, Order, seconds_of, trials_of, work
 from tellapart.files import read_json, sha256, write_json, write_text
 from tellapart.records import Progress, no_progress
@@ -172,7 +172,7 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
     """Split the photos, take the test photos away, decode the others and choose the precision of all trials."""
     from tellapart.run import open_photos, prepared_folder
     from tellapart.training.inputs import Inputs
-    from tellapart.training.network import compiled
+    from tellapart.training.network import compiled, forget_networks
     from tellapart.training.schedule import stages_of
     from tellapart.training.timing import choose_precision
 
@@ -189,7 +189,7 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
                 lambda name: compiled(search.recipe, inputs.num_classes, name)[0],
                 inputs.training(stages_of(search.recipe)[-1].image_px),
             )
-        forget_network()
+        forget_networks()
         write_json(chosen, {"name": precision.name, "reason": precision.reason})
     return replace(search, precision=read_json(chosen)["name"])
 

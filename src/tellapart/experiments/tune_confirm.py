@@ -63,8 +63,8 @@ def confirm(
 
 
 def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, progress: Progress) -> None:
-    from tellapart.experiments.tune_trial import forget_network
     from tellapart.run import train
+    from tellapart.training.network import forget_networks
 
     options: dict[str, Any] = {"cache": cache, "progress": progress, "announce": lambda line: None}
     if (run / "manifest.csv").is_file():
@@ -73,7 +73,7 @@ def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, pro
         shutil.rmtree(run, ignore_errors=True)  # it was killed before it had its table of photos
         photos = read_json(prepared / "environment.json")["order"]["photos"]
         train(photos, recipe=recipe, prepared=prepared, out=run, **options)
-    forget_network()
+    forget_networks()
 
 
 def _right_on_test(run: Path) -> NDArray[np.bool_]:

@@ -115,6 +115,7 @@ def run_trial(
         What it reached; None where its loss was no longer finite.
     """
     from tellapart.run import train
+    from tellapart.training.network import forget_networks
 
     photos = read_json(search.visible / "environment.json")["order"]["photos"]
     options: dict[str, Any] = {
@@ -134,7 +135,7 @@ def run_trial(
     except TrainingStoppedError:
         return None
     finally:
-        forget_network()
+        forget_networks()
     found = run.metrics["validation"]
     return Measured(found["accuracy"], found["loss"], run.metrics["best_epoch"])
 
@@ -161,13 +162,3 @@ def tidy(folder: Path, *, keep_weights: bool) -> None:
     if not keep_weights:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         (folder / "model.keras").unlink(missing_ok=True)
-
-
-def forget_network() -> None:
-    """Free the network and its compiled step: a process trains many."""
-    import gc
-
-    import keras
-
-    keras.backend.clear_session()
-    gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,9 @@ def forget_compiled_step(model: keras.Model) -> None:
     need known ones; JAX keeps the schedule's old speed in the compiled step.
     """
     model.train_function = None
+
+
+def forget_networks() -> None:
+    """Give back the memory of all networks that nobody holds: Keras keeps every one of a process otherwise."""
+    keras.backend.clear_session()
+    gc.collect()
