@@ -17,6 +17,10 @@ import pytest
 import tellapart
 from tellapart.data.scan import image_files
 from tellapart.errors import InputError, RunError
+from tellapart.experiments.comparison import Comparison, Measured, Pair
+from tellapart.experiments.ensembled import Ensemble
+from tellapart.experiments.joined_run import Agreement
+from tellapart.records import Interval
 from tellapart.training.checkpoint import load_weights
 from written_run import write_run, wrong_at
 
@@ -260,3 +264,22 @@ def test_a_teacher_that_does_not_know_the_photos_is_refused(tmp_path: Path):
         teacher_for(run, photos, ["NA", "cat", "fox"])
     with pytest.raises(InputError, match="no finished run folder"):
         teacher_for(tmp_path, photos, ["NA", "cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.0232, -0.0026, ("ab has a lower log loss than a: by 0.0129 (0.0026 to 0.0232) nats.",)),
+        (0.0026, 0.0232, ("a has a lower log loss than ab: by 0.0129 (0.0026 to 0.0232) nats.",)),
+        (-0.02, 0.01, ()),
+        (-2e-8, -1e-8, ()),  # an ensemble of one member: rounding
+    ],
+)
+def test_only_losses_that_differ_are_spoken_of(low: float, high: float, said: tuple[str, ...]):
+    loss = Measured((low + high) / 2, Interval(low, high))
+    pair = Pair("a", "ab", {"loss": loss}, (), (), 1.0, 1.0, ())
+    found = Ensemble(
+        Path("ab"), "ab", (), (), "fitted", "a", 1, 0, 0.1, 0.9, Agreement(1, 0.0, 0.0, 0.0, False),
+        Comparison((), (pair,), 1, 0, 0),
+    )  # fmt: skip
+    assert found.losses == said
