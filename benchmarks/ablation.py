@@ -22,15 +22,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--set", nargs="*", default=[], help="further settings")
+    parser.add_argument("--only", nargs="*", default=[], help="only these variants or ingredients")
     parser.add_argument("--out", type=Path, help="folder of the runs")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--note", default="", help="what a reader of the result must know")
     arguments = parser.parse_args()
     found = tellapart.ablate(
-        arguments.photos, recipe=arguments.recipe, changes=arguments.set, seeds=arguments.seeds, out=arguments.out,
-        cache=arguments.cache, announce=print,
+        arguments.photos, recipe=arguments.recipe, changes=arguments.set, seeds=arguments.seeds, only=arguments.only,
+        out=arguments.out, cache=arguments.cache, announce=print,
     )  # fmt: skip
     changes = "".join(f" --set {change}" for change in arguments.set)
+    changes += "".join(f" --only {name!r}" for name in arguments.only)
     command = f"tellapart ablate {arguments.photos.name} --seeds {arguments.seeds} --recipe {arguments.recipe}{changes}"
     path = write_result(
         f"ablation-{arguments.photos.name}", {"command": command, "note": arguments.note, **found.to_dict()}
