@@ -81,7 +81,7 @@ def main() -> None:
     end, epochs = START + arguments.seconds, []
     for deadline, rate in ((START + arguments.seconds / 2, 1e-3), (end, 1e-5)):
         base.trainable = rate < 1e-3
-        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", ["accuracy"])
+        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
         until = Until(deadline)
         if not epochs or time.time() < deadline - 20:
             model.fit(train, epochs=100, validation_data=validation, callbacks=[until], verbose=0)

@@ -30,7 +30,8 @@ def write_page(folder: Path, ablation: Ablation) -> None:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     templates.filters |= {"points": points, "p_text": p_text}
-    styles = (("tellapart.report", "page.css"), ("tellapart.experiments", "compare.css"))
+    styles = [("tellapart.report", "page.css"), ("tellapart.experiments", "compare.css")]
+    styles.append(("tellapart.experiments", "ablation.css"))
     css = "".join((files(package) / "page" / name).read_text("utf-8") for package, name in styles)
     text = templates.get_template("ablation.html").render(
         ablation=ablation,

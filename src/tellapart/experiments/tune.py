@@ -112,6 +112,8 @@ def tune(
         else:
             announce("Another process has this search under way: helping it. It will confirm the winner.")
             search = _await_preparation(search, progress)
+        if storage or not is_first:  # whoever else works on the study must not draw the same numbers
+            search = replace(search, seed=seed + int.from_bytes(os.urandom(3)))
         url = storage or _file_storage(folder)
         order = Order(search, url, _study_name(search), trials, deadline, heartbeat)
         try:
