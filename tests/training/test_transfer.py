@@ -105,3 +105,15 @@ def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(
     bundle = tellapart.export(run.path, tmp_path / "bundle", cache=tmp_path / "cache")
     assert bundle.record.artefacts["onnx"].proofs["onnxruntime"].passed
     assert bundle.record.explains
+
+
+@pytest.mark.integration
+def test_a_head_alone_is_a_whole_run(weights: Path, tmp_path: Path):
+    photos = tellapart.draw(tmp_path / "photos", num_images=160)
+    changes = [f"model.weights={weights}", "data.image_px=64", "model.unfreeze=0"]
+    run = tellapart.train(photos, recipe="transfer", changes=changes, out=tmp_path / "run", cache=tmp_path / "cache")
+    assert pd.read_csv(run.path / "history.csv")["epoch"].tolist() == [0]
+    assert run.metrics["best_epoch"] == 0
+    assert run.metrics["train"]["accuracy"] > 0.3, "a head on random features"
+    again = tellapart.reproduce(run.path, out=tmp_path / "again", cache=tmp_path / "cache")
+    assert again.accuracies[0] == pytest.approx(again.accuracies[1], abs=0.05)

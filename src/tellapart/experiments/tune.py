@@ -93,8 +93,7 @@ def tune(
     # What is wanted
     optuna_or_error()
     if trials < 1 or workers < 1 or seeds < 0:
-        raise InputError(f"Expected trials and workers of at least 1 and seeds of at least 0; got {trials}, {workers} "
-                         f"and {seeds}.")  # fmt: skip
+        raise InputError(f"trials is {trials}, workers {workers}, seeds {seeds}. Expected at least 1, 1 and 0.")
     name = "the recipe" if isinstance(recipe, Recipe) else Path(recipe).stem
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
     folder = Path(out) if out is not None else Path("tuning") / Path(photos).resolve().stem

@@ -203,10 +203,15 @@ class Journal(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the history so far."""
         del logs
-        write_text(self.run / "history.csv", pd.DataFrame(self.state["history"]).to_csv(index=False))
+        write_history(self.run, self.state["history"])
         write_log(self.run, "epoch", **self.state["history"][-1], best_epoch=self.state.get("best", {}).get("epoch"))
         del epoch
         self.watch(self.state["history"][-1])
+
+
+def write_history(run: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the run's ``history.csv``, a row for each epoch."""
+    write_text(run / "history.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
 def write_log(run: Path, event: str, **values: Any) -> None:

@@ -17,7 +17,7 @@ from tellapart.data.batches import CleanBatches
 from tellapart.files import atomic_file
 from tellapart.models.backbones import features_of, load_pretrained
 from tellapart.records import Progress
-from tellapart.training.callbacks import write_log
+from tellapart.training.callbacks import write_history, write_log
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.inputs import Inputs
 
@@ -57,6 +57,7 @@ def begin_pretrained(run: Path, inputs: Inputs, model: keras.Model, progress: Pr
     row["seconds"] = time.perf_counter() - began
     best = {"epoch": 0, "score": row.get("val_loss", row["loss"])}
     save_weights(run / "checkpoints" / "best.npz", model.get_weights(), best)
+    write_history(run, [row])
     write_log(run, "head", penalty=penalty, **row)
     return {"best": best, "history": [row], "seconds_training": row["seconds"]}
 
