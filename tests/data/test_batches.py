@@ -5,12 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from drawing import save_photo
+from recorder import Recorder
 from tellapart.data.batches import CleanBatches, TrainingBatches
 from tellapart.data.cache import Pictures
 from tellapart.files import sha256
@@ -33,26 +33,13 @@ def batches_of(pictures: Pictures, **changes) -> TrainingBatches:
     return TrainingBatches(pictures, np.arange(4, 26), TARGETS, **options)
 
 
-class Recorder(keras.Model):
-    """Learns nothing and keeps what it is fed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[NDArray] = []
-        self.built = True
-
-    def train_step(self, data):
-        images, targets = (np.asarray(part) for part in data)
-        self.seen.append(np.concatenate([images.reshape(len(images), -1), targets], axis=1))
-        return {"loss": keras.ops.zeros(())}
-
-
 def fed_by_keras(batches: TrainingBatches, epochs: int) -> NDArray:
     """Return (epochs, batches, images, …) as `fit` feeds pictures and targets to a model."""
     recorder = Recorder()
     recorder.compile(run_eagerly=True)
     recorder.fit(batches, epochs=epochs, shuffle=False, verbose=0)
-    return np.stack(recorder.seen).reshape(epochs, len(batches), batches.batch_size, -1)
+    fed = [np.concatenate([images.reshape(len(images), -1), targets], axis=1) for images, targets in recorder.seen]
+    return np.stack(fed).reshape(epochs, len(batches), batches.batch_size, -1)
 
 
 @pytest.mark.integration

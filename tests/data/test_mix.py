@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from drawing import photo
+from recorder import Recorder
 from tellapart.data.batches import CleanBatches, TrainingBatches
 from tellapart.data.mix import ERASED_AREA, ERASED_ASPECT, cutmix, draw_boxes, erase, kept_shares, mix, mixup
 from tellapart.data.randaugment import randaugment
@@ -142,19 +143,6 @@ def test_each_setting_draws_from_a_generator_of_its_own():
     np.testing.assert_array_equal(made[1], targets)
 
 
-class Recorder(keras.Model):
-    """Learns nothing and keeps what it is fed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[NDArray] = []
-        self.built = True
-
-    def train_step(self, data):
-        self.seen += [np.asarray(part).ravel() for part in data]
-        return {"loss": keras.ops.zeros(())}
-
-
 def test_one_and_eight_workers_make_the_same_batches():
     augment = Augment(randaugment_ops=2, erase=0.5, mixup=0.4, cutmix=1.0, mix_probability=0.8)
     fed = []
@@ -162,7 +150,7 @@ def test_one_and_eight_workers_make_the_same_batches():
         recorder = Recorder()
         recorder.compile(run_eagerly=True)
         recorder.fit(batches_of(augment, workers=workers), epochs=3, shuffle=False, verbose=0)
-        fed.append(np.concatenate(recorder.seen))
+        fed.append(np.concatenate([part.ravel() for batch in recorder.seen for part in batch]))
     np.testing.assert_array_equal(fed[0], fed[1])
 
 

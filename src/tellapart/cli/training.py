@@ -86,9 +86,10 @@ def show_run(run: Any) -> None:
 
     output, metrics = console(), run.metrics
     output.print(metrics_table(metrics))
+    speed = f" at {metrics['images_per_second']:.0f} images/s" if metrics["images_per_second"] else ""
     output.print(
-        f"{metrics['seconds_total']:.0f} s in all, {metrics['seconds_training']:.0f} s of training at "
-        f"{metrics['images_per_second']:.0f} images/s, best epoch {metrics['best_epoch']}, "
+        f"{metrics['seconds_total']:.0f} s in all, {metrics['seconds_training']:.0f} s of training{speed}, "
+        f"best epoch {metrics['best_epoch']}, "
         f"peak memory {metrics['peak_memory_mb']:.0f} MB."
     )
     output.print(

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from tellapart.errors import InputError, TrainingStoppedError
-from tellapart.experiments.ablation import Ablation, Outcome, summarise, tables
+from tellapart.experiments.ablation import Ablation, tables
 from tellapart.experiments.ablation_plan import RECIPE, Variant, chosen, ingredients, ladder, setting_of
+from tellapart.experiments.ablation_summary import Outcome, summarise
 from tellapart.experiments.cost import cost_of
 from tellapart.files import read_json, write_json, write_text
 from tellapart.records import Progress, no_progress

@@ -64,6 +64,7 @@ def compare(
     refuse_other_classes(contestants)
     costs = [cost_of(folder) for folder in folders]
     if speed:
+        common_photos(contestants)  # what cannot be compared is refused before models are opened
         costs = with_speed(folders, costs, progress)
     comparison = compare_contestants(contestants, costs, against=against, seed=seed, progress=progress)
     if out is not None:

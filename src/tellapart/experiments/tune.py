@@ -92,8 +92,7 @@ def tune(
     """
     # What is wanted
     optuna_or_error()
-    if trials < 1 or workers < 1 or seeds < 0:
-        raise InputError(f"trials is {trials}, workers {workers}, seeds {seeds}. Expected at least 1, 1 and 0.")
+    _check_counts(trials, workers, seeds)
     name = "the recipe" if isinstance(recipe, Recipe) else Path(recipe).stem
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
     folder = Path(out) if out is not None else Path("tuning") / Path(photos).resolve().stem
@@ -131,6 +130,11 @@ def tune(
         found = _confirmed(found, search, name=name, seeds=seeds, progress=progress, announce=announce)
         _write(found, progress)
     return found
+
+
+def _check_counts(trials: int, workers: int, seeds: int) -> None:
+    if trials < 1 or workers < 1 or seeds < 0:
+        raise InputError(f"trials is {trials}, workers {workers}, seeds {seeds}. Expected at least 1, 1 and 0.")
 
 
 def _claim(search: Search, photos: str, storage: str | None) -> None:

@@ -102,6 +102,7 @@ def train_network(
     elif recipe.model.weights:
         state |= begin_pretrained(run, inputs, model, progress)
         if not recipe.model.unfreeze or not planner.has_time():
+            announce("The fitted head is kept as it is: nothing is fine-tuned.")
             state["done"] = 1.0
 
     # Fit
