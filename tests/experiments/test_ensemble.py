@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,7 +137,9 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
     for found in classifier.predict(photos, top_k=count):
         row = table.loc[Path(found.path).relative_to(place / "photos").as_posix()]
         assert {label: row[f"p:{label}"] for label, _ in found.top} == pytest.approx(dict(found.top), abs=1e-5)
-    bundle = tellapart.export(place / "ab", place / "bundle", cache=place / "cache")
+    said: list[str] = []
+    bundle = tellapart.export(place / "ab", place / "bundle", cache=place / "cache", announce=said.append)
+    assert "tellapart explain RUN draws the heat maps" in next(line for line in said if "No heat maps" in line)
     proofs = bundle.record.artefacts["onnx"].proofs
     assert proofs["onnxruntime"].passed
     assert proofs["onnxruntime"].largest_difference < 1e-4
@@ -150,6 +153,16 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
         warm = {label: probability ** (1 / temperature) for label, probability in plain.top}
         expected = {label: value / sum(warm.values()) for label, value in warm.items()}
         assert dict(found.top) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.integration
+def test_the_report_of_an_ensemble_names_the_command_that_joins_it_again(place: Path, pair):
+    few = place / "few"
+    for label in sorted(path for path in (place / "photos").iterdir() if path.is_dir()):
+        shutil.copytree(label, few / label.name, ignore=lambda _, names: sorted(names)[2:])
+    page = tellapart.evaluate(place / "ab", few, cache=place / "cache").page.read_text()
+    assert f"tellapart ensemble {place / 'a'} {place / 'b'}\n" in page
+    assert "tellapart reproduce" not in page
 
 
 @pytest.mark.integration

@@ -112,12 +112,18 @@ def _head(model: keras.Model, features_at: keras.layers.Layer) -> list[keras.lay
     after = layers[layers.index(features_at) + 1 :]
     plain = (keras.layers.Dropout, keras.layers.Softmax, keras.layers.Flatten)
     if not after or not isinstance(after[0], keras.layers.GlobalAveragePooling2D):
-        raise InputError(f"{features_at.name!r} is not followed by global average pooling.")
+        raise InputError(
+            f"The last feature maps, {features_at.name!r}, are not followed by global average pooling, and only so does "
+            "a bundle explain. tellapart explain RUN draws the heat maps of the run."
+        )
     dense = [layer for layer in after[1:] if not isinstance(layer, plain)]
     known = (keras.activations.relu, keras.activations.linear)
     for layer in dense:
         if not isinstance(layer, keras.layers.Dense) or (layer is not dense[-1] and layer.activation not in known):
-            raise InputError(f"{layer.name!r} is none of the layers that the explanation graph is written for.")
+            raise InputError(
+                f"From its feature maps to its classes the network goes through {layer.name!r}; a bundle explains "
+                "networks with pooling and dense layers there. tellapart explain RUN draws the heat maps of the run."
+            )
     return dense
 
 

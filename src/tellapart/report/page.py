@@ -266,7 +266,7 @@ def _again(run: Path) -> dict[str, Any]:
     record = read_json(run / "environment.json")
     recipe = load_recipe(run / "recipe.toml")
     return {
-        "commands": [f"tellapart reproduce {run}", f"tellapart evaluate {run}"],
+        "commands": [_made_by(run, record), f"tellapart evaluate {run}"],
         "recipe": json.dumps(recipe.model_dump(mode="json"), indent=1),
         "facts": {
             name: record[name]
@@ -275,3 +275,12 @@ def _again(run: Path) -> dict[str, Any]:
         },
         "packages": record.get("packages", {}),
     }
+
+
+def _made_by(run: Path, record: dict[str, Any]) -> str:
+    """Return the command that makes the run again: an ensemble is joined again, not trained."""
+    if not record.get("order", {}).get("ensemble"):
+        return f"tellapart reproduce {run}"
+    standings = read_json(run / "ensemble.json")["standings"]
+    members = list(dict.fromkeys(each["run"] for each in standings))
+    return " ".join(["tellapart ensemble", *members, *(["--snapshots"] if len(standings) > len(members) else [])])
