@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tellapart
 from machine import write_result
-from tellapart.experiments.ablation import tables
+from tellapart.experiments.ablation.result import tables
 
 
 def main() -> None:

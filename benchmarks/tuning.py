@@ -25,7 +25,7 @@ import numpy as np
 
 import tellapart
 from machine import write_result
-from tellapart.experiments.tune_confirm import confirm
+from tellapart.experiments.tuning.confirmation import confirm
 from tellapart.settings import load_recipe
 
 SIDES = {"stopping": True, "to the end": False}

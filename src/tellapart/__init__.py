@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from tellapart.data.drawn import draw
     from tellapart.data.health import check
     from tellapart.evaluation.predict import Classifier
-    from tellapart.experiments.ablate import ablate
+    from tellapart.experiments.ablation.ablate import ablate
     from tellapart.experiments.compare import compare
-    from tellapart.experiments.ensemble import ensemble
-    from tellapart.experiments.tune import tune
+    from tellapart.experiments.joining.ensemble import ensemble
+    from tellapart.experiments.tuning.tune import tune
     from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
@@ -34,19 +34,19 @@ _HOMES = {
     "BundleClassifier": "bundles.predictor",
     "Classifier": "evaluation.predict",
     "Recipe": "settings",
-    "ablate": "experiments.ablate",
+    "ablate": "experiments.ablation.ablate",
     "benchmark": "bundles.latency",
     "check": "data.health",
     "compare": "experiments.compare",
     "draw": "data.drawn",
-    "ensemble": "experiments.ensemble",
+    "ensemble": "experiments.joining.ensemble",
     "evaluate": "report.evaluate",
     "heat_maps": "explain.files",
     "load_recipe": "settings",
     "open_bundle": "bundles.bundle",
     "reproduce": "reproduction",
     "train": "run",
-    "tune": "experiments.tune",
+    "tune": "experiments.tuning.tune",
 }
 
 

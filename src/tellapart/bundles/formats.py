@@ -113,8 +113,8 @@ def _head(model: keras.Model, features_at: keras.layers.Layer) -> list[keras.lay
     plain = (keras.layers.Dropout, keras.layers.Softmax, keras.layers.Flatten)
     if not after or not isinstance(after[0], keras.layers.GlobalAveragePooling2D):
         raise InputError(
-            f"The last feature maps, {features_at.name!r}, are not followed by global average pooling, and only so does "
-            "a bundle explain. tellapart explain RUN draws the heat maps of the run."
+            f"The last feature maps, {features_at.name!r}, are not followed by global average pooling, which "
+            "is all that a bundle explains. tellapart explain RUN draws the heat maps of the run."
         )
     dense = [layer for layer in after[1:] if not isinstance(layer, plain)]
     known = (keras.activations.relu, keras.activations.linear)

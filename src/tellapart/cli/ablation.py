@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from tellapart.experiments.ablation import Row
+    from tellapart.experiments.ablation.result import Row
 
 
 def ablate(
@@ -29,7 +29,7 @@ def ablate(
     from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
 
     import_quietly("keras")
-    from tellapart.experiments.ablate import ablate as ablate_photos
+    from tellapart.experiments.ablation.ablate import ablate as ablate_photos
 
     folder = out if out is not None else Path("ablations") / photos.resolve().stem
     with progress_bar() as progress:

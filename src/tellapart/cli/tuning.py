@@ -10,7 +10,7 @@ import typer
 from tellapart.cli.machine import cache_of_user
 
 if TYPE_CHECKING:
-    from tellapart.experiments.tune_result import Tuning
+    from tellapart.experiments.tuning.result import Tuning
 
 _SHOWN = 5
 
@@ -53,13 +53,13 @@ def tune(
 ) -> None:
     """Search for settings that suit the photos better, and say if they do. The same command goes on, or joins in."""
     from tellapart.cli.show import announce, import_quietly, progress_bar
-    from tellapart.experiments.tune_study import optuna_or_error
+    from tellapart.experiments.tuning.study import optuna_or_error
     from tellapart.settings import parse_duration
 
     limit = parse_duration(time_) if time_ else None
     optuna_or_error()
     import_quietly("keras")
-    from tellapart.experiments.tune import tune as tune_photos
+    from tellapart.experiments.tuning.tune import tune as tune_photos
 
     with progress_bar() as progress:
         found = tune_photos(

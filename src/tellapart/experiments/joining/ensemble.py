@@ -20,12 +20,12 @@ from tellapart.experiments.compare import compare_contestants
 from tellapart.experiments.comparison import Comparison
 from tellapart.experiments.contestant import Contestant, open_contestant
 from tellapart.experiments.cost import cost_of
-from tellapart.experiments.distill import distil, student_recipe
-from tellapart.experiments.ensembled import Ensemble, Standing, Student, Way
-from tellapart.experiments.joined_run import Agreement, write_joined
-from tellapart.experiments.members import Member, open_members
+from tellapart.experiments.joining.distill import distil, student_recipe
+from tellapart.experiments.joining.joined_run import Agreement, write_joined
+from tellapart.experiments.joining.members import Member, open_members
+from tellapart.experiments.joining.result import Ensemble, Standing, Student, Way
+from tellapart.experiments.joining.weighting import Weighting, choose
 from tellapart.experiments.paired import photo_losses
-from tellapart.experiments.weighting import Weighting, choose
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress, no_progress
 from tellapart.run import default_cache

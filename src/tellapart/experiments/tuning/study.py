@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tellapart.errors import InputError, RunError
-from tellapart.experiments.search_space import Choice, Space, Value
+from tellapart.experiments.tuning.search_space import Choice, Space, Value
 
 if TYPE_CHECKING:
     import optuna

@@ -25,7 +25,7 @@ from tellapart.errors import RunError, TellapartError
 from tellapart.files import write_text
 
 if TYPE_CHECKING:
-    from tellapart.experiments.tune_work import Order
+    from tellapart.experiments.tuning.work import Order
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _worker(packed: bytes, sharing: int, number: int, stop: Event, log: Path) ->
         if stop.is_set() or parent is None or not parent.is_alive():
             raise KeyboardInterrupt
 
-    from tellapart.experiments.tune_work import work
+    from tellapart.experiments.tuning.work import work
 
     with contextlib.suppress(KeyboardInterrupt):
         try:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.evaluation.intervals import mean_interval
-from tellapart.experiments.ablation import Ablation, Insight, Row
-from tellapart.experiments.ablation_plan import RECIPE, Variant
+from tellapart.experiments.ablation.plan import RECIPE, Variant
+from tellapart.experiments.ablation.result import Ablation, Insight, Row
 from tellapart.experiments.comparison import p_text, points
 from tellapart.experiments.paired import holm
 from tellapart.experiments.seeds import Estimate, Right, accuracy_over_seeds, compare_over_seeds

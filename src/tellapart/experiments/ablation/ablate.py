@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from tellapart.errors import InputError, TrainingStoppedError
-from tellapart.experiments.ablation import Ablation, tables
-from tellapart.experiments.ablation_plan import RECIPE, Variant, chosen, ingredients, ladder, setting_of
-from tellapart.experiments.ablation_summary import Outcome, summarise
+from tellapart.experiments.ablation.plan import RECIPE, Variant, chosen, ingredients, ladder, setting_of
+from tellapart.experiments.ablation.result import Ablation, tables
+from tellapart.experiments.ablation.summary import Outcome, summarise
 from tellapart.experiments.cost import cost_of
 from tellapart.files import read_json, write_json, write_text
 from tellapart.records import Progress, no_progress
@@ -181,7 +181,7 @@ def _write(
     )
     write_json(folder / "ablation.json", result.to_dict())
     write_text(folder / "ablation.md", tables(result))
-    from tellapart.experiments.ablation_page import write_page
+    from tellapart.experiments.ablation.page import write_page
 
     write_page(folder, result)
     return result

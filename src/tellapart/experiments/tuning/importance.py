@@ -6,9 +6,9 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 
-from tellapart.experiments.search_space import Choice, Space
-from tellapart.experiments.tune_result import Trial
-from tellapart.experiments.tune_study import optuna_or_error
+from tellapart.experiments.tuning.result import Trial
+from tellapart.experiments.tuning.search_space import Choice, Space
+from tellapart.experiments.tuning.study import optuna_or_error
 
 _FEWEST = 8
 """With fewer trials the shares would be those of chance."""

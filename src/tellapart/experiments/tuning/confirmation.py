@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.experiments.seeds import compare_over_seeds
-from tellapart.experiments.tune_result import Answer
+from tellapart.experiments.tuning.result import Answer
 from tellapart.files import read_json
 from tellapart.records import Progress
 from tellapart.settings import Recipe

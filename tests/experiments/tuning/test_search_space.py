@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tellapart.errors import InputError, RecipeError
-from tellapart.experiments.search_space import (
+from tellapart.experiments.tuning.search_space import (
     DEFAULT_SPACE,
     Choice,
     Range,

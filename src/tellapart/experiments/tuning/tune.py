@@ -17,11 +17,11 @@ from typing import Any
 import pandas as pd
 
 from tellapart.errors import InputError, RunError
-from tellapart.experiments.search_space import recipe_with, search_space, space_text
-from tellapart.experiments.tune_result import Tuning, front_of, table_of, winner_of
-from tellapart.experiments.tune_study import Heartbeat, close, locked, num_finished, optuna_or_error, without_password
-from tellapart.experiments.tune_trial import Search
-from tellapart.experiments.tune_work import News, Order, seconds_of, trials_of, work
+from tellapart.experiments.tuning.result import Tuning, front_of, table_of, winner_of
+from tellapart.experiments.tuning.search_space import recipe_with, search_space, space_text
+from tellapart.experiments.tuning.study import Heartbeat, close, locked, num_finished, optuna_or_error, without_password
+from tellapart.experiments.tuning.trial import Search
+from tellapart.experiments.tuning.work import News, Order, seconds_of, trials_of, work
 from tellapart.files import read_json, sha256, write_json, write_text
 from tellapart.records import Progress, no_progress
 from tellapart.settings import Recipe, load_recipe, save_recipe
@@ -251,7 +251,7 @@ def _search(order: Order, progress: Progress, announce: Announce) -> None:
     if order.search.workers == 1:
         work(order, worker=0, progress=progress, announce=announce)
         return
-    from tellapart.experiments.tune_workers import work_together
+    from tellapart.experiments.tuning.workers import work_together
 
     study = order.open()  # an unreachable storage is found out before processes are started
     try:
@@ -270,7 +270,7 @@ def _summary(order: Order) -> Tuning:
     Raises:
         RunError: no trial was finished.
     """
-    from tellapart.experiments.tune_importance import importance_of
+    from tellapart.experiments.tuning.importance import importance_of
 
     study, search = order.open(), order.search
     try:
@@ -300,7 +300,7 @@ def _confirmed(
     found: Tuning, search: Search, *, name: str, seeds: int, progress: Progress, announce: Announce
 ) -> Tuning:
     """Train the winner and the recipe it is to beat with seeds that no trial had."""
-    from tellapart.experiments.tune_confirm import confirm
+    from tellapart.experiments.tuning.confirmation import confirm
     from tellapart.run_folder import read_manifest
 
     if found.recipe == search.recipe:
@@ -324,7 +324,7 @@ def _confirmed(
 
 
 def _write(found: Tuning, progress: Progress) -> None:
-    from tellapart.experiments.tune_page import write_page
+    from tellapart.experiments.tuning.page import write_page
 
     save_recipe(found.recipe, found.folder / "best.toml")
     write_text(found.folder / "trials.csv", pd.DataFrame(table_of(found.trials)).to_csv(index=False))

@@ -20,12 +20,12 @@ import pytest
 
 import tellapart
 from tellapart.errors import InputError
-from tellapart.experiments import tune_study
-from tellapart.experiments.search_space import Choice, Range
 from tellapart.experiments.seeds import Estimate
-from tellapart.experiments.tune_importance import importance_of, scores_at_one_look
-from tellapart.experiments.tune_result import Answer, Trial, front_of, winner_of
-from tellapart.experiments.tune_study import Heartbeat, first_rung, open_study, work_through
+from tellapart.experiments.tuning import study as tune_study
+from tellapart.experiments.tuning.importance import importance_of, scores_at_one_look
+from tellapart.experiments.tuning.result import Answer, Trial, Tuning, front_of, winner_of
+from tellapart.experiments.tuning.search_space import Choice, Range
+from tellapart.experiments.tuning.study import Heartbeat, first_rung, open_study, work_through
 from tellapart.records import Interval
 from tellapart.run_folder import read_manifest
 
@@ -209,7 +209,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tellapart.draw(tmp_path_factory.mktemp("drawn") / "photos", num_images=120)
 
 
-def search(photos: Path, out: Path, **options) -> tellapart.experiments.tune_result.Tuning:
+def search(photos: Path, out: Path, **options) -> Tuning:
     given = {"trials": 4, "changes": QUICK, "space": SPACE, "seeds": 0, "cache": out.parent / f"{out.name}-cache"}
     return tellapart.tune(photos, out=out, heartbeat=BEAT, **(given | options))
 
@@ -331,7 +331,7 @@ def start(photos: Path, out: Path, *, workers: int) -> subprocess.Popen:
     script.write_text(
         textwrap.dedent(f"""
             import tellapart
-            from tellapart.experiments.tune_study import Heartbeat
+            from tellapart.experiments.tuning.study import Heartbeat
 
             if __name__ == "__main__":
                 tellapart.tune({str(photos)!r}, trials=4, changes={[*QUICK, "train.epochs=6"]!r}, space={SPACE!r},

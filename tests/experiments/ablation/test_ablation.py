@@ -10,9 +10,9 @@ import pytest
 
 import tellapart
 from tellapart.errors import InputError
-from tellapart.experiments.ablation import tables
-from tellapart.experiments.ablation_plan import Variant, chosen, ingredients, ladder, setting_of
-from tellapart.experiments.ablation_summary import Outcome, summarise
+from tellapart.experiments.ablation.plan import Variant, chosen, ingredients, ladder, setting_of
+from tellapart.experiments.ablation.result import tables
+from tellapart.experiments.ablation.summary import Outcome, summarise
 from tellapart.experiments.seeds import compare_over_seeds
 from tellapart.settings import RECIPE_NAMES, load_recipe
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tellapart.experiments.search_space import Value
-from tellapart.experiments.tune_importance import scores_at_one_look
-from tellapart.experiments.tune_result import Trial, Tuning
+from tellapart.experiments.tuning.importance import scores_at_one_look
+from tellapart.experiments.tuning.result import Trial, Tuning
+from tellapart.experiments.tuning.search_space import Value
 from tellapart.report.figures import BLUE, GREEN, GREY, ORANGE, svg
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tellapart.experiments.ablation import Ablation, Row
+from tellapart.experiments.ablation.result import Ablation, Row
 from tellapart.experiments.comparison import p_text, points
 from tellapart.files import atomic_file, write_text
 

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tellapart.experiments import tune_figures
 from tellapart.experiments.comparison import p_text, points
-from tellapart.experiments.tune_result import Tuning
+from tellapart.experiments.tuning import figures
+from tellapart.experiments.tuning.result import Tuning
 from tellapart.files import write_text
 
 
@@ -31,7 +31,7 @@ def write_page(path: Path, found: Tuning) -> None:
         stopped=sum(trial.state == "stopped" for trial in found.trials),
         front=[trial for number in found.front for trial in found.trials if trial.number == number],
         figures=_figures(found),
-        slices=tune_figures.slices(found),
+        slices=figures.slices(found),
         made=time.strftime("%Y-%m-%d %H:%M"),
         css="".join((files(package) / "page" / name).read_text("utf-8") for package, name in styles),
     )
@@ -39,12 +39,12 @@ def write_page(path: Path, found: Tuning) -> None:
 
 
 def _figures(found: Tuning) -> list[str]:
-    drawn = [tune_figures.history(found)]
+    drawn = [figures.history(found)]
     if any(trial.curve for trial in found.trials):
-        drawn.append(tune_figures.curves(found))
+        drawn.append(figures.curves(found))
     if found.importance:
-        drawn.append(tune_figures.importance(found))
-    return [tune_figures.front(found), *drawn] if found.front else drawn
+        drawn.append(figures.importance(found))
+    return [figures.front(found), *drawn] if found.front else drawn
 
 
 def _rank(trial: Any) -> tuple[bool, float]:

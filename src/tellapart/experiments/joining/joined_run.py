@@ -20,7 +20,7 @@ from tellapart.evaluation.predict import predict_pictures, prediction_table
 from tellapart.experiments.common_ground import common_sides
 from tellapart.experiments.contestant import Contestant
 from tellapart.experiments.cost import cost_of
-from tellapart.experiments.members import Member
+from tellapart.experiments.joining.members import Member
 from tellapart.files import read_json, write_json, write_text
 from tellapart.models.joined import joined
 from tellapart.records import Progress

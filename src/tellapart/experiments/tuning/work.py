@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tellapart.experiments.search_space import values_of
-from tellapart.experiments.tune_result import Trial, winner_of
-from tellapart.experiments.tune_study import (
+from tellapart.experiments.tuning.result import Trial, winner_of
+from tellapart.experiments.tuning.search_space import values_of
+from tellapart.experiments.tuning.study import (
     FOLDER_OF,
     Heartbeat,
     begin_with,
@@ -21,7 +21,7 @@ from tellapart.experiments.tune_study import (
     suggest,
     work_through,
 )
-from tellapart.experiments.tune_trial import KEPT, Search, milliseconds, run_trial, tidy, trial_recipe
+from tellapart.experiments.tuning.trial import KEPT, Search, milliseconds, run_trial, tidy, trial_recipe
 from tellapart.records import Progress
 from tellapart.training.callbacks import Announce
 

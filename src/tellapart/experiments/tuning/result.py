@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.experiments.comparison import p_text, points
-from tellapart.experiments.search_space import Value
 from tellapart.experiments.seeds import Estimate
+from tellapart.experiments.tuning.search_space import Value
 from tellapart.settings import Recipe
 
 _CHANCE = 0.05

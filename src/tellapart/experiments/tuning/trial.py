@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.errors import TrainingStoppedError
-from tellapart.experiments.search_space import Space, Value, recipe_with
-from tellapart.experiments.tune_study import first_rung
+from tellapart.experiments.tuning.search_space import Space, Value, recipe_with
+from tellapart.experiments.tuning.study import first_rung
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress
 from tellapart.settings import Recipe
