@@ -118,6 +118,10 @@ def test_rows_insights_and_tables_say_what_the_runs_say():
     assert "| augmentation | flip | off | 0.878 (" in text
     assert "| learning rate | 0.1 | 0.3 | the loss became infinite |" in text
     json.dumps(found.to_dict(), allow_nan=False)
+    steps = [each.sentence for each in found.insights if each.about == "architecture"]
+    assert steps[0].startswith("BatchNorm gives +12.0 points (")
+    only = summarise("drawn", 3, [outcome("baseline", 120)], base, [])
+    assert only.insights[0].sentence.startswith("From “off” to “off” it is +20.0 points (")
 
 
 @pytest.mark.integration

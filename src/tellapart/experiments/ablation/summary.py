@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,8 +127,8 @@ def _insights(ladder: list[Row], changed: list[Row], outcomes: dict[str, Outcome
     for name in ("float32", "mixed_bfloat16"):
         if name in rows:
             found.append(_precision(rows[name], outcomes[name], base))
-    for row in ladder[1:]:
-        found.append(_step(row))
+    for before, row in pairwise(ladder):
+        found.append(_step(before, row))
     told = {"no-augmentation", "constant-rate", "float32", "mixed_bfloat16"}
     found += _others([row for row in changed if row.name not in told])
     return [each for each in found if each is not None]
@@ -185,11 +186,16 @@ def _precision(row: Row, other: Outcome, base: Outcome) -> Insight | None:
     )
 
 
-def _step(row: Row) -> Insight | None:
+def _step(before: Row, row: Row) -> Insight | None:
     if row.gained is None:
         return None
-    what = {"batchnorm": "BatchNorm", "dropout": "Dropout after that", RECIPE: "The rest of the recipe after that"}
-    return Insight("architecture", f"{what[row.name]} gives {_signed(row)}.", row.is_detectable)
+    whole = {
+        ("baseline", "batchnorm"): "BatchNorm gives",
+        ("batchnorm", "dropout"): "Dropout after that gives",
+        ("dropout", RECIPE): "The rest of the recipe after that gives",
+    }
+    what = whole.get((before.name, row.name), f"From “{before.value}” to “{row.value}” it is")  # steps were left out
+    return Insight("architecture", f"{what} {_signed(row)}.", row.is_detectable)
 
 
 def _others(rows: list[Row]) -> list[Insight]:
