@@ -6,7 +6,8 @@ For each seed two searches of the same photos, one that stops poor trials and on
 turns to be first. Both draw their first ten trials at random from the same seed. Times are those of training and
 measuring trials; the table of photos and the decoding come before and are not in them. A search's own cost is all else
 between its first and its last trial: proposing values, the database, stopping, deleting. The winners' accuracies are
-those on the validation photos that chose them; `--confirm 1` trains both on a fresh seed and adds the test photos.
+those on the validation photos that chose them; `--confirm 3` trains both, and the recipe that the search began with,
+on three fresh seeds and judges them on the test photos.
 """
 
 from __future__ import annotations
@@ -26,17 +27,24 @@ import numpy as np
 import tellapart
 from machine import write_result
 from tellapart.experiments.tuning.confirmation import confirm
+from tellapart.experiments.tuning.result import Tuning
 from tellapart.settings import load_recipe
 
 SIDES = {"stopping": True, "to the end": False}
 
 
+def searched(given: argparse.Namespace, side: str, seed: int, folder: Path, *, confirms: int = 0) -> Tuning:
+    """Run one search, or go on with it."""
+    return tellapart.tune(
+        given.photos, trials=given.trials, recipe=given.recipe, changes=given.set, space=given.space, out=folder,
+        seeds=confirms, prunes=SIDES[side], seed=seed, cache=given.cache,
+        announce=lambda line: print(f"{side}: {line}"),
+    )  # fmt: skip
+
+
 def search(given: argparse.Namespace, side: str, seed: int, folder: Path) -> dict[str, Any]:
     """Run one search and return its figures."""
-    found = tellapart.tune(
-        given.photos, trials=given.trials, recipe=given.recipe, changes=given.set, space=given.space, out=folder,
-        seeds=0, prunes=SIDES[side], seed=seed, cache=given.cache, announce=lambda line: print(f"{side}: {line}"),
-    )  # fmt: skip
+    found = searched(given, side, seed, folder)
     return {
         "seconds_trials": found.seconds["trials"],
         "seconds_overhead": found.seconds["overhead"],
@@ -63,7 +71,14 @@ def on_test(given: argparse.Namespace, folders: dict[str, Path], seed: int) -> d
         announce=print,
     )
     ends = [answer.gained.interval.low, answer.gained.interval.high]
-    return {"search": seed, "gained": answer.gained.value, "interval": ends, "accuracies": answer.accuracies}
+    verdict = searched(given, "stopping", seed, folders["stopping"], confirms=given.confirm).verdict
+    return {
+        "search": seed,
+        "gained": answer.gained.value,
+        "interval": ends,
+        "accuracies": answer.accuracies,
+        "stopping_against_the_recipe": verdict,
+    }
 
 
 def main() -> None:
