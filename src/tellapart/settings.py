@@ -68,38 +68,30 @@ class Model(_Section):
     """The network."""
 
     name: Literal[
-        "convnet", "convnet_plus", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet50",
-        "densenet121", "efficientnet_b0", "efficientnet_v2_b0", "convnext_tiny",
-    ] = Field("convnet", description="which network; all but the convnets are those of keras.applications")  # fmt: skip
+        "convnet", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet50", "densenet121",
+        "efficientnet_b0", "efficientnet_v2_b0", "convnext_tiny",
+    ] = Field("convnet", description="which network; all but convnet are those of keras.applications")  # fmt: skip
     weights: str = Field(
-        "",
-        description='to begin from: "imagenet" (Keras downloads it), or a file; "": from scratch. None for convnets',
+        "", description='to begin from: "imagenet" (Keras downloads it), or a file; "": from scratch. Not for convnet'
     )
     unfreeze: Fraction = Field(
         0.0, description="share of a pretrained network's layers, from the top, that learn after its head"
     )
     width: float = Field(
-        1.0, gt=0, le=4, description="times the channels of a convnet, in eights: 2 is twice as many in each layer"
+        1.0, gt=0, le=4, description="times the channels of the convnet, in eights: 2 is twice as many in each layer"
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the features that are dropped in training")
-    l2: float = Field(1e-4, ge=0, description="L2 penalty on the kernels of a convnet, or of the head")
-    batchnorm: bool = Field(True, description="BatchNormalization after each convolution of a convnet")
-    batchnorm_momentum: float = Field(0.99, gt=0, lt=1, description="of a convnet's running mean and variance")
+    l2: float = Field(1e-4, ge=0, description="L2 penalty on the kernels of the convnet, or of the head")
+    batchnorm: bool = Field(True, description="BatchNormalization after each convolution of the convnet")
+    batchnorm_momentum: float = Field(0.99, gt=0, lt=1, description="of the convnet's running mean and variance")
 
     @model_validator(mode="after")
     def _settings_fit_the_network(self) -> Model:
-        if self.weights and self.is_convnet:
-            raise ValueError(
-                f"there are no pretrained weights of {self.name}: name another network, as in mobilenet_v2"
-            )
-        if self.width != 1 and not self.is_convnet:
-            raise ValueError(f"only the convnets have a width: leave it at 1 for {self.name}")
+        if self.weights and self.name == "convnet":
+            raise ValueError("there are no pretrained weights of convnet: name another network, as in mobilenet_v2")
+        if self.width != 1 and self.name != "convnet":
+            raise ValueError(f"only the convnet has a width: leave it at 1 for {self.name}")
         return self
-
-    @property
-    def is_convnet(self) -> bool:
-        """True for the networks of this package, which train from scratch."""
-        return self.name in ("convnet", "convnet_plus")
 
 
 class Stage(_Section):

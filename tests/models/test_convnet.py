@@ -41,17 +41,6 @@ def test_layers_follow_in_the_order_of_the_reference_network():
     assert (model.inputs[0].dtype, model.outputs[0].dtype) == ("uint8", "float32")
 
 
-def test_convnet_plus_is_the_same_with_a_fourth_convolution():
-    small, plus = build(Model(), 9, 64), build(Model(name="convnet_plus"), 9, 64)
-    assert plus.name == "convnet_plus"
-    assert [layer.name for layer in plus.layers[:10]] == [layer.name for layer in small.layers[:10]]
-    fourth = ["pool3", "conv4", "batchnorm4", "average", "hidden", "dropout", "probabilities"]
-    assert [layer.name for layer in plus.layers[10:]] == fourth
-    # By hand: as above up to the third, 3·3·128·256 + 256, 4·256, 256·256 + 256, 256·9 + 9
-    assert plus.count_params() == 94_144 + 295_168 + 1_024 + 65_792 + 2_313 == 458_441
-    assert plus.get_layer("conv4").output.shape == (None, 8, 8, 256)
-
-
 def test_width_multiplies_all_channels_in_eights():
     # By hand, as above with 16, 32, 64 and 128 channels
     half = 448 + 64 + 4_640 + 128 + 18_496 + 256 + 8_320 + 1_161
@@ -59,7 +48,7 @@ def test_width_multiplies_all_channels_in_eights():
     odd = build(Model(width=0.8), 9, 32)
     assert [odd.get_layer(f"conv{n}").filters for n in (1, 2, 3)] == [24, 48, 104]
     assert build(Model(width=0.01), 9, 32).get_layer("conv1").filters == 8
-    with pytest.raises(ValueError, match="only the convnets have a width"):
+    with pytest.raises(ValueError, match="only the convnet has a width"):
         Model(name="resnet50", width=0.5)
 
 

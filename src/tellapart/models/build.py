@@ -5,10 +5,10 @@ from __future__ import annotations
 import keras
 
 from tellapart.models.backbones import BACKBONES, backbone_network
-from tellapart.models.convnet import CHANNELS, convnet, one_by_one
+from tellapart.models.convnet import convnet, one_by_one
 from tellapart.settings import Model
 
-NETWORKS = {**dict.fromkeys(CHANNELS, convnet), **dict.fromkeys(BACKBONES, backbone_network)}
+NETWORKS = {"convnet": convnet, **dict.fromkeys(BACKBONES, backbone_network)}
 
 
 def build(settings: Model, num_classes: int, image_px: int, *, seed: int = 0) -> keras.Model:

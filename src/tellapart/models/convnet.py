@@ -1,4 +1,4 @@
-"""The networks that train from scratch: convolutions, global average pooling, one hidden layer.
+"""The reference network: three convolutions, global average pooling, one hidden layer.
 
 Knows nothing about data, losses or optimisers.
 """
@@ -14,9 +14,6 @@ from tellapart.settings import Model
 
 Chain = Callable[..., Any]
 """Applies (convolution, normalisation or None, pooling) to a tensor, in turn or fused; `name` is the block's."""
-
-CHANNELS = {"convnet": (32, 64, 128), "convnet_plus": (32, 64, 128, 256)}
-"""Of the convolutions of each network."""
 
 
 def one_by_one(x: Any, conv: Any, batchnorm: Any, pool: Any, *, name: str) -> Any:
@@ -34,16 +31,15 @@ def convnet(
     dtype: str = "float32",
     seed: int = 0,
 ) -> keras.Model:
-    """Build the reference network, "convnet", or the one with a convolution more, "convnet_plus".
+    """Build the reference network.
 
     uint8 picture → [-1, 1] → three times (Conv2D 3×3 "same" + ReLU → BatchNormalization), with 32, 64 and
     128 channels and MaxPooling 2×2 after the first two → GlobalAveragePooling → Dense 256 + ReLU →
     Dropout → Dense + Softmax. 130,000 parameters; one of its last features sees 18 × 18 pixels.
-    "convnet_plus" pools after the third too and goes on to a fourth with 256 channels: 460,000 parameters, 38 × 38
-    pixels. ``settings.width`` multiplies the channels, those of Dense among them.
+    ``settings.width`` multiplies the channels, 256 among them.
 
     Args:
-        settings: which of the two, width, dropout, L2, whether there is BatchNormalization, and its momentum.
+        settings: width, dropout, L2, whether there is BatchNormalization, and its momentum.
         num_classes: length of the output.
         image_px: side of the input, or None for any size.
         chain: how the three layers of a block are applied; variables and their order are the same for all choices.
@@ -65,11 +61,11 @@ def convnet(
 
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype=dtype, name="normalise")(inputs)
-    widths = [_times(settings.width, channels) for channels in CHANNELS[settings.name]]
+    widths = (_times(settings.width, channels) for channels in (32, 64, 128))
     for block, channels in enumerate(widths, start=1):
         pool = (
             keras.layers.MaxPooling2D(2, dtype=dtype, name=f"pool{block}")
-            if block < len(widths)
+            if block < 3
             else keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")
         )
         x = chain(
@@ -89,7 +85,7 @@ def convnet(
     outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities", **kernel())(
         x
     )
-    return keras.Model(inputs, outputs, name=settings.name)
+    return keras.Model(inputs, outputs, name="convnet")
 
 
 def _times(width: float, channels: int) -> int:

@@ -76,7 +76,7 @@ def ablate(
         recipe = load_recipe(recipe or "fast", changes)
     recipe = with_settings(recipe, {"train.validate_every": 1})  # curves of all variants, point for point
     folder = Path(out) if out is not None else Path("ablations") / Path(photos).resolve().stem
-    steps = ladder(recipe) if recipe.model.is_convnet else []
+    steps = ladder(recipe) if recipe.model.name == "convnet" else []
     known = [*steps, *(each for name in ("float32", "mixed_bfloat16") for each in ingredients(recipe, name))]
     names = {each.name for each in chosen(known, only)}
     _claim(folder, recipe)

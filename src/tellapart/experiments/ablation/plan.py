@@ -47,7 +47,7 @@ class Variant:
 
 
 def ladder(recipe: Recipe) -> list[Variant]:
-    """Return the steps that lead up to a recipe of a convnet, without the recipe itself.
+    """Return the steps that lead up to a recipe of the convnet, without the recipe itself.
 
     The steps train plainly: Adam at a constant 1e-3, one picture size, no augmentation, smoothing, penalty or
     averaging; the number of epochs is the recipe's.
@@ -141,7 +141,7 @@ def _regularisation(recipe: Recipe) -> Iterator[Variant]:
         if rate != model.dropout:
             text = f"{rate:g}" if rate else "off"
             yield Variant(f"dropout-{text}", "dropout rate", text, {"model.dropout": rate})
-    if model.is_convnet:
+    if model.name == "convnet":
         without = {"model.batchnorm": not model.batchnorm}
         yield Variant("other-batchnorm", "BatchNorm", "off" if model.batchnorm else "on", without)
 

@@ -106,7 +106,7 @@ def search_space(wanted: Sequence[str], recipe: Recipe) -> Space:
 def default_space(recipe: Recipe) -> dict[str, str]:
     """Return the part of `DEFAULT_SPACE` that makes a difference to a recipe."""
     unused = {"model.l2"} if recipe.train.optimizer == "adamw" else {"train.weight_decay"}
-    if not recipe.model.is_convnet:
+    if recipe.model.name != "convnet":
         unused.add("model.width")
     if not any(getattr(recipe.augment, name) for name in _STRENGTH_OF):
         unused.add("augment.strength")
