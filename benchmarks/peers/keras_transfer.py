@@ -3,8 +3,9 @@
     python benchmarks/peers/keras_transfer.py FOLDER --weights FILE --seconds 300
 
 FOLDER has train, validation and test with a folder per class. As many epochs as fit the time: the first half of it for
-the head (Adam 1e-3), the second for all layers but BatchNormalization (Adam 1e-5), the weights of the best epoch are
-kept. Prints one JSON line. Imports nothing of tellapart.
+the head (Adam 1e-3), the second for all layers but BatchNormalization (Adam 1e-5), or for the head too where an epoch
+of all layers, about three times as long, does not fit; the weights of the best epoch are kept. Prints one JSON line.
+Imports nothing of tellapart.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Until(keras.callbacks.Callback):
 
     def __init__(self, deadline: float) -> None:
         super().__init__()
-        self.deadline, self.best, self.weights, self.epochs = deadline, -1.0, None, 0
+        self.deadline, self.best, self.weights, self.epochs, self.seconds = deadline, -1.0, None, 0, 0.0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Start the clock."""
@@ -43,9 +44,10 @@ class Until(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Keep the weights if they are the best; stop if no further epoch fits."""
         self.epochs += 1
+        self.seconds = time.time() - self.began
         if logs["val_accuracy"] > self.best:
             self.best, self.weights = logs["val_accuracy"], self.model.get_weights()
-        if time.time() + (time.time() - self.began) > self.deadline:
+        if time.time() + self.seconds > self.deadline:
             self.model.stop_training = True
 
 
@@ -78,15 +80,21 @@ def main() -> None:
     outputs = layers.Dense(classes, "softmax")(layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x)))
     model = keras.Model(inputs, outputs)
 
-    end, epochs = START + arguments.seconds, []
-    for deadline, rate in ((START + arguments.seconds / 2, 1e-3), (end, 1e-5)):
-        base.trainable = rate < 1e-3
+    def learn(deadline: float, rate: float) -> Until:
         model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
         until = Until(deadline)
-        if not epochs or time.time() < deadline - 20:
-            model.fit(train, epochs=100, validation_data=validation, callbacks=[until], verbose=0)
-            model.set_weights(until.weights)
-        epochs.append(until.epochs)
+        model.fit(train, epochs=100, validation_data=validation, callbacks=[until], verbose=0)
+        model.set_weights(until.weights)
+        return until
+
+    end = START + arguments.seconds
+    head = learn(START + arguments.seconds / 2, 1e-3)
+    epochs = [head.epochs, 0]
+    if time.time() + 3 * head.seconds <= end:
+        base.trainable = True
+        epochs[1] = learn(end, 1e-5).epochs
+    elif time.time() + head.seconds <= end:
+        epochs[0] += learn(end, 1e-3).epochs
     accuracy = model.evaluate(photos(arguments.folder / "test", shuffle=False), verbose=0)[1]
     print(json.dumps({"test": accuracy, "epochs": epochs, "seconds": time.time() - START}))
 
