@@ -266,7 +266,7 @@ def _again(run: Path) -> dict[str, Any]:
     record = read_json(run / "environment.json")
     recipe = load_recipe(run / "recipe.toml")
     return {
-        "commands": [_made_by(run, record), f"tellapart evaluate {run}"],
+        "commands": [made_by(run, record), f"tellapart evaluate {run}"],
         "recipe": json.dumps(recipe.model_dump(mode="json"), indent=1),
         "facts": {
             name: record[name]
@@ -277,8 +277,13 @@ def _again(run: Path) -> dict[str, Any]:
     }
 
 
-def _made_by(run: Path, record: dict[str, Any]) -> str:
-    """Return the command that makes the run again: an ensemble is joined again, not trained."""
+def made_by(run: Path, record: dict[str, Any]) -> str:
+    """Return the command that makes a run again: an ensemble is joined again, not trained.
+
+    Args:
+        run: a finished run folder.
+        record: its ``environment.json``.
+    """
     if not record.get("order", {}).get("ensemble"):
         return f"tellapart reproduce {run}"
     standings = read_json(run / "ensemble.json")["standings"]

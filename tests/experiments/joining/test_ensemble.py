@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -153,16 +152,6 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
         warm = {label: probability ** (1 / temperature) for label, probability in plain.top}
         expected = {label: value / sum(warm.values()) for label, value in warm.items()}
         assert dict(found.top) == pytest.approx(expected, abs=2e-3)
-
-
-@pytest.mark.integration
-def test_the_report_of_an_ensemble_names_the_command_that_joins_it_again(place: Path, pair):
-    few = place / "few"
-    for label in sorted(path for path in (place / "photos").iterdir() if path.is_dir()):
-        shutil.copytree(label, few / label.name, ignore=lambda _, names: sorted(names)[2:])
-    page = tellapart.evaluate(place / "ab", few, cache=place / "cache").page.read_text()
-    assert f"tellapart ensemble {place / 'a'} {place / 'b'}\n" in page
-    assert "tellapart reproduce" not in page
 
 
 @pytest.mark.integration
