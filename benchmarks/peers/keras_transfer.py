@@ -94,7 +94,9 @@ def main() -> None:
         base.trainable = True
         epochs[1] = learn(end, 1e-5).epochs
     elif time.time() + head.seconds <= end:
-        epochs[0] += learn(end, 1e-3).epochs
+        longer = learn(end, 1e-3)
+        epochs[0] += longer.epochs
+        model.set_weights(max((head, longer), key=lambda until: until.best).weights)
     accuracy = model.evaluate(photos(arguments.folder / "test", shuffle=False), verbose=0)[1]
     print(json.dumps({"test": accuracy, "epochs": epochs, "seconds": time.time() - START}))
 

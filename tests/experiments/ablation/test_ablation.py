@@ -133,7 +133,7 @@ def test_an_ablation_goes_on_where_it_stopped_and_grows(tmp_path: Path):
     ]  # fmt: skip
     options = {
         "changes": changes,
-        "only": ["no-flip"],
+        "only": ["baseline", "no-flip"],
         "out": tmp_path / "out",
         "cache": tmp_path / "cache",
     }
@@ -141,7 +141,7 @@ def test_an_ablation_goes_on_where_it_stopped_and_grows(tmp_path: Path):
 
     def stop(line: str) -> None:
         said.append(line)
-        if "no-flip, seed 0" in line:
+        if "baseline, seed 0" in line:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -150,9 +150,10 @@ def test_an_ablation_goes_on_where_it_stopped_and_grows(tmp_path: Path):
     before = {path: path.stat().st_mtime_ns for path in finished}
     found = tellapart.ablate(photos, seeds=2, announce=said.append, **options)
     runs = sorted(path.name for path in (tmp_path / "out" / "runs").iterdir())
-    assert runs == [f"{name}-seed{seed}" for name in ("no-flip", "recipe") for seed in (0, 1)]
+    assert runs == [f"{name}-seed{seed}" for name in ("baseline", "no-flip", "recipe") for seed in (0, 1)]
     assert len(before) == 2
     assert before == {path: path.stat().st_mtime_ns for path in before}, "what was finished was not trained again"
+    assert [row.name for row in found.architecture] == ["baseline", "recipe"]
     (row,) = found.hyperparameters
     assert (row.name, row.num_seeds) == ("no-flip", 2)
 
