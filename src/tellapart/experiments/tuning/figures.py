@@ -66,7 +66,7 @@ def importance(found: Tuning) -> str:
     names, shares = list(found.importance), list(found.importance.values())
 
     def draw(panel: Any) -> None:
-        panel.barh(names[::-1], shares[::-1], color=BLUE)
+        panel.barh(names[::-1], shares[::-1], color=BLUE, zorder=2)  # above the grid
         panel.set_xlabel("share of the differences in accuracy")
         panel.set_xlim(left=0)
 
