@@ -16,6 +16,7 @@ from tellapart.evaluation.metrics import classification_metrics
 from tellapart.evaluation.predict import predict_pictures, prediction_table
 from tellapart.files import write_text
 from tellapart.records import SPLITS, Progress, no_progress
+from tellapart.training.selection import best_epoch
 
 
 def measure(
@@ -46,7 +47,7 @@ def measure(
     table = prediction_table(frame, probabilities, classes)
     write_text(run / "predictions.csv", table.to_csv(index=False))
     history = pd.read_csv(run / "history.csv")
-    draw_curves(history, best_epoch_of(history), run / "curves.png")
+    draw_curves(history, best_epoch(history.to_dict("records")), run / "curves.png")
     return measure_sides(frame, probabilities, classes)
 
 
@@ -59,10 +60,3 @@ def measure_sides(frame: pd.DataFrame, probabilities: NDArray[np.float32], class
         for side in SPLITS
         if (sides == side).any()
     }
-
-
-def best_epoch_of(history: pd.DataFrame) -> int:
-    """Return the epoch with the lowest validation loss, or the last one where nothing was validated."""
-    if "val_loss" in history and history["val_loss"].notna().any():
-        return int(history["epoch"].iloc[int(history["val_loss"].argmin())])
-    return int(history["epoch"].iloc[-1])

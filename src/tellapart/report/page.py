@@ -12,7 +12,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.evaluation.features import nearest_neighbours
-from tellapart.evaluation.measure import best_epoch_of
 from tellapart.evaluation.metrics import confusion_matrix
 from tellapart.evaluation.ranking import macro_average
 from tellapart.explain.overlay import overlay
@@ -23,6 +22,7 @@ from tellapart.report.examine import Findings
 from tellapart.report.photos import coarse_heat, encoded, thumbnails
 from tellapart.report.verdict import percent, verdict
 from tellapart.settings import load_recipe
+from tellapart.training.selection import best_epoch
 
 _MANY = 2500
 """Photos from which the page shows smaller pictures, and neighbours for mistakes alone."""
@@ -168,7 +168,7 @@ def _figures(run: Path, found: Findings) -> dict[str, Any]:
     }
     if (run / "history.csv").is_file():
         history = pd.read_csv(run / "history.csv")
-        best = best_epoch_of(history)
+        best = best_epoch(history.to_dict("records"))
         names = [name for name in ("loss", "accuracy", "learning_rate") if name in history]
         drawn["curves"] = [figures.learning_curve(history, name, best) for name in names]
     return drawn

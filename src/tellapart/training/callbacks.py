@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tellapart.files import write_text
 from tellapart.records import Progress
 from tellapart.training.checkpoint import Arrays, save_checkpoint, save_weights
 from tellapart.training.schedule import snapshots_due
+from tellapart.training.selection import best_epoch, was_validated
 
 Watch = Callable[[dict[str, Any]], None]
 """Called with each epoch's row of the history; what it raises ends the training."""
@@ -84,16 +85,47 @@ class EvaluatedWeights(keras.callbacks.Callback):
 
 
 def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
-    """Estimate BatchNormalization's statistics anew as the mean over batches of clean photos."""
-    layers = [getattr(layer, "batchnorm", layer) for layer in model.layers]
-    layers = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+    """Estimate BatchNormalization's statistics anew on clean photos, as those of the whole population.
+
+    The variance of the population is the mean square less the squared mean over all batches: a mean of the batches'
+    variances, as a running average gives it, lacks the variance between batches (Wu & Johnson 2021, "Rethinking 'Batch'
+    in BatchNorm", section 3.1). The weights stay as they are; frozen layers too.
+
+    Args:
+        model: any, built.
+        clean: batches in random order, not sorted by class.
+    """
+    layers = [layer for layer in _normalisations(model) if layer.trainable]
+    if not layers or not len(clean):
+        return
     usual = [layer.momentum for layer in layers]
-    for index in range(len(clean) if layers else 0):
-        for layer in layers:
-            layer.momentum = index / (index + 1)
-        model(clean[index][0], training=True)
-    for layer, momentum in zip(layers, usual, strict=True):
+    means: list[Any] = [0.0] * len(layers)
+    squares: list[Any] = [0.0] * len(layers)
+    count = 0
+    for layer in layers:
+        layer.momentum = 0.0  # the moving statistics become those of the batch
+    for index in range(len(clean)):
+        images = clean[index][0]
+        model(images, training=True)
+        count += len(images)
+        for number, layer in enumerate(layers):
+            mean = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), np.float64)
+            means[number] += len(images) * mean
+            squares[number] += len(images) * (keras.ops.convert_to_numpy(layer.moving_variance) + mean**2)
+    for layer, total, square, momentum in zip(layers, means, squares, usual, strict=True):
         layer.momentum = momentum
+        layer.moving_mean.assign(total / count)
+        layer.moving_variance.assign(np.maximum(square / count - (total / count) ** 2, 0.0))
+
+
+def _normalisations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
+    """Yield the BatchNormalization layers of a network, those inside fused blocks and backbones too."""
+    for layer in model.layers:
+        inside = getattr(layer, "batchnorm", layer)
+        if isinstance(inside, keras.Model):
+            yield from _normalisations(inside)
+        elif isinstance(inside, keras.layers.BatchNormalization):
+            yield inside
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -127,11 +159,6 @@ class Checkpoints(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Record the epoch and write the checkpoints: best before last, so that last names no lost best."""
         row = {name: float(value) for name, value in (logs or {}).items()}
-        score = row.get("val_loss", row["loss"])
-        if np.isfinite(score) and score < self.state.get("best", {}).get("score", np.inf):
-            self.state["best"] = {"epoch": epoch + 1, "score": score}
-            weights = self.evaluated.weights if "val_loss" in row else self.model.get_weights()
-            save_weights(self.folder / "best.npz", weights, self.state["best"])
         wall, processor = self._clocks
         seconds = time.perf_counter() - wall
         self.state["seconds_training"] = self.state.get("seconds_training", 0.0) + seconds
@@ -140,7 +167,8 @@ class Checkpoints(keras.callbacks.Callback):
         self.state["epoch"] = epoch + 1
         if "val_loss" in row:
             self._keep_snapshot()
-        self.state.setdefault("history", []).append(
+        history = self.state.setdefault("history", [])
+        history.append(
             {
                 "epoch": epoch + 1,
                 "image_px": self.state["image_px"],
@@ -149,9 +177,12 @@ class Checkpoints(keras.callbacks.Callback):
                 "seconds": seconds,
             }
         )
-        self.state["stopped"] = (
-            epoch + 1 - self.state["best"]["epoch"] >= self.patience if "best" in self.state else False
-        )
+        if was_validated(history[-1]) and best_epoch(history) == epoch + 1:
+            self.state["best"] = {"epoch": epoch + 1, "score": row["val_loss"]}
+            save_weights(self.folder / "best.npz", self.evaluated.weights, self.state["best"])
+        # Without validation nothing says that training no longer helps.
+        waited = epoch + 1 - best_epoch(history) if any(map(was_validated, history)) else 0
+        self.state["stopped"] = waited >= self.patience
         save_checkpoint(self.folder / "last.npz", self.model, self.state)
         if self.state["stopped"]:
             self.model.stop_training = True

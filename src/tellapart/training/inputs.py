@@ -97,5 +97,7 @@ class Inputs:
         count = min(settings.recalibrate_photos, len(self.positions))
         if not count:
             return None
-        chosen = generator(settings.seed, "recalibrate").choice(self.positions, count, replace=False)
-        return CleanBatches(self.photos.pictures, np.sort(chosen))
+        # The manifest is sorted by class. Batches must not be: each would be normalised by its own class's statistics,
+        # and what reaches the next layer would not be what it sees in use (Wu & Johnson 2021, section 3.2).
+        chosen = generator(settings.seed, "recalibrate").permutation(self.positions)[:count]
+        return CleanBatches(self.photos.pictures, chosen)

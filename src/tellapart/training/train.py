@@ -30,6 +30,7 @@ from tellapart.training.inputs import Inputs, Photos
 from tellapart.training.network import compiled, forget_compiled_step, plain_network
 from tellapart.training.planning import Planner, Replay
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
+from tellapart.training.selection import was_validated
 from tellapart.training.timing import Precision, choose_precision
 from tellapart.training.transfer import begin_pretrained
 
@@ -115,7 +116,7 @@ def train_network(
         planner.leave(state, state["epoch"] - first_epoch, time.perf_counter() - started)
 
     # Save
-    if "best" not in state:
+    if not any(map(was_validated, state["history"])) and state["epoch"]:
         _keep_last(run, model, evaluated, state)
     _save_plain(run, recipe, inputs.num_classes)
     seconds = state.get("seconds_training", 0.0)
@@ -177,7 +178,7 @@ def _choose_precision(inputs: Inputs, saved: dict[str, Any]) -> Precision:
 
 
 def _keep_last(run: Path, model: keras.Model, evaluated: EvaluatedWeights, state: dict[str, Any]) -> None:
-    """Without validation the last weights are the best there are."""
+    """Keep the last weights, averaged and with clean statistics: without validation none are known to be better."""
     evaluated.set_model(model)
     evaluated.on_test_begin()
     evaluated.on_test_end()

@@ -55,7 +55,7 @@ def begin_pretrained(run: Path, inputs: Inputs, model: keras.Model, progress: Pr
     if len(validation):
         row |= _measured(model, validation, numbers, "val_")
     row["seconds"] = time.perf_counter() - began
-    best = {"epoch": 0, "score": row.get("val_loss", row["loss"])}
+    best = {"epoch": 0, "score": row.get("val_loss")}
     save_weights(run / "checkpoints" / "best.npz", model.get_weights(), best)
     write_history(run, [row])
     write_log(run, "head", penalty=penalty, **row)
@@ -145,5 +145,7 @@ def _measured(model: keras.Model, features: Floats, numbers: NDArray[np.int64], 
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     targets = np.eye(len(bias), dtype=np.float32)[numbers]
-    loss = float(model.loss(targets, probabilities)) + float(sum(float(each) for each in model.losses))
+    # With a teacher the loss is a function that returns one value a picture, without one a Keras loss that averages.
+    loss = float(np.mean(keras.ops.convert_to_numpy(model.loss(targets, probabilities.astype(np.float32)))))
+    loss += sum(float(penalty) for penalty in model.losses)
     return {f"{prefix}accuracy": float((logits.argmax(axis=1) == numbers).mean()), f"{prefix}loss": loss}

@@ -1,0 +1,38 @@
+"""Which epoch is kept, by table."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tellapart.training.selection import best_epoch
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ([(0.9, 0.5), (0.8, 0.4), (0.7, 0.45)], 2),
+        ([(0.9, None), (0.1, None), (0.8, 0.7), (0.05, None), (0.04, None), (0.7, 0.6)], 6),  # every third is validated
+        ([(0.9, None), (0.8, 0.3), (0.1, None)], 2),  # the last epochs' training loss does not compete
+        ([(0.9, 0.4), (0.8, 0.4)], 1),  # equal: the first
+        ([(0.9, NAN), (0.8, 0.9), (0.7, math.inf)], 2),
+        ([(0.9, NAN), (0.8, NAN)], 2),  # nothing to compare: the last
+        ([(0.5, None), (0.6, None), (0.7, None)], 3),  # no validation photos: the last, not the lowest training loss
+    ],
+)
+def test_only_validated_epochs_compete(losses, kept):
+    rows = [
+        {"epoch": number, "loss": loss} | ({} if val_loss is None else {"val_loss": val_loss})
+        for number, (loss, val_loss) in enumerate(losses, start=1)
+    ]
+    assert best_epoch(rows) == kept
+
+
+def test_a_fitted_head_is_epoch_0_and_competes():
+    rows = [{"epoch": 0, "loss": 0.1, "val_loss": 0.2}, {"epoch": 1, "loss": 0.05, "val_loss": 0.3}]
+    assert best_epoch(rows) == 0
+    with pytest.raises(ValueError, match="at least one epoch"):
+        best_epoch([])
