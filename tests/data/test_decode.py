@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import cv2
@@ -206,3 +209,102 @@ def test_damage_raises_nothing_but_decode_error(kind, length, flips, cut):
         return
     assert header.width * header.height <= 1_000_000
     assert (picture.dtype, picture.ndim, picture.shape[2]) == (np.uint8, 3, 3)
+
+
+def transparent(form: str, height: int, width: int) -> bytes:
+    """Return a file whose pixels are transparent by parts."""
+    picture = np.resize(photo(7, (96, 64)), (height, width, 3))
+    alpha = np.tile(np.linspace(0, 255, width, dtype=np.uint8), (height, 1))
+    rgba = np.dstack([picture, alpha])
+    if form == "PNG16":
+        return corpus.png(rgba.astype(np.uint16) * 257)
+    if form == "palette":
+        return corpus.encoded(Image.fromarray(picture).quantize(32), "PNG", transparency=bytes(range(0, 256, 8)))
+    if form == "GIF":
+        return corpus.encoded(Image.fromarray(picture).quantize(32), "GIF", transparency=3)
+    return corpus.encoded(Image.fromarray(rgba), form, **({"lossless": True} if form == "WEBP" else {}))
+
+
+@pytest.mark.parametrize("form", ["PNG", "PNG16", "palette", "GIF", "WEBP", "TIFF"])
+def test_a_transparent_picture_is_laid_on_white_in_its_own_memory(form: str):
+    """Whole arrays of 16 bits for it once took five times the picture."""
+    height, width = 2100, 2000
+    data = transparent(form, height, width)
+    decode_square(data, 32)
+    tracemalloc.start()
+    square = decode_square(data, 32)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert square.shape == (32, 32, 3)
+    assert peak < 4.1 * height * width + 5_000_000
+
+
+@pytest.mark.parametrize("form", ["PNG", "PNG16", "palette", "GIF", "WEBP"])
+def test_transparent_pixels_are_rounded_as_they_always_were(form: str):
+    data = transparent(form, 61, 47)
+    if form == "PNG16":
+        rgba = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), -1), cv2.COLOR_BGRA2RGBA) >> 8
+    else:
+        rgba = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
+    colour, alpha = rgba[..., :3].astype(int), rgba[..., 3:].astype(int)
+    np.testing.assert_array_equal(decode(data), (colour * alpha + 255 * (255 - alpha) + 127) // 255)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def filtered(rows: np.ndarray, pixel: int, rng: np.random.Generator) -> bytes:
+    """Filter each row of bytes by one of the five filters of ISO/IEC 15948, clause 9."""
+    out, above = b"", np.zeros(rows.shape[1], int)
+    for row in rows.astype(int):
+        left, corner = (np.concatenate([np.zeros(pixel, int), each])[: len(row)] for each in (row, above))
+        guess = left + above - corner
+        far = [abs(guess - each) for each in (left, above, corner)]
+        paeth = np.where((far[0] <= far[1]) & (far[0] <= far[2]), left, np.where(far[1] <= far[2], above, corner))
+        number = int(rng.integers(5))
+        predicted = (0, left, above, (left + above) // 2, paeth)[number]
+        out += bytes([number]) + ((row - predicted) % 256).astype(np.uint8).tobytes()
+        above = row
+    return out
+
+
+PNG_KINDS = [(8, 0), (16, 0), (8, 2), (16, 2), (8, 4), (16, 4), (8, 6), (16, 6), *((bits, 3) for bits in (1, 2, 4, 8))]
+
+
+@pytest.mark.parametrize(("bits", "kind"), [*PNG_KINDS, (1, 0), (2, 0), (4, 0)])
+@pytest.mark.parametrize("with_key", [False, True])
+@pytest.mark.parametrize("strip_bytes", [1, 900, 10**6])
+def test_a_png_in_strips_is_what_opencv_makes_of_the_whole(bits, kind, with_key, strip_bytes, monkeypatch):
+    rng = np.random.default_rng(bits + 20 * kind)
+    width, height, channels = 37, 29, {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+    row_bytes = (width * bits * channels + 7) // 8
+    rows = rng.integers(0, 256, (height, row_bytes), np.uint8)
+    parts = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    if kind == 3:
+        parts += chunk(b"PLTE", rng.integers(0, 256, 3 * 2**bits, np.uint8).tobytes())
+    if with_key and kind in (0, 2, 3):
+        first = rows[0, : 2 * channels].tobytes() if bits == 16 else bytes(2)[: channels - 1] + rows[0, :1].tobytes()
+        parts += chunk(
+            b"tRNS",
+            rng.integers(0, 256, 2**bits, np.uint8).tobytes() if kind == 3 else first.ljust(2 * channels, b"\0"),
+        )
+    packed = zlib.compress(filtered(rows, max(1, bits * channels // 8), rng))
+    pieces = b"".join(chunk(b"IDAT", packed[at : at + 500]) for at in range(0, len(packed), 500))
+    data = b"\x89PNG\r\n\x1a\n" + parts + pieces + chunk(b"IEND", b"")
+    expected = decode(data)
+    monkeypatch.setattr("tellapart.data.decode._LARGE_PIXELS", 0)
+    monkeypatch.setattr("tellapart.data.png_strips._STRIP_BYTES", strip_bytes)
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+@pytest.mark.parametrize("damage", ["short", "bits", "filter", "empty"])
+def test_damaged_pixels_in_strips_are_a_decode_error(damage: str, monkeypatch):
+    monkeypatch.setattr("tellapart.data.decode._LARGE_PIXELS", 0)
+    rows = {
+        "short": zlib.compress(bytes(5 * 31)), "bits": b"\x78\x9c" + b"\xff" * 40,
+        "filter": zlib.compress(b"\x09" + bytes(10 * 31 - 1)), "empty": b"",
+    }[damage]  # fmt: skip
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0))
+    with pytest.raises(DecodeError, match="damaged PNG"):
+        decode(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b""))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.data.image_file import declared_size, describe, has_alpha, read_header, refuse_bomb, refuse_truncated
+from tellapart.data.png_strips import can_be_cut, decoded_strips
 from tellapart.errors import DecodeError
 
 DECODER_VERSION = 2
@@ -19,7 +20,7 @@ cv2.setNumThreads(1)  # one picture is small: threads work on many pictures, not
 cv2.utils.logging.setLogLevel(0)  # a damaged file is reported once, by DecodeError, not on stderr as well
 
 
-def decode(data: bytes, *, max_pixels: int = 100_000_000, at_least_px: int = 0) -> NDArray[np.uint8]:
+def decode(data: bytes | bytearray, *, max_pixels: int = 100_000_000, at_least_px: int = 0) -> NDArray[np.uint8]:
     """Decode one image at its own size, turned as its EXIF orientation says.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparent pixels are laid on white;
@@ -41,7 +42,7 @@ def decode(data: bytes, *, max_pixels: int = 100_000_000, at_least_px: int = 0) 
 
 
 def decode_square(
-    data: bytes, image_px: int, *, max_pixels: int = 100_000_000, out: NDArray[np.uint8] | None = None
+    data: bytes | bytearray, image_px: int, *, max_pixels: int = 100_000_000, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
     """Decode one image and resize it to a square, the picture that the network sees.
 
@@ -69,7 +70,7 @@ def decode_square(
 
 
 def decode_square_and_whole(
-    data: bytes, image_px: int, whole_px: int, *, max_pixels: int = 100_000_000
+    data: bytes | bytearray, image_px: int, whole_px: int, *, max_pixels: int = 100_000_000
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return what `decode_square` and `decode` with `at_least_px=whole_px` return, decoding once where that is enough.
 
@@ -112,7 +113,7 @@ def _rgb(picture: NDArray[np.uint8], order: str) -> NDArray[np.uint8]:
     return picture if order == "RGB" else np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
 
 
-def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.uint8], str]:
+def _decode(data: bytes | bytearray, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.uint8], str]:
     """Return a picture of three channels, and their order, "RGB" or "BGR": whichever is cheaper."""
     size, header = declared_size(data), None
     if size is None:
@@ -121,10 +122,12 @@ def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.
     width, height = size
     refuse_bomb(width, height, max_pixels)
     refuse_truncated(data)
+    if width * height >= _LARGE_PIXELS and can_be_cut(data):
+        return _turn(_in_strips(data, width, height), _orientation(data, max_pixels)), "RGB"
     layered = has_alpha(data) or (header is not None and header.transparent)
     flags, order = cv2.IMREAD_COLOR_RGB, "RGB"
     if layered:
-        flags, order = cv2.IMREAD_UNCHANGED, "BGR"
+        flags = cv2.IMREAD_UNCHANGED
     elif at_least_px and data[:2] == b"\xff\xd8":
         factor = _shrinks_by(width, height, at_least_px)
         if factor > 1:
@@ -138,11 +141,26 @@ def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.
     if not layered:
         return np.asarray(picture), order
     # IMREAD_UNCHANGED is the only way to the alpha channel, and it ignores the EXIF orientation.
-    turned = b"eXIf" in data or b"EXIF" in data
-    orientation = read_header(data, max_pixels).orientation if turned else 1
     # libtiff hands out 8-bit colours already multiplied by alpha.
     multiplied = header is not None and header.format == "tiff" and picture.dtype == np.uint8
-    return _turn(_lay_on_white(picture, multiplied), orientation), order
+    return _turn(_lay_on_white(picture, multiplied), _orientation(data, max_pixels)), "RGB"
+
+
+def _orientation(data: bytes | bytearray, max_pixels: int) -> int:
+    turned = b"eXIf" in data or b"EXIF" in data
+    return read_header(data, max_pixels).orientation if turned else 1
+
+
+_LARGE_PIXELS = 2**22
+"""From here on a PNG is decoded in strips: OpenCV would need twice its size."""
+
+
+def _in_strips(data: bytes | bytearray, width: int, height: int) -> NDArray[np.uint8]:
+    picture = np.empty((height, width, 3), np.uint8)
+    for strip in decoded_strips(data):
+        rows = picture[strip.start : strip.start + len(strip.colours)]
+        rows[:] = strip.colours if strip.alpha is None else _mixed(strip.colours, strip.alpha)
+    return picture
 
 
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
@@ -165,12 +183,54 @@ def _turn(picture: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _lay_on_white(picture: NDArray, multiplied: bool = False) -> NDArray[np.uint8]:
-    if picture.dtype == np.uint16:
-        picture = (picture >> 8).astype(np.uint8)
+    """Return a picture as cv2 decodes it, BGR with or without alpha or grey, as RGB on white.
+
+    The result takes the place of `picture` in memory: beside a large picture there is no room for another one.
+
+    Args:
+        picture: (height, width[, 3 or 4]) uint8 or uint16, contiguous. It is overwritten.
+        multiplied: colours are multiplied by alpha already.
+    """
     if picture.ndim == 2:
-        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))
-    if picture.shape[2] == 3:
-        return picture
-    alpha = picture[..., 3:].astype(np.uint16)
-    colour = picture[..., :3] * (np.uint16(255) if multiplied else alpha)
-    return np.asarray((colour + 255 * (255 - alpha) + 127) // 255, np.uint8)
+        return np.asarray(cv2.cvtColor(_upper_eight(picture), cv2.COLOR_GRAY2RGB))
+    height, width, channels = picture.shape
+    pixels, room = picture.reshape(-1, channels), picture.reshape(-1).view(np.uint8)
+    rgb = room[: 3 * len(pixels)].reshape(-1, 3)
+    for start in range(0, len(pixels), _STRIP_PIXELS):
+        strip = _upper_eight(pixels[start : start + _STRIP_PIXELS])
+        # What is written here has been read: a pixel takes no more room than it did, and all before it have moved up.
+        rgb[start : start + len(strip)] = _strip_on_white(strip, multiplied)
+    return rgb.reshape(height, width, 3)
+
+
+_STRIP_PIXELS = 16_384
+"""Its temporary arrays stay in the cache of a core."""
+
+
+def _upper_eight(values: NDArray) -> NDArray[np.uint8]:
+    """Return 8-bit values as they are and the upper bits of 16-bit ones, a few rows at a time."""
+    if values.dtype != np.uint16:
+        return values
+    found = np.empty(values.shape, np.uint8)
+    rows = max(1, _STRIP_PIXELS // max(1, values[0].size))
+    for start in range(0, len(values), rows):
+        found[start : start + rows] = values[start : start + rows] >> 8
+    return found
+
+
+def _strip_on_white(strip: NDArray[np.uint8], multiplied: bool) -> NDArray[np.uint8]:
+    """Return (num_pixels, 3) uint8 RGB of pixels (num_pixels, 3 or 4) uint8 BGR or BGRA."""
+    colours = strip[:, 2::-1]
+    return colours.copy() if strip.shape[1] == 3 else _mixed(colours, strip[:, 3:], multiplied)
+
+
+def _mixed(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], multiplied: bool = False) -> NDArray[np.uint8]:
+    """Return colours (…, 3) uint8 laid on white by alpha (…, 1) uint8, in an array of their own."""
+    if alpha.min() == 255:
+        return colours.copy()
+    opacity = alpha.astype(np.uint16)
+    mixed = colours * (np.uint16(255) if multiplied else opacity)
+    mixed += 255 * (255 - opacity)
+    mixed += np.uint16(127)
+    mixed //= np.uint16(255)
+    return mixed.astype(np.uint8)

@@ -79,7 +79,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise DecodeError(f"has a name that cannot be opened: {error}") from error
 
 
-def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
+def read_header(data: bytes | bytearray, max_pixels: int = 100_000_000) -> Header:
     """Return what `data` says of itself; no pixel is decoded.
 
     Raises:
@@ -130,7 +130,7 @@ def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
     return Header(known, width, height, mode, int(orientation), frames, transparent, bits)
 
 
-def _plain_jpeg_header(data: bytes) -> Header | None:
+def _plain_jpeg_header(data: bytes | bytearray) -> Header | None:
     """Return what Pillow would say of a JPEG that carries no EXIF, CMYK or second picture, ten times faster."""
     if data[:3] != b"\xff\xd8\xff":
         return None
@@ -163,7 +163,7 @@ def refuse_bomb(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def refuse_truncated(data: bytes) -> None:
+def refuse_truncated(data: bytes | bytearray) -> None:
     """Look for the end mark: OpenCV fills the missing part of a JPEG or PNG with grey and says nothing.
 
     Raises:
@@ -179,12 +179,12 @@ def refuse_truncated(data: bytes) -> None:
         raise DecodeError("is a truncated WebP (shorter than it declares)")
 
 
-def _refuse_damaged_png(data: bytes) -> None:
+def _refuse_damaged_png(data: bytes | bytearray) -> None:
     """Compare the checksums of the parts that make the picture, before libpng complains on stderr."""
     position, view = 8, memoryview(data)
     while position + 12 <= len(data):
         end = position + 8 + int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
+        kind = bytes(data[position + 4 : position + 8])
         if end + 4 > len(data):
             break
         critical = kind[:1].isupper() or kind == b"tRNS"
@@ -196,7 +196,7 @@ def _refuse_damaged_png(data: bytes) -> None:
     raise DecodeError("is a truncated PNG (no end mark)")
 
 
-def declared_size(data: bytes) -> tuple[int, int] | None:
+def declared_size(data: bytes | bytearray) -> tuple[int, int] | None:
     """Return (width, height) of a JPEG or PNG as stored, or None for other formats and damaged headers."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -212,7 +212,7 @@ def declared_size(data: bytes) -> tuple[int, int] | None:
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) of each segment up to the first scan; `end` may lie behind the end of the file."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
@@ -227,7 +227,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position += 2 + length
 
 
-def _jpeg_scan(data: bytes) -> int | None:
+def _jpeg_scan(data: bytes | bytearray) -> int | None:
     """Return where the first scan's pixels begin; an embedded thumbnail's end mark lies before it."""
     for marker, _, end in jpeg_segments(data):
         if marker == 0xDA:
@@ -235,7 +235,7 @@ def _jpeg_scan(data: bytes) -> int | None:
     return None
 
 
-def has_alpha(data: bytes) -> bool:
+def has_alpha(data: bytes | bytearray) -> bool:
     """Return whether a PNG or WebP may have transparent pixels."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 26:
         return data[25] in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
@@ -244,12 +244,12 @@ def has_alpha(data: bytes) -> bool:
     return False
 
 
-def _has_16_bits(mode: str, data: bytes) -> bool:
+def _has_16_bits(mode: str, data: bytes | bytearray) -> bool:
     png = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 26
     return data[24] == 16 if png else mode.startswith(("I", "F"))
 
 
-def describe(data: bytes) -> str:
+def describe(data: bytes | bytearray) -> str:
     """Return what the bytes seem to be, for an error."""
     start = data[:256].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
