@@ -34,6 +34,12 @@ def serve(
     ] = 80.0,
     deadline_ms: Annotated[float, typer.Option(help="From arrival to answer.", min=1)] = 10_000.0,
     max_body_mb: Annotated[float, typer.Option(help="Of one request.", min=0.001)] = 32.0,
+    max_held_mb: Annotated[
+        float | None,
+        typer.Option(
+            help="Of all requests in memory, with what they are parsed to [default: three bodies, 96 at least].", min=1
+        ),
+    ] = None,
     rate: Annotated[float, typer.Option(help="Requests per second and client address; 0: no limit.", min=0)] = 0.0,
     api_key: Annotated[
         str | None, typer.Option(envvar="TELLAPART_API_KEY", show_envvar=True, help="That clients must send.")
@@ -58,12 +64,13 @@ def serve(
 
     share = max(1, (threads or os.cpu_count() or 1) // workers)
     body_bytes = int(max_body_mb * 1024 * 1024)
+    held_bytes = max(3 * body_bytes, 96 * 2**20) if max_held_mb is None else int(max_held_mb * 2**20)
     options = ServerOptions(
         bundles=tuple(bundles or ()), models=models, host=host, port=port, processes=workers, runtime=runtime,
         api_key=None if no_auth else api_key, allowed_hosts=tuple(allowed_host or ()), feedback=feedback, log=log,
         drain_seconds=drain_seconds,
         batches=BatchOptions(share, max_batch_size, max_wait_ms, max_queue, max_queue_ms, deadline_ms),
-        limits=Limits(max_body_bytes=body_bytes, max_held_bytes=max(8 * body_bytes, 2**28), rate=rate),
+        limits=Limits(max_body_bytes=body_bytes, max_held_bytes=held_bytes, rate=rate),
     )  # fmt: skip
     check_access(options, no_auth=no_auth)
     _run(options)

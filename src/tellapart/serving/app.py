@@ -79,6 +79,7 @@ async def _running(service: Service, log: RequestLog | None, _: FastAPI) -> Asyn
         yield
         service.models.close()
         service.batcher.stop()
+        service.close()
 
 
 def _endpoint(routes: APIRouter, path: str) -> Endpoint:

@@ -99,7 +99,7 @@ class Gate:
     ) -> None:
         self._app, self._telemetry, self._log, self._open = app, telemetry, log, open_paths
         self._options, self._direct = options, direct
-        self._held = Held(max(options.limits.max_held_bytes, options.limits.max_body_bytes))
+        self._held = Held(options.limits.max_held_bytes)
         self._rate = RateLimit(options.limits.rate)
         own = {"localhost", "127.0.0.1", "::1", options.host.strip("[]")}
         self._hosts = own | {host.lower() for host in options.allowed_hosts} if options.is_local else None
@@ -182,7 +182,7 @@ class Gate:
         return hmac.compare_digest(given, self._key)
 
     def _end(self, scope: Scope, visit: Visit) -> None:
-        visit.body.free()
+        visit.body.end()
         self._telemetry.leave()
         seconds = time.perf_counter() - visit.began
         if visit.counts is not None:

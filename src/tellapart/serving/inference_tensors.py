@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.serving.json_body import shown
 from tellapart.serving.refusals import RefusalError
 from tellapart.serving.served import Image
-from tellapart.serving.tensors import check_number, from_base64
+from tellapart.serving.tensors import check_number, flattened, from_base64
 
 INPUT = "image"
 OUTPUTS = ("probabilities", "label")
@@ -29,8 +30,23 @@ class Wanted:
     binary: bool
 
 
-def read_request(values: Any, binary: bytes) -> tuple[list[Image], list[Wanted]]:
-    """Return the images and the wanted outputs of an inference request.
+@dataclass(frozen=True)
+class Inference:
+    """An inference request.
+
+    Attributes:
+        images: at least one.
+        outputs: what to return, in this order.
+        id: that the client gave it, or None.
+    """
+
+    images: list[Image]
+    outputs: list[Wanted]
+    id: str | None
+
+
+def read_request(values: Any, binary: memoryview) -> Inference:
+    """Return what an inference request asks for.
 
     Args:
         values: the JSON.
@@ -51,10 +67,10 @@ def read_request(values: Any, binary: bytes) -> tuple[list[Image], list[Wanted]]
     shape, kind = _shape(tensor), tensor.get("datatype")
     raw = _raw(tensor, binary)
     if kind == "UINT8":
-        return [Image(each) for each in _pictures(tensor, shape, raw)], wanted
+        return Inference([Image(each) for each in _pictures(tensor, shape, raw)], wanted, values.get("id"))
     if kind == "BYTES":
-        return [Image(each) for each in _files(tensor, shape, raw)], wanted
-    raise RefusalError(400, f"{INPUT} has the datatype {kind!r:.40}. Expected UINT8 or BYTES.")
+        return Inference([Image(each) for each in _files(tensor, shape, raw)], wanted, values.get("id"))
+    raise RefusalError(400, f"{INPUT} has the datatype {shown(kind, 40)}. Expected UINT8 or BYTES.")
 
 
 def answer(rows: list[NDArray[np.float32]], classes: tuple[str, ...], wanted: list[Wanted]) -> tuple[list[Any], bytes]:
@@ -96,7 +112,7 @@ def _wanted(values: dict[str, Any]) -> list[Wanted]:
     for each in outputs:
         name = each.get("name") if isinstance(each, dict) else None
         if name not in OUTPUTS:
-            raise RefusalError(400, f"There is no output {name!r:.40}. Expected any of {', '.join(OUTPUTS)}.")
+            raise RefusalError(400, f"There is no output {shown(name, 40)}. Expected any of {', '.join(OUTPUTS)}.")
         parameters = _parameters(each)
         if "classification" in parameters:
             raise RefusalError(400, "The classification extension is not offered; the output 'label' names the class.")
@@ -115,13 +131,13 @@ def _shape(tensor: dict[str, Any]) -> tuple[int, ...]:
     shape = tensor.get("shape")
     good = isinstance(shape, list) and 0 < len(shape) <= 4
     if not good or any(type(side) is not int or not 0 < side < 2**31 for side in shape or ()):
-        raise RefusalError(400, f"{INPUT} has the shape {shape!r:.60}. Expected whole numbers above 0, at most four.")
+        raise RefusalError(400, f"{INPUT} has the shape {_some(shape)}. Expected whole numbers above 0, at most four.")
     assert shape is not None
     check_number(shape[0], INPUT)
     return tuple(shape)
 
 
-def _raw(tensor: dict[str, Any], binary: bytes) -> bytes | None:
+def _raw(tensor: dict[str, Any], binary: memoryview) -> memoryview | None:
     """Return the tensor's bytes; None: its values stand in the JSON."""
     size = _parameters(tensor).get("binary_data_size")
     if size is None:
@@ -129,11 +145,11 @@ def _raw(tensor: dict[str, Any], binary: bytes) -> bytes | None:
             raise RefusalError(400, f"{len(binary):,} bytes follow the JSON and no input has a binary_data_size.")
         return None
     if type(size) is not int or size != len(binary):
-        raise RefusalError(400, f"binary_data_size is {size!r:.40}; {len(binary):,} bytes follow the JSON.")
+        raise RefusalError(400, f"binary_data_size is {shown(size, 40)}; {len(binary):,} bytes follow the JSON.")
     return binary
 
 
-def _pictures(tensor: dict[str, Any], shape: tuple[int, ...], raw: bytes | None) -> list[NDArray[np.uint8]]:
+def _pictures(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | None) -> list[NDArray[np.uint8]]:
     if len(shape) != 4 or shape[3] != 3:
         raise RefusalError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images, height, width, 3].")
     count = shape[0] * shape[1] * shape[2] * shape[3]
@@ -141,16 +157,13 @@ def _pictures(tensor: dict[str, Any], shape: tuple[int, ...], raw: bytes | None)
         if len(raw) != count:
             raise RefusalError(400, f"{INPUT} has {len(raw):,} bytes; its shape needs {count:,}.")
         return list(np.frombuffer(raw, np.uint8).reshape(shape))
-    try:
-        values = np.asarray(tensor.get("data"))
-    except (ValueError, OverflowError, TypeError, RecursionError):
-        values = np.zeros(0, object)
-    if values.dtype.kind not in "iu" or values.size != count or not (values.min() >= 0 and values.max() <= 255):
+    _, numbers = flattened(tensor.get("data"))
+    if set(map(type, numbers)) != {int} or len(numbers) != count or min(numbers) < 0 or max(numbers) > 255:
         raise RefusalError(400, f"{INPUT}: expected {count:,} whole numbers from 0 to 255 in 'data', by its shape.")
-    return list(np.ascontiguousarray(values.reshape(shape), np.uint8))
+    return list(np.frombuffer(bytes(numbers), np.uint8).reshape(shape))
 
 
-def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: bytes | None) -> list[bytes]:
+def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | None) -> list[bytes]:
     if any(side != 1 for side in shape[1:]):
         raise RefusalError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images] for files.")
     if raw is None:
@@ -161,8 +174,15 @@ def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: bytes | None) ->
     files, at = [], 0
     while at + 4 <= len(raw):
         (size,) = struct.unpack_from("<I", raw, at)
-        files.append(raw[at + 4 : at + 4 + size])
+        files.append(bytes(raw[at + 4 : at + 4 + size]))
         at += 4 + size
     if at != len(raw) or len(files) != shape[0]:
         raise RefusalError(400, f"{INPUT}: expected {shape[0]} files, each after its length in four bytes.")
     return files
+
+
+def _some(shape: Any) -> str:
+    """Return a shape for a message; it may be anything."""
+    if isinstance(shape, list) and len(shape) <= 4:
+        return f"[{', '.join(shown(side, 20) for side in shape)}]"
+    return shown(shape, 60)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import Future
 from typing import Any
 
 from tellapart.serving.options import Limits
@@ -14,6 +16,8 @@ from tellapart.serving.refusals import RefusalError, busy
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _MOST_CLIENTS = 10_000
+SMALL_BYTES = 1024 * 1024
+"""Requests up to here are small: a photo as phones send it on is."""
 
 
 class ClientLeftError(Exception):
@@ -21,19 +25,29 @@ class ClientLeftError(Exception):
 
 
 class Held:
-    """The bytes of all bodies that are in memory: many clients together must not fill it."""
+    """The bytes of requests that are in memory, bodies and what they are parsed to: many clients must not fill it.
+
+    A quarter is kept for small requests: large bodies that come slowly shut nobody out.
+    """
 
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
 
-    def add(self, count: int) -> None:
-        """Take `count` bytes more.
+    def add(self, count: int, *, of: int = 0) -> None:
+        """Take `count` bytes more for a request that has `of` bytes already.
 
         Raises:
-            RefusalError: there is no place for them.
+            RefusalError: there is no place for them (503), or never will be (413).
         """
-        if self.bytes + count > self.most:
-            raise busy(f"The server holds {self.bytes:,} bytes of requests; at most {self.most:,} fit. Try again soon.")
+        most = self.most if of + count <= SMALL_BYTES else self.most * 3 // 4
+        if of + count > most:
+            raise RefusalError(
+                413, f"The request takes up to {of + count:,} bytes of memory to read; at most {most:,} may be taken. "
+                "Send fewer or smaller images, or the bytes of files and not lists of numbers; tellapart serve "
+                "--max-held-mb allows more.",
+            )  # fmt: skip
+        if self.bytes + count > most:
+            raise busy(f"The server holds {self.bytes:,} bytes of requests; at most {most:,} fit. Try again soon.")
         self.bytes += count
 
     def free(self, count: int) -> None:
@@ -45,14 +59,17 @@ class Body:
     """The body of one request, counted while it is in memory.
 
     Attributes:
-        held: bytes of it that are counted.
+        held: bytes that are counted for it.
+        data: what was read, until it is taken.
     """
 
     def __init__(self, limits: Limits, held: Held) -> None:
         self._limits, self._ledger, self.held = limits, held, 0
+        self.data: bytes | bytearray = b""
+        self._work: Future | None = None
 
-    async def read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """Return the whole body.
+    async def read(self, headers: dict[bytes, bytes], receive: Receive) -> None:
+        """Read the whole body; `take` returns it.
 
         Raises:
             RefusalError: it is too large or too slow, or the server is full.
@@ -66,13 +83,12 @@ class Body:
             raise RefusalError(415, f"The body is encoded as {encoding.decode('latin-1')!r}. Expected it as it is.")
         try:
             async with asyncio.timeout(limits.body_seconds):
-                return await self._read(receive)
+                await self._read(receive)
         except TimeoutError:
             message = f"The body did not arrive within {limits.body_seconds:g} seconds."
             raise RefusalError(408, message, {"Connection": "close"}) from None
 
-    async def _read(self, receive: Receive) -> bytes:
-        chunks = []
+    async def _read(self, receive: Receive) -> None:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -80,16 +96,55 @@ class Body:
             if chunk := message.get("body", b""):
                 if self.held + len(chunk) > self._limits.max_body_bytes:
                     raise _too_large(None, self._limits.max_body_bytes)
-                self._ledger.add(len(chunk))
-                self.held += len(chunk)
-                chunks.append(chunk)
+                self.add(len(chunk))
+                if not self.data:
+                    self.data = chunk
+                else:  # grows in place: pieces that are joined in the end would be in memory twice
+                    self.data = bytearray(self.data) if isinstance(self.data, bytes) else self.data
+                    self.data += chunk
             if not message.get("more_body", False):
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+                return
 
-    def free(self) -> None:
-        """Count it no longer."""
-        self._ledger.free(self.held)
-        self.held = 0
+    def take(self) -> bytes | bytearray:
+        """Return the body and forget it: whoever takes it decides how long it stays in memory. It stays counted."""
+        data, self.data = self.data, b""
+        return data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def add(self, count: int) -> None:
+        """Count bytes more, for what the body is turned into.
+
+        Raises:
+            RefusalError: there is no place for them.
+        """
+        self._ledger.add(count, of=self.held)
+        self.held += count
+
+    def free(self, count: int) -> None:
+        """Count `count` bytes less."""
+        self._ledger.free(count)
+        self.held -= count
+
+    def busy_until(self, work: Future) -> None:
+        """Stay counted until `work`, in another thread, is done with it, even if the request ends before."""
+        self._work = work
+
+    def end(self) -> None:
+        """Forget it, at the end of its request; in the event loop."""
+        self.data = b""
+        held, self.held = self.held, 0
+        if self._work is None or self._work.done():
+            self._ledger.free(held)
+            return
+        loop = asyncio.get_running_loop()
+
+        def free(_: Future) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody counts any more
+                loop.call_soon_threadsafe(self._ledger.free, held)
+
+        self._work.add_done_callback(free)
 
 
 def _too_large(declared: int | None, most: int) -> RefusalError:

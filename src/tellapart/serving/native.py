@@ -17,6 +17,7 @@ from starlette.responses import Response
 from tellapart.bundles.predictor import named
 from tellapart.serving import describe as d
 from tellapart.serving.gate import Visit, visit_of
+from tellapart.serving.json_body import parse_json, shown, utf8
 from tellapart.serving.multipart import parse_multipart
 from tellapart.serving.refusals import RefusalError
 from tellapart.serving.served import Answer, Explanation, Image, Question, Served
@@ -216,7 +217,7 @@ def _add_feedback(routes: APIRouter, service: Service) -> None:
         body = await service.body(request)
         if len(body) > _MAX_FEEDBACK_BYTES:
             raise RefusalError(413, f"The verdict has {len(body):,} bytes; at most {_MAX_FEEDBACK_BYTES:,} are taken.")
-        values = await service.json_of(body)
+        values = parse_json(utf8(body.take()))
         served = _check_feedback(service, visit_of(request.scope), values)
         if service.options.feedback is not None:
             line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "model": served.name} | values
@@ -241,7 +242,7 @@ def _check_feedback(service: Service, visit: Visit, values: Any) -> Served:
         if values.get(key) is not None and not isinstance(values[key], str):
             raise RefusalError(400, f"{key} is {type(values[key]).__name__}. Expected a text.")
     if values.get("verdict") not in ("right", "wrong"):
-        raise RefusalError(400, f"verdict is {values.get('verdict')!r:.80}. Expected right or wrong.")
+        raise RefusalError(400, f"verdict is {shown(values.get('verdict'))}. Expected right or wrong.")
     if not isinstance(values.get("request_id"), str) or not _SANE.fullmatch(values["request_id"]):
         raise RefusalError(400, "Expected request_id as it came with the prediction.")
     version = values.get("version")
@@ -284,7 +285,7 @@ def _add_numbers(routes: APIRouter, service: Service) -> None:
         return Response(service.telemetry.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def files_of(service: Service, request: Request) -> list[tuple[str | None, bytes]]:
+async def files_of(service: Service, request: Request) -> list[tuple[str | None, bytes | bytearray]]:
     """Return the images of a request with their file names.
 
     Raises:
@@ -293,13 +294,16 @@ async def files_of(service: Service, request: Request) -> list[tuple[str | None,
     kind = visit_of(request.scope).headers.get(b"content-type", b"")
     body = await service.body(request)
     if not kind.lower().startswith(b"multipart/"):
-        if not body:
+        if not len(body):
             raise RefusalError(
                 400, "The body is empty. Expected an image, or multipart/form-data with the field 'file'."
             )
-        return [(None, body)]
+        return [(None, body.take())]
     most = service.options.limits.max_files
-    parts = parse_multipart(body, kind, most)
+    size = len(body)
+    body.add(size)  # its parts are copies
+    parts = parse_multipart(body.take(), kind, most)
+    body.free(size)
     files = [(part.filename, part.data) for part in parts if part.name == "file"]
     if not files:
         came = ", ".join(sorted({repr(part.name[:40]) for part in parts})) or "none"

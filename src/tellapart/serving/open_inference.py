@@ -17,7 +17,7 @@ from starlette.responses import Response
 from tellapart import __version__
 from tellapart.serving import describe as d
 from tellapart.serving.gate import visit_of
-from tellapart.serving.inference_tensors import INPUT, Wanted, answer, read_request
+from tellapart.serving.inference_tensors import INPUT, Inference, answer, read_request
 from tellapart.serving.native import JSON
 from tellapart.serving.refusals import RefusalError
 from tellapart.serving.served import Served
@@ -124,22 +124,19 @@ async def _infer(service: Service, request: Request, model: str, version: str | 
     served = service.find(visit, model, version)
     body = await service.body(request)
     size = _header_size(visit.headers.get(_HEADER), len(body))
-    values = await service.json_of(body if size is None else body[:size])
-    binary = b"" if size is None else body[size:]
-    large = len(body) > 64 * 1024
-    images, wanted = await service.aside(read_request, values, binary) if large else read_request(values, binary)
-    answers, _ = await service.predict(request, served, images)
+    asked = await service.parsed(body, read_request, size)
+    answers, _ = await service.predict(request, served, asked.images)
     for number, each in enumerate(answers):
         if each.row is None:
             raise RefusalError(422, f"{INPUT}[{number}] {each.error}.")
-    return _response(served, values, wanted, [each.row for each in answers if each.row is not None])
+    return _response(served, asked, [each.row for each in answers if each.row is not None])
 
 
-def _response(served: Served, values: Any, wanted: list[Wanted], rows: list[Any]) -> Response:
-    outputs, tail = answer(rows, served.classes, wanted)
+def _response(served: Served, asked: Inference, rows: list[Any]) -> Response:
+    outputs, tail = answer(rows, served.classes, asked.outputs)
     head = {"model_name": served.name, "model_version": served.version}
-    if "id" in values:
-        head["id"] = values["id"]
+    if asked.id is not None:
+        head["id"] = asked.id
     text = json.dumps(head | {"outputs": outputs}).encode()
     if not tail:
         return Response(text, media_type=JSON)

@@ -43,7 +43,8 @@ class Limits:
 
     Attributes:
         max_body_bytes: of one request.
-        max_held_bytes: of all requests that are being received or answered.
+        max_held_bytes: of all requests that are being received or answered, with what their bodies are parsed to; a
+            quarter of it is for small requests only.
         max_files: in one request.
         rate: requests per second and client address; 0: no limit.
         header_seconds: for the headers of a request to arrive.
@@ -52,7 +53,7 @@ class Limits:
     """
 
     max_body_bytes: int = 32 * 1024 * 1024
-    max_held_bytes: int = 256 * 1024 * 1024
+    max_held_bytes: int = 96 * 1024 * 1024
     max_files: int = 64
     rate: float = 0.0
     header_seconds: float = 10.0

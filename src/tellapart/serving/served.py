@@ -46,7 +46,7 @@ class Image:
         with_quality: also measure its quality; it costs about half as much as decoding.
     """
 
-    data: bytes | NDArray[np.uint8]
+    data: bytes | bytearray | NDArray[np.uint8]
     with_quality: bool = False
 
 
@@ -181,7 +181,7 @@ class Question:
         as_png: an overlay; otherwise JSON.
     """
 
-    data: bytes
+    data: bytes | bytearray
     target: int | None
     as_png: bool
 
@@ -248,7 +248,7 @@ class Explainer:
         """Count nothing: explanations are no predictions."""
 
 
-def shown(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+def shown(data: bytes | bytearray, max_pixels: int) -> NDArray[np.uint8]:
     """Return a picture at its own size, or shrunk until no side is longer than `OVERLAY_PX`."""
     picture = decode(data, max_pixels=max_pixels)
     longest = max(picture.shape[:2])

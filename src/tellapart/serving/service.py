@@ -6,19 +6,23 @@ Knows the parts of the server, and no protocol.
 from __future__ import annotations
 
 import asyncio
-import json
+import os
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
 from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker
 from tellapart.serving.gate import Visit, visit_of
-from tellapart.serving.limits import ClientLeftError, Receive
+from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
+from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.refusals import RefusalError, busy
@@ -28,6 +32,9 @@ from tellapart.serving.telemetry import Telemetry
 _PATIENCE_SECONDS = 0.01
 """Answers mostly come sooner; only then is it worth a task to notice that the client has left."""
 _SMALL_JSON = 64 * 1024
+_NICENESS = 10
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -47,7 +54,7 @@ class Service:
     batcher: Batcher
     telemetry: Telemetry
     draining: bool = False
-    _one_large_json: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    _parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parse", initializer=step_back))
 
     def find(self, visit: Visit, name: str | None, version: str | None) -> Served:
         """Return the version that a request names, and note it.
@@ -98,25 +105,59 @@ class Service:
             served.counts.unreadable.inc(len(answers) - readable)
         return answers, call
 
-    async def body(self, request: Request) -> bytes:
-        """Return the body of a request, within the limits."""
+    async def body(self, request: Request) -> Body:
+        """Read the body of a request, within the limits, and return it."""
         visit = visit_of(request.scope)
-        return await visit.body.read(visit.headers, request.receive)
+        await visit.body.read(visit.headers, request.receive)
+        return visit.body
 
-    async def json_of(self, data: bytes) -> Any:
-        """Parse JSON; what is large in a thread, one at a time: it takes up to thirty times its size in memory.
+    async def parsed(self, body: Body, convert: Callable[[Any, memoryview], T], json_bytes: int | None = None) -> T:
+        """Turn a JSON body into what it holds; a large one in a thread, one at a time.
+
+        The memory that this can take is counted until it is done, whether or not the client still waits.
+
+        Args:
+            body: that was read; it is taken.
+            convert: (the JSON's value, the bytes behind the JSON) → what is returned, which is no larger than the body.
+            json_bytes: how much of the body is JSON; None: all.
 
         Raises:
-            RefusalError: it is not valid (400).
+            RefusalError: it is not valid JSON (400), takes more memory than there is (413, 503), or what `convert`
+                raises.
         """
-        if len(data) <= _SMALL_JSON:
-            return parse_json(data)
-        return await self.aside(parse_json, data)
+        if len(body) <= _SMALL_JSON:
+            return _parse(body, convert, json_bytes)
+        most = self.options.limits.max_held_bytes
+        if json_bytes is None:  # its text takes the place of the body
+            size = parsing_bytes(body.data, most)
+        else:  # the body stays until what is behind the JSON has been copied
+            size = len(body) + parsing_bytes(body.data[:json_bytes], most)
+        body.add(size)
+        # Not a semaphore around asyncio.to_thread: a caller that is cancelled would let the next one in too early.
+        work = self._parser.submit(_parse, body, convert, json_bytes)
+        body.busy_until(work)
+        try:
+            return await asyncio.wrap_future(work)
+        finally:
+            if work.done():
+                body.free(size)
 
-    async def aside(self, work: Any, *arguments: Any) -> Any:
-        """Do what would hold up other requests in a thread, one at a time."""
-        async with self._one_large_json:
-            return await asyncio.to_thread(work, *arguments)
+    def close(self) -> None:
+        """End the thread that parses."""
+        self._parser.shutdown(wait=False, cancel_futures=True)
+
+
+def _parse(body: Body, convert: Callable[[Any, memoryview], T], json_bytes: int | None) -> T:
+    if json_bytes is None:
+        return convert(parse_json(utf8(body.take())), memoryview(b""))
+    data = memoryview(body.take())
+    return convert(parse_json(utf8(data[:json_bytes])), data[json_bytes:])
+
+
+def step_back() -> None:
+    """Let this thread run only when others need no processor, where the system knows priorities of threads."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class _Watch:
@@ -143,23 +184,6 @@ class _Watch:
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
-
-
-def parse_json(data: bytes) -> Any:
-    """Parse strict JSON.
-
-    Raises:
-        RefusalError: it is not valid, nested too deeply, or holds NaN or infinity.
-    """
-    try:
-        return json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise RefusalError(400, f"The body is not valid JSON: {what}.") from None
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number")
 
 
 def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:

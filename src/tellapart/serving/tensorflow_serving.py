@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from tellapart.serving import describe as d
 from tellapart.serving.gate import visit_of
+from tellapart.serving.json_body import shown
 from tellapart.serving.native import JSON
 from tellapart.serving.refusals import RefusalError
 from tellapart.serving.served import Image, Served
@@ -95,17 +96,23 @@ def _add_metadata(routes: APIRouter, service: Service) -> None:
 async def _predict(service: Service, request: Request, model: str, version: str | None) -> Response:
     query_of(request, ())
     served = service.find(visit_of(request.scope), model, version)
-    values = await service.json_of(await service.body(request))
-    key = _check(values)
-    given = values[key]
-    work = _by_rows if key == "instances" else _by_columns
-    images = await service.aside(work, given) if visit_of(request.scope).body.held > 64 * 1024 else work(given)
+    key, images = await service.parsed(await service.body(request), _images)
     answers, _ = await service.predict(request, served, images)
     for number, answer in enumerate(answers):
         if answer.row is None:
             raise RefusalError(422, f"{key}[{number}] {answer.error}.")
     rows = [answer.row.tolist() for answer in answers if answer.row is not None]
     return _json({"predictions" if key == "instances" else "outputs": rows})
+
+
+def _images(values: Any, _: memoryview) -> tuple[str, list[Image]]:
+    """Return the key under which the images are, and the images.
+
+    Raises:
+        RefusalError: the request has another form (400), or too many images (413).
+    """
+    key = _check(values)
+    return key, (_by_rows if key == "instances" else _by_columns)(values[key])
 
 
 def _check(values: Any) -> str:
@@ -117,7 +124,7 @@ def _check(values: Any) -> str:
     if not isinstance(values, dict) or (set(values) - set(_KEYS)):
         raise RefusalError(400, f"Expected an object with no other keys than {', '.join(_KEYS)}.")
     if (name := values.get("signature_name", SIGNATURE)) != SIGNATURE:
-        raise RefusalError(400, f"signature_name is {name!r:.80}. Expected {SIGNATURE!r}, or none.")
+        raise RefusalError(400, f"signature_name is {shown(name)}. Expected {SIGNATURE!r}, or none.")
     given = [key for key in ("instances", "inputs") if key in values]
     if len(given) != 1:
         raise RefusalError(400, "Expected either 'instances' (rows) or 'inputs' (columns).")
