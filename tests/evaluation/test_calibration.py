@@ -40,7 +40,7 @@ def test_calibration_error_by_hand():
     """Two bins are filled: two images at 0.9 of which one is right, two at 0.6 that are both right."""
     probabilities = np.array([[0.9, 0.1], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]])
     found = calibration(np.array([0, 0, 0, 1]), probabilities, num_bins=10)
-    assert found.ece == pytest.approx(0.5 * abs(0.5 - 0.9) + 0.5 * abs(1 - 0.6))
+    assert found.ece_plain == pytest.approx(0.5 * abs(0.5 - 0.9) + 0.5 * abs(1 - 0.6))
     assert [(part.num_images, part.accuracy) for part in found.bins if part.num_images] == [(2, 1.0), (2, 0.5)]
     assert (found.bins[5].low, found.bins[5].high) == pytest.approx((0.5, 0.6))
     assert np.isnan(found.bins[0].accuracy)

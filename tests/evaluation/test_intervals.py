@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tellapart.evaluation.intervals import bootstrap_confusion, mean_interval
+from tellapart.evaluation.intervals import mean_interval
 from tellapart.evaluation.metrics import AVERAGED, classification_metrics
 from tellapart.shares import wilson
 
@@ -37,40 +37,6 @@ def test_the_interval_of_a_mean_is_students():
     found = mean_interval(values)
     assert (found.low, found.high) == pytest.approx(expected, rel=1e-12)
     assert mean_interval(np.array([2.5])).low == mean_interval(np.array([2.5])).high == 2.5
-
-
-def statistics(confusion):
-    """Accuracy, and F1 of the first class, of (…, num_classes, num_classes) counts."""
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-    both = confusion[..., 0, :].sum(-1) + confusion[..., :, 0].sum(-1)
-    return {
-        "accuracy": hits.sum(-1) / confusion.sum((-2, -1)),
-        "f1": 2 * hits[..., 0] / np.maximum(both, 1),
-    }
-
-
-def test_drawing_cells_is_resampling_images():
-    confusion = np.array([[70, 9, 1], [4, 90, 6], [0, 15, 55]])
-    true, predicted = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices((3, 3)))
-    rng = np.random.default_rng(1)
-    drawn = []
-    for _ in range(4_000):
-        images = rng.integers(0, len(true), len(true))
-        counts = np.zeros((3, 3))
-        np.add.at(counts, (true[images], predicted[images]), 1)
-        drawn.append(statistics(counts))
-    found = bootstrap_confusion(confusion, statistics)
-    for name in ("accuracy", "f1"):
-        low, high = np.quantile([values[name] for values in drawn], (0.025, 0.975))
-        width = high - low
-        assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=0.08 * width)
-
-
-def test_the_bootstrap_is_the_same_each_time():
-    confusion = np.array([[500, 220], [100, 900]])
-    assert bootstrap_confusion(confusion, statistics) == bootstrap_confusion(confusion, statistics)
-    assert bootstrap_confusion(confusion, statistics) != bootstrap_confusion(confusion, statistics, seed=1)
-    assert bootstrap_confusion(np.zeros((2, 2), np.int64), statistics) == {}
 
 
 def test_the_intervals_of_averaged_metrics_cover_them_95_times_in_100():

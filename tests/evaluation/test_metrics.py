@@ -69,7 +69,7 @@ def test_every_metric_lies_in_its_interval(case):
     result = classification_metrics(true, probabilities, names)
     ends = dict(result["intervals"])
     per_class = ends.pop("per_class")
-    assert set(ends) | {"num_images", "per_class", "intervals"} == set(result)
+    assert set(ends) | {"num_images", "num_groups", "per_class", "intervals"} == set(result)
     for name, (low, high) in ends.items():
         assert low - 1e-12 <= result[name] <= high + 1e-12, name
     for name in names:

@@ -9,6 +9,7 @@ from scipy import stats
 
 from tellapart.data.corrupt import CORRUPTIONS
 from tellapart.data.quality import DIRECTIONS
+from tellapart.evaluation.intervals import skewed_mean_interval
 from tellapart.evaluation.robustness import Envelope, Robustness, envelope, robustness
 
 LEVELS, TRUE = np.array([40, 100, 115, 200, 90]), np.array([0, 0, 0, 1, 1])
@@ -81,12 +82,8 @@ def test_mean_corruption_error_and_its_interval_by_hand(measured):
     assert found.mean_corruption_error == pytest.approx(1 - found.runs["accuracy"].mean())
     assert found.relative == pytest.approx(found.mean_corruption_error - 1 / 5)
     of_each = wrong[1:].mean(axis=0)
-    for values, interval in (
-        (of_each, found.interval),
-        (of_each - wrong[0], found.relative_interval),  # paired: the same pictures
-    ):
-        expected = stats.t.interval(0.95, 4, loc=values.mean(), scale=stats.sem(values))
-        assert (interval.low, interval.high) == pytest.approx(expected)
+    assert found.interval == skewed_mean_interval(of_each, bounds=(0, 1))
+    assert found.relative_interval == skewed_mean_interval(of_each - wrong[0], bounds=(-1, 1))  # paired
     for row in found.runs.itertuples():
         ends = stats.binomtest(round(5 * row.accuracy), 5).proportion_ci(method="wilson")
         assert (row.low, row.high) == pytest.approx((ends.low, ends.high))

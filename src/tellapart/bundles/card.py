@@ -68,8 +68,10 @@ def _metrics_table(metrics: dict[str, Any]) -> list[str]:
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro"):
         cells = []
         for side in sides:
-            low, high = metrics[side]["intervals"][name]
-            cells.append(f"{metrics[side][name]:.3f} ({low:.3f} to {high:.3f})")
+            cell = f"{metrics[side][name]:.3f}"
+            if ends := metrics[side].get("intervals"):  # none on training photos, which the network knows
+                cell += f" ({ends[name][0]:.3f} to {ends[name][1]:.3f})"
+            cells.append(cell)
         rows.append(f"| {name.replace('_', ', ')} | " + " | ".join(cells) + " |")
     return rows
 

@@ -114,7 +114,7 @@ def printable(text: str) -> str:
 
 
 def metrics_table(metrics: dict[str, Any]) -> Any:
-    """Return a rich table of the main metrics on each side, with their 95 % intervals."""
+    """Return a rich table of the main metrics on each split, with 95 % intervals where photos were held out."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -126,7 +126,9 @@ def metrics_table(metrics: dict[str, Any]) -> Any:
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "loss"):
         cells = []
         for side in sides:
-            low, high = metrics[side]["intervals"][name]
-            cells.append(f"{metrics[side][name]:.3f}  {low:.3f}–{high:.3f}")
+            cell = f"{metrics[side][name]:.3f}"
+            if ends := metrics[side].get("intervals"):  # none on training photos, which the network knows
+                cell += f"  {ends[name][0]:.3f}–{ends[name][1]:.3f}"
+            cells.append(cell)
         table.add_row(name.replace("_", " "), *cells)
     return table

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.evaluation.intervals import bootstrap_means
+from tellapart.evaluation.calibration_error import bin_of, calibration_error
+from tellapart.evaluation.intervals import several, share_interval, share_intervals, skewed_mean_interval
+from tellapart.evaluation.metrics import LOSS_BOUNDS, photo_losses
 from tellapart.records import Interval
-from tellapart.shares import wilson
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_TINY = 1e-7
-"""Probabilities are kept this far from 0 before a logarithm is taken, as in the loss."""
+_SMALLEST = float(np.finfo(np.float32).tiny)
+"""Of a probability whose logarithm stands for a logit. Were it higher, a temperature would act on other numbers here
+than inside the network."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Calibration:
 
     Attributes:
         bins: the reliability diagram.
-        ece: expected calibration error, 0 to 1.
+        ece: expected calibration error, 0 to 1, without the bias of the usual estimate (`calibration_error`).
+        ece_plain: the usual estimate of Naeini et al. 2015 and Guo et al. 2017, too large for few photos.
         brier: mean squared distance to the one-hot truth, 0 to 2.
         log_loss: in nats.
         intervals: of ``ece``, ``brier`` and ``log_loss``.
@@ -57,58 +60,67 @@ class Calibration:
 
     bins: tuple[Bin, ...]
     ece: float
+    ece_plain: float
     brier: float
     log_loss: float
     intervals: dict[str, Interval]
 
 
-def calibration(true: Numbers, probabilities: Floats, *, num_bins: int = 15) -> Calibration:
+def calibration(
+    true: Numbers, probabilities: Floats, groups: Numbers | None = None, *, num_bins: int = 15
+) -> Calibration:
     """Measure how well probabilities say how often they are right.
 
-    The expected calibration error is that of Naeini et al. 2015 and Guo et al. 2017 (equation 5) over `num_bins` bins
-    of equal width; the Brier score is Brier's own sum over classes (1950).
+    The expected calibration error is debiased, over `num_bins` bins of equal width; the Brier score is Brier's own sum
+    over classes (1950). The intervals of Brier score and log loss are `skewed_mean_interval`.
+
+    Args:
+        true: class numbers.
+        probabilities: of the same images.
+        groups: (num_images,) of the images; None: each stands for itself.
+        num_bins: of equal width.
 
     Raises:
         ValueError: no images.
     """
     if len(true) == 0:
         raise ValueError("Expected at least one image; got none.")
+    groups = several(groups)
     sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == true
-    edges = np.linspace(0, 1, num_bins + 1)
-    place = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, num_bins - 1)
-    bins = []
-    for index in range(num_bins):
-        inside = place == index
-        count, hits = int(inside.sum()), int(right[inside].sum())
-        bins.append(
-            Bin(
-                low=float(edges[index]),
-                high=float(edges[index + 1]),
-                num_images=count,
-                confidence=float(sure[inside].mean()) if count else float("nan"),
-                accuracy=hits / count if count else float("nan"),
-                interval=wilson(hits, count) if count else Interval(0.0, 1.0),
-            )
-        )
-    gap = right - sure
-    losses = {
-        "brier": ((probabilities - np.eye(probabilities.shape[1])[true]) ** 2).sum(axis=1),
-        "log_loss": -np.log(np.clip(probabilities[np.arange(len(true)), true], _TINY, 1)),
-    }
-
-    def ece_of(counts: Floats) -> Floats:
-        """Map (num_draws, num_images) counts of each image to (num_draws,) errors."""
-        sums = np.stack([counts[:, place == index] @ gap[place == index] for index in range(num_bins)], axis=1)
-        return np.asarray(np.abs(sums).sum(axis=1) / len(true))
-
-    one = np.ones((1, len(true)))
-    intervals = bootstrap_means(losses, {"ece": ece_of})
+    error = calibration_error(right, sure, groups, num_bins=num_bins)
+    one_hot_at = np.arange(len(true)), true
+    brier = (probabilities**2).sum(axis=1) - 2 * probabilities[one_hot_at] + 1  # no table of ones: classes can be many
+    losses = photo_losses(true, probabilities)
     return Calibration(
-        bins=tuple(bins),
-        ece=float(ece_of(one)[0]),
-        brier=float(losses["brier"].mean()),
-        log_loss=float(losses["log_loss"].mean()),
-        intervals=intervals,
+        bins=_bins(right, sure, groups, num_bins),
+        ece=error.value,
+        ece_plain=error.plain,
+        brier=float(brier.mean()),
+        log_loss=float(losses.mean()),
+        intervals={
+            "ece": error.interval,
+            "brier": skewed_mean_interval(brier, groups, bounds=(0.0, 2.0)),
+            "log_loss": skewed_mean_interval(losses, groups, bounds=LOSS_BOUNDS),
+        },
+    )
+
+
+def _bins(right: NDArray[np.bool_], sure: Floats, groups: Numbers | None, num_bins: int) -> tuple[Bin, ...]:
+    place, edges = bin_of(sure, num_bins), np.linspace(0, 1, num_bins + 1)
+    counts = np.bincount(place, minlength=num_bins)
+    sums = [np.bincount(place, values, minlength=num_bins) for values in (sure, right)]
+    confidence, accuracy = (np.divide(total, counts, out=np.full(num_bins, np.nan), where=counts > 0) for total in sums)
+    ends = share_intervals(right, place, num_bins, groups)
+    return tuple(
+        Bin(
+            low=float(edges[index]),
+            high=float(edges[index + 1]),
+            num_images=int(counts[index]),
+            confidence=float(confidence[index]),
+            accuracy=float(accuracy[index]),
+            interval=ends[index],
+        )
+        for index in range(num_bins)
     )
 
 
@@ -124,7 +136,7 @@ def fit_temperature(true: Numbers, probabilities: Floats) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    logits = np.log(np.clip(probabilities, _TINY, 1))
+    logits = np.log(np.maximum(probabilities, _SMALLEST))
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
@@ -136,7 +148,7 @@ def fit_temperature(true: Numbers, probabilities: Floats) -> float:
 
 def at_temperature(probabilities: Floats, temperature: float) -> Floats:
     """Return softmax(log(probabilities) / temperature): the same order, more or less sure."""
-    scaled = np.log(np.clip(probabilities, _TINY, 1)) / temperature
+    scaled = np.log(np.maximum(probabilities, _SMALLEST)) / temperature
     return np.asarray(np.exp(scaled - _log_sum_exp(scaled)[:, None]))
 
 
@@ -184,13 +196,14 @@ class Abstention:
     threshold: Floats
 
 
-def abstention(true: Numbers, probabilities: Floats, *, points: int = 50) -> Abstention:
+def abstention(true: Numbers, probabilities: Floats, groups: Numbers | None = None, *, points: int = 50) -> Abstention:
     """Return accuracy against the share answered, surest images first (El-Yaniv & Wiener 2010, section 2)."""
     sure = probabilities.max(axis=1)
     order = np.argsort(-sure, kind="stable")
-    hits = np.cumsum(probabilities.argmax(axis=1)[order] == true[order])
+    right, groups = (probabilities.argmax(axis=1) == true)[order], several(groups)
+    hits = np.cumsum(right)
     counts = np.unique(np.linspace(1, len(true), points).round().astype(int))
-    ends = [wilson(int(hits[count - 1]), int(count)) for count in counts]
+    ends = [share_interval(right[:count], None if groups is None else groups[order[:count]]) for count in counts]
     return Abstention(
         answered=counts / len(true),
         accuracy=hits[counts - 1] / counts,

@@ -39,8 +39,8 @@ def measure(
         progress: called with ("predicting", done, total).
 
     Returns:
-        ``train``, ``validation`` and ``test``, each as `classification_metrics` gives it; a side without
-        photos is missing.
+        ``train``, ``validation`` and ``test``, each as `classification_metrics` gives it, ``train`` without
+        intervals; a split without photos is missing.
     """
     model = keras.saving.load_model(run / "model.keras", compile=False)
     probabilities = predict_pictures(model, pictures, progress)
@@ -51,12 +51,37 @@ def measure(
     return measure_sides(frame, probabilities, classes)
 
 
-def measure_sides(frame: pd.DataFrame, probabilities: NDArray[np.float32], classes: list[str]) -> dict[str, Any]:
-    """Return `classification_metrics` for each side of the split that has photos."""
-    numbers = frame["label"].map({name: index for index, name in enumerate(classes)}).to_numpy(np.int64)
-    sides = frame["split"].to_numpy(object)
-    return {
-        side: classification_metrics(numbers[sides == side], probabilities[sides == side], classes)
-        for side in SPLITS
-        if (sides == side).any()
-    }
+def class_numbers(frame: pd.DataFrame, classes: list[str]) -> NDArray[np.int64]:
+    """Return (num_images,) the place of each photo's label among `classes`."""
+    numbers = {name: index for index, name in enumerate(classes)}
+    return np.asarray(frame["label"].map(numbers), np.int64)
+
+
+def measure_sides(
+    frame: pd.DataFrame, probabilities: NDArray[np.float32], classes: list[str], *, trained_on: bool = True
+) -> dict[str, Any]:
+    """Return `classification_metrics` for each split that has photos.
+
+    Args:
+        frame: ``label`` and ``split`` of each photo, and ``unit``, the number of its group, where it is known; in the
+            tables of old runs it may be missing, and every photo stands for itself then.
+        probabilities: (num_images, num_classes).
+        classes: names of the classes.
+        trained_on: whether the network was trained on the training photos. They have no intervals then: what it has
+            learned by heart is no sample of what it will see.
+    """
+    numbers, groups = class_numbers(frame, classes), groups_of(frame)
+    splits, found = frame["split"].to_numpy(object), {}
+    for split in SPLITS:
+        inside = splits == split
+        if inside.any():
+            part = None if groups is None else groups[inside]
+            found[split] = classification_metrics(numbers[inside], probabilities[inside], classes, part)
+    if trained_on and "train" in found:
+        del found["train"]["intervals"]
+    return found
+
+
+def groups_of(frame: pd.DataFrame) -> NDArray[np.int64] | None:
+    """Return the number of each photo's group, (num_images,), or None where a table does not say."""
+    return frame["unit"].to_numpy(np.int64) if "unit" in frame else None

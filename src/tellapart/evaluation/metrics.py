@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.evaluation.intervals import bootstrap_confusion, mean_interval
-from tellapart.shares import wilson
+from tellapart.evaluation.averages import SCORES, average_intervals, averages, count, scores
+from tellapart.evaluation.intervals import several, share_interval, share_intervals, skewed_mean_interval
+from tellapart.records import Interval
 
-AVERAGED = tuple(f"{name}_{average}" for name in ("precision", "recall", "f1") for average in ("macro", "weighted"))
+AVERAGED = tuple(f"{name}_{average}" for name in SCORES for average in ("macro", "weighted"))
+TINY = 1e-7
+"""Probabilities are kept this far from 0 before a logarithm is taken."""
+LOSS_BOUNDS = (0.0, float(-np.log(TINY)))
 
 
 def classification_metrics(
-    true: NDArray[np.int64], probabilities: NDArray[np.float64], classes: list[str]
+    true: NDArray[np.int64],
+    probabilities: NDArray[np.floating],
+    classes: list[str],
+    groups: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Measure how well probabilities name the true classes.
 
@@ -24,14 +30,20 @@ def classification_metrics(
     macro averages. The loss is the cross-entropy of the true labels in nats, without label smoothing,
     with probabilities clipped at 1e-7.
 
+    Intervals: Wilson's for accuracy, and for each class's precision, recall and F1 (F1 = 2J / (1 + J), where the
+    Jaccard index J is a plain share of the photos that belong to the class or are said to); `average_intervals` for
+    averages; `skewed_mean_interval` for the loss. All of them take photos of one group for one as far as they are
+    alike. What they cover: benchmarks/coverage.py.
+
     Args:
         true: (num_images,) class numbers.
         probabilities: (num_images, num_classes), rows that add up to 1.
         classes: names of the classes.
+        groups: (num_images,) int, the group of each image; None: each stands for itself.
 
     Returns:
-        ``num_images``, ``accuracy``, ``loss``, the macro and weighted averages of precision, recall and F1,
-        ``per_class`` and ``intervals``, which holds [low, high] of 95 % for each of them.
+        ``num_images``, ``num_groups``, ``accuracy``, ``loss``, the macro and weighted averages of precision, recall
+        and F1, ``per_class`` and ``intervals``, which holds [low, high] of 95 % for each of them.
 
     Raises:
         ValueError: no images, or shapes that do not fit.
@@ -41,26 +53,37 @@ def classification_metrics(
             f"Expected at least one image and probabilities of shape ({len(true)}, {len(classes)}); "
             f"got {probabilities.shape}."
         )
+    if groups is not None and groups.shape != true.shape:
+        raise ValueError(f"Expected a group for each of {len(true)} images; got shape {groups.shape}.")
     predicted = probabilities.argmax(axis=1)
-    confusion = confusion_matrix(true, predicted, len(classes))
-    losses = -np.log(np.clip(probabilities[np.arange(len(true)), true].astype(np.float64), 1e-7, 1.0))
-    values = {name: float(value[0]) for name, value in _averages(confusion[None].astype(np.float64)).items()}
-    correct = int(np.trace(confusion))
-    drawn = bootstrap_confusion(confusion, lambda draws: _averages(draws) | _f1_of_classes(draws, classes))
-    drawn |= {"accuracy": wilson(correct, len(true)), "loss": mean_interval(losses)}
-    ends = {name: [interval.low, interval.high] for name, interval in drawn.items()}
-    per_class, class_ends = _per_class(confusion, classes)
-    for name in classes:
-        class_ends[name]["f1"] = ends.pop(_f1_key(name))
-    intervals = {**ends, "per_class": class_ends}
+    counts, numbers = count(true, predicted, len(classes)), several(groups)
+    losses = photo_losses(true, probabilities)
+    intervals = {
+        **average_intervals(true, predicted, len(classes), numbers),
+        "accuracy": share_interval(predicted == true, numbers),
+        "loss": skewed_mean_interval(losses, numbers, bounds=LOSS_BOUNDS),
+    }
+    found = scores(counts)
     return {
         "num_images": len(true),
-        "accuracy": correct / len(true),
+        "num_groups": len(true) if numbers is None else int(numbers.max()) + 1,
+        "accuracy": int(counts.hits.sum()) / len(true),
         "loss": float(losses.mean()),
-        **values,
-        "per_class": per_class,
-        "intervals": intervals,
+        **averages(counts),
+        "per_class": {
+            name: {score: float(found[score][at]) for score in SCORES} | {"num_images": int(counts.support[at])}
+            for at, name in enumerate(classes)
+        },
+        "intervals": {
+            **{name: _ends(interval) for name, interval in intervals.items()},
+            "per_class": _class_intervals(true, predicted, classes, numbers),
+        },
     }
+
+
+def photo_losses(true: NDArray[np.int64], probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return each photo's cross-entropy in nats, (num_images,) float64."""
+    return -np.log(np.clip(probabilities[np.arange(len(true)), true].astype(np.float64), TINY, 1.0))
 
 
 def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
@@ -69,57 +92,22 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], num_
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def _scores(confusion: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Map (…, num_classes, num_classes) to precision, recall, F1 and support, each (…, num_classes)."""
-    hits = np.diagonal(confusion, axis1=-2, axis2=-1).copy()
-    support, named = confusion.sum(axis=-1), confusion.sum(axis=-2)
-    return {
-        "precision": _ratio(hits, named),
-        "recall": _ratio(hits, support),
-        "f1": _ratio(2 * hits, support + named),
-        "support": support,
-        "named": named,
+def _class_intervals(
+    true: NDArray[np.int64], predicted: NDArray[np.int64], classes: list[str], groups: NDArray[np.int64] | None
+) -> dict[str, dict[str, list[float]]]:
+    """Return Wilson's intervals of each class's precision, recall and F1."""
+    right, total = true == predicted, len(classes)
+    # A photo that is named wrongly belongs to the union of both its classes, that of F1, so it stands in it twice.
+    either = np.concatenate([true, predicted[~right]])
+    in_either = None if groups is None else np.concatenate([groups, groups[~right]])
+    jaccard = share_intervals(np.concatenate([right, right[~right]]), either, total, in_either)
+    found = {
+        "precision": share_intervals(right, predicted, total, groups),
+        "recall": share_intervals(right, true, total, groups),
+        "f1": [Interval(2 * ends.low / (1 + ends.low), 2 * ends.high / (1 + ends.high)) for ends in jaccard],
     }
+    return {name: {score: _ends(found[score][at]) for score in SCORES} for at, name in enumerate(classes)}
 
 
-def _averages(confusion: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Map (num_draws, num_classes, num_classes) to the averaged scores, each (num_draws,)."""
-    scores = _scores(confusion)
-    present = ((scores["support"] + scores["named"]) > 0).astype(np.float64)
-    support = scores["support"]
-    result = {}
-    for name in ("precision", "recall", "f1"):
-        result[f"{name}_macro"] = _ratio((scores[name] * present).sum(-1), present.sum(-1))
-        result[f"{name}_weighted"] = _ratio((scores[name] * support).sum(-1), support.sum(-1))
-    return result
-
-
-def _f1_key(name: str) -> str:
-    return f"f1 of {name}"
-
-
-def _f1_of_classes(confusion: NDArray[np.float64], classes: list[str]) -> dict[str, NDArray[np.float64]]:
-    f1 = _scores(confusion)["f1"]
-    return {_f1_key(name): f1[:, index] for index, name in enumerate(classes)}
-
-
-def _per_class(confusion: NDArray[np.int64], classes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    scores = _scores(confusion.astype(np.float64))
-    values, intervals = {}, {}
-    for index, name in enumerate(classes):
-        hits, support, named = confusion[index, index], scores["support"][index], scores["named"][index]
-        values[name] = {
-            "precision": float(scores["precision"][index]),
-            "recall": float(scores["recall"][index]),
-            "f1": float(scores["f1"][index]),
-            "num_images": int(support),
-        }
-        intervals[name] = {
-            "precision": list(asdict(wilson(hits, named)).values()),
-            "recall": list(asdict(wilson(hits, support)).values()),
-        }
-    return values, intervals
+def _ends(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]

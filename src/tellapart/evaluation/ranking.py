@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, t
 
-from tellapart.randomness import generator
+from tellapart.evaluation.intervals import design_effect, several, share_interval
 from tellapart.records import Interval
-from tellapart.shares import wilson
+from tellapart.shares import Z, wilson
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -42,16 +42,19 @@ class Curve:
     precision: Floats
 
 
-def top_k_accuracy(true: Numbers, probabilities: Floats, k: int) -> tuple[float, Interval]:
+def top_k_accuracy(
+    true: Numbers, probabilities: Floats, k: int, groups: Numbers | None = None
+) -> tuple[float, Interval]:
     """Return the share of images whose true class is among the `k` most probable; ties go to the first class."""
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    hits = int((order == true[:, None]).any(axis=1).sum())
-    return hits / len(true), wilson(hits, len(true))
+    hits = (order == true[:, None]).any(axis=1)
+    return int(hits.sum()) / len(true), share_interval(hits, groups)
 
 
-def curves(true: Numbers, probabilities: Floats, classes: list[str]) -> list[Curve]:
-    """Return each class's curves against the rest, in the order of `classes`."""
-    return [_curve(true == index, probabilities[:, index], name) for index, name in enumerate(classes)]
+def curves(true: Numbers, probabilities: Floats, classes: list[str], groups: Numbers | None = None) -> list[Curve]:
+    """Return each class's curves against the rest, in the order of `classes`; `groups` are those of the images."""
+    groups = several(groups)
+    return [_curve(true == index, probabilities[:, index], name, groups) for index, name in enumerate(classes)]
 
 
 def macro_average(found: list[Curve]) -> dict[str, float]:
@@ -62,7 +65,7 @@ def macro_average(found: list[Curve]) -> dict[str, float]:
     }
 
 
-def _curve(positive: NDArray[np.bool_], score: Floats, name: str) -> Curve:
+def _curve(positive: NDArray[np.bool_], score: Floats, name: str, groups: Numbers | None) -> Curve:
     count = int(positive.sum())
     if count in (0, len(positive)):
         none, ends = np.zeros(0), Interval(float("nan"), float("nan"))
@@ -75,52 +78,82 @@ def _curve(positive: NDArray[np.bool_], score: Floats, name: str) -> Curve:
     recall = np.concatenate([[0.0], hits / count])
     false_rate = np.concatenate([[0.0], (named - hits) / (len(positive) - count)])
     precision = np.concatenate([[1.0], hits / named])
-    average = float((np.diff(recall) * precision[1:]).sum())
-    area, interval = roc_auc(positive, score)
-    intervals = {"roc_auc": interval, "average_precision": _average_precision_interval(positive[order], last)}
-    return Curve(name, area, average, intervals, false_rate, recall, precision)
+    area, of_area = roc_auc(positive, score, groups)
+    average, of_average = average_precision(positive, score, groups)
+    return Curve(
+        name, area, average, {"roc_auc": of_area, "average_precision": of_average}, false_rate, recall, precision
+    )
 
 
-def roc_auc(positive: NDArray[np.bool_], score: Floats) -> tuple[float, Interval]:
+def roc_auc(positive: NDArray[np.bool_], score: Floats, groups: Numbers | None = None) -> tuple[float, Interval]:
     """Return the area under the ROC curve with its interval.
 
     The area is the share of (positive, negative) pairs in the right order, ties counted as half (Mann & Whitney 1947);
-    its variance is DeLong's (1988). The interval is taken on the logit scale, so that it stays within 0 and 1, with
-    Student's t at Welch's degrees of freedom: with few positives the variance itself is uncertain.
+    its variance is DeLong's (1988), over groups where there are any (Obuchowski 1997), with Student's t at Welch's
+    degrees of freedom: with few positives the variance itself is uncertain. The interval holds both that of the logit
+    scale and that of a plain share with this variance (Wilson's, of as many photos as it takes): the first fails near
+    1, where it held the truth 88 to 90 of 100 times, the second for few positives further away.
     """
     both, ours, theirs = rankdata(score), rankdata(score[positive]), rankdata(score[~positive])
     num_positive, num_negative = len(ours), len(theirs)
     above = (both[positive] - ours) / num_negative  # share of negatives below each positive
     below = 1 - (both[~positive] - theirs) / num_positive  # share of positives above each negative
-    area = float(above.mean())
+    area, few = float(above.mean()), min(num_positive, num_negative)
     spread = [values.var(ddof=1) / len(values) if len(values) > 1 else 0.25 for values in (above, below)]
-    deviation = float(np.sqrt(sum(spread)))
-    freedom = (
-        sum(spread) ** 2
-        / sum(part**2 / max(len(values) - 1, 1) for part, values in zip(spread, (above, below), strict=True))
-        if deviation
-        else 1.0
-    )
+    influence = np.zeros(len(positive))
+    influence[positive], influence[~positive] = (above - area) / num_positive, (below - area) / num_negative
+    effect = design_effect(influence, groups) if influence.any() else _all_alike(len(positive), groups)
+    if sum(spread) == 0:
+        # All pairs in order say nothing of the variance: as many hits as there are of the rarer kind.
+        return area, wilson(area * few / effect, few / effect)
+    parts = [part**2 / max(len(values) - 1, 1) for part, values in zip(spread, (above, below), strict=True)]
+    variance, freedom = sum(spread) * effect, max(sum(spread) ** 2 / sum(parts) / effect, 1.0)
+    wide = _as_share(area, variance, freedom, few / effect)
     if not 0 < area < 1:
-        # All pairs in order say nothing of the variance: as many hits as there are of the rarer kind, by Wilson.
-        few = min(num_positive, num_negative)
-        return area, wilson(round(area) * few, few)
-    logit, half = np.log(area / (1 - area)), t.ppf(0.975, freedom) * deviation / (area * (1 - area))
+        return area, wide
+    logit, half = np.log(area / (1 - area)), t.ppf(0.975, freedom) * np.sqrt(variance) / (area * (1 - area))
     low, high = (float(1 / (1 + np.exp(-end))) for end in (logit - half, logit + half))
-    return area, Interval(low, high)
+    return area, Interval(min(low, wide.low), max(high, wide.high))
 
 
-def _average_precision_interval(
-    positive: NDArray[np.bool_], last: NDArray[np.int64], *, resamples: int = 500
-) -> Interval:
-    """Return the percentile bootstrap interval over images in falling order of score; `last` ends runs of ties."""
-    rng = generator(0, "average precision")
-    found = []
-    for _ in range(0, resamples, 50):
-        counts = rng.multinomial(len(positive), np.full(len(positive), 1 / len(positive)), size=50)
-        named = np.cumsum(counts, axis=1)[:, last]
-        hits = np.cumsum(counts * positive, axis=1)[:, last]
-        total = np.maximum(hits[:, -1:], 1)
-        steps = np.diff(hits, axis=1, prepend=0) / total
-        found.append((steps * hits / np.maximum(named, 1)).sum(axis=1))
-    return Interval(*(float(end) for end in np.quantile(np.concatenate(found), (0.025, 0.975))))
+def average_precision(
+    positive: NDArray[np.bool_], score: Floats, groups: Numbers | None = None
+) -> tuple[float, Interval]:
+    """Return the sum of precision times the step in recall, as scikit-learn defines it, with its interval.
+
+    The variance is that of each photo's influence: what it does to the precision at its own score and at all lower
+    ones. A bootstrap draws a positive twice, which stands behind itself then, and held 80 to 93 of 100 true values.
+    """
+    order = np.argsort(-score, kind="stable")
+    hit = positive[order].astype(np.float64)
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+    block = np.searchsorted(last, np.arange(len(hit)))  # photos of equal scores come in together
+    named = (last + 1)[block]
+    precision, count = np.cumsum(hit)[last][block] / named, float(hit.sum())
+    average = float((hit * precision).sum() / count)
+    firsts = np.append(0, last[:-1] + 1)
+    gained, lost = (
+        np.cumsum(np.add.reduceat(values / named, firsts)[::-1])[::-1][block] for values in (hit, hit * precision)
+    )
+    influence = np.empty(len(hit))
+    influence[order] = (hit * (precision - average) + hit * gained - lost) / count
+    effect = design_effect(influence, groups) if influence.any() else _all_alike(len(hit), groups)
+    variance = float((influence**2).sum()) * len(hit) / (len(hit) - 1) * effect
+    return average, _as_share(average, variance, (count - 1) / effect, count / effect)
+
+
+_LENT = 0.03
+"""Photos of variance 1/4 lent to the rarer kind: enough where all that were drawn are in order, by simulation."""
+
+
+def _as_share(value: float, variance: float, freedom: float, count: float) -> Interval:
+    """Return Wilson's interval of the share that has this value and variance, of `count` photos of the rarer kind."""
+    middle = (value * count + _LENT) / (count + 2 * _LENT)
+    size = middle * (1 - middle) / (variance + _LENT * 0.25 / count**2)
+    size *= (Z / t.ppf(0.975, max(freedom, 1.0))) ** 2
+    return wilson(value * size, size)
+
+
+def _all_alike(count: int, groups: Numbers | None) -> float:
+    """Return the design effect where photos differ in nothing: those of a group count as one."""
+    return design_effect(np.ones(count), groups)

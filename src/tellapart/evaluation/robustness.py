@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from tellapart.data.corrupt import CORRUPTIONS, corrupt
 from tellapart.data.decode import resize
 from tellapart.data.quality import DIRECTIONS
-from tellapart.evaluation.intervals import mean_interval
+from tellapart.evaluation.intervals import several, share_interval, share_intervals, skewed_mean_interval
 from tellapart.randomness import generator
 from tellapart.records import Interval, Progress, no_progress
-from tellapart.shares import wilson
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -60,6 +59,7 @@ def robustness(
     pictures: NDArray[np.uint8],
     true: NDArray[np.int64],
     image_px: int,
+    groups: NDArray[np.int64] | None = None,
     *,
     progress: Progress = no_progress,
 ) -> Robustness:
@@ -70,6 +70,7 @@ def robustness(
         pictures: (num_images, px, px, 3) uint8, at `CORRUPTED_PX` or the network's size if that is larger.
         true: (num_images,) class numbers.
         image_px: side of the pictures that `predict` takes.
+        groups: (num_images,) of the pictures; None: each stands for itself.
         progress: called with ("corrupting pictures", done, total).
     """
     clean = _correct(predict, _shrunk(pictures, image_px), true)
@@ -85,7 +86,7 @@ def robustness(
                 ]
             correct = _correct(predict, shown, true)
             wrong += ~correct
-            interval = wilson(int(correct.sum()), len(true))
+            interval = share_interval(correct, groups)
             rows.append((name, CORRUPTIONS[name], severity, float(correct.mean()), interval.low, interval.high))
             progress("corrupting pictures", number, total)
     mean_wrong = wrong / total
@@ -95,9 +96,9 @@ def robustness(
         num_images=len(true),
         clean_accuracy=float(clean.mean()),
         mean_corruption_error=float(mean_wrong.mean()),
-        interval=mean_interval(mean_wrong),
+        interval=skewed_mean_interval(mean_wrong, groups, bounds=(0.0, 1.0)),
         relative=float((mean_wrong - ~clean).mean()),
-        relative_interval=mean_interval(mean_wrong - ~clean),
+        relative_interval=skewed_mean_interval(mean_wrong - ~clean, groups, bounds=(-1.0, 1.0)),
     )
 
 
@@ -121,7 +122,7 @@ class Envelope:
         return [name for name, (low, high) in self.limits.items() if not low <= quality[name] <= high]
 
 
-def envelope(qualities: pd.DataFrame, correct: NDArray[np.bool_]) -> Envelope:
+def envelope(qualities: pd.DataFrame, correct: NDArray[np.bool_], groups: NDArray[np.int64] | None = None) -> Envelope:
     """Find out how good photos must be for the accuracy to hold.
 
     For each measure the photos are cut into ranges of equal number. From each bad end inwards, ranges are left out
@@ -132,18 +133,20 @@ def envelope(qualities: pd.DataFrame, correct: NDArray[np.bool_]) -> Envelope:
         qualities: a row per photo, a column per measure of `Quality`; rows with NaN are left out, and where there are
             no others nothing is limited.
         correct: (num_images,) whether the photo was named rightly.
+        groups: (num_images,) of the photos; None: each stands for itself.
     """
     overall, rows = float(correct.mean()), []
     limits = dict.fromkeys(DIRECTIONS, (-np.inf, np.inf))
     known = qualities.notna().all(axis=1).to_numpy()
     qualities, correct = qualities[known], correct[known]
+    groups = several(None if groups is None else groups[known])
     for measure, bad in DIRECTIONS.items() if known.any() else ():
         values = qualities[measure].to_numpy(np.float64)
         edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)))
         place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
         counts = [int((place == index).sum()) for index in range(max(len(edges) - 1, 1))]
         hits = [int(correct[place == index].sum()) for index in range(len(counts))]
-        ends = [wilson(hit, count) for hit, count in zip(hits, counts, strict=True)]
+        ends = share_intervals(correct, place, len(counts), groups)
         inside = [end.high >= correct.mean() for end in ends]
         first = next((index for index, good in enumerate(inside) if good), 0) if bad != "high" else 0
         last = next((index for index in reversed(range(len(inside))) if inside[index]), 0) if bad != "low" else None

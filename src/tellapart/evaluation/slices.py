@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.evaluation.intervals import effective_sizes, several, share_interval
 from tellapart.records import Interval
-from tellapart.shares import wilson
 
 SMALLEST = 20
 """Slices with fewer photos are not looked at: their intervals would say nothing."""
@@ -33,8 +33,9 @@ class Slice:
         accuracy: on them.
         interval: of the accuracy.
         accuracy_elsewhere: on all other photos; NaN where there are none.
-        p_value: of the two accuracies being equal (Fisher 1922, exact, two-sided), times the number of slices still
-            in question (Holm 1979); at most 1. Below 0.05: the slice is different, with all looks accounted for.
+        p_value: of the two accuracies being equal (Fisher 1922, exact, two-sided; where photos stand in groups, with
+            as many photos as the groups are worth), times the number of slices still in question (Holm 1979); at most
+            1. Below 0.05: the slice is different, with all looks accounted for.
     """
 
     column: str
@@ -51,31 +52,60 @@ class Slice:
         return self.p_value < 0.05 and self.accuracy < self.accuracy_elsewhere
 
 
-def slices(correct: NDArray[np.bool_], properties: pd.DataFrame) -> list[Slice]:
+def slices(
+    correct: NDArray[np.bool_], properties: pd.DataFrame, groups: NDArray[np.int64] | None = None
+) -> list[Slice]:
     """Return all slices with at least `SMALLEST` photos: those that differ first, worst first.
 
     Args:
         correct: (num_images,) whether each photo was named rightly.
         properties: a row per photo. Numbers are cut into quarters, text and truth values are taken as they are;
             columns with one value or with too many names are left out.
+        groups: (num_images,) of the photos; None: each stands for itself.
     """
-    from scipy.stats import fisher_exact
-
-    found = []
-    for column, value, inside in _groups(properties):
+    groups, found = several(groups), []
+    for column, value, inside in _parts(properties):
         count, hits = int(inside.sum()), int(correct[inside].sum())
         rest, rest_hits = len(correct) - count, int(correct.sum()) - hits
         if count < SMALLEST or rest == 0:
             continue
-        table = [[hits, count - hits], [rest_hits, rest - rest_hits]]
-        p_value = float(fisher_exact(table).pvalue)
-        found.append(Slice(column, value, count, hits / count, wilson(hits, count), rest_hits / rest, p_value))
+        interval = share_interval(correct[inside], None if groups is None else groups[inside])
+        p_value = equality_p_value(correct, inside, groups)
+        found.append(Slice(column, value, count, hits / count, interval, rest_hits / rest, p_value))
     corrected = holm(np.array([part.p_value for part in found]))
     found = [Slice(**{**vars(part), "p_value": float(p_value)}) for part, p_value in zip(found, corrected, strict=True)]
     return sorted(found, key=lambda part: (not part.is_worse, part.accuracy))
 
 
-def _groups(properties: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+def equality_p_value(
+    correct: NDArray[np.bool_], inside: NDArray[np.bool_], groups: NDArray[np.int64] | None = None
+) -> float:
+    """Return the p-value of accuracy being the same inside and outside of a slice.
+
+    Fisher's exact test. With groups it is asked of the counts divided by the design effect of the difference (Rao &
+    Scott 1981), rounded down: a group that lies in both parts can make the effect smaller, one that lies in one part
+    makes it larger.
+
+    Args:
+        correct: (num_images,) whether each photo was named rightly.
+        inside: (num_images,) whether it belongs to the slice.
+        groups: (num_images,) of the photos; None: each stands for itself.
+    """
+    from scipy.stats import fisher_exact
+
+    parts = [correct[inside], correct[~inside]]
+    shrink = 1.0
+    if (numbers := several(groups)) is not None:
+        middle = (correct.sum() + 2) / (len(correct) + 4)  # as if they were equal, and never 0 or 1
+        residuals = (correct - middle) * np.where(inside, 1 / len(parts[0]), -1 / len(parts[1]))
+        size = effective_sizes(residuals, np.zeros(len(correct), np.int64), 1, numbers)[0]
+        shrink = float(size) / len(correct)
+    sizes = [max(int(shrink * len(part) + 1e-9), 1) for part in parts]
+    hits = [round(float(part.mean()) * size) for part, size in zip(parts, sizes, strict=True)]
+    return float(fisher_exact([[hit, size - hit] for hit, size in zip(hits, sizes, strict=True)]).pvalue)
+
+
+def _parts(properties: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     for column in properties:
         values = properties[column]
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):

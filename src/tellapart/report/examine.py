@@ -26,7 +26,8 @@ from tellapart.evaluation.calibration import (
     conformal_threshold,
     fit_temperature,
 )
-from tellapart.evaluation.measure import measure_sides
+from tellapart.evaluation.intervals import share_interval
+from tellapart.evaluation.measure import groups_of, measure_sides
 from tellapart.evaluation.predict import predict_arrays
 from tellapart.evaluation.ranking import Curve, curves, top_k_accuracy
 from tellapart.evaluation.robustness import CORRUPTED_PX, Envelope, Robustness, envelope, robustness
@@ -36,7 +37,6 @@ from tellapart.report.looks import FEW, SOME, Looks, look, spread
 from tellapart.report.shortcuts import Shortcuts, shortcuts
 from tellapart.report.subject import Subject
 from tellapart.report.suspects import suspects
-from tellapart.shares import wilson
 from tellapart.training.callbacks import Announce
 
 COVERAGES = (0.9, 0.95, 0.99)
@@ -97,6 +97,7 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
     at = subject.at(subject.main)
     true, probabilities = subject.numbers[at], subject.probabilities[at]
     correct = probabilities.argmax(axis=1) == true
+    groups = _groups(subject, at)
     announce(f"{len(at):,} {subject.main} photos, {len(subject.classes)} classes.")
 
     def timed(part: str, compute: Callable[[], Any]) -> Any:
@@ -121,26 +122,30 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
     few = spread(true, min(len(at), max(FEW, _MOST_CORRUPTED_PIXELS // picture_px**2)))
     robust = timed(
         "corruptions",
-        lambda: robustness(predict, large[few], true[few], picture_px, progress=progress),
+        lambda: robustness(
+            predict, large[few], true[few], picture_px, None if groups is None else groups[few], progress=progress
+        ),
     )
-    parts = slices(correct, _properties(subject.frame.iloc[at], qualities))
+    parts = slices(correct, _properties(subject.frame.iloc[at], qualities), groups)
 
     # What it looks at
     looks, alarm = _looks(subject, at, predict, missing, timed, progress)
     return Findings(
         subject=subject,
-        metrics=measure_sides(subject.frame, subject.probabilities.astype(np.float32), subject.classes),
+        metrics=measure_sides(
+            subject.frame, subject.probabilities.astype(np.float32), subject.classes, trained_on=own_photos
+        ),
         baseline=timed("baseline", lambda: _baseline(subject, at, own_photos, missing)),
-        top_k={k: top_k_accuracy(true, probabilities, k) for k in (1, 2, 3, 5) if k < len(subject.classes)},
-        ranking=timed("ranking", lambda: curves(true, probabilities, subject.classes)),
-        calibration=calibration(true, probabilities),
+        top_k={k: top_k_accuracy(true, probabilities, k, groups) for k in (1, 2, 3, 5) if k < len(subject.classes)},
+        ranking=timed("ranking", lambda: curves(true, probabilities, subject.classes, groups)),
+        calibration=calibration(true, probabilities, groups),
         calibration_scaled=scaled[1],
         temperature=scaled[0],
         sets=sets,
-        abstention=abstention(true, probabilities),
+        abstention=abstention(true, probabilities, groups),
         labels=labels,
         robustness=robust,
-        envelope=envelope(qualities, correct),
+        envelope=envelope(qualities, correct, groups),
         slices=parts,
         looks=looks,
         shortcuts=alarm,
@@ -164,7 +169,8 @@ def _looks(
         missing["heat maps"] = str(error)
         return None, None
     some = spread(true, SOME)
-    return looks, timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], looks.heat[some]))
+    groups = _groups(subject, at[some])
+    return looks, timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], looks.heat[some], groups))
 
 
 def _baseline(
@@ -186,8 +192,8 @@ def _baseline(
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
     model.fit(squares(trained_on), subject.numbers[trained_on])
-    hits = int((model.predict(squares(at)) == subject.numbers[at]).sum())
-    return hits / len(at), wilson(hits, len(at))
+    right = model.predict(squares(at)) == subject.numbers[at]
+    return float(right.mean()), share_interval(right, _groups(subject, at))
 
 
 def _scaled(
@@ -197,7 +203,8 @@ def _scaled(
         missing["temperature scaling"] = "There are no validation photos to fit it on."
         return None, None
     temperature = fit_temperature(subject.numbers[held_out], subject.probabilities[held_out])
-    return temperature, calibration(subject.numbers[at], at_temperature(subject.probabilities[at], temperature))
+    scaled = at_temperature(subject.probabilities[at], temperature)
+    return temperature, calibration(subject.numbers[at], scaled, _groups(subject, at))
 
 
 def _sets(
@@ -211,7 +218,7 @@ def _sets(
         threshold = conformal_threshold(subject.numbers[held_out], subject.probabilities[held_out], coverage)
         sets = conformal_sets(subject.probabilities[at], threshold)
         covered = sets[np.arange(len(at)), subject.numbers[at]]
-        interval = wilson(int(covered.sum()), len(at))
+        interval = share_interval(covered, _groups(subject, at))
         sizes = sets.sum(axis=1)
         rows.append((
             coverage, threshold, float(covered.mean()), interval.low, interval.high, float(sizes.mean()),
@@ -219,6 +226,12 @@ def _sets(
         ))  # fmt: skip
     columns = ["coverage", "threshold", "covered", "low", "high", "mean_size", "single"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _groups(subject: Subject, at: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Return the groups of the photos at these positions, or None where they are not known."""
+    groups = groups_of(subject.frame)
+    return None if groups is None else groups[at]
 
 
 def _large_pictures(

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.evaluation.intervals import share_interval
 from tellapart.explain.maps import blurred
 from tellapart.records import Interval
-from tellapart.shares import wilson
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -50,7 +50,11 @@ class Shortcuts:
 
 
 def shortcuts(
-    predict: Predictor, pictures: NDArray[np.uint8], true: NDArray[np.int64], heat: NDArray[np.float32]
+    predict: Predictor,
+    pictures: NDArray[np.uint8],
+    true: NDArray[np.int64],
+    heat: NDArray[np.float32],
+    groups: NDArray[np.int64] | None = None,
 ) -> Shortcuts:
     """Hide the centre, then all but the centre, behind the blurred picture.
 
@@ -59,6 +63,7 @@ def shortcuts(
         pictures: (num_images, px, px, 3) uint8, at the network's size.
         true: (num_images,) class numbers.
         heat: (num_images, px, px) float32, for the predicted classes.
+        groups: (num_images,) of the pictures; None: each stands for itself.
     """
     centre = centre_mask(pictures.shape[1])
     cover = blurred(pictures)
@@ -66,8 +71,8 @@ def shortcuts(
     total = np.maximum(heat.sum(axis=(1, 2)), 1e-9)
 
     def accuracy(shown: NDArray[np.uint8]) -> tuple[float, Interval]:
-        hits = int((predict(shown).argmax(axis=1) == true).sum())
-        return hits / len(true), wilson(hits, len(true))
+        right = predict(shown).argmax(axis=1) == true
+        return float(right.mean()), share_interval(right, groups)
 
     return Shortcuts(
         heat_on_border=float(((heat * ~centre).sum(axis=(1, 2)) / total).mean()),

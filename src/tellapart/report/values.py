@@ -75,7 +75,8 @@ def envelope_record(envelope: Envelope) -> dict[str, Any]:
 
 def _calibration(found: Calibration) -> dict[str, Any]:
     intervals = {name: _ends(ends) for name, ends in found.intervals.items()}
-    return {"ece": found.ece, "brier": found.brier, "log_loss": found.log_loss, "intervals": intervals}
+    values = {name: getattr(found, name) for name in ("ece", "ece_plain", "brier", "log_loss")}
+    return values | {"intervals": intervals}
 
 
 def _ends(interval: Interval) -> list[float]:

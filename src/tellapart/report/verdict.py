@@ -41,10 +41,11 @@ def verdict(found: Findings, health: list[dict[str, Any]]) -> Verdict:
             were not checked.
     """
     side = found.metrics[found.subject.main]
-    low, high = side["intervals"]["accuracy"]
+    ends = side.get("intervals", {}).get("accuracy")
+    between = f"95 % interval {percent(ends[0])} to {percent(ends[1])}" if ends else "the photos it was trained on"
     headline = (
         f"{percent(side['accuracy'])} of {side['num_images']:,} {found.subject.main} photos are named rightly "
-        f"(95 % interval {percent(low)} to {percent(high)})."
+        f"({between})."
     )
     problems = [f["message"] for f in health if f["severity"] == "falsifies"]
     problems += [f["message"] for f in health if f["severity"] == "warning"]
@@ -97,7 +98,7 @@ def _steps(found: Findings, falsified: bool, alarm: bool) -> list[str]:
             f"Add photos where {part.column} is {part.value}: {percent(part.accuracy)} there, "
             f"{percent(part.accuracy_elsewhere)} elsewhere."
         )
-    low, high = side["intervals"]["accuracy"]
+    low, high = side["intervals"]["accuracy"] if "intervals" in side else (0.0, 1.0)
     if high - low > 0.06:
         steps.append(f"Collect more test photos: the interval is {100 * (high - low):.0f} points wide.")
     if _overfits(found):
@@ -106,11 +107,11 @@ def _steps(found: Findings, falsified: bool, alarm: bool) -> list[str]:
 
 
 def _overfits(found: Findings) -> bool:
-    """Return whether accuracy in training is higher by more than both intervals explain."""
-    if "train" not in found.metrics or found.subject.main == "train":
+    """Return whether accuracy in training is higher than the interval of held-out photos explains."""
+    side = found.metrics[found.subject.main]
+    if "train" not in found.metrics or "intervals" not in side:
         return False
-    train, side = (found.metrics[name]["intervals"]["accuracy"] for name in ("train", found.subject.main))
-    return bool(train[0] > side[1])
+    return bool(found.subject.main != "train" and found.metrics["train"]["accuracy"] > side["intervals"]["accuracy"][1])
 
 
 def percent(share: float) -> str:
