@@ -308,3 +308,62 @@ def test_damaged_pixels_in_strips_are_a_decode_error(damage: str, monkeypatch):
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0))
     with pytest.raises(DecodeError, match="damaged PNG"):
         decode(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def in_scans(data: bytes) -> tuple[bytes, list[bytes], bytes]:
+    """Cut a progressive JPEG into what comes before the first scan, each scan with its tables, and the end mark."""
+    cuts, position, table = [], 2, None
+    while data[position + 1] != 0xD9:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xC4 and table is None:
+            table = position
+        end = position + 2 + length
+        if marker == 0xDA:
+            found = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]").search(data, end)
+            assert found is not None
+            cuts.append((position if table is None else table, found.start()))
+            end, table = found.start(), None
+        position = end
+    return data[: cuts[0][0]], [data[start:stop] for start, stop in cuts], data[position:]
+
+
+def many_scans(size: tuple[int, int], more: int, between: bytes = b"") -> bytes:
+    """Return a grey progressive JPEG whose last scan comes `more` times again."""
+    head, scans, tail = in_scans(corpus.encoded(Image.new("L", size, 100), "JPEG", progressive=True))
+    return head + b"".join(scans) + (between + scans[-1]) * more + tail
+
+
+def comment(content: bytes) -> bytes:
+    return b"\xff\xfe" + (len(content) + 2).to_bytes(2, "big") + content
+
+
+@pytest.mark.parametrize("between", [b"", comment(b"\xff\xd9"), b"\xff\xff", comment(b"")], ids=repr)
+def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded(between: bytes):
+    data = many_scans((1500, 1500), 5000, between)
+    assert len(data) < 300_000
+    with pytest.raises(DecodeError, match=r"more than 888 scans of 2,250,000 pixels; at most 2,000,000,000"):
+        decode_square(data, 64)
+
+
+def test_scans_one_colour_at_a_time_are_counted_too(monkeypatch):
+    """A frame that is not progressive is read scan by scan as well when its first scan lacks a colour."""
+    picture = Image.fromarray(photo(3, (64, 48)))
+    data = corpus.encoded(picture, "JPEG", subsampling=0)
+    at = data.index(b"\xff\xda")
+    only_first = data[:at] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + b"\x00" * 40
+    monkeypatch.setattr("tellapart.data.image_file.MAX_SCANNED_PIXELS", 64 * 48 * 4)
+    with pytest.raises(DecodeError, match="more than 4 scans"):
+        decode(only_first + only_first[at:] * 5 + b"\xff\xd9")
+
+
+def test_usual_progressive_jpegs_pass_up_to_the_largest(monkeypatch):
+    data = corpus.encoded(Image.fromarray(photo(3, (640, 480))), "JPEG", progressive=True, quality=95)
+    assert len(in_scans(data)[1]) == 10
+    monkeypatch.setattr("tellapart.data.image_file.MAX_SCANNED_PIXELS", 20 * 640 * 480)
+    assert decode(data).shape == (480, 640, 3)
+    thumbnail = comment(b"\xff\xd8\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9" * 100)
+    assert decode(data[:2] + thumbnail + data[2:]).shape == (480, 640, 3), "what is in other parts is no scan"
+    assert decode(data + data * 3).shape == (480, 640, 3), "nor is what follows the end mark"
+    monkeypatch.setattr("tellapart.data.image_file.MAX_SCANNED_PIXELS", 10 * 640 * 480 - 1)
+    with pytest.raises(DecodeError, match="more than 9 scans"):
+        decode(data)

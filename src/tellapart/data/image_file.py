@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import struct
 import warnings
@@ -28,6 +29,8 @@ FORMATS = {
 """What is read, by Pillow's name of it."""
 
 MAX_BYTES = 512 * 1024 * 1024
+MAX_SCANNED_PIXELS = 2_000_000_000
+"""Scans times pixels of one JPEG: twenty scans of 100 million pixels, about a second or two of work."""
 
 
 @dataclass(frozen=True)
@@ -166,17 +169,58 @@ def refuse_bomb(width: int, height: int, max_pixels: int) -> None:
 def refuse_truncated(data: bytes | bytearray) -> None:
     """Look for the end mark: OpenCV fills the missing part of a JPEG or PNG with grey and says nothing.
 
+    What else would cost a decoder out of all proportion to the file is looked for on the way.
+
     Raises:
-        DecodeError: there is none, or a PNG's checksum is wrong.
+        DecodeError: there is none, a PNG's checksum is wrong, or a JPEG has scans without end.
     """
     if data[:2] == b"\xff\xd8":
-        scan = _jpeg_scan(data)
-        if scan is None or data.find(b"\xff\xd9", scan) < 0:
-            raise DecodeError("is a truncated JPEG (no end mark)")
+        frame = None
+        for marker, start, end in jpeg_segments(data):
+            if marker in _FRAME_MARKERS and frame is None:
+                frame = start
+            elif marker == 0xDA and data.find(b"\xff\xd9", end) > 0:  # a thumbnail's end mark lies before it
+                if frame is not None:
+                    _refuse_scans(data, frame, start, end)
+                return
+        raise DecodeError("is a truncated JPEG (no end mark)")
     elif data[:8] == b"\x89PNG\r\n\x1a\n":
         _refuse_damaged_png(data)
     elif data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         raise DecodeError("is a truncated WebP (shorter than it declares)")
+
+
+def _refuse_scans(data: bytes | bytearray, frame: int, scan: int, pixels: int) -> None:
+    """Refuse a JPEG of too many scans, each of which goes over the whole picture: 100 kB kept a thread for minutes.
+
+    Args:
+        data: the bytes of the file.
+        frame: where its frame's content begins, after marker and length.
+        scan: where the content of the first scan's header begins.
+        pixels: where the pixels of that scan begin.
+    """
+    if data[frame - 3] not in _PROGRESSIVE_MARKERS and data[scan] >= data[frame + 5]:
+        return  # the first scan holds all colours and all bits: decoders read no other
+    size = int.from_bytes(data[frame + 1 : frame + 3], "big") * int.from_bytes(data[frame + 3 : frame + 5], "big")
+    most = MAX_SCANNED_PIXELS // max(1, size)
+    if _count_scans(data, pixels, most) > most:
+        raise DecodeError(
+            f"is a JPEG of more than {most:,} scans of {size:,} pixels; at most {MAX_SCANNED_PIXELS:,} pixels in all "
+            "scans are decoded, and ten scans are usual. Write the file anew"
+        )
+
+
+def _count_scans(data: bytes | bytearray, position: int, most: int) -> int:
+    """Return the number of scans, the first of which begins before `position`, or `most` + 1 where there are more."""
+    scans = 1
+    while scans <= most and (found := _MARKER.search(data, position)) is not None:
+        position, marker = found.end(), found[0][1]
+        if marker == 0xD9:
+            break
+        scans += marker == 0xDA
+        if marker != 0x01:  # all others have a length; what is in them may look like a marker
+            position += int.from_bytes(data[position : position + 2], "big")
+    return scans
 
 
 def _refuse_damaged_png(data: bytes | bytearray) -> None:
@@ -210,6 +254,9 @@ def declared_size(data: bytes | bytearray) -> tuple[int, int] | None:
 
 
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""In the pixels 0xFF is followed by zero or a restart marker (ITU-T T.81, B.1.1.2)."""
 
 
 def jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
@@ -225,14 +272,6 @@ def jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
         if marker == 0xDA or length < 2:
             return
         position += 2 + length
-
-
-def _jpeg_scan(data: bytes | bytearray) -> int | None:
-    """Return where the first scan's pixels begin; an embedded thumbnail's end mark lies before it."""
-    for marker, _, end in jpeg_segments(data):
-        if marker == 0xDA:
-            return int(end)
-    return None
 
 
 def has_alpha(data: bytes | bytearray) -> bool:
