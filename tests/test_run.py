@@ -18,7 +18,7 @@ import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 import tellapart
-from tellapart.errors import RunError, TrainingStoppedError
+from tellapart.errors import InputError, TrainingStoppedError
 from tellapart.training.checkpoint import load_weights
 
 pytestmark = pytest.mark.integration
@@ -166,13 +166,47 @@ def test_reproduce_gives_the_same_weights(uninterrupted: Path, tmp_path: Path):
     assert "The weights are the same, bit for bit." in result.stdout
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(photos: Path, tmp_path: Path):
-    changes = [*QUICK, "train.learning_rate=1e30", "train.warmup_epochs=0", "train.deterministic=false"]
-    with pytest.raises(TrainingStoppedError, match="last good checkpoint is kept"):
-        tellapart.train(photos, changes=changes, out=tmp_path / "run", cache=tmp_path / "cache")
-    assert (tmp_path / "run" / "history.csv").exists() == (tmp_path / "run" / "checkpoints" / "last.npz").exists()
-    with pytest.raises(RunError, match="--resume"):
-        tellapart.train(photos, out=tmp_path / "run", cache=tmp_path / "cache")
+def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_goes_on(
+    uninterrupted: Path, photos: Path, tmp_path: Path
+):
+    """Two good epochs, then a rate that no network survives; with the old rate back the run ends as if nothing was."""
+    run, cache = tmp_path / "run", tmp_path / "cache"
+
+    class EnoughError(Exception):
+        pass
+
+    def until_the_second(row: dict) -> None:
+        if row["epoch"] == 2:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        tellapart.train(photos, changes=QUICK, out=run, cache=cache, watch=until_the_second)
+    good, recipe = (run / "checkpoints" / "last.npz").read_bytes(), (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(recipe.replace("\nlearning_rate = 0.002\n", "\nlearning_rate = 1e30\n"))
+    with pytest.raises(TrainingStoppedError, match=r"in epoch 3.*last good checkpoint is kept.*train a new one"):
+        tellapart.train(resume=run, cache=cache)
+    assert (run / "checkpoints" / "last.npz").read_bytes() == good
+    assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [1, 2]
+    assert not (run / "model.keras").exists()
+    (run / "recipe.toml").write_text(recipe)
+    tellapart.train(resume=run, cache=cache)
+    assert same_weights(run, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"changes": ["train.epochs=3"]}, r"changes \(--set, --cache-limit\)"),
+        ({"time_budget": 60, "recipe": "fast"}, r"recipe \(--recipe\), time_budget \(--time\)"),
+        ({"out": "elsewhere"}, r"out \(--out\)"),
+        ({"split_from": "other"}, r"split_from \(--split-from\)"),
+    ],
+)
+def test_a_resumed_run_refuses_what_it_would_have_to_drop(given: dict, named: str, uninterrupted: Path):
+    before = (uninterrupted / "recipe.toml").read_bytes()
+    with pytest.raises(InputError, match=named + r" as well\. Leave that out to go on"):
+        tellapart.train(resume=uninterrupted, **given)
+    assert (uninterrupted / "recipe.toml").read_bytes() == before
 
 
 def test_a_time_budget_is_kept_and_the_run_can_be_done_again(photos: Path, tmp_path: Path):

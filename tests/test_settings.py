@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tellapart.errors import RecipeError
-from tellapart.settings import RECIPE_NAMES, Recipe, load_recipe, parse_duration, save_recipe
+from tellapart.settings import RECIPE_NAMES, Recipe, fitting_recipe, load_recipe, parse_duration, save_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -26,6 +26,28 @@ def test_a_recipe_is_read_back_as_it_was_written(tmp_path):
     for recipe in (load_recipe("fast"), load_recipe("fast", ["data.split=[0.5, 0.25, 0.25]", "train.seed=7"])):
         save_recipe(recipe, tmp_path / "recipe.toml")
         assert load_recipe(tmp_path / "recipe.toml") == recipe
+
+
+def test_changes_apply_to_a_recipe_object_as_to_a_file():
+    changed = load_recipe(load_recipe("fast"), ["train.epochs=3", "model.width=0.5"])
+    assert (changed.train.epochs, changed.model.width, changed.train.source_px) == (3, 0.5, 96)
+    with pytest.raises(RecipeError, match="Did you mean 'epochs'"):
+        load_recipe(Recipe(), ["train.epoch=3"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "in_time", "name"),
+    [
+        ([], False, "reference"),
+        ([], True, "fast"),
+        (["model.name=mobilenet_v2", "model.weights=imagenet"], True, "transfer"),
+        (["model.name=mobilenet_v2", "model.weights=imagenet"], False, "transfer"),
+        (["model.name=mobilenet_v2"], True, "fast"),
+        (["model.weights="], True, "fast"),
+    ],
+)
+def test_a_pretrained_network_gets_its_recipe(changes: list[str], in_time: bool, name: str):
+    assert fitting_recipe(changes, in_time=in_time) == name
 
 
 @pytest.mark.parametrize(

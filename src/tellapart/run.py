@@ -31,7 +31,7 @@ from tellapart.run_folder import (
     take_over,
     write_manifest,
 )
-from tellapart.settings import Recipe, load_recipe
+from tellapart.settings import Recipe, fitting_recipe, load_recipe
 from tellapart.training.callbacks import Announce, Watch, unwatched, write_log
 from tellapart.training.distillation import loss_in_words
 from tellapart.training.environment import data_hash, peak_memory_mb
@@ -79,12 +79,13 @@ def train(
 
     Args:
         photos: a folder per class, train/val/test folders of those, or a table; not needed with `resume`.
-        recipe: a `Recipe`, a TOML file or the name of one; None: "fast" with a `time_budget`, else
-            "reference".
-        changes: settings as "section.key=value".
+        recipe: a `Recipe`, a TOML file or the name of one; None: "transfer" where `changes` name pretrained weights,
+            else "fast" with a `time_budget`, else "reference".
+        changes: settings as "section.key=value", on top of the recipe.
         time_budget: seconds from `started` to the finished run; the number of epochs is fitted to it.
         out: the new run folder; None: ``runs/NAME-DATE``.
-        resume: an interrupted run folder to go on with; its own recipe counts.
+        resume: an interrupted run folder to go on with, by its own recipe and time budget; only `photos`, where they
+            have moved, can be given beside it.
         split_from: an earlier run; photos it knows keep their side.
         cache: the folder for decoded pictures; None: the user's cache folder.
         prepared: a run folder of the same photos, or one that `prepare` made: its table of photos and its split are
@@ -98,7 +99,7 @@ def train(
         The finished run.
 
     Raises:
-        InputError: the photos or the recipe cannot be used.
+        InputError: the photos or the recipe cannot be used, or something contradicts `resume`.
         RunError: `out` is not empty, or `resume` is no run.
         TrainingStoppedError: the loss is no longer finite.
 
@@ -108,12 +109,15 @@ def train(
     """
     started = time.time() if started is None else started
     if resume is not None:
+        _refuse_beside_resume({
+            "recipe (--recipe)": recipe, "changes (--set, --cache-limit)": changes, "time_budget (--time)": time_budget,
+            "out (--out)": out, "split_from (--split-from)": split_from, "prepared": prepared,
+        })  # fmt: skip
         folder, order = reopen(Path(resume), photos)
     else:
         if photos is None:
             raise InputError("No photos were given. Expected a folder of photos, or a run to resume.")
-        if not isinstance(recipe, Recipe):
-            recipe = load_recipe(recipe or ("fast" if time_budget else None), changes)
+        recipe = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_budget)), changes)
         find_photos(Path(photos))  # a wrong folder is found out before a run folder exists
         folder = new_folder(out, Path(photos))
         order = {
@@ -125,6 +129,16 @@ def train(
         if prepared is not None:
             take_over(folder, Path(prepared))
     return carry_out(folder, order, cache, started, progress, announce, watch)
+
+
+def _refuse_beside_resume(given: dict[str, Any]) -> None:
+    """Refuse what a resumed run would have to ignore: half of it by one recipe and half by another is no run."""
+    contradicting = [name for name, value in given.items() if value]
+    if contradicting:
+        raise InputError(
+            f"A resumed run keeps its recipe, time budget and folder; got {', '.join(contradicting)} as well. Leave "
+            "that out to go on with the run, or leave out resume (--resume) to train a new one."
+        )
 
 
 def carry_out(

@@ -165,12 +165,12 @@ class Recipe(_Section):
 RECIPE_NAMES = ("reference", "fast", "demo", "transfer")
 
 
-def load_recipe(source: str | Path | None = None, changes: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: Recipe | str | Path | None = None, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply changes to it and check it.
 
     Args:
-        source: a TOML file, the name of a recipe that comes with tellapart ("reference", "fast",
-            "demo", "transfer"), or None for the reference recipe.
+        source: a recipe, a TOML file, the name of a recipe that comes with tellapart ("reference", "fast", "demo",
+            "transfer"), or None for the reference recipe.
         changes: settings as ``"section.key=value"``; values are TOML, bare words are strings.
 
     Returns:
@@ -184,7 +184,9 @@ def load_recipe(source: str | Path | None = None, changes: Sequence[str] = ()) -
         3
     """
     values: dict[str, Any] = {}
-    if source is not None:
+    if isinstance(source, Recipe):
+        values = source.model_dump(mode="json")
+    elif source is not None:
         path = find_recipe(str(source))
         try:
             values = tomllib.loads(path.read_text("utf-8"))
@@ -195,6 +197,21 @@ def load_recipe(source: str | Path | None = None, changes: Sequence[str] = ()) -
     for change in changes:
         _apply(values, change)
     return recipe_from(values)
+
+
+def fitting_recipe(changes: Sequence[str], *, in_time: bool) -> str:
+    """Return the name of the recipe for a run that names none.
+
+    Args:
+        changes: as for `load_recipe`; with pretrained weights it is "transfer", whose picture size and rates they need.
+        in_time: whether the run has a time budget: "fast" then, else "reference".
+    """
+    values: dict[str, Any] = {}
+    for change in changes:
+        _apply(values, change)
+    if values.get("model", {}).get("weights"):
+        return "transfer"
+    return "fast" if in_time else "reference"
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:

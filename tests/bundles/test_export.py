@@ -32,6 +32,8 @@ from tellapart.errors import BundleError, InputError
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.explain.maps import grad_cam, grad_cam_values
 from tellapart.models.probe import Probe
+from tellapart.settings import load_recipe
+from tellapart.training.network import plain_network
 
 pytestmark = pytest.mark.integration
 QUICK = [
@@ -52,16 +54,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def test_probabilities_are_the_calibrated_ones_of_the_run(place: Path):
+def test_table_run_and_bundle_give_one_probability_and_it_is_calibrated(place: Path):
     table = pd.read_csv(place / "run" / "predictions.csv")
     table = table[table["split"] == "test"]
     classifier = tellapart.load(place / "bundle")
-    plain = table[[f"p:{name}" for name in classifier.classes]].to_numpy(np.float64)
-    expected = at_temperature(plain, classifier.bundle.record.temperature)
+    expected = table[[f"p:{name}" for name in classifier.classes]].to_numpy(np.float64)
+    metrics = json.loads((place / "run" / "metrics.json").read_text())
+    assert metrics["temperature"] == classifier.bundle.record.temperature != pytest.approx(1, abs=0.02)
+    files = [place / "photos" / path for path in table["path"]]
+    run = tellapart.load(place / "run")
+    for found, row in zip(run.predict(files, top_k=len(run.classes)), expected, strict=True):
+        assert [dict(found.top)[label] for label in run.classes] == pytest.approx(row, abs=1e-5)
+    trained = plain_network(load_recipe(place / "run" / "recipe.toml"), 10, place / "run" / "checkpoints" / "best.npz")
+    pictures = np.stack([decode_square(path.read_bytes(), 48) for path in files])
+    warm = at_temperature(trained.predict_on_batch(pictures), metrics["temperature"])
+    np.testing.assert_allclose(warm, expected, atol=1e-5)
     for name in usable(classifier.bundle):
-        found = open_classifier(place / "bundle", runtime=name).predict(
-            [place / "photos" / path for path in table["path"]], top_k=len(classifier.classes)
-        )
+        found = open_classifier(place / "bundle", runtime=name).predict(files, top_k=len(classifier.classes))
         rows = np.array([[dict(p.top)[label] for label in classifier.classes] for p in found])
         tolerance = 0.05 if RUNTIMES[name].reduced else 1e-4
         assert np.abs(rows - expected).max() < tolerance, name
@@ -110,8 +119,7 @@ def test_heat_maps_without_tensorflow_are_grad_cam(place: Path):
     photos = image_files([place / "photos"])[:6]
     pictures = np.stack([decode_square(path.read_bytes(), 48) for path in photos])
     targets = np.arange(6) % len(classifier.classes)
-    model = formats.calibrated(classifier.model, open_bundle(place / "bundle").record.temperature)
-    expected = grad_cam(model, pictures, targets)
+    expected = grad_cam(classifier.model, pictures, targets)
     found = explain_bundle(open_bundle(place / "bundle"))(pictures, targets)
     np.testing.assert_allclose(found, expected, atol=1e-3)
 

@@ -117,3 +117,17 @@ def test_weights_that_cannot_be_had_are_clear_errors(tmp_path: Path, monkeypatch
 def test_the_convnet_has_no_pretrained_weights():
     with pytest.raises(RecipeError, match=r"no pretrained weights of convnet: name another network"):
         load_recipe(changes=["model.weights=imagenet"])
+
+
+def _draws(model: keras.Model) -> list[np.ndarray]:
+    """Return all weights, and what drop-connect does to a picture in training."""
+    return [*model.get_weights(), np.asarray(model(pictures(), training=True))]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0"])
+def test_a_seed_gives_the_same_weights_and_the_same_drop_connect(name: str):
+    first, again, other = (_draws(backbone_network(Model(name=name), 4, None, seed=seed)) for seed in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    kernels = [place for place, weight in enumerate(first) if weight.ndim == 4]
+    assert kernels
+    assert not any(np.array_equal(first[place], other[place]) for place in kernels)

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import pytest
 
-from tellapart.bundles.formats import calibrated
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.models.build import build
 from tellapart.models.joined import joined
 from tellapart.models.probe import Probe, feature_layer, first_layer
+from tellapart.models.temperature import with_temperature
 from tellapart.settings import Model
 
 
@@ -44,7 +44,7 @@ def test_members_of_one_size_give_their_weighted_mean_and_the_file_opens_without
     opened = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     assert np.array_equal(say(opened, images), say(model, images))
     assert {type(layer).__module__.split(".")[0] for layer in opened.layers} == {"keras"}
-    assert say(calibrated(opened, 2.0), images) == pytest.approx(at_temperature(expected, 2.0), abs=1e-5)
+    assert say(with_temperature(opened, 2.0), images) == pytest.approx(at_temperature(expected, 2.0), abs=1e-5)
     assert say(joined(members[:1], [1.0]), images) == pytest.approx(say(members[0], images), abs=1e-5)
 
 

@@ -33,6 +33,7 @@ from tellapart.evaluation.features import features_and_probabilities
 from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import envelope
 from tellapart.files import read_json, write_text
+from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import read_manifest
 
@@ -84,7 +85,7 @@ def export(
     part.mkdir(parents=True)
     try:
         with photos.pictures:
-            known = _calibrated(classifier, photos, coverage, progress)
+            known = _calibrated(folder, classifier, photos, coverage, progress)
             shown = f"{known.threshold:.3f}" if known.threshold is not None else "0"
             announce(
                 f"Temperature {known.temperature:.3f}; a class belongs to the answer from a probability of {shown}."
@@ -189,14 +190,16 @@ def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) 
     return _Photos(frame, pictures, numbers)
 
 
-def _calibrated(classifier: Classifier, photos: _Photos, coverage: float, progress: Progress) -> _Known:
-    """Fit temperature and threshold on validation photos; without any, leave both alone."""
-    features, plain = features_and_probabilities(classifier.model, photos.pictures, progress)
-    held_out, temperature, threshold = photos.at("validation"), 1.0, None
-    if len(held_out):
-        temperature = fit_temperature(photos.numbers[held_out], plain[held_out].astype(np.float64))
-    model = written.calibrated(classifier.model, temperature)
-    probabilities = predict_pictures(model, photos.pictures, progress)
+def _calibrated(run: Path, classifier: Classifier, photos: _Photos, coverage: float, progress: Progress) -> _Known:
+    """Fit the threshold on validation photos, and the temperature where the run has none; without any, neither."""
+    features, probabilities = features_and_probabilities(classifier.model, photos.pictures, progress)
+    held_out, threshold, model = photos.at("validation"), None, classifier.model
+    metrics = read_json(run / "metrics.json")
+    temperature = metrics.get("temperature") or 1.0  # it is inside the network
+    if len(held_out) and "temperature" not in metrics:  # made before runs were calibrated
+        temperature = fit_temperature(photos.numbers[held_out], probabilities[held_out].astype(np.float64))
+        model = with_temperature(classifier.model, temperature)
+        probabilities = predict_pictures(model, photos.pictures, progress)
     if len(held_out):
         sure = probabilities[held_out].astype(np.float64)
         threshold = conformal_threshold(photos.numbers[held_out], sure, coverage)

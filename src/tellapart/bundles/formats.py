@@ -29,25 +29,6 @@ FORMATS = ("openvino", "litert", "saved_model", "keras")
 """What can be added to ONNX."""
 
 
-def calibrated(model: keras.Model, temperature: float) -> keras.Model:
-    """Return the network with its logits divided by `temperature` (Guo et al. 2017, section 4.2).
-
-    The division goes into the weights of the last layer: the network stays one of plain layers and costs nothing more.
-
-    Raises:
-        InputError: the network does not end with a Dense layer and a softmax.
-    """
-    copy = keras.models.clone_model(model)
-    copy.set_weights(model.get_weights())
-    layers = [layer for layer in layers_of(copy) if not isinstance(layer, keras.layers.Softmax)]
-    last = layers[-1]
-    is_softmax = getattr(last, "activation", None) is keras.activations.softmax or len(layers) < len([*layers_of(copy)])
-    if not isinstance(last, keras.layers.Dense) or not is_softmax:
-        raise InputError(f"The network ends with {last.name!r}. Expected a Dense layer with a softmax.")
-    last.set_weights([np.asarray(weight) / temperature for weight in last.get_weights()])
-    return copy
-
-
 def save_saved_model(model: keras.Model, folder: Path) -> None:
     """Write a SavedModel: "image" → "probabilities" and "embedding", the inputs of the last dense layer."""
     import tensorflow as tf

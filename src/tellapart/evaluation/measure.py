@@ -11,11 +11,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.data.cache import Pictures
+from tellapart.evaluation.calibration import at_temperature, fit_temperature
 from tellapart.evaluation.curves import draw_curves
 from tellapart.evaluation.metrics import classification_metrics
 from tellapart.evaluation.predict import predict_pictures, prediction_table
 from tellapart.files import write_text
+from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
+from tellapart.training.network import save_network
 from tellapart.training.selection import best_epoch
 
 
@@ -27,28 +30,54 @@ def measure(
     *,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Predict every photo with the saved ``model.keras`` and measure each side of the split.
+    """Predict every photo with the run's ``model.keras``, calibrate it, and measure each side of the split.
 
-    Writes ``predictions.csv`` and ``curves.png`` into the run folder.
+    Writes ``predictions.csv``, ``curves.png`` and the calibrated ``model.keras`` into the run folder: every command
+    that opens the run gives the probabilities that were measured here.
 
     Args:
-        run: the run folder.
+        run: the run folder; its ``model.keras`` is as training left it.
         pictures: the readable photos.
         frame: their path, label and split, in the same order.
         classes: names in the order of the network's outputs.
         progress: called with ("predicting", done, total).
 
     Returns:
-        ``train``, ``validation`` and ``test``, each as `classification_metrics` gives it, ``train`` without
-        intervals; a split without photos is missing.
+        ``temperature`` (None without validation photos), and ``train``, ``validation`` and ``test``, each as
+        `classification_metrics` gives it, ``train`` without intervals; a split without photos is missing.
     """
     model = keras.saving.load_model(run / "model.keras", compile=False)
-    probabilities = predict_pictures(model, pictures, progress)
+    probabilities, temperature = calibrate(run, model, predict_pictures(model, pictures, progress), frame, classes)
     table = prediction_table(frame, probabilities, classes)
     write_text(run / "predictions.csv", table.to_csv(index=False))
     history = pd.read_csv(run / "history.csv")
     draw_curves(history, best_epoch(history.to_dict("records")), run / "curves.png")
-    return measure_sides(frame, probabilities, classes)
+    return {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
+
+
+def calibrate(
+    run: Path, model: keras.Model, probabilities: NDArray[np.float32], frame: pd.DataFrame, classes: list[str]
+) -> tuple[NDArray[np.float32], float | None]:
+    """Divide a network's logits by the temperature that suits the validation photos, and save it as ``model.keras``.
+
+    Args:
+        run: the run folder.
+        model: the network.
+        probabilities: (num_images, num_classes), its own for the photos of `frame`.
+        frame: label and split of the photos.
+        classes: names in the order of the network's outputs.
+
+    Returns:
+        The probabilities of the calibrated network, and the temperature; without validation photos `probabilities` as
+        they are, and None.
+    """
+    held_out = (frame["split"] == "validation").to_numpy()
+    if not held_out.any():
+        return probabilities, None
+    true = class_numbers(frame, classes)
+    temperature = fit_temperature(true[held_out], probabilities[held_out].astype(np.float64))
+    save_network(with_temperature(model, temperature), run / "model.keras")
+    return at_temperature(probabilities.astype(np.float64), temperature).astype(np.float32), temperature
 
 
 def class_numbers(frame: pd.DataFrame, classes: list[str]) -> NDArray[np.int64]:

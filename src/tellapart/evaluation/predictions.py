@@ -59,7 +59,8 @@ def teacher_for(run: Path, photos: pd.DataFrame, classes: list[str]) -> NDArray[
         (num_photos, num_classes) float64 in the order of `photos`; even rows for photos that are not trained on.
 
     Raises:
-        InputError: the teacher is no finished run, tells other classes apart, or does not know a training photo.
+        InputError: the teacher is no finished run, tells other classes apart, does not know a training photo, or has
+            learned from a photo that the student is measured on.
     """
     if not (run / "predictions.csv").is_file() or not (run / "manifest.csv").is_file():
         raise InputError(f"The teacher {run} is no finished run folder. Expected one with predictions.csv.")
@@ -68,6 +69,7 @@ def teacher_for(run: Path, photos: pd.DataFrame, classes: list[str]) -> NDArray[
         raise InputError(
             f"The teacher {run} tells {', '.join(theirs)} apart. Expected the student's classes, {', '.join(classes)}."
         )
+    _refuse_leak(run, known, photos)
     rows = pd.Series(np.arange(len(known)), known["sha256"])
     at = rows[~rows.index.duplicated()].reindex(photos["sha256"]).to_numpy()
     unknown = np.isnan(at)
@@ -78,6 +80,22 @@ def teacher_for(run: Path, photos: pd.DataFrame, classes: list[str]) -> NDArray[
             "measured on all of them: make it from runs of the same photos."
         )
     return np.where(unknown[:, None], 1 / len(classes), said[np.where(unknown, 0, at).astype(np.int64)])
+
+
+def _refuse_leak(run: Path, known: pd.DataFrame, photos: pd.DataFrame) -> None:
+    """Refuse a teacher that has learned the student's test labels: the student would learn them from it, unseen.
+
+    A teacher's validation photos have chosen its weights and its temperature, so they may not be tested on either.
+    """
+    learned = known.loc[known["split"] == "train", "sha256"]
+    chosen_by = known.loc[known["split"] == "validation", "sha256"]
+    split, digests = photos["split"], photos["sha256"]
+    leaks = (split != "train") & digests.isin(learned) | (split == "test") & digests.isin(chosen_by)
+    if leaks.any():
+        raise InputError(
+            f"The teacher {run} was trained or validated on {int(leaks.sum()):,} of the photos that the student is to "
+            f"be measured on. Expected the same split: train the student with --split-from {run}."
+        )
 
 
 def _table(path: Path) -> pd.DataFrame:

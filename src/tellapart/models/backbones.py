@@ -6,10 +6,12 @@ from a file.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +101,7 @@ def backbone_network(
         image_px: side of the input, or None for any size.
         chain: not used: these networks are Keras' own.
         dtype: "float32" or "mixed_bfloat16".
-        seed: of the head's initial weights and dropout.
+        seed: of all initial weights, of drop-connect and dropout.
 
     Returns:
         A model from (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32 probabilities.
@@ -109,7 +111,8 @@ def backbone_network(
     keras.config.set_dtype_policy(dtype)  # the only way to tell keras.applications
     try:
         make = getattr(keras.applications, known.make)
-        inside = make(include_top=False, weights=None, input_shape=(image_px, image_px, 3))
+        with _seeded(seed):
+            inside = make(include_top=False, weights=None, input_shape=(image_px, image_px, 3))
     finally:
         keras.config.set_dtype_policy(before)
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
@@ -125,6 +128,21 @@ def backbone_network(
         name="probabilities",
     )(x)
     return keras.Model(inputs, outputs, name=settings.name)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Give every layer that is built inside a seed that follows from `seed`.
+
+    keras.applications takes no seed. Its initialisers and its drop-connect draw theirs from Python's `random` when
+    they are made (`keras.random.make_default_seed`), so that is what is seeded, and put back as it was.
+    """
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 def inside_of(model: keras.Model) -> keras.Model:

@@ -227,7 +227,8 @@ class Journal(keras.callbacks.Callback):
         if not np.isfinite(loss):
             raise TrainingStoppedError(
                 f"The loss became {loss} in epoch {self.state.get('epoch', 0) + 1}, step {batch + 1}. The last good "
-                "checkpoint is kept. Lower train.learning_rate or set train.precision=float32, then --resume."
+                "checkpoint is kept. A run keeps its recipe: train a new one with a lower "
+                "--set train.learning_rate=…, or with --set train.precision=float32."
             )
         self.progress(self._what, batch + 1, self.steps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,15 @@ def plain_network(recipe: Recipe, num_classes: int, weights: Path | Arrays) -> k
         raise RunError(f"{name} belongs to another network than the run's recipe.")
     model.set_weights(values)
     return model
+
+
+def save_network(model: keras.Model, path: Path) -> None:
+    """Write a network in Keras' own format, atomically: a killed process leaves the old file or the new one."""
+    part = path.with_name(f".{path.name}")  # Keras wants a name that ends with .keras
+    model.save(part)
+    with open(part, "rb") as stream:
+        os.fsync(stream.fileno())
+    part.replace(path)
 
 
 def forget_compiled_step(model: keras.Model) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 
-from tellapart.files import atomic_file
 from tellapart.records import Progress, no_progress
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import (
@@ -27,7 +26,7 @@ from tellapart.training.callbacks import (
 )
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
 from tellapart.training.inputs import Inputs, Photos
-from tellapart.training.network import compiled, forget_compiled_step, plain_network
+from tellapart.training.network import compiled, forget_compiled_step, plain_network, save_network
 from tellapart.training.planning import Planner, Replay
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
 from tellapart.training.selection import was_validated
@@ -193,8 +192,4 @@ def _looks(validate_every: int, last_epoch: int) -> list[int]:
 
 def _save_plain(run: Path, recipe: Recipe, num_classes: int) -> None:
     """Write the best weights as a model of plain Keras layers, for any Keras to open."""
-    model = plain_network(recipe, num_classes, run / "checkpoints" / "best.npz")
-    model.save(run / ".model.keras")
-    with atomic_file(run / "model.keras") as stream:
-        stream.write((run / ".model.keras").read_bytes())
-    (run / ".model.keras").unlink()
+    save_network(plain_network(recipe, num_classes, run / "checkpoints" / "best.npz"), run / "model.keras")

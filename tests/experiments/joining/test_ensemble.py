@@ -143,15 +143,12 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
     assert proofs["onnxruntime"].passed
     assert proofs["onnxruntime"].largest_difference < 1e-4
     assert bundle.record.metrics["test"]["accuracy"] == pytest.approx(pair.test.runs[1].measures["accuracy"].value)
-    temperature = bundle.record.temperature
-    for plain, found in zip(
+    for run, found in zip(
         classifier.predict(photos, top_k=count),
         tellapart.load(place / "bundle").predict(photos, top_k=count),
         strict=True,
     ):
-        warm = {label: probability ** (1 / temperature) for label, probability in plain.top}
-        expected = {label: value / sum(warm.values()) for label, value in warm.items()}
-        assert dict(found.top) == pytest.approx(expected, abs=2e-3)
+        assert dict(found.top) == pytest.approx(dict(run.top), abs=2e-3)
 
 
 @pytest.mark.integration
@@ -266,6 +263,34 @@ def test_a_teacher_that_does_not_know_the_photos_is_refused(tmp_path: Path):
         teacher_for(run, photos, ["NA", "cat", "fox"])
     with pytest.raises(InputError, match="no finished run folder"):
         teacher_for(tmp_path, photos, ["NA", "cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "leaks"),
+    [
+        ("train", "test", True),
+        ("train", "validation", True),
+        ("validation", "test", True),  # it chose the teacher's weights
+        ("validation", "validation", False),
+        ("test", "test", False),
+        ("test", "train", False),
+        ("validation", "train", False),
+    ],
+)
+def test_a_teacher_that_has_learned_from_the_students_test_photos_is_refused(
+    tmp_path: Path, theirs: str, ours: str, leaks: bool
+):
+    from tellapart.evaluation.predictions import teacher_for
+
+    digests = [f"photo {n}" for n in range(60)]
+    sides = np.repeat(["train", theirs], 30).astype(object)
+    run = write_run(tmp_path / "run", wrong_at(1, count=60), digests=digests, sides=sides)
+    photos = pd.DataFrame({"sha256": digests, "split": np.repeat(["train", ours], 30)})
+    if leaks:
+        with pytest.raises(InputError, match=r"trained or validated on 30 of the photos .*--split-from"):
+            teacher_for(run, photos, ["NA", "cat", "dog"])
+    else:
+        assert teacher_for(run, photos, ["NA", "cat", "dog"]).shape == (60, 3)
 
 
 @pytest.mark.parametrize(

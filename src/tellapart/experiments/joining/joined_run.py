@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tellapart.data.cache import open_rows
 from tellapart.errors import RunError
-from tellapart.evaluation.measure import measure_sides
+from tellapart.evaluation.measure import calibrate, measure_sides
 from tellapart.evaluation.predict import predict_pictures, prediction_table
 from tellapart.experiments.common_ground import common_sides
 from tellapart.experiments.contestant import Contestant
@@ -101,8 +101,10 @@ def write_joined(
         root, frame, image_px, folder=cache, max_pixels=recipe.data.max_pixels, progress=progress
     ) as pictures:
         said = predict_pictures(model, pictures, progress)
-    write_text(folder / "predictions.csv", prediction_table(frame, said, classes).to_csv(index=False))
-    write_json(folder / "metrics.json", measure_sides(frame, said, classes) | _cost(members))
+    probabilities, temperature = calibrate(folder, model, said, frame, classes)
+    write_text(folder / "predictions.csv", prediction_table(frame, probabilities, classes).to_csv(index=False))
+    metrics = {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
+    write_json(folder / "metrics.json", metrics | _cost(members))
     agreement = _agreement(frame, said, members, weights, resized=_sizes(model) > 0)
     if not agreement.resized and agreement.largest_difference > TOLERANCE:
         raise RunError(

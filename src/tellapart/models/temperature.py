@@ -1,0 +1,29 @@
+"""A temperature inside a network: same classes, more or less sure. Knows nothing about how it is fitted."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from tellapart.errors import InputError
+from tellapart.models.probe import layers_of
+
+
+def with_temperature(model: keras.Model, temperature: float) -> keras.Model:
+    """Return a copy of a network with its logits divided by `temperature` (Guo et al. 2017, section 4.2).
+
+    The division goes into the weights of the last layer: the network stays one of plain layers and costs nothing more.
+
+    Raises:
+        InputError: the network does not end with a Dense layer and a softmax.
+    """
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    everything = list(layers_of(copy))
+    layers = [layer for layer in everything if not isinstance(layer, keras.layers.Softmax)]
+    last = layers[-1]
+    is_softmax = getattr(last, "activation", None) is keras.activations.softmax or len(layers) < len(everything)
+    if not isinstance(last, keras.layers.Dense) or not is_softmax:
+        raise InputError(f"The network ends with {last.name!r}. Expected a Dense layer with a softmax.")
+    last.set_weights([np.asarray(weight) / temperature for weight in last.get_weights()])
+    return copy
