@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -59,6 +60,29 @@ def bomb() -> bytes:
         + _chunk(b"IDAT", zlib.compress(bytes(65_536)))
         + _chunk(b"IEND", b"")
     )
+
+
+def in_scans(data: bytes) -> tuple[bytes, list[bytes], bytes]:
+    """Cut a progressive JPEG into what comes before the first scan, each scan with its tables, and the end mark."""
+    cuts, position, table = [], 2, None
+    while data[position + 1] != 0xD9:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xC4 and table is None:
+            table = position
+        end = position + 2 + length
+        if marker == 0xDA:
+            found = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]").search(data, end)
+            assert found is not None
+            cuts.append((position if table is None else table, found.start()))
+            end, table = found.start(), None
+        position = end
+    return data[: cuts[0][0]], [data[start:stop] for start, stop in cuts], data[position:]
+
+
+def many_scans(size: tuple[int, int], more: int, between: bytes = b"") -> bytes:
+    """Return a grey progressive JPEG whose last scan comes `more` times again."""
+    head, scans, tail = in_scans(encoded(Image.new("L", size, 100), "JPEG", progressive=True))
+    return head + b"".join(scans) + (between + scans[-1]) * more + tail
 
 
 def make_corpus(root: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import subprocess
 import sys
 import tracemalloc
 import zlib
@@ -19,7 +20,7 @@ from PIL import Image, ImageOps
 
 import corpus
 from drawing import photo
-from tellapart.data.decode import decode, decode_square
+from tellapart.data.decode import decode, decode_square, decoding_bytes
 from tellapart.data.image_file import read_file, read_header
 from tellapart.data.scan import scan
 from tellapart.errors import DecodeError
@@ -310,36 +311,13 @@ def test_damaged_pixels_in_strips_are_a_decode_error(damage: str, monkeypatch):
         decode(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
-def in_scans(data: bytes) -> tuple[bytes, list[bytes], bytes]:
-    """Cut a progressive JPEG into what comes before the first scan, each scan with its tables, and the end mark."""
-    cuts, position, table = [], 2, None
-    while data[position + 1] != 0xD9:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == 0xC4 and table is None:
-            table = position
-        end = position + 2 + length
-        if marker == 0xDA:
-            found = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]").search(data, end)
-            assert found is not None
-            cuts.append((position if table is None else table, found.start()))
-            end, table = found.start(), None
-        position = end
-    return data[: cuts[0][0]], [data[start:stop] for start, stop in cuts], data[position:]
-
-
-def many_scans(size: tuple[int, int], more: int, between: bytes = b"") -> bytes:
-    """Return a grey progressive JPEG whose last scan comes `more` times again."""
-    head, scans, tail = in_scans(corpus.encoded(Image.new("L", size, 100), "JPEG", progressive=True))
-    return head + b"".join(scans) + (between + scans[-1]) * more + tail
-
-
 def comment(content: bytes) -> bytes:
     return b"\xff\xfe" + (len(content) + 2).to_bytes(2, "big") + content
 
 
 @pytest.mark.parametrize("between", [b"", comment(b"\xff\xd9"), b"\xff\xff", comment(b"")], ids=repr)
 def test_a_jpeg_of_a_thousand_scans_is_refused_before_it_is_decoded(between: bytes):
-    data = many_scans((1500, 1500), 5000, between)
+    data = corpus.many_scans((1500, 1500), 5000, between)
     assert len(data) < 300_000
     with pytest.raises(DecodeError, match=r"more than 888 scans of 2,250,000 pixels; at most 2,000,000,000"):
         decode_square(data, 64)
@@ -358,7 +336,7 @@ def test_scans_one_colour_at_a_time_are_counted_too(monkeypatch):
 
 def test_usual_progressive_jpegs_pass_up_to_the_largest(monkeypatch):
     data = corpus.encoded(Image.fromarray(photo(3, (640, 480))), "JPEG", progressive=True, quality=95)
-    assert len(in_scans(data)[1]) == 10
+    assert len(corpus.in_scans(data)[1]) == 10
     monkeypatch.setattr("tellapart.data.image_file.MAX_SCANNED_PIXELS", 20 * 640 * 480)
     assert decode(data).shape == (480, 640, 3)
     thumbnail = comment(b"\xff\xd8\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\xff\xd9" * 100)
@@ -367,3 +345,66 @@ def test_usual_progressive_jpegs_pass_up_to_the_largest(monkeypatch):
     monkeypatch.setattr("tellapart.data.image_file.MAX_SCANNED_PIXELS", 10 * 640 * 480 - 1)
     with pytest.raises(DecodeError, match="more than 9 scans"):
         decode(data)
+
+
+def large(form: str) -> bytes:
+    """Return a picture of eight million pixels that compresses well."""
+    height, width = 2000, 4000
+    grey = np.tile(np.linspace(0, 255, width, dtype=np.uint8), (height, 1))
+    rgba = np.dstack([grey, grey.T.copy().reshape(height, width), grey, grey])
+    colours = Image.fromarray(rgba[..., :3])
+    if form == "png16":
+        return corpus.png(rgba[:1000].astype(np.uint16) * 257)
+    if form.startswith("jpeg"):
+        options = {"progressive": "progressive" in form, "subsampling": 0 if "444" in form else 2}
+        return corpus.encoded(colours.convert("CMYK") if "cmyk" in form else colours, "JPEG", **options)
+    if form == "gif":
+        return corpus.encoded(colours.quantize(32), "GIF", transparency=3)
+    if form == "small png":
+        return corpus.png(rgba[:1000])
+    if form == "turned png":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        return corpus.encoded(Image.fromarray(rgba), "PNG", exif=exif)
+    return corpus.encoded(Image.fromarray(rgba) if form in ("png", "webp") else colours, form.upper())
+
+
+FORMS = [
+    "png", "png16", "small png", "turned png", "bmp", "gif", "webp", "jpeg", "jpeg progressive", "jpeg progressive 444",
+    "jpeg progressive cmyk", "tiff",
+]  # fmt: skip
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(sys.platform != "linux", reason="the most memory that was taken is read from /proc")
+def test_decoding_takes_no_more_memory_than_was_said(tmp_path: Path):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from tellapart.data.quality import decode_and_measure\n"
+        "from tellapart.data.decode import decoding_bytes\n"
+        "def most(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) * 1024\n"
+        "data, small = (Path(each).read_bytes() for each in sys.argv[1:])\n"
+        "decode_and_measure(small, 224)\n"
+        "before = most(); decode_and_measure(data, 224)\n"
+        "print(most() - before, decoding_bytes(data, 224))\n"
+    )
+    for form in FORMS:
+        file, small = tmp_path / "large", tmp_path / "small"
+        file.write_bytes(large(form))
+        small.write_bytes(corpus.encoded(Image.fromarray(photo(1)), "PNG" if "png" in form else form.split()[0]))
+        done = subprocess.run([sys.executable, "-c", program, file, small], capture_output=True, text=True, check=True)
+        taken, said = done.stdout.split()
+        if form == "tiff":
+            assert said == "None", "a TIFF does not say where its header is"
+        else:
+            assert int(taken) < int(said) + 8_000_000, form
+            assert int(said) < 4 * int(taken) + 8_000_000, f"{form}: what is said is of use"
+
+
+def test_what_is_refused_by_its_header_takes_no_memory():
+    assert decoding_bytes(corpus.bomb(), 224) == 0
+    data = corpus.jpeg(photo(1, (20, 10)))
+    assert 0 < decoding_bytes(data, 64) < 10_000
+    assert decoding_bytes(data, 64, max_pixels=199) == 0
+    assert decoding_bytes(data[:30], 64) == 0
+    assert decoding_bytes(b"nothing", 64) is None

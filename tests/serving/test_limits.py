@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
-from corpus import bomb
+from corpus import bomb, many_scans
 from serving.process import COMMAND, ServerProcess
 from tellapart.errors import InputError
 from tellapart.serving.limits import RateLimit
@@ -175,7 +175,7 @@ def test_a_full_queue_answers_503_at_once_and_a_client_that_leaves_makes_room(
     start: Callable[..., ServerProcess], bundle: Path, photos: list[Path]
 ):
     server = start(bundle, "--threads", "1", "--max-queue", "2", "--max-batch-size", "1")
-    slow = cv2.imencode(".png", np.zeros((5000, 5000), np.uint8))[1].tobytes()
+    slow = many_scans((2000, 2000), 300)  # not large, and takes half a second
     head = (
         b"POST /predict?outside=true HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
         % len(slow)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from serving.process import ServerProcess
+from serving.process import ServerProcess, changed
 from tellapart.bundles.predictor import BundleClassifier, open_classifier
 from tellapart.data.decode import decode, decode_square
 
@@ -121,6 +122,18 @@ def test_tensorflow_serving_says_what_is_wrong(server: ServerProcess, name: str,
 def test_json_that_is_none_is_refused(server: ServerProcess, name: str, body: bytes):
     for path in (f"/v1/models/{name}:predict", f"/v2/models/{name}/infer", "/feedback"):
         assert server.json(path, body)[0] in (400, 413), path
+
+
+def test_abstentions_are_counted_whatever_the_protocol(start, bundle: Path, tmp_path: Path, files: list[bytes]):
+    server = start(changed(bundle, tmp_path / "unsure", name="unsure", threshold=0.0))
+    rows = [base64.b64encode(data).decode() for data in files]
+    assert server.json("/predict", files[0])[1]["predictions"][0]["abstains"]
+    assert post(server, "/v1/models/unsure:predict", {"instances": [{"b64": each} for each in rows]})[0] == 200
+    tensor = {"name": "image", "shape": [len(rows)], "datatype": "BYTES", "data": rows}
+    assert post(server, "/v2/models/unsure/infer", {"inputs": [tensor]})[0] == 200
+    metrics = server.call("/metrics")[1].decode()
+    (count,) = re.findall(r"tellapart_abstentions_total\{.*\} (\S+)", metrics)
+    assert float(count) == 1 + 2 * len(rows)
 
 
 @pytest.fixture(scope="module")

@@ -178,6 +178,12 @@ def named(bundle: Bundle, path: str, row: NDArray[np.float32], top_k: int, outsi
     return Prediction(path, *top[0], top, "", len(among) != 1, outside, among)
 
 
+def abstains(bundle: Bundle, row: NDArray[np.float32]) -> bool:
+    """Return whether a model says of a row of probabilities (num_classes,) that it is not sure, as `named` has it."""
+    threshold = bundle.record.threshold
+    return threshold is not None and int(np.count_nonzero(row >= threshold)) != 1
+
+
 def open_classifier(
     folder: str | os.PathLike[str], *, runtime: str | None = None, threads: int | None = None
 ) -> BundleClassifier:

@@ -9,7 +9,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.image_file import declared_size, describe, has_alpha, read_header, refuse_bomb, refuse_truncated
+from tellapart.data.image_file import (
+    declared_size,
+    describe,
+    has_alpha,
+    jpeg_frame,
+    other_size,
+    read_header,
+    refuse_bomb,
+    refuse_truncated,
+)
 from tellapart.data.png_strips import can_be_cut, decoded_strips
 from tellapart.errors import DecodeError
 
@@ -83,6 +92,52 @@ def decode_square_and_whole(
     if size is not None and _shrinks_by(*size, image_px) != _shrinks_by(*size, whole_px):
         picture, order = _decode(data, max_pixels, whole_px)
     return square, _rgb(picture, order)
+
+
+def decoding_bytes(data: bytes | bytearray, image_px: int, *, max_pixels: int = 100_000_000) -> int | None:
+    """Return the bytes of memory that decoding takes at most, by what the header says, in microseconds.
+
+    Counted are the picture, OpenCV's own copies of it, and the grey one that its quality is measured on.
+
+    Args:
+        data: the bytes of the file.
+        image_px: side of the square that is wanted, as for `decode_square_and_whole`.
+        max_pixels: what declares more is refused before it is decoded, and takes nothing.
+
+    Returns:
+        Bytes; None where the header tells too little.
+    """
+    if data[:2] == b"\xff\xd8":
+        frame = jpeg_frame(data)
+        if frame is None or frame.width * frame.height > max_pixels:
+            return 0
+        factors = {_shrinks_by(frame.width, frame.height, side) for side in (image_px, _WHOLE_PX)}
+        pixels = frame.width * frame.height
+        return frame.buffered_bytes + sum((2 * _COLOUR + _GREY) * pixels // factor**2 for factor in factors)
+    size = declared_size(data) or other_size(data)
+    if size is None:
+        return None
+    pixels = size[0] * size[1]
+    if pixels > max_pixels:
+        return 0
+    return _bytes_per_pixel(data, pixels) * pixels
+
+
+_WHOLE_PX = 256
+"""At which quality is measured (`tellapart.data.quality.MEASURED_PX`)."""
+_COLOUR, _GREY = 3, 1
+
+
+def _bytes_per_pixel(data: bytes | bytearray, pixels: int) -> int:
+    """Return what a pixel of a file that is no JPEG takes: twice what OpenCV decodes it to, and a grey one."""
+    if data[:4] == b"\x89PNG":
+        if pixels >= _LARGE_PIXELS and can_be_cut(data):
+            return (2 if b"eXIf" in data else 1) * _COLOUR + _GREY
+        channels = 4 if has_alpha(data) else _COLOUR
+        return 2 * channels * (2 if data[24] == 16 and channels == 4 else 1) + _GREY
+    if data[:4] in (b"GIF8", b"RIFF"):  # what they are made of besides: frames that build on each other, planes
+        return 16
+    return 2 * _COLOUR + _GREY
 
 
 def resize(picture: NDArray[np.uint8], image_px: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:

@@ -253,6 +253,59 @@ def declared_size(data: bytes | bytearray) -> tuple[int, int] | None:
     return None
 
 
+def other_size(data: bytes | bytearray) -> tuple[int, int] | None:
+    """Return (width, height) of a GIF, BMP or WebP as stored, or None for other formats and damaged headers."""
+    if len(data) < 30:
+        return None
+    if data[:4] == b"GIF8":
+        return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") >= 40:
+        width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
+        return abs(width), abs(height)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        if data[12:16] == b"VP8X":
+            return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+        if data[12:16] == b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        if data[12:16] == b"VP8 ":
+            return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class JpegFrame:
+    """What decides on the memory that a JPEG takes.
+
+    Attributes:
+        width: pixels, as stored.
+        height: pixels, as stored.
+        buffered_bytes: of coefficients that are kept until the last scan was read; 0 where one scan holds all.
+    """
+
+    width: int
+    height: int
+    buffered_bytes: int
+
+
+def jpeg_frame(data: bytes | bytearray) -> JpegFrame | None:
+    """Return what the frame of a JPEG declares; None: there is none before the first scan."""
+    frame = 0
+    for marker, start, end in jpeg_segments(data):
+        if marker in _FRAME_MARKERS and end <= len(data) and end >= start + 6 and not frame:
+            frame = start
+        elif marker == 0xDA and frame:
+            height, width = (int.from_bytes(data[frame + at : frame + at + 2], "big") for at in (1, 3))
+            count = data[frame + 5]
+            if data[frame - 3] not in _PROGRESSIVE_MARKERS and start < len(data) and data[start] >= count:
+                return JpegFrame(width, height, 0)
+            factors = [(each >> 4, each & 15) for each in data[frame + 7 : frame + 6 + 3 * count : 3]] or [(1, 1)]
+            full = max(across for across, _ in factors) * max(down for _, down in factors)
+            samples = sum(across * down for across, down in factors) / max(1, full)
+            return JpegFrame(width, height, int(2.1 * samples * (width + 32) * (height + 32)))
+    return None
+
+
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")

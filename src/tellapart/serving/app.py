@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from tellapart.serving import native, open_inference, page, tensorflow_serving
 from tellapart.serving.batching import Batcher
 from tellapart.serving.gate import Endpoint, Gate, visit_of
 from tellapart.serving.models import Models
-from tellapart.serving.options import ServerOptions
+from tellapart.serving.options import BatchOptions, ServerOptions
 from tellapart.serving.refusals import error_body
 from tellapart.serving.requestlog import JsonHandler, RequestLog
 from tellapart.serving.service import Service
@@ -38,7 +39,7 @@ def make_app(options: ServerOptions) -> FastAPI:
         BundleError: a bundle cannot be served.
     """
     telemetry = Telemetry(options.metrics_folder)
-    service = Service(options, Models(options, telemetry), Batcher(options.batches), telemetry)
+    service = Service(options, Models(options, telemetry), *_batchers(options.batches), telemetry)
     log = RequestLog() if options.log else None
 
     app = FastAPI(
@@ -70,16 +71,25 @@ def make_app(options: ServerOptions) -> FastAPI:
     return app
 
 
+def _batchers(options: BatchOptions) -> tuple[Batcher, Batcher, Batcher]:
+    """Return what works on predictions, on pictures that are large, and on heat maps; the last two give way."""
+    alone = replace(options, threads=1, max_batch_size=1, max_wait_ms=0.0, max_queue_ms=options.deadline_ms / 2)
+    return (
+        Batcher(options, "batch"),
+        Batcher(alone, "large", in_background=True),
+        Batcher(replace(alone, max_queue_ms=0.0), "heat", in_background=True),
+    )
+
+
 @contextlib.asynccontextmanager
 async def _running(service: Service, log: RequestLog | None, _: FastAPI) -> AsyncIterator[None]:
     """Keep the threads running while the application does."""
     with _logging_to(log):
-        service.batcher.start()
+        service.start()
         service.models.watch()
         yield
         service.models.close()
-        service.batcher.stop()
-        service.close()
+        service.stop()
 
 
 def _endpoint(routes: APIRouter, path: str) -> Endpoint:

@@ -17,9 +17,11 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from tellapart.serving.options import BatchOptions
+from tellapart.serving.priority import step_back
 
 logger = logging.getLogger(__name__)
 
+_STOP_SECONDS = 1.0
 _NEWS = 0.1
 """Weight of a new batch in the pace."""
 
@@ -99,6 +101,11 @@ Entry = tuple[Call, int]
 class Batcher:
     """Threads that work on calls; made and used in one event loop.
 
+    Args:
+        options: how many threads, how many items.
+        name: of the threads.
+        in_background: whether they give way to other threads.
+
     Example:
         >>> batcher = Batcher(BatchOptions())
         >>> batcher.start()  # inside the event loop
@@ -106,8 +113,9 @@ class Batcher:
         >>> answers = await call.future
     """
 
-    def __init__(self, options: BatchOptions) -> None:
+    def __init__(self, options: BatchOptions, name: str = "batch", *, in_background: bool = False) -> None:
         self.options = options
+        self._name, self._in_background = name, in_background
         self.num_threads = options.num_threads
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._waiting = 0
@@ -127,16 +135,22 @@ class Batcher:
         """Start the threads; their answers go to the running event loop."""
         self._loop = asyncio.get_running_loop()
         for number in range(self.num_threads):
-            thread = threading.Thread(target=self._serve, args=(number,), name=f"batch-{number}", daemon=True)
+            thread = threading.Thread(target=self._serve, args=(number,), name=f"{self._name}-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def stop(self) -> None:
-        """Let the threads finish what is in the queue, and end."""
+        """Let the threads finish what is in the queue, and end; give up on one that does not in a call's time.
+
+        They are daemons: one that hangs in a library does not keep the process.
+        """
         for _ in self._threads:
             self._queue.put(None)
+        until = time.monotonic() + self.options.deadline_ms / 1000 + _STOP_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                logger.error("The thread %s did not end; it is left alone.", thread.name)
         self._threads.clear()
 
     def submit(self, worker: Worker, items: Sequence[Any]) -> Call:
@@ -194,6 +208,8 @@ class Batcher:
 
     def _serve(self, thread: int) -> None:
         """Work until the end of the queue; what goes wrong costs one batch."""
+        if self._in_background:
+            step_back()
         while (first := self._queue.get()) is not None:
             entries, over = self._drain(first)
             if taken := self._take(entries):

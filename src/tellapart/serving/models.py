@@ -13,7 +13,7 @@ from pathlib import Path
 from tellapart.bundles.bundle import is_bundle
 from tellapart.errors import BundleError, InputError
 from tellapart.serving.options import ServerOptions
-from tellapart.serving.served import Served, open_served, open_version
+from tellapart.serving.served import DecodeBudget, Served, open_served, open_version
 from tellapart.serving.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Models:
 
     def __init__(self, options: ServerOptions, telemetry: Telemetry) -> None:
         self._options, self._telemetry = options, telemetry
+        self._budget = DecodeBudget(options.limits.max_decoding_bytes)
         self._numbers: dict[str, int] = {}
         self._sources = [_Source(Path(folder)) for folder in options.bundles]
         self._sources += [_Source(folder, from_folder=True) for folder in self._subfolders()]
@@ -130,8 +131,8 @@ class Models:
 
     def _open(self, folder: Path) -> Served:
         served = open_served(
-            folder, runtime=self._options.runtime, threads=self._options.batches.num_threads,
-            max_batch_size=self._options.batches.max_batch_size, telemetry=self._telemetry,
+            folder, runtime=self._options.runtime, batches=self._options.batches, budget=self._budget,
+            telemetry=self._telemetry,
         )  # fmt: skip
         number = self._numbers[served.name] = self._numbers.get(served.name, 0) + 1
         return replace(served, number=number)

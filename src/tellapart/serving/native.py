@@ -20,7 +20,7 @@ from tellapart.serving.gate import Visit, visit_of
 from tellapart.serving.json_body import parse_json, shown, utf8
 from tellapart.serving.multipart import parse_multipart
 from tellapart.serving.refusals import RefusalError
-from tellapart.serving.served import Answer, Explanation, Image, Question, Served
+from tellapart.serving.served import Answer, Image, Question, Served
 from tellapart.serving.service import Service, query_of, since
 
 JSON = "application/json"
@@ -114,8 +114,6 @@ def _prediction(served: Served, name: str | None, answer: Answer, top_k: int) ->
             "error": answer.error,
         }  # fmt: skip
     found = named(served.bundle, "", answer.row, top_k, answer.outside)
-    if found.abstains:
-        served.counts.abstentions.inc()
     for measure in found.outside:
         served.counts.outside(measure)
     return {
@@ -156,8 +154,7 @@ def _add_explain(routes: APIRouter, service: Service) -> None:
         files = await files_of(service, request)
         if len(files) != 1:
             raise RefusalError(400, f"{len(files)} images came. Expected one to explain.")
-        call = await service.ask(request, served.explainer, [Question(files[0][1], target, form == "png")])
-        found: Explanation = call.answers[0]
+        found = await service.explain(request, served, Question(files[0][1], target, form == "png"))
         if found.error:
             raise RefusalError(422, f"The image {found.error}.")
         return Response(found.body, media_type="image/png" if form == "png" else JSON)

@@ -45,6 +45,8 @@ class Limits:
         max_body_bytes: of one request.
         max_held_bytes: of all requests that are being received or answered, with what their bodies are parsed to; a
             quarter of it is for small requests only.
+        max_decoding_bytes: that pictures take while they are decoded, of all threads together; one that takes more than
+            half of it is decoded when no other such one is, beside them.
         max_files: in one request.
         rate: requests per second and client address; 0: no limit.
         header_seconds: for the headers of a request to arrive.
@@ -54,6 +56,7 @@ class Limits:
 
     max_body_bytes: int = 32 * 1024 * 1024
     max_held_bytes: int = 96 * 1024 * 1024
+    max_decoding_bytes: int = 96 * 1024 * 1024
     max_files: int = 64
     rate: float = 0.0
     header_seconds: float = 10.0

@@ -11,8 +11,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.bundles.predictor import BundleClassifier, Explain, Seen, choose, explain_bundle
 from tellapart.bundles.runtimes import Predictor, open_several
-from tellapart.data.decode import decode, decode_square
+from tellapart.data.decode import decode, decode_square, decoding_bytes
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import overlay
 from tellapart.serving.batching import Seconds
+from tellapart.serving.options import BatchOptions
 from tellapart.serving.telemetry import ModelCounts, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,44 @@ class Answer:
     error: str = ""
 
 
+class DecodeBudget:
+    """The memory in which pictures are decoded, of all threads and versions together.
+
+    Small pictures are decoded in parallel as long as they fit; a large one has a thread of its own, and is alone.
+
+    Args:
+        most: bytes for small pictures. More than half of it makes a picture large.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+        self._changed = threading.Condition()
+        self._alone = threading.Lock()
+
+    def is_large(self, size: int | None) -> bool:
+        """Return whether a picture that takes `size` bytes to decode is large; None: nobody knows how much."""
+        return size is None or size > self.most // 2
+
+    @contextmanager
+    def small(self, size: int) -> Iterator[None]:
+        """Wait until a small picture fits, and keep its place."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.bytes + size <= self.most)
+            self.bytes += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.bytes -= size
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other large picture is decoded."""
+        with self._alone:
+            yield
+
+
 class Networks:
     """A model in memory, once for each thread and once for a thread that works alone.
 
@@ -87,12 +127,42 @@ class Networks:
             parts = [squares[start : start + self.most] for start in range(0, len(squares), self.most)]
             return np.concatenate([self.probabilities(part, thread, False) for part in parts])
         batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
-        if alone and self._together is not None and self._free.acquire(blocking=False):
+        if self._together is None:  # the only network: of the thread, and of the heat maps' one
+            with self._free:
+                return self._each[thread](batch)
+        if alone and self._free.acquire(blocking=False):
             try:
                 return self._together(batch)
             finally:
                 self._free.release()
         return self._each[thread](batch)
+
+    def of_one(self, square: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map one picture to its row, in a thread that has no network of its own."""
+        with self._free:
+            rows = (self._together or self._each[0])(square[None])
+        return np.asarray(rows[0], np.float32)
+
+
+class LargeImages:
+    """The batcher's worker for pictures that are too large for the threads that predict: decodes them."""
+
+    most = 1
+
+    def __init__(self, see: Callable[..., Seen], budget: DecodeBudget) -> None:
+        self._see, self._budget = see, budget
+
+    def prepare(self, item: Image) -> Seen:
+        """Decode an image, with no other large one in memory."""
+        with self._budget.alone():
+            return seen_safely(self._see, item)
+
+    def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Seen]:
+        """Leave the network to others."""
+        return prepared
+
+    def done(self, seconds: Seconds, num_items: int) -> None:
+        """Count nothing: they are counted with the batch that they join."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +176,10 @@ class Served:
         counts: its metrics.
         networks: the model in memory.
         explainer: None: its bundle explains nothing.
+        see: decodes an image.
+        budget: memory to do it in.
         number: 1 for the first version of this name that was loaded, 2 for the next.
+        large: the worker for pictures that `is_large`; what it answers is taken by `prepare` as it is.
     """
 
     bundle: Bundle
@@ -116,7 +189,12 @@ class Served:
     networks: Networks
     explainer: Explainer | None
     see: Callable[..., Seen]
+    budget: DecodeBudget
     number: int = 0
+    large: LargeImages = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "large", LargeImages(self.see, self.budget))
 
     @property
     def name(self) -> str:
@@ -138,13 +216,21 @@ class Served:
         """In the order of the outputs."""
         return self.bundle.record.classes
 
-    def prepare(self, item: Image) -> Seen:
+    def is_large(self, item: Image) -> bool:
+        """Return whether an image needs a thread of its own to be decoded."""
+        return self.budget.is_large(self._size(item))
+
+    def _size(self, item: Image) -> int | None:
+        if isinstance(item.data, np.ndarray):
+            return 0  # it is in memory already
+        return decoding_bytes(item.data, self.bundle.record.image_px, max_pixels=self.bundle.record.max_pixels)
+
+    def prepare(self, item: Image | Seen) -> Seen:
         """Decode an image; whatever is wrong with it costs the others nothing."""
-        try:
-            return self.see(item.data, item.with_quality)
-        except Exception as error:  # noqa: BLE001  # a picture that a library chokes on is not the server's end
-            logger.warning("An image could not be processed: %r", error)
-            return Seen(None, (), "cannot be processed")
+        if isinstance(item, Seen):
+            return item
+        with self.budget.small(self._size(item) or 0):
+            return seen_safely(self.see, item)
 
     def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Answer]:
         """Run the network once on all that could be read."""
@@ -169,6 +255,15 @@ class Served:
         counts.queue.observe(seconds.queue)
         counts.decode.observe(seconds.decode)
         counts.network.observe(seconds.network)
+
+
+def seen_safely(see: Callable[..., Seen], item: Image) -> Seen:
+    """Return what `see` sees of an image, or that a library choked on it: a picture is not the server's end."""
+    try:
+        return see(item.data, item.with_quality)
+    except Exception as error:  # noqa: BLE001  # as above
+        logger.warning("An image could not be processed: %r", error)
+        return Seen(None, (), "cannot be processed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,31 +302,29 @@ class Explainer:
     most = 1
     """A heat map costs as much as a batch of predictions."""
 
-    def __init__(self, bundle: Bundle, networks: Networks) -> None:
-        self._bundle, self._networks = bundle, networks
+    def __init__(self, bundle: Bundle, networks: Networks, budget: DecodeBudget) -> None:
+        self._bundle, self._networks, self._budget = bundle, networks, budget
         self.explain: Explain = explain_bundle(bundle)
 
     def prepare(self, item: Question) -> _Ready | str:
         """Decode an image for the network and, for an overlay, for the eye."""
         record = self._bundle.record
         try:
-            square = decode_square(item.data, record.image_px, max_pixels=record.max_pixels)
-            return _Ready(item.target, square, shown(item.data, record.max_pixels) if item.as_png else None)
+            with self._budget.alone():
+                square = decode_square(item.data, record.image_px, max_pixels=record.max_pixels)
+                return _Ready(item.target, square, shown(item.data, record.max_pixels) if item.as_png else None)
         except DecodeError as error:
             return str(error)
-        except Exception as error:  # noqa: BLE001  # as in Served.prepare
+        except Exception as error:  # noqa: BLE001  # as in seen_safely
             logger.warning("An image could not be processed: %r", error)
             return "cannot be processed"
 
     def run(self, prepared: list[_Ready | str], thread: int, alone: bool) -> list[Explanation]:
         """Explain one after the other."""
-        return [
-            Explanation(b"", each) if isinstance(each, str) else self._explained(each, thread, alone)
-            for each in prepared
-        ]
+        return [Explanation(b"", each) if isinstance(each, str) else self._explained(each) for each in prepared]
 
-    def _explained(self, ready: _Ready, thread: int, alone: bool) -> Explanation:
-        row = self._networks.probabilities([ready.square], thread, alone)[0]
+    def _explained(self, ready: _Ready) -> Explanation:
+        row = self._networks.of_one(ready.square)
         target = int(row.argmax()) if ready.target is None else ready.target
         heat = self.explain(ready.square[None], np.array([target], np.int64))[0]
         if ready.picture is not None:
@@ -259,21 +352,21 @@ def shown(data: bytes | bytearray, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def open_served(
-    folder: Path, *, runtime: str | None, threads: int, max_batch_size: int, telemetry: Telemetry
+    folder: Path, *, runtime: str | None, batches: BatchOptions, budget: DecodeBudget, telemetry: Telemetry
 ) -> Served:
     """Load a bundle, check it and warm it up.
 
     Args:
         folder: the bundle.
         runtime: None: the fastest here.
-        threads: that will call it; each gets a network that runs on one processor.
-        max_batch_size: the largest batch that will come.
+        batches: how many threads will call it (each gets a network that runs on one processor), and the largest batch.
+        budget: memory to decode in.
         telemetry: where it counts.
 
     Raises:
         BundleError: the bundle is damaged, or no runtime gives the golden photos' probabilities.
     """
-    bundle = open_bundle(folder)
+    bundle, threads = open_bundle(folder), batches.num_threads
     runtime, together = choose(bundle, runtime, threads=threads)
     several = threads > 1
     each = tuple(open_several(bundle, runtime, threads)) if several else (together,)
@@ -284,10 +377,11 @@ def open_served(
         card=(folder / "card.md").read_text("utf-8", "replace"),
         counts=ModelCounts(telemetry, bundle.record.name, bundle.version),
         networks=networks,
-        explainer=Explainer(bundle, networks) if bundle.explain_path else None,
+        explainer=Explainer(bundle, networks, budget) if bundle.explain_path else None,
         see=BundleClassifier(bundle, runtime, together).see,
+        budget=budget,
     )
-    _warm_up(served, threads, min(max_batch_size, networks.most))
+    _warm_up(served, threads, min(batches.max_batch_size, networks.most))
     if open_version(folder) != bundle.version:
         raise BundleError(f"{folder} changed while it was loaded.")
     return served

@@ -6,9 +6,6 @@ Knows the parts of the server, and no protocol.
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,20 +16,21 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
+from tellapart.bundles.predictor import abstains
 from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker
 from tellapart.serving.gate import Visit, visit_of
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
 from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
+from tellapart.serving.priority import step_back
 from tellapart.serving.refusals import RefusalError, busy
-from tellapart.serving.served import Answer, Image, Served
+from tellapart.serving.served import Answer, Explanation, Image, Question, Served
 from tellapart.serving.telemetry import Telemetry
 
 _PATIENCE_SECONDS = 0.01
 """Answers mostly come sooner; only then is it worth a task to notice that the client has left."""
 _SMALL_JSON = 64 * 1024
-_NICENESS = 10
 
 T = TypeVar("T")
 
@@ -44,7 +42,9 @@ class Service:
     Attributes:
         options: what it was told.
         models: what it serves.
-        batcher: that works.
+        batcher: that works on predictions.
+        large: that decodes pictures too large for it, one at a time.
+        heat_maps: that works on explanations: a prediction never waits for one.
         telemetry: what it counts.
         draining: whether it was told to stop.
     """
@@ -52,6 +52,8 @@ class Service:
     options: ServerOptions
     models: Models
     batcher: Batcher
+    large: Batcher
+    heat_maps: Batcher
     telemetry: Telemetry
     draining: bool = False
     _parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parse", initializer=step_back))
@@ -69,19 +71,29 @@ class Service:
         visit.counts, visit.model = served.counts, (served.name, served.version)
         return served
 
-    async def ask(self, request: Request, worker: Worker, items: Sequence[Any]) -> Call:
+    def start(self) -> None:
+        """Start the threads; in the event loop that they answer to."""
+        for batcher in (self.batcher, self.large, self.heat_maps):
+            batcher.start()
+
+    def stop(self) -> None:
+        """Let the threads finish what was accepted, for a limited time."""
+        for batcher in (self.large, self.batcher, self.heat_maps):
+            batcher.stop()
+        self._parser.shutdown(wait=False, cancel_futures=True)
+
+    async def _ask(self, request: Request, batcher: Batcher, worker: Worker, items: Sequence[Any]) -> Call:
         """Have items worked on and wait for the answers.
 
         Raises:
             RefusalError: the queue is full (503) or the deadline passed (504).
             ClientLeftError: nobody waits any more.
         """
-        visit_of(request.scope).images = len(items)
         try:
-            call = self.batcher.submit(worker, items)
+            call = batcher.submit(worker, items)
         except QueueFullError as error:
             raise busy(f"The server is busy: {error}. Try again in a second.") from None
-        watch = _Watch(self.batcher, call, request.receive)
+        watch = _Watch(batcher, call, request.receive)
         try:
             await call.future
         except DeadlineError as error:
@@ -89,7 +101,7 @@ class Service:
         except asyncio.CancelledError:
             if watch.left:
                 raise ClientLeftError from None
-            self.batcher.abandon(call)
+            batcher.abandon(call)
             raise
         finally:
             watch.end()
@@ -97,13 +109,30 @@ class Service:
 
     async def predict(self, request: Request, served: Served, images: Sequence[Image]) -> tuple[list[Answer], Call]:
         """Have images named, and count what came of them."""
-        call = await self.ask(request, served, images)
+        visit_of(request.scope).images = len(images)
+        items: list[Any] = list(images)
+        large = [number for number, image in enumerate(images) if served.is_large(image)]
+        if large:
+            decoded = await self._ask(request, self.large, served.large, [images[number] for number in large])
+            for number, seen in zip(large, decoded.answers, strict=True):
+                items[number] = seen
+        call = await self._ask(request, self.batcher, served, items)
         answers: list[Answer] = call.answers
-        readable = sum(answer.row is not None for answer in answers)
-        served.counts.images.inc(readable)
-        if readable < len(answers):
-            served.counts.unreadable.inc(len(answers) - readable)
+        readable = [answer.row for answer in answers if answer.row is not None]
+        served.counts.images.inc(len(readable))
+        if len(readable) < len(answers):
+            served.counts.unreadable.inc(len(answers) - len(readable))
+        if abstained := sum(abstains(served.bundle, row) for row in readable):
+            served.counts.abstentions.inc(abstained)
         return answers, call
+
+    async def explain(self, request: Request, served: Served, question: Question) -> Explanation:
+        """Have one image explained by a version that can."""
+        assert served.explainer is not None
+        visit_of(request.scope).images = 1
+        call = await self._ask(request, self.heat_maps, served.explainer, [question])
+        explanation: Explanation = call.answers[0]
+        return explanation
 
     async def body(self, request: Request) -> Body:
         """Read the body of a request, within the limits, and return it."""
@@ -142,22 +171,12 @@ class Service:
             if work.done():
                 body.free(size)
 
-    def close(self) -> None:
-        """End the thread that parses."""
-        self._parser.shutdown(wait=False, cancel_futures=True)
-
 
 def _parse(body: Body, convert: Callable[[Any, memoryview], T], json_bytes: int | None) -> T:
     if json_bytes is None:
         return convert(parse_json(utf8(body.take())), memoryview(b""))
     data = memoryview(body.take())
     return convert(parse_json(utf8(data[:json_bytes])), data[json_bytes:])
-
-
-def step_back() -> None:
-    """Let this thread run only when others need no processor, where the system knows priorities of threads."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class _Watch:

@@ -1,0 +1,161 @@
+"""What requests can make a server hold at a time: a budget of bytes, and one of pictures that are being decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from serving.process import ServerProcess
+from tellapart.serving.app import make_app
+from tellapart.serving.limits import Body, Held
+from tellapart.serving.options import BatchOptions, Limits, ServerOptions
+from tellapart.serving.refusals import RefusalError
+from tellapart.serving.served import DecodeBudget
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the most memory that was taken is read from /proc")
+
+
+def most_mb(server: ServerProcess) -> float:
+    """Return the most memory that a server ever took, in MB (10^6 bytes)."""
+    text = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+
+
+@linux
+@pytest.mark.integration
+def test_eight_large_json_bodies_at_once_stay_within_the_budget(start: Callable[..., ServerProcess], bundle: Path):
+    server = start(bundle, "--max-body-mb", "32")
+    path = "/v1/models/shapes:predict"
+    numbers = ('{"instances":[[' + ",".join(["[0.5]"] * 1_200_000) + "]]}").encode()
+    texts = json.dumps({"instances": [{"b64": "QUJD" * 2_000_000}]}).encode()
+    for body, expected in ((numbers, {413, 503}), (texts, {422, 503})):
+        before = most_mb(server)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda body: server.json(path, body), [body] * 8))
+        assert {status for status, _ in found} <= expected
+        assert found[0][1]["error"]
+        assert most_mb(server) - before < 1.2 * Limits().max_held_bytes / 1e6
+    assert server.json(path, texts)[0] == 422, "alone it is read"
+
+
+@linux
+@pytest.mark.integration
+def test_large_pictures_are_decoded_one_at_a_time_and_small_ones_pass_them(
+    start: Callable[..., ServerProcess], bundle: Path, photos: list[Path]
+):
+    server = start(bundle)
+    transparent = np.zeros((6000, 6000, 4), np.uint8)
+    transparent[..., 3] = 100
+    large = cv2.imencode(".png", transparent)[1].tobytes()
+    before = most_mb(server)
+    with ThreadPoolExecutor(6) as pool:
+        waiting = [pool.submit(server.json, "/predict", large) for _ in range(4)]
+        waiting.append(pool.submit(server.json, "/explain?format=json", large))
+        time.sleep(0.2)
+        assert server.json("/predict", photos[0].read_bytes())[0] == 200
+        assert not all(each.done() for each in waiting), "it did not wait for them"
+        assert {each.result()[0] for each in waiting} <= {200, 503, 504}
+        assert waiting[0].result()[0] == 200
+    assert most_mb(server) - before < 1.2 * 4 * 36 + 30
+
+
+def test_small_pictures_wait_until_they_fit():
+    budget, running, most = DecodeBudget(100), 0, 0
+    assert budget.is_large(None)
+    assert [budget.is_large(size) for size in (50, 51)] == [False, True]
+    lock = threading.Lock()
+
+    def decode(size: int) -> None:
+        nonlocal running, most
+        with budget.small(size):
+            with lock:
+                running += size
+                most = max(most, running)
+            time.sleep(0.001)
+            with lock:
+                running -= size
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [50, 30, 1, 45, 20] * 20))
+    assert 50 < most <= 100
+    assert budget.bytes == 0
+
+
+def test_large_requests_leave_room_for_small_ones():
+    held = Held(40_000_000)
+    large = [Body(Limits(), held) for _ in range(2)]
+    for body in large:
+        body.add(15_000_000)
+    with pytest.raises(RefusalError) as caught:
+        large[0].add(1)
+    assert caught.value.status == 503
+    small = Body(Limits(), held)
+    small.add(1_000_000)
+    with pytest.raises(RefusalError, match="--max-held-mb allows more") as caught:
+        Body(Limits(), held).add(30_000_001)
+    assert caught.value.status == 413
+    for body in (*large, small):
+        body.end()
+    assert held.bytes == 0
+
+
+def test_a_body_whose_client_left_counts_until_the_parser_is_done_with_it():
+    async def main() -> None:
+        held, gate = Held(1_000_000), threading.Event()
+        body = Body(Limits(), held)
+        body.add(1000)
+        with ThreadPoolExecutor(1) as pool:
+            body.busy_until(pool.submit(gate.wait, 10))
+            body.end()
+            await asyncio.sleep(0.01)
+            assert held.bytes == 1000
+            gate.set()
+        await asyncio.sleep(0.01)
+        assert held.bytes == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.integration
+def test_a_prediction_does_not_wait_for_a_heat_map(bundle: Path, photos: list[Path]):
+    app = make_app(ServerOptions((bundle,), batches=BatchOptions(threads=1), log=False))
+    explainer, gate, data = app.state.service.models.find().explainer, threading.Event(), photos[0].read_bytes()
+    explain, entered = explainer.explain, threading.Event()
+
+    def slowly(*arguments: np.ndarray) -> np.ndarray:
+        entered.set()
+        assert gate.wait(20)
+        return explain(*arguments)
+
+    explainer.explain = slowly
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            heat_maps = [asyncio.ensure_future(client.post("/explain", content=data)) for _ in range(3)]
+            try:
+                assert await asyncio.to_thread(entered.wait, 10)
+                for _ in range(5):
+                    async with asyncio.timeout(5):
+                        answer = await client.post("/predict", content=data)
+                    assert answer.status_code == 200
+                assert not any(each.done() for each in heat_maps)
+            finally:
+                gate.set()
+            assert [(await each).status_code for each in heat_maps] == [200, 200, 200]
+
+    asyncio.run(main())
