@@ -31,11 +31,13 @@ from tellapart.run_folder import (
     take_over,
     write_manifest,
 )
-from tellapart.settings import Recipe, fitting_recipe, load_recipe
+from tellapart.settings import Recipe, fitting_recipe, load_recipe, save_recipe
 from tellapart.training.callbacks import Announce, Watch, unwatched, write_log
 from tellapart.training.distillation import loss_in_words
 from tellapart.training.environment import data_hash, peak_memory_mb
 from tellapart.training.inputs import Photos
+from tellapart.training.time_plan import plan_for_time
+from tellapart.training.timing import Deadline
 from tellapart.training.train import Training, train_network
 
 logger = logging.getLogger(__name__)
@@ -154,21 +156,26 @@ def carry_out(
     if recipe.distill.teacher:
         announce(f"Learning from {recipe.distill.teacher}: {loss_in_words(recipe)}.")
 
+    # Time
+    spent, budget = seconds_spent(folder), order.get("time_budget")
+    deadline = None
+    if budget:
+        recipe, deadline = _fit_into(folder, recipe, order, started - spent + budget, announce)
+
     # Photos
     if not (folder / "manifest.csv").exists():
         prepare(folder, recipe, order, progress, announce)
     photos = open_photos(folder, recipe, cache, progress)
 
     # Training
-    spent = seconds_spent(folder)
-    budget, replayed = order.get("time_budget"), order.get("replay")
+    replayed = order.get("replay")
     cached = photos.pictures.num_cached
     with photos.pictures, photos.sources:
         training = train_network(
             folder,
             recipe,
             photos,
-            deadline=started - spent + budget if budget else None,
+            deadline=deadline,
             replay=plan_of(Path(replayed)) if replayed else None,
             progress=progress,
             announce=announce,
@@ -192,6 +199,30 @@ def carry_out(
     write_json(folder / "metrics.json", metrics)
     write_log(folder, "finished", seconds_total=metrics["seconds_total"])
     return Run(folder, metrics)
+
+
+def _fit_into(
+    folder: Path, recipe: Recipe, order: dict[str, Any], ends: float, announce: Announce
+) -> tuple[Recipe, Deadline]:
+    """Choose picture sizes and how many photos the time allows; a run that goes on keeps what it began with."""
+    record = read_json(folder / "environment.json")
+    if "time_plan" in record:
+        return recipe, Deadline(ends, record["time_plan"]["seconds_per_photo"]["forward"])
+    root, files, _ = find_photos(Path(order["photos"]))
+    paths = [root / path for path in files["path"]]
+    plan = plan_for_time(paths, files["label"].nunique(), recipe, ends - time.time())
+    costs = plan.costs
+    announce(
+        f"Time: {ends - time.time():.0f} s left; a photo takes {1000 * costs.scan:.2g} ms to scan, "
+        f"{1000 * costs.decode:.2g} ms to decode and {1000 * costs.forward:.2g} ms to predict."
+    )
+    if plan.recipe != recipe:
+        announce(f"Pictures of {plan.recipe.data.image_px} px instead of {recipe.data.image_px} px.")
+        save_recipe(plan.recipe, folder / "recipe.toml")
+    if plan.share < 1:
+        announce(f"warning: the time allows about {plan.share:.0%} of the {len(files):,} photos: the rest is left out.")
+    write_json(folder / "environment.json", record | {"time_plan": plan.to_dict()})
+    return plan.recipe, Deadline(ends, costs.forward, plan.precision)
 
 
 def open_photos(folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress) -> Photos:
@@ -253,7 +284,14 @@ def prepared_folder(
 
 def prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progress, announce: Announce) -> None:
     """Scan, check and split the photos of a folder that `begin` made; ``manifest.csv`` comes last: then all is done."""
-    manifest = scan(order["photos"], max_pixels=recipe.data.max_pixels, progress=progress)
+    record = read_json(folder / "environment.json")
+    manifest = scan(
+        order["photos"],
+        max_pixels=recipe.data.max_pixels,
+        share=record.get("time_plan", {}).get("share", 1.0),
+        seed=recipe.data.split_seed,
+        progress=progress,
+    )
     pairs = near_duplicates(manifest)
     health = examine(manifest, pairs, seed=recipe.data.split_seed, progress=progress)
     write_json(folder / "health.json", to_json(health))
@@ -275,7 +313,6 @@ def prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progr
     )
     manifest = replace(manifest, frame=manifest.frame.assign(split=sides, unit=unit))
     _refuse_unusable(manifest)
-    record = read_json(folder / "environment.json")
     record |= {
         "root": str(manifest.root),
         "classes": manifest.classes,

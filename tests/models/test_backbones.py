@@ -11,6 +11,7 @@ import pytest
 from drawing import photo
 from tellapart.errors import InputError, RecipeError
 from tellapart.models.backbones import BACKBONES, backbone_network, features_of, freeze, inside_of, load_pretrained
+from tellapart.models.build import build, build_for_training, copy_weights
 from tellapart.settings import Model, load_recipe
 
 SIDE = 64
@@ -117,6 +118,19 @@ def test_weights_that_cannot_be_had_are_clear_errors(tmp_path: Path, monkeypatch
 def test_the_convnet_has_no_pretrained_weights():
     with pytest.raises(RecipeError, match=r"no pretrained weights of convnet: name another network"):
         load_recipe(changes=["model.weights=imagenet"])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
+@pytest.mark.parametrize("image_px", [44, 64])
+def test_the_network_that_is_saved_is_the_one_that_was_trained_also_where_halves_are_odd(name: str, image_px: int):
+    trained, saved = build_for_training(Model(name=name), 4, seed=1), build(Model(name=name), 4, image_px)
+    rng = np.random.default_rng(0)
+    values = [np.abs(w) + rng.uniform(0.1, 0.3, w.shape) if w.ndim == 1 else w for w in trained.get_weights()]
+    trained.set_weights(values)
+    copy_weights(trained, saved)
+    shown = np.stack([photo(seed, (image_px, image_px)) for seed in range(3)])
+    ours, theirs = (np.asarray(features_of(model)(shown, training=False)) for model in (trained, saved))
+    np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
 
 
 def _draws(model: keras.Model) -> list[np.ndarray]:

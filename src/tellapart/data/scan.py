@@ -20,6 +20,7 @@ from tellapart.data.decode import decode, resize
 from tellapart.data.image_file import read_file, read_header
 from tellapart.errors import DecodeError, InputError, nearest
 from tellapart.files import sha256
+from tellapart.randomness import generator
 from tellapart.records import Manifest, Progress, no_progress
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "mpo"})
@@ -39,7 +40,12 @@ _TASK = 16
 
 
 def scan(
-    photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, progress: Progress = no_progress
+    photos: str | os.PathLike[str],
+    *,
+    max_pixels: int = 100_000_000,
+    share: float = 1.0,
+    seed: int = 0,
+    progress: Progress = no_progress,
 ) -> Manifest:
     """Find all photos of a data set, read each once and describe it.
 
@@ -47,6 +53,8 @@ def scan(
         photos: a folder with a folder per class; a folder with train, val and test folders of those;
             or a CSV or Parquet table with the columns path, label and, where wanted, split and group.
         max_pixels: images that declare more are refused.
+        share: of the photos that are looked at, above 0 to 1: a random part of each class, and of each given split.
+        seed: of the part.
         progress: called with ("reading photos", done, total).
 
     Returns:
@@ -56,6 +64,7 @@ def scan(
         InputError: the folder or table does not exist, holds no photos or lacks a column.
     """
     root, files, problems = find_photos(Path(photos))
+    files = part_of(files, share, seed)
     rows: list[dict[str, Any]] = []
     thumbnails = np.zeros((len(files), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     paths = [root / path for path in files["path"]]
@@ -98,6 +107,20 @@ def find_photos(photos: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]
             f"{photos}/cat/1.jpg, {photos}/dog/1.jpg, … ({', '.join(sorted(IMAGE_EXTENSIONS))})."
         )
     return root, frame.sort_values("path", ignore_index=True), problems
+
+
+_FEWEST_OF_A_CLASS = 10
+
+
+def part_of(files: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Return a random share of each class and given split, but at least ten photos of each, in the order of `files`."""
+    if share >= 1:
+        return files
+    rank = pd.Series(generator(seed, "part of the photos").permutation(len(files)), files.index)
+    groups = rank.groupby([files["label"], files["split"]])
+    wanted = np.maximum(np.ceil(share * groups.transform("size")), _FEWEST_OF_A_CLASS)
+    chosen: pd.DataFrame = files[groups.rank() <= wanted].reset_index(drop=True)
+    return chosen
 
 
 def inspect(path: Path, max_pixels: int = 100_000_000) -> tuple[dict[str, Any], NDArray[np.uint8]]:

@@ -112,7 +112,9 @@ def backbone_network(
     try:
         make = getattr(keras.applications, known.make)
         with _seeded(seed):
-            inside = make(include_top=False, weights=None, input_shape=(image_px, image_px, 3))
+            # Of any size, also where the pictures have one: Keras pads by whether the sides that it is told are odd, and
+            # the network that is trained, which sees several sizes, would not be the one that is saved.
+            inside = make(include_top=False, weights=None, input_shape=(None, None, 3))
     finally:
         keras.config.set_dtype_policy(before)
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")

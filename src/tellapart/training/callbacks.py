@@ -25,6 +25,10 @@ Watch = Callable[[dict[str, Any]], None]
 """Called with each epoch's row of the history; what it raises ends the training."""
 
 
+class OutOfTimeError(Exception):
+    """An epoch would end after the run must be over: it is given up."""
+
+
 def unwatched(row: dict[str, Any]) -> None:
     """Let an epoch pass."""
 
@@ -199,12 +203,16 @@ class Checkpoints(keras.callbacks.Callback):
 class Journal(keras.callbacks.Callback):
     """Writes ``history.csv`` and ``log.jsonl`` and reports progress; stops at a loss that is not finite.
 
-    `watch` is called with each epoch's row of the history, after everything of the epoch is on disk.
+    `watch` is called with each epoch's row of the history, after everything of the epoch is on disk. An epoch that is
+    not over at `ends`, by `time.time`, is given up, but never the first.
     """
 
-    def __init__(self, run: Path, state: dict[str, Any], steps: int, progress: Progress, watch: Watch) -> None:
+    def __init__(
+        self, run: Path, state: dict[str, Any], steps: int, progress: Progress, watch: Watch, ends: float | None = None
+    ) -> None:
         super().__init__()
         self.watch = watch
+        self.ends = ends
         self.run = run
         self.state = state
         self.steps = steps
@@ -230,6 +238,8 @@ class Journal(keras.callbacks.Callback):
                 "checkpoint is kept. A run keeps its recipe: train a new one with a lower "
                 "--set train.learning_rate=…, or with --set train.precision=float32."
             )
+        if self.ends is not None and time.time() > self.ends and self.state["epoch"] and batch + 1 < self.steps:
+            raise OutOfTimeError
         self.progress(self._what, batch + 1, self.steps)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tellapart.settings import Recipe, Stage
+import keras
+
 from tellapart.training.inputs import Inputs
-from tellapart.training.network import compiled, forget_compiled_step
-from tellapart.training.schedule import Segment, plan, stages_of
-from tellapart.training.timing import Budget, Precision, seconds_per_image, seconds_per_prediction
+from tellapart.training.network import forget_compiled_step
+from tellapart.training.schedule import PlannedRate, Segment, plan, stages_of
+from tellapart.training.timing import Budget, Deadline, Precision, StepTime, step_time
 
 _PARTS_OF_A_BUDGET = 8
 """A budgeted run is planned again so many times, since machines do not keep their speed."""
 _MOST_EPOCHS = 4
 """Times the recipe's epochs: small data sets would get thousands in a budget."""
+_NEARLY_FITS = 0.9
+"""Of an epoch: the last one ends the schedule at its low rate, and is worth running over by a little."""
+_FIXED_SECONDS = {"from scratch": 4.0, "pretrained": 7.0}
+"""For opening the network, intervals, pictures and files at the end; a pretrained network is larger."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,17 @@ class Planner:
 
     Args:
         inputs: the photos, and the recipe.
-        precision: what the network computes in, and how long its steps took where that was measured.
-        deadline: by `time.time`; replaces ``train.epochs``. Steps are timed when it is given.
-        replay: another run's segments, to go through as they are.
+        precision: what the network computes in.
+        budget: replaces ``train.epochs``.
+        replay: another run's segments, to go through as they are; then there is no budget.
     """
 
-    def __init__(self, inputs: Inputs, precision: Precision, deadline: float | None, replay: Replay | None) -> None:
+    def __init__(self, inputs: Inputs, precision: Precision, budget: Budget | None, replay: Replay | None) -> None:
         self.inputs = inputs
         self.precision = precision
         self.replay = replay
         self.stages = stages_of(inputs.recipe)
-        self.budget = None if deadline is None or replay else measure(inputs, precision, self.stages, deadline)
+        self.budget = None if replay else budget
 
     def begin(self) -> dict[str, Any]:
         """Return the state of a run that begins."""
@@ -68,8 +72,15 @@ class Planner:
             steps = self.epochs_left(0.0) * self.inputs.images_per_epoch // self.inputs.recipe.train.batch_size
         return {"epoch": 0, "done": 0.0, "segments": [], "planned_steps": steps}
 
-    def enter_next(self, state: dict[str, Any], first_step: int) -> None:
-        """Choose the next segment and write it into the state: what a resumed run needs to go on inside it."""
+    def enter_next(self, state: dict[str, Any], first_step: int) -> bool:
+        """Choose the next segment and write it into the state: what a resumed run needs to go on inside it.
+
+        Returns:
+            False where training ends instead, since no further epoch fits the time.
+        """
+        if self._is_over(state):
+            state["done"] = 1.0
+            return False
         segment = self._next(state)
         state["segment"] = segment.to_dict()
         state["segments"] = [*state["segments"], segment.to_dict()]
@@ -78,6 +89,7 @@ class Planner:
         left = 1 - segment.progress[1]
         per_epoch = (segment.progress[1] - segment.progress[0]) / segment.epochs
         state["epochs"] = state["epoch"] + segment.epochs + round(left / per_epoch)
+        return True
 
     def leave(self, state: dict[str, Any], epochs: int, seconds: float) -> None:
         """Take note that `epochs` of the segment took `seconds`, and leave the segment if it is done."""
@@ -93,13 +105,30 @@ class Planner:
         if self.budget is None:
             return max(1, round(whole * (1 - done)))
         most = max(1, round(_MOST_EPOCHS * whole * (1 - done)))
-        return min(most, self.budget.epochs_left(self.stages, done))
+        return max(1, min(most, int(self.budget.epochs_that_fit(self.stages, done))))
 
     def has_time(self) -> bool:
         """Return whether an epoch can be done before the deadline, or was done by the run that is replayed."""
         if self.replay is not None:
             return bool(self.replay.segments)
         return self.budget is None or self.budget.epochs_that_fit(self.stages, 0.0) >= 1
+
+    def cut_short(self, state: dict[str, Any]) -> None:
+        """End training inside a segment: what was not finished of it counts as never begun, also for a replay."""
+        segment = Segment.from_dict(state.pop("segment"))
+        epochs = state["epoch"] - state["first_epoch"]
+        low, high = segment.progress
+        done = Segment(segment.image_px, epochs, (low, low + (high - low) * epochs / segment.epochs))
+        state["segments"] = [*state["segments"][:-1], *([done.to_dict()] if epochs else [])]
+        state["done"] = 1.0
+
+    def _is_over(self, state: dict[str, Any]) -> bool:
+        """Whether a run that has something to keep has no time for another epoch, or a replay no further segment."""
+        if self.replay is not None:
+            return len(state["segments"]) >= len(self.replay.segments)
+        if self.budget is None or not state["epoch"]:
+            return False
+        return self.budget.epochs_that_fit(self.stages, state["done"]) < _NEARLY_FITS
 
     def describe(self) -> str:
         """Say in one line what training will do."""
@@ -110,7 +139,7 @@ class Planner:
         if self.budget is not None:
             budget = self.budget
             seconds = sum(part.epochs * budget.epoch_seconds[part.image_px] for part in segments)
-            seconds += epochs / budget.validate_every * budget.validation_seconds
+            seconds += epochs / budget.validate_every * budget.validation_seconds + sum(budget.compile_seconds.values())
             line += f"; about {seconds:.0f} s of training and {budget.final_seconds:.0f} s for the final measurement"
             if time.time() + seconds + budget.final_seconds > budget.deadline + 1:
                 line += ". Even one epoch takes longer than the time given: it will run over"
@@ -126,29 +155,41 @@ class Planner:
         return plan(self.stages, left, start=state["done"], longest=longest)[0]
 
 
-def measure(inputs: Inputs, precision: Precision, stages: Sequence[Stage], deadline: float) -> Budget:
-    """Time a few steps at each picture size on a throw-away model; the last size may be known already."""
-    recipe: Recipe = inputs.recipe
-    model, rate = compiled(recipe, inputs.num_classes, precision.name)
+def time_budget(
+    inputs: Inputs, model: keras.Model, rate: PlannedRate, precision: Precision, deadline: Deadline
+) -> Budget:
+    """Time a few steps at each picture size; the last size may be known already.
+
+    Args:
+        inputs: the photos, and the recipe.
+        model: compiled, to be thrown away after it.
+        rate: its learning rate.
+        precision: with the time of a step at the last size, where it was measured.
+        deadline: when the run must be over.
+    """
+    recipe, stages = inputs.recipe, stages_of(inputs.recipe)
     rate.enter(Segment(stages[0].image_px, 1, (0.0, 0.01)), 0, 1000)
     known = precision.milliseconds_per_image.get(precision.name)
-    epoch_seconds, at_full_size = {}, 0.0
+    epoch_seconds, compile_seconds = {}, {}
     for image_px in {stage.image_px for stage in stages}:
         if known is not None and image_px == stages[-1].image_px:
-            seconds = known / 1000
+            timed = StepTime(known / 1000, precision.compile_seconds)
         else:
             forget_compiled_step(model)
-            seconds = seconds_per_image(model, inputs.training(image_px))
-        epoch_seconds[image_px] = seconds * inputs.images_per_epoch
-        at_full_size = max(at_full_size, seconds * (recipe.data.image_px / image_px) ** 2)
-    forward = 0.35 * at_full_size  # a third of a training step, of which the whole network learns
-    if recipe.model.weights:
-        forward = seconds_per_prediction(model, inputs.training(recipe.data.image_px)[0][0])
-    seen = inputs.num_validation + recipe.train.recalibrate_photos
+            timed = step_time(model, inputs.training(image_px))
+        epoch_seconds[image_px] = timed.per_image * inputs.images_per_epoch
+        compile_seconds[image_px] = timed.compiling
     return Budget(
-        deadline=deadline,
+        deadline=deadline.at,
         epoch_seconds=epoch_seconds,
-        validation_seconds=forward * seen,
-        final_seconds=(8 if recipe.model.weights else 4) + forward * len(inputs.photos.pictures),
+        compile_seconds=compile_seconds,
+        validation_seconds=deadline.forward * (inputs.num_validation + recipe.train.recalibrate_photos),
+        final_seconds=final_seconds(inputs, deadline.forward),
         validate_every=recipe.train.validate_every,
     )
+
+
+def final_seconds(inputs: Inputs, forward: float) -> float:
+    """Return the seconds from the end of training to the end of the run."""
+    fixed = _FIXED_SECONDS["pretrained" if inputs.recipe.model.weights else "from scratch"]
+    return fixed + forward * len(inputs.photos.pictures)

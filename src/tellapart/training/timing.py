@@ -25,11 +25,19 @@ _WORTHWHILE = 0.9
 
 @dataclass(frozen=True)
 class Precision:
-    """The chosen precision and the measurement behind it (ms per picture, where there was one)."""
+    """The chosen precision and the measurement behind it.
+
+    Attributes:
+        name: "float32" or "mixed_bfloat16".
+        milliseconds_per_image: of a training step in each precision that was timed.
+        reason: why this one.
+        compile_seconds: that its first step takes longer than others, where steps were timed.
+    """
 
     name: str
     milliseconds_per_image: dict[str, float]
     reason: str
+    compile_seconds: float = 0.0
 
 
 def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batches: TrainingBatches) -> Precision:
@@ -52,9 +60,10 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
         for name, model in models.items():
             seconds[name].append(_step_seconds(model, batches, step))
     times = {name: 1000 * min(found[_WARM_UP:]) / batches.batch_size for name, found in seconds.items()}
+    name, reason = "float32", "mixed_bfloat16 is not faster by a tenth"
     if times["mixed_bfloat16"] < _WORTHWHILE * times["float32"]:
-        return Precision("mixed_bfloat16", times, "faster by measurement")
-    return Precision("float32", times, "mixed_bfloat16 is not faster by a tenth")
+        name, reason = "mixed_bfloat16", "faster by measurement"
+    return Precision(name, times, reason, sum(seconds[name][:_WARM_UP]))
 
 
 def _convolution_milliseconds(image_px: int) -> tuple[float, float]:
@@ -72,13 +81,24 @@ def _convolution_milliseconds(image_px: int) -> tuple[float, float]:
     return single, half
 
 
-def seconds_per_image(model: keras.Model, batches: TrainingBatches, steps: int = 6) -> float:
-    """Return the median time of one training step, batch making included, per picture.
+@dataclass(frozen=True)
+class StepTime:
+    """What training costs at one picture size.
 
-    The model is changed: give a throw-away copy.
+    Attributes:
+        per_image: seconds for one picture, batch making included: the median of a few steps.
+        compiling: seconds that the first step takes longer than others.
     """
+
+    per_image: float
+    compiling: float
+
+
+def step_time(model: keras.Model, batches: TrainingBatches, steps: int = 6) -> StepTime:
+    """Time a few training steps. The model is changed: give a throw-away copy."""
     times = [_step_seconds(model, batches, step) for step in range(_WARM_UP + steps)]
-    return float(np.median(times[_WARM_UP:])) / batches.batch_size
+    usual = float(np.median(times[_WARM_UP:]))
+    return StepTime(usual / batches.batch_size, max(sum(times[:_WARM_UP]) - _WARM_UP * usual, 0.0))
 
 
 def seconds_per_prediction(model: keras.Model, images: NDArray[np.uint8], rounds: int = 3) -> float:
@@ -99,12 +119,28 @@ def _step_seconds(model: keras.Model, batches: TrainingBatches, step: int) -> fl
 
 
 @dataclass(frozen=True)
+class Deadline:
+    """When a run must be over, and what was measured to keep to it.
+
+    Attributes:
+        at: by `time.time`.
+        forward: seconds that a photo takes through the network as it is saved.
+        precision: of training, where it was measured already.
+    """
+
+    at: float
+    forward: float
+    precision: Precision | None = None
+
+
+@dataclass(frozen=True)
 class Budget:
     """A time to keep to, and what the parts of a run cost.
 
     Attributes:
         deadline: when everything must be done, by `time.time`.
         epoch_seconds: seconds for an epoch at each picture size, validation aside.
+        compile_seconds: seconds before the first step at each picture size that has not been trained at yet.
         validation_seconds: seconds for one validation.
         final_seconds: seconds for everything after training.
         validate_every: epochs between two validations.
@@ -112,24 +148,29 @@ class Budget:
 
     deadline: float
     epoch_seconds: dict[int, float]
+    compile_seconds: dict[int, float]
     validation_seconds: float
     final_seconds: float
     validate_every: int
 
+    @property
+    def training_ends(self) -> float:
+        """When the last epoch must be over, by `time.time`."""
+        return self.deadline - self.final_seconds
+
     def learn(self, image_px: int, seconds: float) -> None:
         """Take the measured mean `seconds` of an epoch, validations included, for the next plan."""
+        self.compile_seconds.pop(image_px, None)
         self.epoch_seconds[image_px] = seconds - self.validation_seconds / self.validate_every
 
-    def epochs_left(self, stages: Sequence[Stage], start: float) -> int:
-        """Return how many epochs fit, when the share `start` of the schedule is done; at least 1."""
-        return max(1, self.epochs_that_fit(stages, start))
-
-    def epochs_that_fit(self, stages: Sequence[Stage], start: float) -> int:
-        """Return how many epochs fit, when the share `start` of the schedule is done."""
-        seconds = self.deadline - time.time() - self.final_seconds
+    def epochs_that_fit(self, stages: Sequence[Stage], start: float) -> float:
+        """Return how many epochs fit, when the share `start` of the schedule is done; below 0 when it is too late."""
+        seconds = self.training_ends - time.time()
         total, edge, cost = sum(stage.share for stage in stages), 0.0, 0.0
         for stage in stages:
             low, edge = max(edge, start), edge + stage.share / total
+            if edge > start + 1e-9:
+                seconds -= self.compile_seconds.get(stage.image_px, 0.0)
             cost += max(edge - low, 0.0) * self.epoch_seconds[stage.image_px]
         cost = cost / (1 - start) + self.validation_seconds / self.validate_every
-        return int(seconds / cost)
+        return seconds / cost

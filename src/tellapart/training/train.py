@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tellapart.training.callbacks import (
     Checkpoints,
     EvaluatedWeights,
     Journal,
+    OutOfTimeError,
     Watch,
     tensorboard,
     unwatched,
@@ -27,11 +29,14 @@ from tellapart.training.callbacks import (
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
 from tellapart.training.inputs import Inputs, Photos
 from tellapart.training.network import compiled, forget_compiled_step, plain_network, save_network
-from tellapart.training.planning import Planner, Replay
+from tellapart.training.planning import Planner, Replay, final_seconds, time_budget
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
 from tellapart.training.selection import was_validated
-from tellapart.training.timing import Precision, choose_precision
+from tellapart.training.timing import Budget, Deadline, Precision, choose_precision
 from tellapart.training.transfer import begin_pretrained
+
+_SECONDS_TO_BUILD = 20.0
+"""For a network that is fine-tuned, its first step compiled, twice: once to be timed."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def train_network(
     recipe: Recipe,
     photos: Photos,
     *,
-    deadline: float | None = None,
+    deadline: Deadline | None = None,
     replay: Replay | None = None,
     progress: Progress = no_progress,
     announce: Announce = lambda line: None,
@@ -72,7 +77,7 @@ def train_network(
         run: the run folder; ``checkpoints/last.npz`` in it is gone on from.
         recipe: what to do.
         photos: what to do it with.
-        deadline: by `time.time`, when everything must be done; replaces ``train.epochs``.
+        deadline: when everything must be done, the final measurement too; replaces ``train.epochs``.
         replay: an earlier run's plan to go through exactly, instead of planning.
         progress: called often with (what, done, total).
         announce: called with the plan before the first step.
@@ -90,34 +95,53 @@ def train_network(
         from tellapart.models.fused import make_deterministic
 
         make_deterministic()
-    precision = _choose_precision(inputs, saved)
-    planner = Planner(inputs, precision, deadline, replay)
-    state = saved or {**planner.begin(), **asdict(precision)}
+    known = deadline.precision if deadline else None
+    precision = _precision_of(saved) if saved else known or _choose_precision(inputs)
+    begins = bool(recipe.model.weights) and not saved
+    begun = begin_pretrained(run, inputs, precision.name, progress) if begins else {}
+    budget = _time_budget(inputs, precision, deadline, fine_tunes=begins) if deadline and not replay else None
+    planner = Planner(inputs, precision, budget, replay)
+    state = saved or {**planner.begin(), **asdict(precision), **begun}
+    if begun and (not recipe.model.unfreeze or not planner.has_time()):
+        announce("The fitted head is kept as it is: nothing is fine-tuned.")
+        _save_plain(run, recipe, inputs.num_classes)
+        return _training(run, inputs, state | {"done": 1.0}, precision)
     announce(f"Going on after epoch {saved['epoch']}." if saved else planner.describe())
 
     # Model and optimiser
     model, rate = compiled(recipe, inputs.num_classes, precision.name, state["planned_steps"])
     if saved:
         state = load_checkpoint(last, model)
-    elif recipe.model.weights:
-        state |= begin_pretrained(run, inputs, model, progress)
-        if not recipe.model.unfreeze or not planner.has_time():
-            announce("The fitted head is kept as it is: nothing is fine-tuned.")
-            state["done"] = 1.0
+    elif begun:
+        model.set_weights(load_weights(run / "checkpoints" / "best.npz")[0])
 
     # Fit
     evaluated = EvaluatedWeights(inputs.clean())
+    ends = budget.training_ends if budget else None
     while not state.get("stopped") and (state["done"] < 1 or "segment" in state):
-        if "segment" not in state:
-            planner.enter_next(state, int(model.optimizer.iterations))
+        if "segment" not in state and not planner.enter_next(state, int(model.optimizer.iterations)):
+            break
         started, first_epoch = time.perf_counter(), state["epoch"]
-        _fit_segment(run, inputs, model, rate, state, evaluated, progress, watch)
+        try:
+            _fit_segment(
+                run, inputs, model, rate, state, evaluated=evaluated, progress=progress, watch=watch, ends=ends
+            )
+        except OutOfTimeError:
+            announce(f"Epoch {state['epoch'] + 1} would end too late: it is given up.")
+            planner.cut_short(state)
+            load_checkpoint(last, model)  # the weights are in the middle of an epoch
+            break
         planner.leave(state, state["epoch"] - first_epoch, time.perf_counter() - started)
 
     # Save
     if not any(map(was_validated, state["history"])) and state["epoch"]:
         _keep_last(run, model, evaluated, state)
     _save_plain(run, recipe, inputs.num_classes)
+    return _training(run, inputs, state, precision)
+
+
+def _training(run: Path, inputs: Inputs, state: dict[str, Any], precision: Precision) -> Training:
+    """Say how it went, in ``log.jsonl`` too."""
     seconds = state.get("seconds_training", 0.0)
     write_log(run, "trained", epochs=state["epoch"], best=state["best"], seconds=seconds, segments=state["segments"])
     rate_seen = state["epoch"] * inputs.images_per_epoch / seconds if seconds else 0.0
@@ -131,9 +155,11 @@ def _fit_segment(
     model: keras.Model,
     rate: PlannedRate,
     state: dict[str, Any],
+    *,
     evaluated: EvaluatedWeights,
     progress: Progress,
     watch: Watch,
+    ends: float | None,
 ) -> None:
     """Train the epochs of ``state["segment"]`` that are not done yet."""
     settings, segment = inputs.recipe.train, Segment.from_dict(state["segment"])
@@ -152,7 +178,7 @@ def _fit_segment(
         callbacks=[
             evaluated,
             Checkpoints(run / "checkpoints", evaluated, state, settings.patience, snapshots=settings.snapshots),
-            Journal(run, state, len(batches), progress, watch),
+            Journal(run, state, len(batches), progress, watch, ends),
             *tensorboard(run),
         ],
         verbose=0,
@@ -164,10 +190,20 @@ def _size_before(state: dict[str, Any]) -> int | None:
     return int(state["segments"][-2]["image_px"]) if len(state["segments"]) > 1 else None
 
 
-def _choose_precision(inputs: Inputs, saved: dict[str, Any]) -> Precision:
-    """Keep the precision of a run that goes on; choose it for a new one."""
-    if saved:
-        return Precision(saved["name"], saved["milliseconds_per_image"], saved["reason"])
+def _time_budget(inputs: Inputs, precision: Precision, deadline: Deadline, *, fine_tunes: bool) -> Budget:
+    """Time the recipe's steps, where there is time for one: for fine-tuning alone building them takes many seconds."""
+    if fine_tunes and time.time() + final_seconds(inputs, deadline.forward) + _SECONDS_TO_BUILD > deadline.at:
+        return Budget(deadline.at, {stage.image_px: inf for stage in stages_of(inputs.recipe)}, {}, 0.0, 0.0, 1)
+    model, rate = compiled(inputs.recipe, inputs.num_classes, precision.name)
+    return time_budget(inputs, model, rate, precision, deadline)
+
+
+def _precision_of(saved: dict[str, Any]) -> Precision:
+    """Return the precision of a run that goes on."""
+    return Precision(saved["name"], saved["milliseconds_per_image"], saved["reason"], saved.get("compile_seconds", 0.0))
+
+
+def _choose_precision(inputs: Inputs) -> Precision:
     recipe = inputs.recipe
     return choose_precision(
         recipe.train.precision,

@@ -6,6 +6,7 @@ Knows nothing about schedules and optimisers: what comes after it, the fine-tuni
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tellapart.records import Progress
 from tellapart.training.callbacks import write_history, write_log
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.inputs import Inputs
+from tellapart.training.network import compiled
 
 Floats = NDArray[np.float32]
 
@@ -27,13 +29,13 @@ PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
 """Of the head's squared weights, per photo; each is tried and the one with the lowest validation loss is kept."""
 
 
-def begin_pretrained(run: Path, inputs: Inputs, model: keras.Model, progress: Progress) -> dict[str, Any]:
+def begin_pretrained(run: Path, inputs: Inputs, precision: str, progress: Progress) -> dict[str, Any]:
     """Load the backbone's weights and fit the head; ``checkpoints/best.npz`` holds both.
 
     Args:
         run: the run folder.
         inputs: the photos, and the recipe.
-        model: compiled; it gets the weights.
+        precision: "float32" or "mixed_bfloat16".
         progress: called often with (what, done, total).
 
     Returns:
@@ -43,11 +45,11 @@ def begin_pretrained(run: Path, inputs: Inputs, model: keras.Model, progress: Pr
         InputError: the pretrained weights are not to be had.
     """
     began = time.perf_counter()
+    model, _ = compiled(inputs.recipe, inputs.num_classes, precision)
     load_pretrained(model, inputs.recipe.model)
+    features = _features(run, model, inputs, progress)
     held_out, numbers = inputs.photos.side("validation")
-    positions = np.concatenate([inputs.positions, held_out])
-    features = _features(run, model, inputs, positions, progress)
-    train, validation = features[: len(inputs.positions)], features[len(inputs.positions) :]
+    train, validation = features[inputs.positions], features[held_out]
     kernel, bias, penalty = fit_head(train, inputs.targets, validation, numbers, inputs.num_classes)
     model.get_layer("probabilities").set_weights([kernel, bias])
     row: dict[str, Any] = {"epoch": 0, "image_px": inputs.recipe.data.image_px, "learning_rate": 0.0}
@@ -60,6 +62,11 @@ def begin_pretrained(run: Path, inputs: Inputs, model: keras.Model, progress: Pr
     write_history(run, [row])
     write_log(run, "head", penalty=penalty, **row)
     return {"best": best, "history": [row], "seconds_training": row["seconds"]}
+
+
+def features_file(run: Path) -> Path:
+    """Return where the features of all photos of a run lie, (num_photos, num_features) float32."""
+    return run / "checkpoints" / "features.npy"
 
 
 def fit_head(
@@ -116,20 +123,27 @@ def _log_loss(logits: Floats, numbers: NDArray[np.int64]) -> float:
     return float((sums - logits[np.arange(len(numbers)), numbers]).mean())
 
 
-def _features(
-    run: Path, model: keras.Model, inputs: Inputs, positions: NDArray[np.int64], progress: Progress
-) -> Floats:
-    """Return (num_positions, num_features) float32, from ``checkpoints/features.npy`` where a killed run left them."""
-    place = run / "checkpoints" / "features.npy"
+def _features(run: Path, model: keras.Model, inputs: Inputs, progress: Progress) -> Floats:
+    """Return (num_photos, num_features) float32 of all photos, from the file where a killed run left them.
+
+    Those of test photos teach nothing here: they save the final measurement from going through the network again.
+    """
+    place = features_file(run)
+    pictures = inputs.photos.pictures
     if place.exists():
         kept: Floats = np.load(place)
-        if len(kept) == len(positions):
+        if len(kept) == len(pictures):
             return kept
-    batches, found = CleanBatches(inputs.photos.pictures, positions), []
+    batches, found = CleanBatches(pictures, np.arange(len(pictures))), []
     extract = features_of(model)
-    for index in range(len(batches)):
-        found.append(np.asarray(extract.predict_on_batch(batches[index][0]), np.float32))
-        progress("looking at the photos", min((index + 1) * batches.batch_size, len(positions)), len(positions))
+    with ThreadPoolExecutor(1) as pool:  # read the next batch while this one is computed
+        waiting = pool.submit(batches.__getitem__, 0)
+        for index in range(len(batches)):
+            (images,) = waiting.result()
+            if index + 1 < len(batches):
+                waiting = pool.submit(batches.__getitem__, index + 1)
+            found.append(np.asarray(extract.predict_on_batch(images), np.float32))
+            progress("looking at the photos", min((index + 1) * batches.batch_size, len(pictures)), len(pictures))
     features = np.concatenate(found)
     place.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(place) as stream:
