@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 
+from corpus import many_scans
 from serving.process import COMMAND, ServerProcess, changed, running
 from tellapart.bundles.bundle import open_bundle
 
@@ -174,3 +177,104 @@ def test_a_bundle_that_is_none_is_one_clear_error(tmp_path: Path):
         )
         assert done.returncode != 0
         assert f"{tmp_path} has no SHA256SUMS. Expected a bundle made by tellapart export." in done.stderr
+
+
+def children_of(process: int) -> list[int]:
+    """Return the server processes that another one started."""
+    found = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process)], capture_output=True, text=True, check=False
+    )
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if "spawn_main" in line]
+
+
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+
+
+def until(seconds: float, holds: Callable[[], bool]) -> bool:
+    """Wait until something holds; return whether it does."""
+    end = time.monotonic() + seconds
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.05)
+    return holds()
+
+
+def test_a_process_that_cannot_start_again_leaves_the_others_alone(bundle: Path, tmp_path: Path, photos: list[Path]):
+    place = tmp_path / "served"
+    shutil.copytree(bundle, place)
+    data = photos[0].read_bytes()
+    with running(tmp_path / "log", place, "--workers", "2") as server:
+        first, second = children_of(server.process.pid)
+        record = (place / "bundle.json").read_bytes()
+        (place / "bundle.json").write_bytes(record + b" ")
+        os.kill(first, signal.SIGKILL)
+        assert until(30, lambda: server.log.read_text().count("before it was ready; its error is above") == 2)
+        assert server.process.poll() is None
+        assert children_of(server.process.pid)[0] == second
+        assert [server.json("/predict", data)[0] for _ in range(5)] == [200] * 5
+        assert "The next one starts in 4 s" in server.log.read_text(), "the pauses grow"
+        (place / "bundle.json").write_bytes(record)
+        assert until(30, lambda: len(children_of(server.process.pid)) == 2)
+        assert server.stop() == 0
+
+
+def test_the_children_of_a_killed_parent_end(start: Callable[..., ServerProcess], bundle: Path):
+    server = start(bundle, "--workers", "2")
+    children = children_of(server.process.pid)
+    assert len(children) == 2
+    server.process.kill()
+    server.process.wait()
+    try:
+        assert until(10, lambda: not any(map(lives, children)))
+    finally:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_ends_though_something_hangs(
+    start: Callable[..., ServerProcess], bundle: Path, tmp_path: Path, workers: int
+):
+    """A pipe that nobody reads takes no verdict and keeps the thread that would write it."""
+    pipe = tmp_path / "verdicts.jsonl"
+    os.mkfifo(pipe)
+    server = start(bundle, "--feedback", pipe, "--deadline-ms", "500", "--workers", str(workers))
+    asker = threading.Thread(target=lambda: server.call("/feedback", b'{"request_id":"a","verdict":"right"}'))
+    hook, threading.excepthook = threading.excepthook, lambda arguments: None
+    try:
+        asker.start()
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) in (0, -signal.SIGKILL)
+        asker.join(10)
+    finally:
+        threading.excepthook = hook
+
+
+def test_refusals_are_counted_and_do_not_make_latency_look_better(
+    start: Callable[..., ServerProcess], bundle: Path, photos: list[Path]
+):
+    server = start(bundle, "--threads", "1", "--max-queue", "1", "--max-batch-size", "1")
+    slow, data, found = many_scans((2000, 2000), 450), photos[0].read_bytes(), []
+    askers = [threading.Thread(target=lambda: found.append(server.call("/predict", slow)[0])) for _ in range(2)]
+    for asker in askers:
+        asker.start()
+        time.sleep(0.2)  # the first one is being worked on when the second one comes
+    assert until(5, lambda: server.json("/stats")[1]["queue"] == 1)
+    statuses = []
+    while any(asker.is_alive() for asker in askers):
+        statuses.append(server.call("/predict", data)[0])
+    found += statuses
+    assert statuses.count(503) > 10
+    values = server.json("/stats")[1]
+    assert values["requests_per_second"] == pytest.approx(found.count(200) / 10)
+    assert values["refused_per_second"] == pytest.approx(found.count(503) / 10)
+    metrics = server.call("/metrics")[1].decode()
+    (whole,) = re.findall(r'tellapart_seconds_count\{.*stage="whole".*\} (\S+)', metrics)
+    assert float(whole) == found.count(200)
+    assert f'tellapart_errors_total{{kind="busy"}} {found.count(503)}.0' in metrics

@@ -258,6 +258,8 @@ def test_other_hosts_and_origins_are_refused(server: ServerProcess):
         assert server.json("/stats", headers={"Host": host})[0] == 200, host
     own = {"Origin": server.url}
     assert server.json("/stats", headers=own)[0] == 200
+    for origin in ("http://[", "http://[::1", "http://a]b", "http://[v]"):
+        assert server.json("/stats", headers={"Origin": origin})[0] in (400, 403), origin
     for origin in ("https://evil.example", "null"):
         assert server.json("/feedback", b"{}", headers={"Origin": origin})[0] == 403
 

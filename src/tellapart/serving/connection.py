@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
+import os
 import signal
 import socket
 import threading
@@ -23,6 +25,9 @@ from tellapart.serving.options import Limits, ServerOptions
 _MAX_HEADER_BYTES = 32 * 1024
 _KEEP_ALIVE_SECONDS = 75
 _LEFT_OVER_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 0.3
+
+logger = logging.getLogger(__name__)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -109,11 +114,21 @@ class Server(uvicorn.Server):
             return
         service.draining = True
         self._end_of_notice = time.monotonic() + self._options.drain_seconds
+        last = threading.Timer(self._options.stop_seconds, _end_now)
+        last.daemon = True
+        last.start()
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to stop listening: some time after readiness was withdrawn."""
         stop = await super().on_tick(counter)
         return stop or (self._app.state.service.draining and time.monotonic() >= self._end_of_notice)
+
+
+def _end_now() -> None:
+    """End a process in which something hangs that Python would wait for without end, such as a disk that is gone."""
+    logger.error("The server did not end in time: something hangs. It is killed.")
+    time.sleep(_LAST_WORDS_SECONDS)  # the log is written by another thread
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _protocol(limits: Limits) -> type[HttpToolsProtocol]:

@@ -31,6 +31,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 CLIENT_LEFT = 499
 """Status in log and metrics of a request whose client left; nobody gets it."""
 
+OVERLOAD = frozenset({429, 503, 504})
+"""Statuses of requests that were turned away because there was too much to do."""
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,100}")
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
@@ -158,7 +161,10 @@ class Gate:
                 "tellapart serve --allowed-host adds a name.",
             )  # fmt: skip
         if (origin := visit.headers.get(b"origin")) is not None and self._key is None:
-            named = urlsplit(origin.decode("latin-1")).netloc.encode("latin-1")
+            try:
+                named = urlsplit(origin.decode("latin-1")).netloc.encode("latin-1")
+            except ValueError:  # such as http://[
+                raise RefusalError(400, "The Origin header is no origin. Expected it as browsers send it.") from None
             if named not in (visit.headers.get(b"host"), visit.headers.get(b"x-forwarded-host")):
                 raise RefusalError(
                     403, "The request comes from the page of another site, which may not use this server."
@@ -187,9 +193,12 @@ class Gate:
         seconds = time.perf_counter() - visit.began
         if visit.counts is not None:
             visit.counts.request(visit.status)
-            if visit.images:
+            # A refusal takes no time: counted with the answers, overload would look fast.
+            if visit.images and visit.status < 400:
                 visit.counts.whole.observe(seconds)
                 self._telemetry.answered(seconds)
+        if visit.status in OVERLOAD:
+            self._telemetry.turned_away()
         if visit.status == CLIENT_LEFT or visit.status >= 400:
             kind = "client_left" if visit.status == CLIENT_LEFT else CODES.get(visit.status, "error")
             self._telemetry.errors.labels(kind).inc()

@@ -262,8 +262,8 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 def _add_numbers(routes: APIRouter, service: Service) -> None:
     numbers = d.record({
-        "requests_per_second": d.NUMBER, "p50_ms": d.maybe(d.NUMBER), "p99_ms": d.maybe(d.NUMBER), "in_flight": d.WHOLE,
-        "queue": d.WHOLE,
+        "requests_per_second": d.NUMBER, "refused_per_second": d.NUMBER, "p50_ms": d.maybe(d.NUMBER),
+        "p99_ms": d.maybe(d.NUMBER), "in_flight": d.WHOLE, "queue": d.WHOLE,
     })  # fmt: skip
 
     @routes.get("/stats", response_class=Response, **d.endpoint("The last ten seconds.", {JSON: numbers}))
@@ -271,14 +271,15 @@ def _add_numbers(routes: APIRouter, service: Service) -> None:
         query_of(request, ())
         rate, p50, p99 = service.telemetry.recent()
         return _json({
-            "requests_per_second": rate, "p50_ms": p50, "p99_ms": p99,
-            "in_flight": service.telemetry.answering, "queue": service.batcher.waiting,
+            "requests_per_second": rate, "refused_per_second": service.telemetry.refused_per_second(), "p50_ms": p50,
+            "p99_ms": p99,
+            "in_flight": service.telemetry.answering, "queue": service.waiting,
         })  # fmt: skip
 
     @routes.get("/metrics", response_class=Response, **d.endpoint("Metrics for Prometheus.", {"text/plain": d.TEXT}))
     async def metrics(request: Request) -> Response:
         query_of(request, ())
-        service.telemetry.queue.set(service.batcher.waiting)
+        service.telemetry.queue.set(service.waiting)
         return Response(service.telemetry.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

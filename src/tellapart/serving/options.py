@@ -103,6 +103,11 @@ class ServerOptions:
     limits: Limits = Limits()
 
     @property
+    def stop_seconds(self) -> float:
+        """The longest time that a server takes to end: notice, requests that it accepted, and what hangs."""
+        return self.drain_seconds + self.batches.deadline_ms / 1000 + 8.0
+
+    @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it."""
         return is_loopback(self.host)

@@ -71,6 +71,11 @@ class Service:
         visit.counts, visit.model = served.counts, (served.name, served.version)
         return served
 
+    @property
+    def waiting(self) -> int:
+        """Images that no thread has taken yet."""
+        return self.batcher.waiting + self.large.waiting + self.heat_maps.waiting
+
     def start(self) -> None:
         """Start the threads; in the event loop that they answer to."""
         for batcher in (self.batcher, self.large, self.heat_maps):

@@ -50,7 +50,7 @@ class Telemetry:
             "tellapart_batch_size", "Images in one run of the network.", _MODEL, buckets=_SIZES, registry=own
         )
         self.seconds = Histogram(
-            "tellapart_seconds", "By stage: queue, decode and network of a batch, whole of a request.",
+            "tellapart_seconds", "By stage: queue, decode and network of a batch, whole of an answered request.",
             (*_MODEL, "stage"), buckets=_SECONDS, registry=own,
         )  # fmt: skip
         self.abstentions = Counter(
@@ -69,6 +69,7 @@ class Telemetry:
         )  # fmt: skip
         self.answering = 0
         self._recent: deque[tuple[float, float]] = deque(maxlen=_MOST)
+        self._refused: deque[float] = deque(maxlen=_MOST)
 
     def expose(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""
@@ -94,10 +95,21 @@ class Telemetry:
         self._recent.append((now, seconds))
         self._forget(now)
 
-    def recent(self) -> tuple[float, float | None, float | None]:
-        """Return requests per second and the 50th and 99th percentile of their milliseconds, of the last ten seconds.
+    def turned_away(self) -> None:
+        """Note for the page that a request was refused because there was too much to do."""
+        now = time.monotonic()
+        self._refused.append(now)
+        self._forget(now)
 
-        The percentiles are None when there was no request.
+    def refused_per_second(self) -> float:
+        """Return how many were turned away in a second, of the last ten seconds."""
+        self._forget(time.monotonic())
+        return len(self._refused) / WINDOW_SECONDS
+
+    def recent(self) -> tuple[float, float | None, float | None]:
+        """Return the answered requests per second and the 50th and 99th percentile of their milliseconds.
+
+        Of the last ten seconds; the percentiles are None when none was answered.
         """
         self._forget(time.monotonic())
         if not self._recent:
@@ -108,6 +120,8 @@ class Telemetry:
     def _forget(self, now: float) -> None:
         while self._recent and self._recent[0][0] < now - WINDOW_SECONDS:
             self._recent.popleft()
+        while self._refused and self._refused[0] < now - WINDOW_SECONDS:
+            self._refused.popleft()
 
 
 class ModelCounts:

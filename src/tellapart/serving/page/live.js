@@ -10,6 +10,7 @@ const NUMBERS = [
   ["Requests a second", "requests_per_second", (value) => value.toFixed(1), true],
   ["Typical answer", "p50_ms", (value) => `${value.toFixed(1)} ms`, true],
   ["Slowest 1 %", "p99_ms", (value) => `${value.toFixed(1)} ms`, true],
+  ["Refused a second", "refused_per_second", (value) => value.toFixed(1), false],
   ["Waiting", "queue", (value) => String(value), false],
 ];
 
