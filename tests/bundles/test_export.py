@@ -19,10 +19,11 @@ import onnxruntime
 import pandas as pd
 import pytest
 
+import corpus
 import tellapart
 from tellapart.bundles import formats
 from tellapart.bundles.batch import predict_files
-from tellapart.bundles.bundle import open_bundle
+from tellapart.bundles.bundle import BundleRecord, open_bundle
 from tellapart.bundles.parity import parity
 from tellapart.bundles.predictor import explain_bundle, open_classifier
 from tellapart.bundles.runtimes import RUNTIMES, answers, check_golden, open_runtime, usable
@@ -32,7 +33,7 @@ from tellapart.errors import BundleError, InputError
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.explain.maps import grad_cam, grad_cam_values
 from tellapart.models.probe import Probe
-from tellapart.settings import load_recipe
+from tellapart.settings import load_recipe, save_recipe
 from tellapart.training.network import plain_network
 
 pytestmark = pytest.mark.integration
@@ -52,6 +53,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wanted = [name for name in formats.FORMATS if name != "litert" or RUNTIMES["litert"].installed]
     tellapart.export(here / "run", here / "bundle", formats=wanted, cache=here / "cache")
     return here
+
+
+def test_the_limit_of_pixels_goes_from_the_recipe_into_the_bundle_and_holds(place: Path, tmp_path: Path):
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    recipe = load_recipe(run / "recipe.toml")
+    data = recipe.data.model_copy(update={"max_pixels": 80_000})
+    save_recipe(recipe.model_copy(update={"data": data}), run / "recipe.toml")
+    bundle = tellapart.export(run, tmp_path / "bundle", cache=place / "cache")
+    assert bundle.record.max_pixels == 80_000
+    classifier = open_classifier(tmp_path / "bundle", runtime="onnxruntime")
+    small, large = (corpus.png(np.zeros((200, width, 3), np.uint8)) for width in (400, 401))
+    found = classifier.predict([small, large])
+    assert [each.error for each in found] == [
+        "", "declares 401 x 200 pixels; at most 80,000 in all are decoded (data.max_pixels)",
+    ]  # fmt: skip
+    old = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    del old["max_pixels"]
+    assert BundleRecord.model_validate(old).max_pixels == 100_000_000, "bundles from before"
 
 
 def test_table_run_and_bundle_give_one_probability_and_it_is_calibrated(place: Path):

@@ -192,7 +192,8 @@ def lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    return "Z" not in subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return "Z" not in state.stdout  # dead, and nobody has asked how
 
 
 def until(seconds: float, holds: Callable[[], bool]) -> bool:

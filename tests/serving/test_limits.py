@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from corpus import bomb, many_scans
-from serving.process import COMMAND, ServerProcess
+from serving.process import COMMAND, ServerProcess, changed
 from tellapart.errors import InputError
 from tellapart.serving.limits import RateLimit
 from tellapart.serving.multipart import parse_multipart
@@ -83,6 +83,23 @@ def test_bombs_and_too_many_files_are_refused(server: ServerProcess):
     status, found = server.json("/predict", b"abc", headers={"Content-Encoding": "gzip"})
     assert status == 415
     assert "encoded as 'gzip'" in found["error"]["message"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("given", "holds"), [(None, 80_000), ("60000", 60_000), ("90000", 80_000)])
+def test_a_server_decodes_no_more_pixels_than_its_bundle_and_its_option_allow(
+    start: Callable[..., ServerProcess], bundle: Path, tmp_path: Path, given: str | None, holds: int
+):
+    server = start(changed(bundle, tmp_path / "small", max_pixels=80_000), *(["--max-pixels", given] if given else []))
+    assert server.json("/models")[1]["models"][0]["max_pixels"] == holds
+    fits, too_large = (
+        cv2.imencode(".png", np.zeros((200, holds // 200 + more), np.uint8))[1].tobytes() for more in (0, 1)
+    )
+    for path in ("/predict", "/explain?format=json"):
+        assert server.json(path, fits)[0] == 200
+        status, body, _ = server.call(path, too_large)
+        assert status == 422
+        assert f"at most {holds:,}".encode() in body
 
 
 def test_a_form_is_cut_where_it_should_be():

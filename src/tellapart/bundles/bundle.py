@@ -71,7 +71,7 @@ class BundleRecord(BaseModel):
         created: date and time, UTC.
         classes: in the order of the outputs.
         image_px: side of the pictures that the model takes.
-        max_pixels: images that declare more are refused.
+        max_pixels: images that declare more are refused, as they were by the run (`data.max_pixels`).
         decoder_version: of `tellapart.data.decode`.
         temperature: that the probabilities were divided by, in the logits; it is inside the model.
         coverage: that the prediction sets promise.
@@ -91,7 +91,7 @@ class BundleRecord(BaseModel):
     created: str
     classes: tuple[str, ...] = Field(min_length=1)
     image_px: int = Field(gt=0)
-    max_pixels: int = Field(gt=0)
+    max_pixels: int = Field(100_000_000, gt=0)
     decoder_version: int
     temperature: float = Field(gt=0)
     coverage: float = Field(gt=0, lt=1)

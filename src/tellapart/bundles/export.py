@@ -36,6 +36,7 @@ from tellapart.files import read_json, write_text
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import read_manifest
+from tellapart.settings import load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def export(
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[:100] if name is None else name
     _check(place, name, formats, coverage)
     classifier = load(folder)
+    classifier.max_pixels = load_recipe(folder / "recipe.toml").data.max_pixels
     photos = _photos(folder, classifier, Path(cache), progress)
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)

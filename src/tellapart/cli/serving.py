@@ -34,6 +34,10 @@ def serve(
     ] = 80.0,
     deadline_ms: Annotated[float, typer.Option(help="From arrival to answer.", min=1)] = 10_000.0,
     max_body_mb: Annotated[float, typer.Option(help="Of one request.", min=0.001)] = 32.0,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="Larger images are not decoded [default: data.max_pixels of the run; never more].", min=1),
+    ] = None,
     max_held_mb: Annotated[
         float | None,
         typer.Option(
@@ -70,7 +74,7 @@ def serve(
         api_key=None if no_auth else api_key, allowed_hosts=tuple(allowed_host or ()), feedback=feedback, log=log,
         drain_seconds=drain_seconds,
         batches=BatchOptions(share, max_batch_size, max_wait_ms, max_queue, max_queue_ms, deadline_ms),
-        limits=Limits(max_body_bytes=body_bytes, max_held_bytes=held_bytes, rate=rate),
+        limits=Limits(max_body_bytes=body_bytes, max_held_bytes=held_bytes, max_pixels=max_pixels, rate=rate),
     )  # fmt: skip
     check_access(options, no_auth=no_auth)
     _run(options)

@@ -132,6 +132,7 @@ class Models:
     def _open(self, folder: Path) -> Served:
         served = open_served(
             folder, runtime=self._options.runtime, batches=self._options.batches, budget=self._budget,
+            max_pixels=self._options.limits.max_pixels,
             telemetry=self._telemetry,
         )  # fmt: skip
         number = self._numbers[served.name] = self._numbers.get(served.name, 0) + 1

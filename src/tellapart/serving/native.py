@@ -48,7 +48,8 @@ _PREDICTIONS = d.record({
 _HEAT = d.record({"label": d.TEXT, "probability": d.SHARE, "heat": d.rows(d.rows(d.SHARE)), "method": d.TEXT})
 _MODEL = {
     "name": d.TEXT, "version": d.TEXT, "number": d.WHOLE, "default": d.BOOLEAN, "runtime": d.TEXT,
-    "classes": d.rows(d.TEXT), "image_px": d.WHOLE, "explains": d.maybe(d.TEXT), "created": d.TEXT,
+    "classes": d.rows(d.TEXT), "image_px": d.WHOLE, "max_pixels": d.WHOLE, "explains": d.maybe(d.TEXT),
+    "created": d.TEXT,
 }  # fmt: skip
 _CARD = d.record(
     _MODEL | {
@@ -190,8 +191,8 @@ def _summary(service: Service, served: Served) -> dict[str, Any]:
     return {
         "name": served.name, "version": served.version, "number": served.number,
         "default": served is service.models.find(served.name), "runtime": served.runtime,
-        "classes": list(record.classes), "image_px": record.image_px, "explains": record.explains,
-        "created": record.created,
+        "classes": list(record.classes), "image_px": record.image_px, "max_pixels": served.max_pixels,
+        "explains": record.explains, "created": record.created,
     }  # fmt: skip
 
 

@@ -47,6 +47,7 @@ class Limits:
             quarter of it is for small requests only.
         max_decoding_bytes: that pictures take while they are decoded, of all threads together; one that takes more than
             half of it is decoded when no other such one is, beside them.
+        max_pixels: images that declare more are not decoded; None, or more than the bundle's own limit: that one.
         max_files: in one request.
         rate: requests per second and client address; 0: no limit.
         header_seconds: for the headers of a request to arrive.
@@ -57,6 +58,7 @@ class Limits:
     max_body_bytes: int = 32 * 1024 * 1024
     max_held_bytes: int = 96 * 1024 * 1024
     max_decoding_bytes: int = 96 * 1024 * 1024
+    max_pixels: int | None = None
     max_files: int = 64
     rate: float = 0.0
     header_seconds: float = 10.0

@@ -177,6 +177,7 @@ class Served:
         networks: the model in memory.
         explainer: None: its bundle explains nothing.
         see: decodes an image.
+        max_pixels: that it may declare.
         budget: memory to do it in.
         number: 1 for the first version of this name that was loaded, 2 for the next.
         large: the worker for pictures that `is_large`; what it answers is taken by `prepare` as it is.
@@ -189,6 +190,7 @@ class Served:
     networks: Networks
     explainer: Explainer | None
     see: Callable[..., Seen]
+    max_pixels: int
     budget: DecodeBudget
     number: int = 0
     large: LargeImages = field(init=False)
@@ -223,7 +225,7 @@ class Served:
     def _size(self, item: Image) -> int | None:
         if isinstance(item.data, np.ndarray):
             return 0  # it is in memory already
-        return decoding_bytes(item.data, self.bundle.record.image_px, max_pixels=self.bundle.record.max_pixels)
+        return decoding_bytes(item.data, self.bundle.record.image_px, max_pixels=self.max_pixels)
 
     def prepare(self, item: Image | Seen) -> Seen:
         """Decode an image; whatever is wrong with it costs the others nothing."""
@@ -302,17 +304,17 @@ class Explainer:
     most = 1
     """A heat map costs as much as a batch of predictions."""
 
-    def __init__(self, bundle: Bundle, networks: Networks, budget: DecodeBudget) -> None:
-        self._bundle, self._networks, self._budget = bundle, networks, budget
+    def __init__(self, bundle: Bundle, networks: Networks, budget: DecodeBudget, max_pixels: int) -> None:
+        self._bundle, self._networks, self._budget, self._max_pixels = bundle, networks, budget, max_pixels
         self.explain: Explain = explain_bundle(bundle)
 
     def prepare(self, item: Question) -> _Ready | str:
         """Decode an image for the network and, for an overlay, for the eye."""
-        record = self._bundle.record
+        image_px, max_pixels = self._bundle.record.image_px, self._max_pixels
         try:
             with self._budget.alone():
-                square = decode_square(item.data, record.image_px, max_pixels=record.max_pixels)
-                return _Ready(item.target, square, shown(item.data, record.max_pixels) if item.as_png else None)
+                square = decode_square(item.data, image_px, max_pixels=max_pixels)
+                return _Ready(item.target, square, shown(item.data, max_pixels) if item.as_png else None)
         except DecodeError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001  # as in seen_safely
@@ -352,7 +354,13 @@ def shown(data: bytes | bytearray, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def open_served(
-    folder: Path, *, runtime: str | None, batches: BatchOptions, budget: DecodeBudget, telemetry: Telemetry
+    folder: Path,
+    *,
+    runtime: str | None,
+    batches: BatchOptions,
+    budget: DecodeBudget,
+    telemetry: Telemetry,
+    max_pixels: int | None = None,
 ) -> Served:
     """Load a bundle, check it and warm it up.
 
@@ -362,6 +370,7 @@ def open_served(
         batches: how many threads will call it (each gets a network that runs on one processor), and the largest batch.
         budget: memory to decode in.
         telemetry: where it counts.
+        max_pixels: images that declare more are refused; the bundle's limit holds where it is lower.
 
     Raises:
         BundleError: the bundle is damaged, or no runtime gives the golden photos' probabilities.
@@ -371,14 +380,17 @@ def open_served(
     several = threads > 1
     each = tuple(open_several(bundle, runtime, threads)) if several else (together,)
     networks = Networks(each, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2))
+    classifier = BundleClassifier(bundle, runtime, together)
+    classifier.max_pixels = min(classifier.max_pixels, max_pixels or classifier.max_pixels)
     served = Served(
         bundle=bundle,
         runtime=runtime,
         card=(folder / "card.md").read_text("utf-8", "replace"),
         counts=ModelCounts(telemetry, bundle.record.name, bundle.version),
         networks=networks,
-        explainer=Explainer(bundle, networks, budget) if bundle.explain_path else None,
-        see=BundleClassifier(bundle, runtime, together).see,
+        explainer=Explainer(bundle, networks, budget, classifier.max_pixels) if bundle.explain_path else None,
+        see=classifier.see,
+        max_pixels=classifier.max_pixels,
         budget=budget,
     )
     _warm_up(served, threads, min(batches.max_batch_size, networks.most))
