@@ -58,3 +58,22 @@ def test_small_slices_and_unknown_numbers_are_left_out():
         "same": [1.0] * 60,
     })  # fmt: skip
     assert [(part.column, part.value) for part in slices(correct, properties)] == [("rare", "b")]
+
+
+def test_near_copies_in_a_slice_raise_no_alarm():
+    """Each of 60 objects was taken eight times, on one of two days: without groups, chance alarms in most data sets."""
+    alarms = naive = 0
+    groups = np.repeat(np.arange(60), 8)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        correct = np.repeat(rng.random(60) < 0.8, 8)
+        properties = pd.DataFrame({"day": np.repeat(rng.choice(["Mon", "Tue"], 60), 8)})
+        alarms += any(part.is_worse for part in slices(correct, properties, groups))
+        naive += any(part.is_worse for part in slices(correct, properties))
+    assert alarms <= 5
+    assert naive > 20
+    correct, properties = photos()
+    assert slices(correct, properties, np.arange(800)) == slices(correct, properties)
+    weak = np.repeat(np.arange(60) < 30, 8)
+    worst = slices(~weak | (groups % 3 == 0), pd.DataFrame({"day": np.where(weak, "Mon", "Tue")}), groups)[0]
+    assert (worst.value, worst.is_worse) == ("Mon", True), "what groups cannot explain is still found"

@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from tellapart.experiments.paired import difference_interval, holm, macro_f1, mcnemar, paired_bootstrap, photo_losses
+from tellapart.experiments.paired import (
+    difference_interval,
+    grouped_difference,
+    grouped_mcnemar,
+    holm,
+    macro_f1,
+    mcnemar,
+    paired_bootstrap,
+    photo_losses,
+)
 from tellapart.randomness import generator
 
 RATES = np.array([0.87, 0.03, 0.04, 0.06])
@@ -121,3 +130,45 @@ def test_newcombes_interval_by_hand_and_at_its_ends():
     assert equal.low < 0 < equal.high, "30 photos without a flip do not prove two models equal"
     assert (difference_interval(0, 0, 0, 0).low, difference_interval(0, 0, 0, 0).high) == (-1, 1)
     assert difference_interval(20, 0, 0, 0).high < 0.2
+
+
+# Photos in groups -----------------------------------------------------------------------------------------
+
+
+def test_the_sign_flip_test_of_groups_by_hand():
+    """Net differences of three groups: +2, +1, −1. Of eight ways to flip them, six lie as far from 0 as 2 does."""
+    first = np.array([0, 0, 0, 1, 1, 1], bool)
+    second = np.array([1, 1, 1, 0, 1, 1], bool)
+    groups = np.array([5, 5, 7, 9, 9, 9])
+    assert grouped_mcnemar(first, second, groups) == pytest.approx(6 / 8)
+    assert grouped_mcnemar(first, second) == mcnemar(1, 3)
+    assert grouped_mcnemar(first, second, np.arange(6)) == mcnemar(1, 3)
+
+
+def test_near_copies_make_no_difference_out_of_chance():
+    """80 objects, five photos each: as single photos two equal models differ 30 of 100 times, as groups at most 5."""
+    rng, alarms, naive, held, plain = np.random.default_rng(8), 0, 0, 0, 0
+    groups = np.repeat(np.arange(80), 5)
+    for _ in range(400):
+        first, second = (np.repeat(rng.random(80) < 0.8, 5) ^ (rng.random(400) < 0.05) for _ in range(2))
+        alarms += grouped_mcnemar(first, second, groups) < 0.05
+        naive += grouped_mcnemar(first, second) < 0.05
+        ends, alone = grouped_difference(first, second, groups), grouped_difference(first, second)
+        held += ends.low <= 0 <= ends.high
+        plain += alone.low <= 0 <= alone.high
+    assert alarms <= 0.05 * 400 + 3 * np.sqrt(0.05 * 0.95 * 400)
+    assert naive > 80
+    assert held / 400 == pytest.approx(0.95, abs=0.035)
+    assert plain < 0.8 * 400
+
+
+def test_a_bootstrap_of_groups_is_wider_and_of_single_photos_the_same():
+    true, first, second = three_classes(200)
+    plain = paired_bootstrap(true, first, second, resamples=200)
+    assert paired_bootstrap(true, first, second, np.arange(200), resamples=200) == plain
+    six = [np.repeat(each, 6, axis=0) for each in (true, first, second)]
+    copies = paired_bootstrap(*six, np.repeat(np.arange(200), 6), resamples=200)
+    for name, ends in plain.items():
+        assert (copies[name].low, copies[name].high) == pytest.approx((ends.low, ends.high)), name
+    single = paired_bootstrap(*six, resamples=200)["loss"]
+    assert single.high - single.low < 0.6 * (plain["loss"].high - plain["loss"].low)

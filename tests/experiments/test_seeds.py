@@ -56,3 +56,29 @@ def test_twins_differ_by_nothing_and_other_shapes_are_refused():
     assert found.interval.low < 0 < found.interval.high
     with pytest.raises(ValueError, match=r"got \(3, 50\) and \(2, 50\)"):
         compare_over_seeds(right, right[:2])
+
+
+def test_copies_of_photos_count_once_and_single_photos_as_before():
+    rng = np.random.default_rng(4)
+    first, second = rng.random((2, 3, 100)) < np.array([0.8, 0.85])[:, None, None]
+    groups, four = np.repeat(np.arange(100), 4), [np.repeat(each, 4, axis=1) for each in (first, second)]
+    plain, copied = compare_over_seeds(first, second), compare_over_seeds(*four, groups)
+    assert compare_over_seeds(first, second, np.arange(100)) == plain
+    assert copied.value == pytest.approx(plain.value)
+    assert copied.p_value == pytest.approx(plain.p_value)
+    assert (copied.interval.low, copied.interval.high) == pytest.approx((plain.interval.low, plain.interval.high))
+    alone = accuracy_over_seeds(four[0][:1]).interval
+    grouped = accuracy_over_seeds(four[0][:1], groups).interval
+    assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
+    assert accuracy_over_seeds(first[:, :5], np.zeros(5, int)).interval.low == 0, "one group says nothing of others"
+
+
+def test_95_of_100_intervals_hold_the_truth_where_photos_stand_in_groups():
+    rng, held, tries = np.random.default_rng(5), 0, 600
+    for _ in range(tries):
+        groups = np.repeat(np.arange(80), rng.choice([1, 2, 6], 80))
+        hard, seeds = rng.normal(size=80)[groups], 0.05 * rng.normal(size=(3, 1))
+        right = hard + seeds + rng.normal(size=(3, len(groups))) < 1
+        ends = accuracy_over_seeds(right, groups).interval
+        held += ends.low <= stats.norm.cdf(1 / np.sqrt(2 + 0.05**2)) <= ends.high
+    assert held / tries == pytest.approx(0.95, abs=0.03)

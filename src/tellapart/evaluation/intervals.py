@@ -21,6 +21,9 @@ from tellapart.shares import Z, wilson
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
+_LENT = 1.5
+"""Photos of the kind that counts, such as mistakes, that are lent to a design effect, each with a group that is all
+alike: measured on a few mistakes alone it would be too uncertain (results/coverage.json)."""
 _DRAWS_AT_ONCE = 50
 """Of a bootstrap over images: their counts for all draws together would take 80 MB for each 10,000 images."""
 
@@ -62,8 +65,10 @@ def design_effect(residuals: Floats, groups: Numbers | None) -> float:
 def effective_sizes(residuals: Floats, places: Numbers, num_places: int, groups: Numbers | None) -> Floats:
     """Return how many independent photos those of each place are worth: their number over the design effect.
 
-    The design effect is the sum of squares of the groups' totals over that of the photos. With few groups it is itself
-    uncertain: Student's t at the number of groups stands for the normal (Korn & Graubard 1998, equation 4).
+    The design effect is the sum of squares of the groups' totals over that of the photos, the totals enlarged as if
+    each group had not been there when the mean was taken (the jackknife of Bell & McCaffrey 2002). With few groups, or
+    few large ones, it is itself uncertain: Student's t stands for the normal (Korn & Graubard 1998, equation 4), with
+    as many groups as would be as uncertain if they were of one size (Carter, Schnepel & Steigerwald 2017).
 
     Args:
         residuals: (num_entries,) what each photo adds to the statistic of its place.
@@ -81,19 +86,22 @@ def effective_sizes(residuals: Floats, places: Numbers, num_places: int, groups:
         return counts
     width = int(numbers.max()) + 1
     keys, at = np.unique(places * width + numbers, return_inverse=True)
-    owners = keys // width
+    owners, members = keys // width, np.bincount(at)
     clusters = np.bincount(owners, minlength=num_places).astype(np.float64)
-    between = np.bincount(owners, np.bincount(at, residuals) ** 2, minlength=num_places)
+    shared, single = clusters < counts, (clusters < counts) & (clusters < 2)
+    left = np.where(single[owners], 1.0, 1 - members / counts[owners])
+    between = np.bincount(owners, (np.bincount(at, residuals) / np.maximum(left, 1e-12)) ** 2, minlength=num_places)
     within = np.bincount(places, residuals**2, minlength=num_places)
-    shared = clusters < counts
-    single = shared & (clusters < 2)  # a single group has no variance between groups: it is worth one photo
     effect = np.ones(num_places)
     usable = shared & ~single & (within > 0)
-    factor = clusters[usable] / (clusters[usable] - 1) * (counts[usable] - 1) / counts[usable]
-    effect[usable] = np.maximum(factor * between[usable] / within[usable], 1.0)
-    effect[single] = counts[single]
-    wider = np.ones(num_places)
-    wider[shared] = t.ppf(0.975, counts[shared] - 1) / t.ppf(0.975, np.maximum(clusters[shared] - 1, 1))
+    squares = np.bincount(owners, members.astype(np.float64) ** 2, minlength=num_places)
+    lent = _LENT * np.bincount(places, residuals**4, minlength=num_places)[usable] / within[usable]
+    factor = (1 - 1 / clusters[usable]) * (1 - 1 / counts[usable])
+    total = factor * between[usable] + lent * squares[usable] / counts[usable]
+    effect[usable] = np.maximum(total / (within[usable] + lent), 1.0)
+    effect[single] = counts[single]  # a single group has no variance between groups: it is worth one photo
+    wider, alike = np.ones(num_places), counts[shared] ** 2 / squares[shared]
+    wider[shared] = t.ppf(0.975, counts[shared] - 1) / t.ppf(0.975, np.maximum(alike - 1, 1))
     return np.asarray(counts / effect * np.where(single, 1.0, wider) ** 2)
 
 
@@ -139,28 +147,28 @@ def skewed_mean_interval(values: Floats, groups: Numbers | None = None, *, bound
 
     numbers = several(groups)
     mean = float(values.mean())
-    residuals = values - mean
-    totals = residuals if numbers is None else np.bincount(numbers, residuals)
+    members = np.ones(len(values)) if numbers is None else np.bincount(numbers).astype(np.float64)
+    totals = values - mean if numbers is None else np.bincount(numbers, values - mean)
     count = len(totals)
     if count < 2:
         return Interval(*bounds)
+    totals = totals / (1 - members / len(values))  # each group as if the mean had been taken without it
     squares = float((totals**2).sum())
-    error = np.sqrt(squares * count / (count - 1)) / len(values)
+    error = np.sqrt(squares * (1 - 1 / count)) / len(values)
     if squares < 1e-30:  # all alike: as many photos as there are groups could not show what happens in 3 of so many
         reach = min(1.0, 3 / count) * (bounds[1] - bounds[0])
         return Interval(max(bounds[0], mean - reach), min(bounds[1], mean + reach))
-    skewness = float((totals**3).sum()) * np.sqrt(count) / squares**1.5
-    reach = float(t.ppf(0.975, count - 1))
-    low, high = (mean - error * _unskewed(end, skewness, count) for end in (reach, -reach))
+    alike = len(values) ** 2 / float((members**2).sum())  # groups of one size that would be as uncertain
+    reach, skewness = float(t.ppf(0.975, max(alike - 1, 1))), float((totals**3).sum()) / squares**1.5
+    low, high = (mean - error * _unskewed(end, skewness) for end in (reach, -reach))
     return Interval(max(bounds[0], float(low)), min(bounds[1], float(high)))
 
 
-def _unskewed(end: float, skewness: float, count: int) -> float:
-    """Invert Hall's cubic: what a normal end is on the scale of a studentised skewed mean."""
+def _unskewed(end: float, skewness: float) -> float:
+    """Invert Hall's cubic: what a normal end is on the scale of a studentised mean of this skewness."""
     if abs(skewness) < 1e-9:
         return end
-    step = skewness / np.sqrt(count)
-    return float(3 / step * (np.cbrt(1 + step * (end - step / 6)) - 1))
+    return float(3 / skewness * (np.cbrt(1 + skewness * (end - skewness / 6)) - 1))
 
 
 def bootstrap_means(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import rankdata, t
 
 from tellapart.evaluation.intervals import design_effect, several, share_interval
@@ -112,7 +113,7 @@ def roc_auc(positive: NDArray[np.bool_], score: Floats, groups: Numbers | None =
     if not 0 < area < 1:
         return area, wide
     logit, half = np.log(area / (1 - area)), t.ppf(0.975, freedom) * np.sqrt(variance) / (area * (1 - area))
-    low, high = (float(1 / (1 + np.exp(-end))) for end in (logit - half, logit + half))
+    low, high = (float(expit(end)) for end in (logit - half, logit + half))
     return area, Interval(min(low, wide.low), max(high, wide.high))
 
 
@@ -122,7 +123,9 @@ def average_precision(
     """Return the sum of precision times the step in recall, as scikit-learn defines it, with its interval.
 
     The variance is that of each photo's influence: what it does to the precision at its own score and at all lower
-    ones. A bootstrap draws a positive twice, which stands behind itself then, and held 80 to 93 of 100 true values.
+    ones. The value itself is too high for few positives, since each counts itself at its own score, and so do its near
+    copies; about half of that is made up for by what chance takes elsewhere, the other half is taken off for the
+    interval. A bootstrap draws positives twice, which makes it worse, and held 80 to 93 of 100 true values.
     """
     order = np.argsort(-score, kind="stable")
     hit = positive[order].astype(np.float64)
@@ -139,7 +142,9 @@ def average_precision(
     influence[order] = (hit * (precision - average) + hit * gained - lost) / count
     effect = design_effect(influence, groups) if influence.any() else _all_alike(len(hit), groups)
     variance = float((influence**2).sum()) * len(hit) / (len(hit) - 1) * effect
-    return average, _as_share(average, variance, (count - 1) / effect, count / effect)
+    own = float((hit * (1 - precision) / named).sum()) / count * _all_alike(len(hit), groups)
+    ends = _as_share(max(average - own / 2, 0.0), variance, (count - 1) / effect, count / effect)
+    return average, Interval(min(ends.low, average), max(ends.high, average))
 
 
 _LENT = 0.03
@@ -155,5 +160,6 @@ def _as_share(value: float, variance: float, freedom: float, count: float) -> In
 
 
 def _all_alike(count: int, groups: Numbers | None) -> float:
-    """Return the design effect where photos differ in nothing: those of a group count as one."""
-    return design_effect(np.ones(count), groups)
+    """Return the design effect where photos differ in nothing: those of a group count as one (Kish 1965)."""
+    numbers = several(groups)
+    return 1.0 if numbers is None else float((np.bincount(numbers).astype(np.float64) ** 2).sum()) / count

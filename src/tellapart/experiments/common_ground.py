@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from tellapart.errors import InputError
 from tellapart.experiments.contestant import Contestant
@@ -64,6 +66,30 @@ def common_photos(contestants: Sequence[Contestant], side: str = "test") -> tupl
             "runs of the same photos: train one with --split-from the other, so that photos keep their side."
         )
     return [pd.Series(photos.index, photos["sha256"])[order].to_numpy(np.int64) for photos in known], len(relabelled)
+
+
+def common_groups(contestants: Sequence[Contestant], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
+    """Return the number of each common photo's group, (num_photos,), or None where no run knows groups.
+
+    Photos that stand in one group in any of the runs stand in one here: a run sees only its own photos' likeness.
+
+    Args:
+        contestants: the runs.
+        rows: of each run's photos, as `common_photos` gives them.
+    """
+    known = [each.photos["unit"].to_numpy(np.int64)[at] for each, at in zip(contestants, rows, strict=True)
+             if "unit" in each.photos]  # fmt: skip
+    if not known:
+        return None
+    count, place = len(known[0]), np.arange(len(known[0]))
+    links, offset = [], count
+    for groups in known:
+        numbers = np.unique(groups, return_inverse=True)[1]
+        links.append((place, numbers + offset))
+        offset += int(numbers.max()) + 1
+    photos, groups = (np.concatenate(ends) for ends in zip(*links, strict=True))
+    graph = coo_matrix((np.ones(len(photos)), (photos, groups)), shape=(offset, offset))
+    return np.asarray(connected_components(graph, directed=False)[1][:count], np.int64)
 
 
 def common_sides(contestants: Sequence[Contestant]) -> dict[str, str]:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from tellapart.errors import InputError
 from tellapart.evaluation.metrics import classification_metrics
 from tellapart.evaluation.slices import SMALLEST
-from tellapart.experiments.common_ground import common_photos, count_on, refuse_other_classes
+from tellapart.experiments.common_ground import common_groups, common_photos, count_on, refuse_other_classes
 from tellapart.experiments.comparison import MEASURES, Comparison, Entrant, Flip, Measured, Pair, SliceDifference
 from tellapart.experiments.contestant import Contestant, names_of, open_contestant
 from tellapart.experiments.cost import Cost, cost_of, with_speed
-from tellapart.experiments.paired import difference_interval, holm, mcnemar, paired_bootstrap
+from tellapart.experiments.paired import grouped_difference, grouped_mcnemar, holm, paired_bootstrap
 from tellapart.files import write_json
 from tellapart.records import Interval, Progress, no_progress
 
@@ -94,12 +94,13 @@ def compare_contestants(
     # Each on the common photos
     classes, photos = contestants[0].classes, contestants[0].photos.iloc[rows[0]]
     true = np.array([classes.index(label) for label in photos["label"]], np.int64)
+    groups = common_groups(contestants, rows)
     said = [each.probabilities[at] for each, at in zip(contestants, rows, strict=True)]
     entrants = tuple(
         Entrant(
             name=each.name,
             folder=str(each.folder),
-            measures=_measures(true, probabilities, classes),
+            measures=_measures(true, probabilities, classes, groups),
             left_out=count_on(each, "test") - len(true),
             cost=cost,
         )
@@ -112,13 +113,21 @@ def compare_contestants(
     pairs = []
     for done, (a, b) in enumerate(places):
         progress("comparing", done, len(places))
-        pairs.append(_pair((entrants[a], entrants[b]), (said[a], said[b]), true, photos, seed=seed, classes=classes))
+        pairs.append(
+            _pair((entrants[a], entrants[b]), (said[a], said[b]), true, photos, groups, seed=seed, classes=classes)
+        )
     progress("comparing", len(places), len(places))
-    return Comparison(entrants, _corrected(pairs), len(true), relabelled, seed)
+    num_groups = len(true) if groups is None else len(np.unique(groups))
+    return Comparison(entrants, _corrected(pairs), len(true), num_groups, relabelled, seed)
 
 
-def _measures(true: NDArray[np.int64], probabilities: NDArray[np.float64], classes: list[str]) -> dict[str, Measured]:
-    found = classification_metrics(true, probabilities, classes)
+def _measures(
+    true: NDArray[np.int64],
+    probabilities: NDArray[np.float64],
+    classes: list[str],
+    groups: NDArray[np.int64] | None,
+) -> dict[str, Measured]:
+    found = classification_metrics(true, probabilities, classes, groups)
     return {name: Measured(found[name], Interval(*found["intervals"][name])) for name in MEASURES}
 
 
@@ -127,6 +136,7 @@ def _pair(
     said: tuple[NDArray[np.float64], NDArray[np.float64]],
     true: NDArray[np.int64],
     photos: pd.DataFrame,
+    groups: NDArray[np.int64] | None,
     *,
     seed: int,
     classes: list[str],
@@ -134,10 +144,10 @@ def _pair(
     """Compare two runs; the p-values are corrected later, when all are known."""
     first, second = entrants
     named = [probabilities.argmax(axis=1) for probabilities in said]
-    right = [numbers == true for numbers in named]
-    intervals = paired_bootstrap(true, *said, seed=seed)
+    right = named[0] == true, named[1] == true
+    intervals = paired_bootstrap(true, *said, groups, seed=seed)
     if (right[0] == right[1]).all():  # nothing to draw from: the bootstrap would claim to know that they are equal
-        intervals["accuracy"] = difference_interval(*_counts(*right))
+        intervals["accuracy"] = grouped_difference(*right, groups)
     differences = {
         name: Measured(second.measures[name].value - first.measures[name].value, intervals[name]) for name in MEASURES
     }
@@ -158,28 +168,26 @@ def _pair(
         )
 
     only_first, only_second = flips(right[0] & ~right[1]), flips(right[1] & ~right[0])
-    p_value = mcnemar(len(only_first), len(only_second))
-    found = tuple(_slice(*group, *right) for group in _groups(photos) if group[2].sum() >= SMALLEST)
+    p_value = grouped_mcnemar(*right, groups)
+    found = tuple(_slice(part, right, groups) for part in _parts(photos) if part[2].sum() >= SMALLEST)
     return Pair(first.name, second.name, differences, only_first, only_second, p_value, p_value, found)
 
 
-def _counts(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return how many photos both got right, only the first, only the second, and neither."""
-    parts = (first & second, first & ~second, second & ~first, ~first & ~second)
-    return int(parts[0].sum()), int(parts[1].sum()), int(parts[2].sum()), int(parts[3].sum())
-
-
 def _slice(
-    column: str, value: str, inside: NDArray[np.bool_], first: NDArray[np.bool_], second: NDArray[np.bool_]
+    part: tuple[str, str, NDArray[np.bool_]],
+    both: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    groups: NDArray[np.int64] | None,
 ) -> SliceDifference:
-    counts, total = _counts(first[inside], second[inside]), int(inside.sum())
-    accuracies = (counts[0] + counts[1]) / total, (counts[0] + counts[2]) / total
-    gained = Measured(accuracies[1] - accuracies[0], difference_interval(*counts))
-    p_value = mcnemar(counts[1], counts[2])
-    return SliceDifference(column, value, total, accuracies, gained, p_value, p_value)
+    column, value, inside = part
+    right = both[0][inside], both[1][inside]
+    grouped = None if groups is None else groups[inside]
+    accuracies = float(right[0].mean()), float(right[1].mean())
+    gained = Measured(accuracies[1] - accuracies[0], grouped_difference(*right, grouped))
+    p_value = grouped_mcnemar(*right, grouped)
+    return SliceDifference(column, value, int(inside.sum()), accuracies, gained, p_value, p_value)
 
 
-def _groups(photos: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
+def _parts(photos: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
     """Yield the photos of each class, then three ranges of size with about as many; equal sizes stay together."""
     labels = photos["label"].to_numpy(object)
     yield from (("class", str(name), labels == name) for name in sorted(set(labels)))

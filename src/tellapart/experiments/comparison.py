@@ -97,7 +97,7 @@ class Pair:
         differences: second less first, of `MEASURES`; a loss below 0 is better.
         only_first: photos that only the first got right, the most striking first.
         only_second: photos that only the second got right.
-        p_value: of both being right equally often (McNemar 1947, exact).
+        p_value: of both being right equally often (McNemar 1947, exact; photos of a group count together).
         corrected_p_value: with all pairs of the comparison accounted for (Holm 1979).
         slices: by class and by size.
     """
@@ -141,6 +141,8 @@ class Comparison:
         runs: those compared, in their order.
         pairs: each with every other, or each with the first.
         num_photos: that all were judged on: in every run's test side, and in no run's training or validation side.
+        num_groups: in how many groups they stand, of near copies or of one object, in any of the runs; tests and
+            intervals count these.
         relabelled: photos left out since their label is not the same everywhere.
         seed: of the bootstrap.
     """
@@ -148,6 +150,7 @@ class Comparison:
     runs: tuple[Entrant, ...]
     pairs: tuple[Pair, ...]
     num_photos: int
+    num_groups: int
     relabelled: int
     seed: int
 

@@ -14,18 +14,25 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.evaluation.intervals import bootstrap_means
+from tellapart.evaluation.intervals import bootstrap_means, effective_sizes, several
+from tellapart.evaluation.metrics import photo_losses
 from tellapart.evaluation.slices import holm
 from tellapart.records import Interval
 from tellapart.shares import wilson
 
-__all__ = ["difference_interval", "holm", "macro_f1", "mcnemar", "paired_bootstrap", "photo_losses"]
+__all__ = [
+    "difference_interval",
+    "grouped_difference",
+    "grouped_mcnemar",
+    "holm",
+    "macro_f1",
+    "mcnemar",
+    "paired_bootstrap",
+    "photo_losses",
+]
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-_TINY = 1e-7
-"""Probabilities are kept this far from 0 before a logarithm is taken, as in `classification_metrics`."""
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -48,7 +55,56 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * float(binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)))
 
 
-def difference_interval(both: int, only_first: int, only_second: int, neither: int) -> Interval:
+def grouped_mcnemar(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], groups: NDArray[np.int64] | None = None
+) -> float:
+    """Return the two-sided p-value of both models being right equally often, photos of a group counting together.
+
+    If neither is better, a fair coin decides for each group which of the two models has what was seen of which: the
+    exact sign-flip test (Fisher 1935, section 21) of the groups' net differences. With single photos it is `mcnemar`.
+
+    Args:
+        first: (num_images,) which photos the first model got right.
+        second: the same of the second.
+        groups: (num_images,) of the photos; None: each stands for itself.
+    """
+    numbers, gained = several(groups), second.astype(np.int64) - first
+    if numbers is None:
+        return mcnemar(int((gained < 0).sum()), int((gained > 0).sum()))
+    net = np.bincount(numbers, gained).astype(np.int64)
+    steps = np.abs(net[net != 0])
+    # Chances of each sum of flipped steps, from -total to total; each step moves half of them up and half down.
+    total = int(steps.sum())
+    chances = np.zeros(2 * total + 1)
+    chances[total] = 1
+    for step in steps:
+        chances = (np.roll(chances, step) + np.roll(chances, -step)) / 2
+    far = np.abs(np.arange(-total, total + 1)) >= abs(int(net.sum()))
+    return min(1.0, float(chances[far].sum()))
+
+
+def grouped_difference(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], groups: NDArray[np.int64] | None = None
+) -> Interval:
+    """Return `difference_interval` of two models, with as many photos as their groups are worth.
+
+    Args:
+        first: (num_images,) which photos the first model got right.
+        second: the same of the second.
+        groups: (num_images,) of the photos; None: each stands for itself.
+    """
+    counts = [int(part.sum()) for part in (first & second, first & ~second, second & ~first, ~first & ~second)]
+    gained = second.astype(np.float64) - first
+    if not len(gained):
+        return difference_interval(0, 0, 0, 0)
+    # About a mean that is never quite what was seen: where all photos are alike, those of a group count as one.
+    middle = gained.sum() / (len(gained) + 4)
+    middle += 1e-6 * (not gained.any())
+    size = effective_sizes(gained - middle, np.zeros(len(gained), np.int64), 1, groups)[0]
+    return difference_interval(*(count * float(size) / len(gained) for count in counts))
+
+
+def difference_interval(both: float, only_first: float, only_second: float, neither: float) -> Interval:
     """Return the interval of a difference of accuracies on the same photos (Newcombe 1998, paired, method 10).
 
     Made of both models' Wilson intervals and of how much they agree, so that it keeps its width where a bootstrap has
@@ -58,7 +114,8 @@ def difference_interval(both: int, only_first: int, only_second: int, neither: i
         both: photos that both got right.
         only_first: only the first.
         only_second: only the second.
-        neither: none of them; with no photos at all the interval is [-1, 1].
+        neither: none of them; with no photos at all the interval is [-1, 1]. All may be parts of photos, where
+            photos of a group count as less.
     """
     total = both + only_first + only_second + neither
     if total == 0:
@@ -78,7 +135,13 @@ def difference_interval(both: int, only_first: int, only_second: int, neither: i
 
 
 def paired_bootstrap(
-    true: Numbers, first: Floats, second: Floats, *, resamples: int = 2000, seed: int = 0
+    true: Numbers,
+    first: Floats,
+    second: Floats,
+    groups: Numbers | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> dict[str, Interval]:
     """Return percentile intervals of the differences of two models (Efron & Tibshirani 1993, chapter 13).
 
@@ -88,6 +151,7 @@ def paired_bootstrap(
         true: class numbers.
         first: one model's probabilities.
         second: the other's.
+        groups: (num_images,) of the photos, which are drawn whole; None: each stands for itself.
         resamples: how many; rounded up to a multiple of 50.
         seed: of the draws.
 
@@ -104,12 +168,7 @@ def paired_bootstrap(
         "accuracy": (said[1] == true).astype(np.float64) - (said[0] == true),
         "loss": photo_losses(true, second) - photo_losses(true, first),
     }
-    return bootstrap_means(gained, {"f1_macro": f1_gained}, resamples=resamples, seed=seed)
-
-
-def photo_losses(true: Numbers, probabilities: Floats) -> Floats:
-    """Return each photo's cross-entropy in nats, (num_images,) float64."""
-    return -np.log(np.clip(probabilities[np.arange(len(true)), true].astype(np.float64), _TINY, 1.0))
+    return bootstrap_means(gained, {"f1_macro": f1_gained}, groups=groups, resamples=resamples, seed=seed)
 
 
 def macro_f1(counts: Floats, true: Numbers, said: Numbers, num_classes: int) -> Floats:

@@ -5,7 +5,8 @@ drawn at random and cross each other, every network being judged on every photo,
 (Bouthillier et al. 2021, "Accounting for variance in machine learning benchmarks"). The variance of the mean of such a
 table is estimated from its three mean squares (Cornfield & Tukey 1956; Brennan 2001, "Generalizability theory",
 chapter 6): seeds + photos - both together, divided by the number of cells; its degrees of freedom are Satterthwaite's
-(1946). With three seeds they are few, and the interval honestly wide.
+(1946). With three seeds they are few, and the interval honestly wide. Where photos stand in groups, such as near
+copies, a group takes the place of a photo: its photos are added up, as their share of the mean.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.evaluation.intervals import several
 from tellapart.records import Interval
 
 Right = NDArray[np.bool_]
@@ -37,19 +39,25 @@ class Estimate:
     p_value: float
 
 
-def accuracy_over_seeds(right: Right) -> Estimate:
-    """Return the mean accuracy of a way of training; the interval keeps to 0 to 1."""
-    found = _mean_of_table(right.astype(np.float64))
+def accuracy_over_seeds(right: Right, groups: NDArray[np.int64] | None = None) -> Estimate:
+    """Return the mean accuracy of a way of training; the interval keeps to 0 to 1.
+
+    Args:
+        right: (num_seeds, num_images) bool.
+        groups: (num_images,) of the images; None: each stands for itself.
+    """
+    found = _mean_of_table(right.astype(np.float64), groups)
     low, high = found.interval.low, found.interval.high
     return Estimate(found.value, Interval(max(0.0, low), min(1.0, high)), found.p_value)
 
 
-def compare_over_seeds(first: Right, second: Right) -> Estimate:
+def compare_over_seeds(first: Right, second: Right, groups: NDArray[np.int64] | None = None) -> Estimate:
     """Return how much more accurate the second way of training is, paired by seed and by photo.
 
     Args:
         first: (num_seeds, num_images) bool.
         second: of the same seeds and photos, in the same order.
+        groups: (num_images,) of the images; None: each stands for itself.
 
     Returns:
         Second less first, as a share.
@@ -67,14 +75,19 @@ def compare_over_seeds(first: Right, second: Right) -> Estimate:
             f"Expected two tables of (num_seeds, num_images), alike and with two or more images; got {first.shape} "
             f"and {second.shape}."
         )
-    return _mean_of_table(second.astype(np.float64) - first)
+    return _mean_of_table(second.astype(np.float64) - first, groups)
 
 
-def _mean_of_table(table: NDArray[np.float64]) -> Estimate:
+def _mean_of_table(table: NDArray[np.float64], groups: NDArray[np.int64] | None = None) -> Estimate:
     """Estimate the mean of a two-way table with one value in each cell, both ways random."""
     from scipy.stats import t as student
 
-    (seeds, photos), mean = table.shape, float(table.mean())
+    mean = float(table.mean())
+    if (numbers := several(groups)) is not None:
+        table = _of_groups(table, mean, numbers)
+    seeds, photos = table.shape
+    if photos < 2:
+        return Estimate(mean, Interval(mean - 1, mean + 1), 1.0)
     per_seed, per_photo = table.mean(axis=1), table.mean(axis=0)
     of_photos = seeds * float(per_photo.var(ddof=1))
     variance, freedom = of_photos, float(photos - 1)
@@ -92,6 +105,19 @@ def _mean_of_table(table: NDArray[np.float64]) -> Estimate:
         return _without_variance(mean, photos)
     reach = float(student.ppf(0.975, freedom)) * error
     return Estimate(mean, Interval(mean - reach, mean + reach), float(2 * student.sf(abs(mean) / error, freedom)))
+
+
+def _of_groups(table: NDArray[np.float64], mean: float, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return (num_seeds, num_groups) values of groups, with the mean of `table`.
+
+    A large group weighs more, as it does in the mean. Its distance from the mean is enlarged as if the mean had been
+    taken without it, or few large groups would make the interval too narrow.
+    """
+    members = np.bincount(groups)
+    totals = np.stack([np.bincount(groups, row - row.mean()) for row in table])
+    alone = totals * len(members) / table.shape[1] * (1 - 1 / len(members)) / (1 - members / table.shape[1])
+    alone -= alone.mean(axis=1, keepdims=True)  # enlarging moves the mean a little, which is known
+    return np.asarray(table.mean(axis=1, keepdims=True) + alone)
 
 
 def _without_variance(mean: float, photos: int) -> Estimate:
