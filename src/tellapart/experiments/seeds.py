@@ -84,10 +84,10 @@ def _mean_of_table(table: NDArray[np.float64], groups: NDArray[np.int64] | None 
 
     mean = float(table.mean())
     if (numbers := several(groups)) is not None:
+        if not numbers.any():  # a single group says nothing of others
+            return Estimate(mean, Interval(mean - 1, mean + 1), 1.0)
         table = _of_groups(table, mean, numbers)
     seeds, photos = table.shape
-    if photos < 2:
-        return Estimate(mean, Interval(mean - 1, mean + 1), 1.0)
     per_seed, per_photo = table.mean(axis=1), table.mean(axis=0)
     of_photos = seeds * float(per_photo.var(ddof=1))
     variance, freedom = of_photos, float(photos - 1)

@@ -24,6 +24,7 @@ from tellapart.experiments.cost import cost_of
 from tellapart.files import read_json, write_json, write_text
 from tellapart.records import Progress, no_progress
 from tellapart.run import prepared_folder, train
+from tellapart.run_folder import read_manifest
 from tellapart.settings import Recipe, load_recipe, save_recipe, with_settings
 from tellapart.training.callbacks import Announce
 from tellapart.training.network import forget_networks
@@ -191,6 +192,7 @@ def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
     """Read the runs of a variant."""
     found: dict[str, list[Any]] = {"seeds": [], "right": [], "train": [], "curve": [], "seconds": [], "processor": []}
     stopped = parameters = 0
+    groups = None  # the same for all seeds: they share one table of photos
     for seed in range(num_seeds):
         run = _place(folder, variant, seed)
         stopped += (run / _STOPPED).exists()
@@ -198,6 +200,9 @@ def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
             continue
         metrics, history = read_json(run / "metrics.json"), pd.read_csv(run / "history.csv")
         said = pd.read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)
+        photos = read_manifest(run)
+        photos = photos[(photos["error"] == "") & (photos["split"] == "test")]
+        groups = photos["unit"].to_numpy(np.int64) if "unit" in photos else None
         said = said[said["split"] == "test"]
         found["seeds"].append(seed)
         found["right"].append((said["true_label"] == said["predicted_label"]).to_numpy())
@@ -216,4 +221,5 @@ def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
         processor_seconds=tuple(found["processor"]),
         parameters=parameters,
         stopped=stopped,
+        groups=groups,
     )

@@ -33,6 +33,7 @@ class Outcome:
         processor_seconds: of all processors in that time.
         parameters: numbers in the network.
         stopped: runs whose loss became infinite.
+        groups: (num_test,) of the test photos; None: each stands for itself.
     """
 
     variant: Variant
@@ -44,6 +45,7 @@ class Outcome:
     processor_seconds: tuple[float, ...]
     parameters: int
     stopped: int
+    groups: NDArray[np.int64] | None = None
 
 
 def summarise(
@@ -88,7 +90,7 @@ def _rows(outcomes: Sequence[Outcome], against: Sequence[Outcome | None], texts:
             value=each.variant.value,
             num_seeds=len(each.seeds),
             stopped=each.stopped,
-            accuracy=accuracy_over_seeds(each.right) if each.seeds else None,
+            accuracy=accuracy_over_seeds(each.right, each.groups) if each.seeds else None,
             gained=gain,
             corrected_p_value=corrected.get(place),
             train_accuracy=_mean(each.train_accuracy),
@@ -105,7 +107,7 @@ def _gain(first: Outcome | None, second: Outcome) -> Estimate | None:
     if first is None:
         return None
     ours, theirs = _common(first, second)
-    return compare_over_seeds(first.right[ours], second.right[theirs]) if ours else None
+    return compare_over_seeds(first.right[ours], second.right[theirs], second.groups) if ours else None
 
 
 def _common(first: Outcome, second: Outcome) -> tuple[list[int], list[int]]:

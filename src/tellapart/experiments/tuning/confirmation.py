@@ -46,6 +46,7 @@ def confirm(
         announce: called with a line for each run.
     """
     right: dict[str, list[NDArray[np.bool_]]] = {"recipe": [], "tuned": []}
+    groups: NDArray[np.int64] | None = None  # the same in all runs: they share one table of photos
     for seed in seeds:  # in turn: other work on the machine slows both alike
         for side, recipe in zip(right, recipes, strict=True):
             seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
@@ -55,11 +56,12 @@ def confirm(
                 progress(f"confirming, {run.name}: {what}", done, total)
 
             _train(run, prepared, seeded, cache=cache, progress=named)
-            right[side].append(_right_on_test(run))
+            correct, groups = _right_on_test(run)
+            right[side].append(correct)
             announce(f"{'tuned' if side == 'tuned' else name}, seed {seed}: {right[side][-1].mean():.3f} on test")
     first, second = np.stack(right["recipe"]), np.stack(right["tuned"])
     accuracies = tuple((float(a), float(b)) for a, b in zip(first.mean(axis=1), second.mean(axis=1), strict=True))
-    return Answer(name, tuple(seeds), accuracies, first.shape[1], compare_over_seeds(first, second))
+    return Answer(name, tuple(seeds), accuracies, first.shape[1], compare_over_seeds(first, second, groups))
 
 
 def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, progress: Progress) -> None:
@@ -76,11 +78,12 @@ def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, pro
     forget_networks()
 
 
-def _right_on_test(run: Path) -> NDArray[np.bool_]:
-    """Return which test photos a finished run named rightly, (num_images,) in the order of its table."""
+def _right_on_test(run: Path) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None]:
+    """Return which test photos a finished run classified correctly, and their groups, in the order of its table."""
     from tellapart.experiments.contestant import open_contestant
 
     found = open_contestant(run, run.name)
     tested = (found.photos["split"] == "test").to_numpy()
     named = np.array(found.classes)[found.probabilities[tested].argmax(axis=1)]
-    return np.asarray(named == found.photos["label"].to_numpy(object)[tested])
+    groups = found.photos["unit"].to_numpy(np.int64)[tested] if "unit" in found.photos else None
+    return np.asarray(named == found.photos["label"].to_numpy(object)[tested]), groups
