@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from drawing import photo, save, save_photo
-from tellapart.data.duplicates import near_duplicates, units
+from tellapart.data.duplicates import near_duplicates, tally, units
 from tellapart.data.scan import fingerprint, scan
 from tellapart.records import Manifest
 
@@ -100,3 +102,81 @@ def test_units_join_chains_and_groups_but_not_photos_without_a_group():
 def test_no_photos_no_pairs():
     frame = pd.DataFrame({"error": ["is empty"], "fingerprint": np.zeros(1, np.uint64), "sha256": [""]})
     assert near_duplicates(Manifest(Path(), frame, np.zeros((1, 32, 32), np.uint8))).shape == (0, 2)
+
+
+# Very many that look the same -----------------------------------------------------------------------------
+
+
+def peak_mb(call) -> float:
+    """Return the most memory that a call held at a time, in MB."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def manifest_of(thumbnails: NDArray[np.uint8], digests: list[str], labels: list[str]) -> Manifest:
+    prints = np.array([fingerprint(picture) for picture in thumbnails], np.uint64)
+    frame = pd.DataFrame({
+        "path": [f"{number}.jpg" for number in range(len(digests))], "error": "", "fingerprint": prints,
+        "sha256": digests, "label": labels, "split": "", "group": "",
+    })  # fmt: skip
+    return Manifest(Path(), frame, thumbnails)
+
+
+def test_a_thousand_copies_take_as_many_pairs_and_little_memory():
+    """All pairs of one fingerprint took 6 GB; copies of three pictures, one of them under two labels."""
+    kinds = np.arange(1_000) % 3
+    thumbnails = np.stack([cv2.cvtColor(photo(kind, (32, 32)), cv2.COLOR_RGB2GRAY) for kind in range(3)])[kinds]
+    labels = ["b" if number >= 990 and kinds[number] == 0 else "a" for number in range(1_000)]
+    manifest = manifest_of(thumbnails, [f"digest {kind}" for kind in kinds], labels)
+    found: list = []
+    assert peak_mb(lambda: found.append(near_duplicates(manifest))) < 100
+    assert len(found[0]) == 997
+    assert len(np.unique(units(manifest, found[0]))) == 3
+    counts, sizes = tally(manifest, found[0]), np.bincount(kinds)
+    assert counts.exact_pairs == sum(size * (size - 1) // 2 for size in sizes)
+    assert (counts.exact.sum(), counts.near_pairs, counts.near.sum(), counts.complete) == (1_000, 0, 0, True)
+    torn = tally(manifest, found[0], np.array(labels, object))
+    others = labels.count("b")
+    assert torn.exact_pairs == others * (sizes[0] - others)
+    assert torn.exact.sum() == sizes[0], "each copy of the first picture has one under the other label"
+
+
+def test_photos_that_nearly_all_look_the_same_stay_in_bounds():
+    """4,000 pictures of one scene, each with noise of its own: eight million pairs, all of one unit."""
+    rng, scene = np.random.default_rng(0), cv2.cvtColor(photo(5, (32, 32)), cv2.COLOR_RGB2GRAY).astype(int)
+    thumbnails = np.clip(scene + rng.integers(-1, 2, (4_000, 32, 32)), 0, 255).astype(np.uint8)
+    thumbnails[::1_000] = rng.integers(0, 256, (4, 32, 32))  # four that look like nothing else
+    manifest = manifest_of(thumbnails, [f"digest {number}" for number in range(4_000)], ["a"] * 4_000)
+    found: list = []
+    assert peak_mb(lambda: found.append(near_duplicates(manifest))) < 300
+    pairs = found[0]
+    assert len(pairs) < 600_000
+    assert len(np.unique(units(manifest, pairs))) == 5
+    counts = tally(manifest, pairs)
+    assert counts.near.sum() == 3_996
+    assert not counts.complete
+
+
+def test_counting_copies_of_near_duplicates_is_counting_all_pairs():
+    """Look-alikes of 40 pictures, each there several times, under three labels; against all pairs, one by one."""
+    rng = np.random.default_rng(1)
+    picture, label = rng.integers(0, 40, 300), rng.integers(0, 3, 300)
+    look = picture // 4 * 4 + np.minimum(picture % 4, 2)  # of four pictures, the last two are the same
+    digests = np.array([f"digest {number}" for number in picture], object)
+    frame = pd.DataFrame({"sha256": digests, "error": ""})
+    first = {number: np.flatnonzero(picture == number)[0] for number in np.unique(picture)}
+    near = [(first[a], first[b]) for a in first for b in first if a < b and look[first[a]] == look[first[b]]]
+    chains = [pair for number in first for pair in pairwise(np.flatnonzero(picture == number))]
+    pairs = np.sort(np.array(near + chains), axis=1)
+    for kinds in (None, label):
+        apart = [(i, j) for i in range(300) for j in range(i) if kinds is None or kinds[i] != kinds[j]]
+        exact = [(i, j) for i, j in apart if picture[i] == picture[j]]
+        others = [(i, j) for i, j in apart if picture[i] != picture[j] and look[i] == look[j]]
+        counts = tally(Manifest(Path(), frame, None), pairs, kinds)
+        assert (counts.exact_pairs, counts.near_pairs) == (len(exact), len(others))
+        assert set(np.flatnonzero(counts.exact)) == {i for pair in exact for i in pair}
+        assert set(np.flatnonzero(counts.near)) == {i for pair in others for i in pair}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.data.duplicates import near_duplicates
+from tellapart.data.duplicates import Tally, near_duplicates, tally
 from tellapart.data.oddities import grey, unreadable, unusual, wrong_extension
 from tellapart.data.scan import scan
 from tellapart.data.shortcuts import metadata_shortcuts
@@ -118,23 +118,24 @@ def leakage(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     if frame.empty:
         return
     sides = manifest.frame["split"].to_numpy(object)
-    torn = pairs[sides[pairs[:, 0]] != sides[pairs[:, 1]]]
+    torn, counts = pairs[sides[pairs[:, 0]] != sides[pairs[:, 1]]], tally(manifest, pairs, sides)
+    num_pairs = counts.exact_pairs + counts.near_pairs
     grouped = frame[(frame["group"] != "") & (frame["error"] == "")]
     spread = grouped[grouped.groupby("group")["split"].transform("nunique") > 1]
-    alike = manifest.frame["path"].iloc[np.unique(torn)]
+    alike = manifest.frame["path"][counts.exact | counts.near]
     concerned = sorted({*alike, *spread["path"]})
     if concerned:
         yield Finding(
             "leakage",
             "falsifies",
-            f"The given split is leaky: {len(torn):,} pairs of photos that look the same, and "
+            f"The given split is leaky: {_least(counts)}{num_pairs:,} pairs of photos that look the same, and "
             f"{spread['group'].nunique():,} groups, lie on two sides of it. What is measured on such photos "
             "is memory, and the numbers come out too high. Move each such pair or group to one side, or "
             "delete the copies; or give no split, and tellapart draws one that keeps them together.",
             len(concerned),
             (*_pair_paths(manifest, torn), *spread["path"])[:10],
             {
-                "pairs": len(torn),
+                "pairs": num_pairs,
                 "groups": int(spread["group"].nunique()),
                 "photos": _by_side(frame, concerned),
             },
@@ -147,19 +148,20 @@ def conflicting_labels(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     torn = pairs[labels[pairs[:, 0]] != labels[pairs[:, 1]]]
     if not len(torn):
         return
-    exact = int(_same_bytes(manifest, torn).sum())
-    count = len(np.unique(torn))
+    counts = tally(manifest, pairs, labels)
+    exact, num_pairs = counts.exact_pairs, counts.exact_pairs + counts.near_pairs
+    count = int((counts.exact | counts.near).sum())
     share = count / len(manifest.readable)
     yield Finding(
         "conflicting_labels",
         "falsifies" if exact or share > CONFLICT_SHARE else "warning",
-        f"{count:,} photos ({share:.2%}) show the same as a photo of another class: {len(torn):,} pairs, "
-        f"{exact:,} of them exact copies. One label of each pair is wrong, or the classes overlap; training "
+        f"{count:,} photos ({share:.2%}) show the same as a photo of another class: {_least(counts)}{num_pairs:,} "
+        f"pairs, {exact:,} of them exact copies. One label of each pair is wrong, or the classes overlap; training "
         "on them teaches chance, and no accuracy measured on them is true. Look at each pair and keep the "
         "photo under the right label only.",
         count,
         _pair_paths(manifest, torn),
-        {"pairs": len(torn), "exact_pairs": exact, "share": share},
+        {"pairs": num_pairs, "exact_pairs": exact, "share": share},
     )
 
 
@@ -196,9 +198,14 @@ def few_photos(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
 
 def left_out(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     """Folders and files that the scan could not or did not take as photos."""
-    empty = [path for path, reason in manifest.problems if "class folder without a photo" in reason]
-    others = [path for path, reason in manifest.problems if "not an image by its name" in reason]
-    rest = [(path, reason) for path, reason in manifest.problems if path not in {*empty, *others}]
+    empty, others, rest = [], [], []
+    for path, reason in manifest.problems:  # there may be a file beside each photo, so each is looked at once
+        if "class folder without a photo" in reason:
+            empty.append(path)
+        elif "not an image by its name" in reason:
+            others.append(path)
+        else:
+            rest.append((path, reason))
     if empty:
         yield Finding(
             "left_out",
@@ -253,23 +260,25 @@ def imbalance(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
 
 def duplicates(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     """Photos that are there twice, byte by byte or to the eye."""
-    exact = _same_bytes(manifest, pairs)
-    for kind, found, what in (
-        ("exact_duplicates", pairs[exact], "are byte-by-byte copies of another photo"),
-        ("near_duplicates", pairs[~exact], "look the same as another photo, re-encoded, resized or mirrored"),
+    exact, counts = _same_bytes(manifest, pairs), tally(manifest, pairs)
+    copied = "are byte-by-byte copies of another photo"
+    alike = "look the same as another photo, re-encoded, resized or mirrored"
+    for kind, found, photos, num_pairs, least, what in (
+        ("exact_duplicates", pairs[exact], counts.exact, counts.exact_pairs, "", copied),
+        ("near_duplicates", pairs[~exact], counts.near, counts.near_pairs, _least(counts), alike),
     ):
-        count = len(np.unique(found))
+        count = int(photos.sum())
         if count:
             share = count / len(manifest.readable)
             yield Finding(
                 kind,
                 "warning" if share > DUPLICATE_SHARE else "note",
-                f"{count:,} photos ({share:.1%}) {what}, in {len(found):,} pairs. tellapart keeps them on "
+                f"{count:,} photos ({share:.1%}) {what}, in {least}{num_pairs:,} pairs. tellapart keeps them on "
                 "one side of the split it draws, so no test photo is known from training; but they count "
                 "more than once. Delete all but one of each.",
                 count,
                 _pair_paths(manifest, found),
-                {"pairs": len(found), "share": share},
+                {"pairs": num_pairs, "share": share},
             )
 
 
@@ -291,6 +300,10 @@ CHECKS: tuple[Check, ...] = (
 def _class_counts(manifest: Manifest) -> dict[str, int]:
     readable = manifest.readable["label"].value_counts()
     return {label: int(readable.get(label, 0)) for label in manifest.classes}
+
+
+def _least(counts: Tally) -> str:
+    return "" if counts.complete else "at least "
 
 
 def _same_bytes(manifest: Manifest, pairs: Pairs) -> NDArray[np.bool_]:
