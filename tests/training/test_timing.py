@@ -23,16 +23,20 @@ STAGES = (Stage(image_px=48, share=2), Stage(image_px=64, share=3))
 )
 def test_epochs_fit_the_time_that_is_left(monkeypatch, start, epochs):
     monkeypatch.setattr(timing.time, "time", lambda: 1_000.0)
-    budget = Budget(1_900.0, {48: 10.0, 64: 20.0}, validation_seconds=4.0, final_seconds=100.0, validate_every=2)
-    assert budget.epochs_left(STAGES, start) == epochs
+    budget = Budget(1_900.0, {48: 10.0, 64: 20.0}, {}, validation_seconds=4.0, final_seconds=100.0, validate_every=2)
+    assert int(budget.epochs_that_fit(STAGES, start)) == epochs
     budget.learn(64, 42.0)  # twice as slow as measured before: 40 s and half a validation
-    assert budget.epochs_left(STAGES[1:], 0.4) == 800 // 42
+    assert budget.epochs_that_fit(STAGES[1:], 0.4) == pytest.approx(800 / 42)
 
 
-def test_an_epoch_is_trained_even_when_none_fits(monkeypatch):
-    monkeypatch.setattr(timing.time, "time", lambda: 5_000.0)
-    budget = Budget(1.0, {64: 20.0}, validation_seconds=4.0, final_seconds=100.0, validate_every=1)
-    assert budget.epochs_left((Stage(image_px=64, share=1),), 0.0) == 1
+def test_what_has_yet_to_be_compiled_takes_from_the_time(monkeypatch):
+    """Of 800 s go 50 s for the first size and 30 s for the second, each as long as it has not been trained at."""
+    monkeypatch.setattr(timing.time, "time", lambda: 1_000.0)
+    budget = Budget(1_900.0, {48: 8.0, 64: 18.0}, {48: 50.0, 64: 30.0}, 4.0, final_seconds=100.0, validate_every=2)
+    assert budget.epochs_that_fit(STAGES, 0.0) == pytest.approx(720 / 16)
+    assert budget.epochs_that_fit(STAGES, 0.4) == pytest.approx(770 / 20)  # the first is over, trained or not
+    budget.learn(48, 10.0)
+    assert budget.epochs_that_fit(STAGES, 0.2) == pytest.approx(770 / (0.25 * 8 + 0.75 * 18 + 2))
 
 
 def test_whole_steps_are_timed_only_where_a_convolution_gains(monkeypatch):

@@ -6,7 +6,9 @@ Knows nothing about photos on disk or checkpoints.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import keras
@@ -19,6 +21,8 @@ from tellapart.training.environment import accelerators, cpu_features
 
 _WARM_UP = 2
 """Steps that come first, uncounted: they compile."""
+_AHEAD = 2
+"""Batches that are made while one is learned from."""
 _WORTHWHILE = 0.9
 """bfloat16 must take at most this share of float32's time: below that it costs accuracy for nothing."""
 
@@ -96,7 +100,16 @@ class StepTime:
 
 def step_time(model: keras.Model, batches: TrainingBatches, steps: int = 6) -> StepTime:
     """Time a few training steps. The model is changed: give a throw-away copy."""
-    times = [_step_seconds(model, batches, step) for step in range(_WARM_UP + steps)]
+    times, steps = [], _WARM_UP + steps
+    with ThreadPoolExecutor(_AHEAD) as pool:  # as in training, batches are made while others are learned from
+        waiting = deque(pool.submit(batches.__getitem__, step % len(batches)) for step in range(_AHEAD))
+        for step in range(steps):
+            start = time.perf_counter()
+            images, targets = waiting.popleft().result()
+            if step + _AHEAD < steps:
+                waiting.append(pool.submit(batches.__getitem__, (step + _AHEAD) % len(batches)))
+            model.train_on_batch(images, targets)
+            times.append(time.perf_counter() - start)
     usual = float(np.median(times[_WARM_UP:]))
     return StepTime(usual / batches.batch_size, max(sum(times[:_WARM_UP]) - _WARM_UP * usual, 0.0))
 
