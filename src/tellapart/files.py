@@ -54,6 +54,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
+def json_in_html(value: Any) -> str:
+    """Return `value` as JSON that can stand inside a ``<script>`` element.
+
+    A browser reads such text as HTML first: ``</script>`` would end the element, ``<!--<script>`` keep it open to the
+    end of the page. So the letters that could begin either are written as JavaScript escapes, and with them the line
+    separators that JSON allows and old JavaScript does not.
+    """
+    text = json.dumps(value, separators=(",", ":"))
+    return text.translate({ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"})
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; a missing or damaged one is an `InputError` that names it."""
     try:

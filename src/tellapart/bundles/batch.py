@@ -18,6 +18,7 @@ from typing import IO, Any
 from tellapart.bundles.predictor import BundleClassifier
 from tellapart.errors import InputError
 from tellapart.records import Prediction, Progress, no_progress
+from tellapart.tables import from_cell, to_cell
 
 FORMATS = ("csv", "jsonl", "parquet")
 
@@ -122,7 +123,7 @@ class _CsvLines:
     def facts(self, line: str) -> tuple[str, bool, bool, bool]:
         """Return (path as written, unreadable, abstains, outside)."""
         cells = next(csv.reader([line]))
-        return cells[0], bool(cells[5]), cells[3] == "true", bool(cells[4])
+        return from_cell(cells[0]), bool(cells[5]), cells[3] == "true", bool(cells[4])
 
 
 class _JsonLines:
@@ -191,7 +192,7 @@ def _count(counts: list[int], unreadable: bool, abstains: bool, outside: bool) -
 
 def _csv_line(cells: list) -> str:
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerow(cells)
+    csv.writer(stream, lineterminator="\n").writerow([to_cell(str(cell)) for cell in cells])
     return stream.getvalue()
 
 

@@ -16,6 +16,7 @@ from tellapart.report.page import write_page
 from tellapart.report.subject import open_subject, other_photos, photos_of_run
 from tellapart.report.values import envelope_record, values_of
 from tellapart.run import default_cache
+from tellapart.tables import csv_text
 from tellapart.training.callbacks import Announce
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,6 @@ def evaluate(
         write_json(place / "evaluation.json", values)
         write_json(place / "envelope.json", envelope_record(found.envelope))
         if found.labels is not None:
-            write_text(place / "labels.csv", found.labels.drop(columns="position").to_csv(index=False))
+            write_text(place / "labels.csv", csv_text(found.labels.drop(columns="position")))
         page = write_page(place / "report.html", folder, found, progress=progress)
     return Report(page, values)

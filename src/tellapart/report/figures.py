@@ -61,7 +61,9 @@ def roc(curves: Sequence[Curve]) -> str:
     def draw(panel: Any) -> None:
         panel.plot([0, 1], [0, 1], color="#cccccc", linewidth=1)
         for number, curve in enumerate(curves[:_MOST_CURVES]):
-            panel.plot(curve.false_positive_rate, curve.true_positive_rate, label=curve.name, **_style(number))
+            panel.plot(
+                curve.false_positive_rate, curve.true_positive_rate, label=_in_legend(curve.name), **_style(number)
+            )
         panel.set_xlabel("false positive rate")
         panel.set_ylabel("true positive rate")
         _legend(panel, len(curves))
@@ -76,7 +78,7 @@ def precision_recall(curves: Sequence[Curve]) -> str:
     def draw(panel: Any) -> None:
         for number, curve in enumerate(curves[:_MOST_CURVES]):
             recall, precision = curve.true_positive_rate, curve.precision
-            panel.step(recall, precision, where="pre", label=curve.name, **_style(number))
+            panel.step(recall, precision, where="pre", label=_in_legend(curve.name), **_style(number))
         panel.set_xlabel("recall")
         panel.set_ylabel("precision")
         panel.set_ylim(0, 1.02)
@@ -162,6 +164,11 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": _CLASSES[number % len(_CLASSES)], "linestyle": _LINES[number // len(_CLASSES) % len(_LINES)]}
 
 
+def _in_legend(name: str) -> str:
+    """Return a name that matplotlib shows: one that begins with "_" it would leave out."""
+    return f"\u2009{name}" if name.startswith("_") else name
+
+
 def _legend(panel: Any, count: int) -> None:
     if count <= _MOST_CURVES:
         panel.legend(frameon=False, fontsize=8, ncols=1 + count // 8)
@@ -174,7 +181,14 @@ def svg(draw: Callable[[Any], None], text: str, title: str, *, square: bool = Fa
     from matplotlib.figure import Figure
 
     size = (4.2, 4.0) if square else (2.5, 2.0) if small else (4.6, 3.0)
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif", "font.size": 9}
+    # Class names are names, not formulas: "$a$" would be set as one, and "$" alone fail.
+    settings: Any = {
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": title,
+        "font.family": "sans-serif",
+        "font.size": 9,
+    }
     with rc_context(settings):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)

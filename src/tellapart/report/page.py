@@ -15,7 +15,7 @@ from tellapart.evaluation.features import nearest_neighbours
 from tellapart.evaluation.metrics import confusion_matrix
 from tellapart.evaluation.ranking import macro_average
 from tellapart.explain.overlay import overlay
-from tellapart.files import read_json, write_text
+from tellapart.files import json_in_html, read_json, write_text
 from tellapart.records import SPLITS, Progress
 from tellapart.report import figures
 from tellapart.report.examine import Findings
@@ -68,7 +68,7 @@ def write_page(path: Path, run: Path, found: Findings, *, progress: Progress) ->
         suspects=_suspects(found),
         looks=_looks(found),
         sanity=list(zip(found.looks.sanity.layers, found.looks.sanity.correlation, strict=True)) if found.looks else [],
-        photos=json.dumps(photos, separators=(",", ":")).replace("</", "<\\/"),
+        photos=json_in_html(photos),
         again=_again(run),
         made=time.strftime("%Y-%m-%d %H:%M"),
         css=source["page.css"],
