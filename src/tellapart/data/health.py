@@ -97,7 +97,9 @@ def health_table(health: Health) -> pd.DataFrame:
         (finding.severity, finding.kind, finding.count, finding.message, ", ".join(finding.examples))
         for finding in health.findings
     ]
-    return pd.DataFrame(rows, columns=["severity", "kind", "count", "message", "examples"])
+    # Paths may hold names that are not UTF-8, which pandas' own type for text refuses.
+    table = pd.DataFrame(rows, columns=["severity", "kind", "count", "message", "examples"], dtype=object)
+    return table.astype({"count": int})
 
 
 def to_json(health: Health) -> dict[str, Any]:

@@ -194,7 +194,17 @@ def _listed(folder: Path, problems: list[tuple[str, str]], root: Path) -> list[s
 def _class_files(
     root: Path, folder: Path, label: str, split: str, problems: list[tuple[str, str]]
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the image files below a class folder; folders are entered once, so link loops end."""
+    """Yield the image files below a class folder; folders are entered once, so link loops end.
+
+    Raises:
+        InputError: its name is not UTF-8. A class is named in JSON, in answers over HTTP and inside model files, none
+            of which can hold such a name; paths of photos are only ever names of files, and may be anything.
+    """
+    if not _is_utf8(label):
+        raise InputError(
+            f"{_shown(folder)} is a class folder whose name is not UTF-8. Rename it: the class is called so in every "
+            "table, page and answer."
+        )
     seen: set[tuple[int, int]] = set()
     waiting, found = [folder], 0
     while waiting:
@@ -218,6 +228,19 @@ def _class_files(
                 problems.append((path.relative_to(root).as_posix(), "is not an image by its name and was left out"))
     if not found:
         problems.append((folder.relative_to(root).as_posix(), "is a class folder without a photo"))
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8 come from the file system as surrogates (PEP 383)
+        return False
+    return True
+
+
+def _shown(path: Path) -> str:
+    """Return a path with the bytes that are not UTF-8 written out, so that a message can be printed anywhere."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _looks_like_image(name: str) -> bool:

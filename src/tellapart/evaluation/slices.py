@@ -111,7 +111,7 @@ def _parts(properties: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
             yield from _quarters(str(column), values.to_numpy(np.float64))
         else:
-            named = values.astype(str).to_numpy(object)
+            named = np.array([str(value) for value in values], object)
             names = sorted(set(named))
             if 1 < len(names) <= _MOST_VALUES:
                 yield from ((str(column), name, named == name) for name in names)

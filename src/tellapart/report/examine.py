@@ -261,7 +261,8 @@ _PROPERTIES = ("format", "mode", "orientation", "grey", "transparent", "frames",
 
 def _properties(frame: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
     """Return the columns to slice by: classes, folders, size, format, quality, and what else the manifest has."""
-    folders = frame["path"].str.rpartition("/")[0]
+    # Not by pandas' own methods for text, which refuse names that are not UTF-8.
+    folders = pd.Series([path.rpartition("/")[0] for path in frame["path"]], frame.index, dtype=object)
     plain = {
         "class": frame["label"],
         "folder": folders,
@@ -273,6 +274,6 @@ def _properties(frame: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
     }
     if (folders == frame["label"]).all():
         del plain["folder"]  # the same slices twice would only cost power
-    table = pd.DataFrame({name: values.to_numpy() for name, values in plain.items()})
+    table = pd.DataFrame({name: values.reset_index(drop=True) for name, values in plain.items()})
     measured = qualities.drop(columns="short_side_px").add_prefix("quality: ")
     return pd.concat([table, measured.reset_index(drop=True)], axis=1)

@@ -41,9 +41,9 @@ def suspects(subject: Subject, *, own_photos: bool, progress: Progress = no_prog
     rows = frame.iloc[found["position"]]
     return pd.DataFrame({
         "position": found["position"],
-        "path": rows["path"].to_numpy(object),
-        "split": rows["split"].to_numpy(object),
-        "label": rows["label"].to_numpy(object),
+        "path": rows["path"].astype(object).reset_index(drop=True),
+        "split": rows["split"].astype(object).reset_index(drop=True),
+        "label": rows["label"].astype(object).reset_index(drop=True),
         "suggested": np.asarray(subject.classes, object)[found["suggested"]],
         "quality": found["quality"],
         "suspected": found["suspected"],
