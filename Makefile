@@ -13,7 +13,7 @@ install-dev: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
@@ -23,11 +23,7 @@ install-dev: .venv/installed-dev
 # JAX without TensorFlow, for the tests that train on it.
 .venv-jax/installed: .venv/installed-dev
 	$(PYTHON) -m venv .venv-jax
-	$(BIN)/python -c 'import tomllib; deps = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
-		print(*[d for d in deps if not d.startswith("tensorflow")], "jax", sep="\n")' > .venv-jax/requirements.txt
-	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--requirement .venv-jax/requirements.txt
-	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[jax]'
 	touch $@
 
 demo: install

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 import tellapart
 from drawing import photo
+from tellapart.evaluation import measure
 from tellapart.settings import Recipe
 from tellapart.training import transfer
 from tellapart.training.planning import Planner, Replay
@@ -108,12 +109,38 @@ def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(
 
 
 @pytest.mark.integration
-def test_a_head_alone_is_a_whole_run(weights: Path, tmp_path: Path):
+def test_a_head_alone_is_a_whole_run_and_no_photo_goes_through_the_network_twice(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def twice(*_: object) -> None:
+        raise AssertionError("the features of all photos are known already")
+
+    monkeypatch.setattr(measure, "predict_pictures", twice)
     photos = tellapart.draw(tmp_path / "photos", num_images=160)
     changes = [f"model.weights={weights}", "data.image_px=64", "model.unfreeze=0"]
     run = tellapart.train(photos, recipe="transfer", changes=changes, out=tmp_path / "run", cache=tmp_path / "cache")
     assert pd.read_csv(run.path / "history.csv")["epoch"].tolist() == [0]
     assert run.metrics["best_epoch"] == 0
     assert run.metrics["train"]["accuracy"] > 0.3, "a head on random features"
+    table = pd.read_csv(run.path / "predictions.csv")
+    said = tellapart.load(run.path).predict([photos / path for path in table["path"]])
+    np.testing.assert_allclose([found.probability for found in said], table["probability"], atol=1e-4)
     again = tellapart.reproduce(run.path, out=tmp_path / "again", cache=tmp_path / "cache")
     assert again.accuracies[0] == pytest.approx(again.accuracies[1], abs=0.05)
+
+
+@pytest.mark.integration
+def test_a_pretrained_student_learns_from_a_teacher(weights: Path, tmp_path: Path):
+    """The loss of a student is a function that returns one value a picture, and not one number."""
+    photos, cache = tellapart.draw(tmp_path / "photos", num_images=120), tmp_path / "cache"
+    quick = ["data.image_px=32", "train.epochs=1", "train.precision=float32"]
+    teacher = tellapart.train(photos, changes=quick, out=tmp_path / "teacher", cache=cache)
+    changes = [
+        f"model.weights={weights}", "data.image_px=64", "train.epochs=1", "model.unfreeze=0.1",
+        f"distill.teacher={teacher.path}",
+    ]  # fmt: skip
+    run = tellapart.train(photos, recipe="transfer", changes=changes, out=tmp_path / "student", cache=cache)
+    history = pd.read_csv(run.path / "history.csv")
+    assert history["epoch"].tolist() == [0, 1]
+    assert np.isfinite(history[["loss", "val_loss"]]).all(axis=None)
+    assert "KL(teacher ‖ student)" in json.loads((run.path / "environment.json").read_text())["loss"]

@@ -61,6 +61,17 @@ def options(
         raise typer.Exit
 
 
+_EXTRAS = {
+    **dict.fromkeys(("keras", "pandas", "sklearn", "scipy", "matplotlib", "jinja2", "cleanlab"), "train"),
+    **dict.fromkeys(("tensorflow", "numba", "tf2onnx", "onnx", "tensorboard"), "train"),
+    "openvino": "openvino",
+    "pyarrow": "parquet",
+    "ai_edge_litert": "litert",
+    "optuna": "tune",
+    "jax": "jax",
+}
+"""What brings a package that tellapart itself does not need: serving is installed without training."""
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -79,6 +90,14 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(INTERRUPTED)  # TensorFlow's threads may be in Python code: taking it down under them crashes
         raise
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        typer.echo(
+            f"error: this needs {error.name}, which is not installed: pip install 'tellapart[{extra}]'", err=True
+        )
+        sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

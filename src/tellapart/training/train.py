@@ -5,6 +5,7 @@ One call owns one run folder's checkpoints, history and ``model.keras``.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass
 from math import inf
@@ -27,6 +28,7 @@ from tellapart.training.callbacks import (
     write_log,
 )
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
+from tellapart.training.environment import accelerators
 from tellapart.training.inputs import Inputs, Photos
 from tellapart.training.network import compiled, forget_compiled_step, plain_network, save_network
 from tellapart.training.planning import Planner, Replay, final_seconds, time_budget
@@ -35,6 +37,7 @@ from tellapart.training.selection import was_validated
 from tellapart.training.timing import Budget, Deadline, Precision, choose_precision
 from tellapart.training.transfer import begin_pretrained
 
+_JAX_FLAG = "--xla_gpu_deterministic_ops"
 _SECONDS_TO_BUILD = 20.0
 """For a network that is fine-tuned, its first step compiled, twice: once to be timed."""
 
@@ -91,10 +94,8 @@ def train_network(
     inputs = Inputs(recipe, photos)
     last = run / "checkpoints" / "last.npz"
     saved = load_weights(last)[1] if last.exists() else {}
-    if recipe.train.deterministic and keras.backend.backend() == "tensorflow":
-        from tellapart.models.fused import make_deterministic
-
-        make_deterministic()
+    if recipe.train.deterministic:
+        _be_deterministic(announce)
     known = deadline.precision if deadline else None
     precision = _precision_of(saved) if saved else known or _choose_precision(inputs)
     begins = bool(recipe.model.weights) and not saved
@@ -138,6 +139,17 @@ def train_network(
         _keep_last(run, model, evaluated, state)
     _save_plain(run, recipe, inputs.num_classes)
     return _training(run, inputs, state, precision)
+
+
+def _be_deterministic(announce: Announce) -> None:
+    """Let the backend use only operations that give the same bits each time, or say that it cannot."""
+    if keras.backend.backend() == "tensorflow":
+        from tellapart.models.fused import make_deterministic
+
+        make_deterministic()
+    elif accelerators() and _JAX_FLAG not in os.environ.get("XLA_FLAGS", ""):
+        # JAX reads its flags when it starts, long before this.
+        announce(f"warning: on this GPU the same bits are not promised: start again with XLA_FLAGS={_JAX_FLAG}=true.")
 
 
 def _training(run: Path, inputs: Inputs, state: dict[str, Any], precision: Precision) -> Training:

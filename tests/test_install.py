@@ -1,0 +1,101 @@
+"""The wheel, installed into empty environments: what serves needs no training, and is small."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import tellapart
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+QUICK = ["data.image_px=32", "train.epochs=4", "train.precision=float32", "train.learning_rate=2e-3"]
+LARGEST_MB = 400
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
+    subprocess.run(command, check=True, timeout=300)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def environment(folder: Path, wanted: str) -> Path:
+    """Make an empty environment, install into it, and return its folder of commands."""
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = folder / "bin" / "python"
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", ROOT / "constraints.txt", wanted]
+    subprocess.run([python, *install], check=True, timeout=600)
+    return folder / "bin"
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/tmp"), "LANG": "C.UTF-8", **extra}
+
+
+def megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()) / 1e6
+
+
+def test_serving_alone_is_small_and_serves_and_predicts(wheel: Path, tmp_path: Path):
+    photos = tellapart.draw(tmp_path / "photos", num_images=200)
+    tellapart.train(photos, changes=QUICK, out=tmp_path / "run", cache=tmp_path / "cache")
+    tellapart.export(tmp_path / "run", tmp_path / "bundle", cache=tmp_path / "cache")
+    photo = next(photos.rglob("*.jpg"))
+    commands = environment(tmp_path / "serving", str(wheel))
+    packages = subprocess.run([commands / "pip", "list", "--format=json"], capture_output=True, check=True).stdout
+    names = {package["name"].lower() for package in json.loads(packages)}
+    assert not names & {"tensorflow", "tensorflow-cpu", "keras", "numba", "cleanlab", "jax", "scipy", "pandas"}
+    size = megabytes(tmp_path / "serving")
+    assert size < LARGEST_MB, f"{size:.0f} MB"
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [commands / "tellapart", *map(str, words)], capture_output=True, text=True, timeout=120, check=False,
+            env=clean_environment(),
+        )  # fmt: skip
+
+    said = run("predict", tmp_path / "bundle", photo, "--format", "jsonl")
+    assert said.returncode == 0, said.stderr
+    label = json.loads(said.stdout)["label"]
+    refused = run("train", photos, "--out", tmp_path / "no")
+    assert refused.returncode == 2
+    assert "pip install 'tellapart[train]'" in refused.stderr
+    assert not (tmp_path / "no").exists()
+    server = subprocess.Popen(
+        [commands / "tellapart", "serve", tmp_path / "bundle", "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environment(),
+    )  # fmt: skip
+    try:
+        address = next(found[0] for line in server.stdout if (found := re.search(r"http://[\w.:\[\]]+\d", line)))
+        request = urllib.request.Request(
+            f"{address}/predict", photo.read_bytes(), {"Content-Type": "image/jpeg"}, method="POST"
+        )
+        answer = json.loads(urllib.request.urlopen(request, timeout=30).read())
+        assert label in json.dumps(answer)
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def test_the_wheel_trains_in_an_environment_of_its_own(wheel: Path, tmp_path: Path):
+    commands = environment(tmp_path / "training", f"{wheel}[train]")
+    packages = subprocess.run([commands / "pip", "list", "--format=json"], capture_output=True, check=True).stdout
+    names = {package["name"].lower() for package in json.loads(packages)}
+    assert len(names & {"tensorflow", "tensorflow-cpu"}) == 1, "two packages that bring the same files"
+    for words in (["draw", "photos", "--images", "120"], ["train", "photos", "--time", "40s", "--out", "run"]):
+        done = subprocess.run(
+            [commands / "tellapart", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+            env=clean_environment(TELLAPART_CACHE=str(tmp_path / "cache"), TF_CPP_MIN_LOG_LEVEL="3"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]["num_images"] > 0
