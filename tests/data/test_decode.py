@@ -20,8 +20,9 @@ from PIL import Image, ImageOps
 
 import corpus
 from drawing import photo
-from tellapart.data.decode import decode, decode_square, decoding_bytes
+from tellapart.data.decode import DecodingCost, decode, decode_square, decode_within, decoding_cost
 from tellapart.data.image_file import read_file, read_header
+from tellapart.data.quality import decode_and_measure, quality_of
 from tellapart.data.scan import scan
 from tellapart.errors import DecodeError
 
@@ -381,12 +382,12 @@ def test_decoding_takes_no_more_memory_than_was_said(tmp_path: Path):
     program = (
         "import sys; from pathlib import Path\n"
         "from tellapart.data.quality import decode_and_measure\n"
-        "from tellapart.data.decode import decoding_bytes\n"
+        "from tellapart.data.decode import decoding_cost\n"
         "def most(): return int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) * 1024\n"
         "data, small = (Path(each).read_bytes() for each in sys.argv[1:])\n"
         "decode_and_measure(small, 224)\n"
         "before = most(); decode_and_measure(data, 224)\n"
-        "print(most() - before, decoding_bytes(data, 224))\n"
+        "cost = decoding_cost(data, 224); print(most() - before, cost and cost.bytes)\n"
     )
     for form in FORMS:
         file, small = tmp_path / "large", tmp_path / "small"
@@ -402,9 +403,47 @@ def test_decoding_takes_no_more_memory_than_was_said(tmp_path: Path):
 
 
 def test_what_is_refused_by_its_header_takes_no_memory():
-    assert decoding_bytes(corpus.bomb(), 224) == 0
+    nothing = DecodingCost(0, 0)
+    assert decoding_cost(corpus.bomb(), 224) == nothing
     data = corpus.jpeg(photo(1, (20, 10)))
-    assert 0 < decoding_bytes(data, 64) < 10_000
-    assert decoding_bytes(data, 64, max_pixels=199) == 0
-    assert decoding_bytes(data[:30], 64) == 0
-    assert decoding_bytes(b"nothing", 64) is None
+    assert decoding_cost(data, 64) == DecodingCost(7 * 200, 50 + 200)
+    assert decoding_cost(data, 64, max_pixels=199) == nothing
+    assert decoding_cost(data[:30], 64) == nothing
+    assert decoding_cost(b"nothing", 64) is None
+    assert decoding_cost(corpus.many_scans((2000, 2000), 1000), 64).pixels > 500_000_000
+
+
+@pytest.mark.parametrize("size", [(640, 480), (512, 768), (1000, 301), (301, 1200), (130, 900)], ids=str)
+@pytest.mark.parametrize("kind", ["rgba", "palette", "rgb"])
+def test_a_large_png_that_is_shrunk_while_it_is_decoded_gives_the_same_pixels_and_quality(size, kind, monkeypatch):
+    picture = np.random.default_rng(4).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    picture[: size[1] // 2] //= 2
+    image = Image.fromarray(picture if kind == "rgba" else picture[..., :3].copy())
+    data = (
+        corpus.encoded(image.quantize(50), "PNG", transparency=3)
+        if kind == "palette"
+        else corpus.png(np.asarray(image))
+    )
+    whole = decode(data)
+    expected = decode_square(data, 64), *decode_and_measure(data, 64), decode_within(data, 200)
+    monkeypatch.setattr("tellapart.data.decode._LARGE_PIXELS", 0)
+    monkeypatch.setattr("tellapart.data.png_strips._STRIP_BYTES", 9000)
+    found = decode_square(data, 64), *decode_and_measure(data, 64), decode_within(data, 200)
+    for number in (0, 1, 3):
+        np.testing.assert_array_equal(found[number], expected[number])
+    assert found[2] == expected[2]
+    assert expected[2] == quality_of(whole)
+
+
+def test_a_large_transparent_png_takes_a_few_megabytes():
+    picture = np.zeros((5000, 5000, 4), np.uint8)
+    picture[..., 3] = 128
+    data = corpus.png(picture)
+    del picture
+    decode_and_measure(data, 224)
+    tracemalloc.start()
+    decode_and_measure(data, 224)
+    decode_within(data, 1024)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000, "the picture itself is 75 MB"

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
 COMMAND = (
     "import sys; from tellapart.cli import main, serving; main.app.command('serve')(serving.serve); "
     "sys.argv.insert(1, 'serve'); main.main()"
@@ -30,6 +33,13 @@ def changed(bundle: Path, to: Path, **values: Any) -> Path:
     shutil.copytree(bundle, to)
     write_record(to, open_bundle(bundle).record.model_copy(update=values))
     return to
+
+
+def slow_form(num_images: int) -> bytes:
+    """Return a form, with the boundary x, of pictures of which each takes a twentieth of a second and none is large."""
+    picture = cv2.imencode(".png", np.zeros((2000, 2090, 3), np.uint8))[1].tobytes()
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    return (head + picture + b"\r\n") * num_images + b"--x--\r\n"
 
 
 @dataclass

@@ -19,8 +19,7 @@ import cv2
 import numpy as np
 import pytest
 
-from corpus import many_scans
-from serving.process import COMMAND, ServerProcess, changed, running
+from serving.process import COMMAND, ServerProcess, changed, running, slow_form
 from tellapart.bundles.bundle import open_bundle
 
 pytestmark = pytest.mark.integration
@@ -261,14 +260,17 @@ def test_refusals_are_counted_and_do_not_make_latency_look_better(
     start: Callable[..., ServerProcess], bundle: Path, photos: list[Path]
 ):
     server = start(bundle, "--threads", "1", "--max-queue", "1", "--max-batch-size", "1")
-    slow, data, found = many_scans((2000, 2000), 450), photos[0].read_bytes(), []
-    askers = [threading.Thread(target=lambda: found.append(server.call("/predict", slow)[0])) for _ in range(2)]
-    for asker in askers:
-        asker.start()
-        time.sleep(0.2)  # the first one is being worked on when the second one comes
-    assert until(5, lambda: server.json("/stats")[1]["queue"] == 1)
+    slow, data, found, form = (
+        slow_form(20),
+        photos[0].read_bytes(),
+        [],
+        {"Content-Type": "multipart/form-data; boundary=x"},
+    )
+    asker = threading.Thread(target=lambda: found.append(server.call("/predict", slow, form)[0]))
+    asker.start()
+    assert until(5, lambda: server.json("/stats")[1]["queue"] > 1)
     statuses = []
-    while any(asker.is_alive() for asker in askers):
+    while asker.is_alive():
         statuses.append(server.call("/predict", data)[0])
     found += statuses
     assert statuses.count(503) > 10

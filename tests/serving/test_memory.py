@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from serving.process import ServerProcess
+from tellapart.data.decode import DecodingCost
 from tellapart.serving.app import make_app
 from tellapart.serving.limits import Body, Held
 from tellapart.serving.options import BatchOptions, Limits, ServerOptions
@@ -72,7 +73,8 @@ def test_large_pictures_are_decoded_one_at_a_time_and_small_ones_pass_them(
 def test_small_pictures_wait_until_they_fit():
     budget, running, most = DecodeBudget(100), 0, 0
     assert budget.is_large(None)
-    assert [budget.is_large(size) for size in (50, 51)] == [False, True]
+    assert [budget.is_large(DecodingCost(size, 0)) for size in (50, 51)] == [False, True]
+    assert [budget.is_large(DecodingCost(1, pixels)) for pixels in (16_000_000, 16_000_001)] == [False, True]
     lock = threading.Lock()
 
     def decode(size: int) -> None:

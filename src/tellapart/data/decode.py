@@ -5,10 +5,13 @@ Knows nothing about folders, labels or caches.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.data.area import AreaShrinker
 from tellapart.data.image_file import (
     declared_size,
     describe,
@@ -70,7 +73,8 @@ def decode_square(
     Raises:
         DecodeError: not an image, truncated, or too large.
     """
-    picture, order = _decode(data, max_pixels, image_px)
+    shrunk = _shrunk_in_strips(data, max_pixels, image_px)
+    picture, order = (shrunk[0], "RGB") if shrunk else _decode(data, max_pixels, image_px)
     square = _square(picture, order, image_px, out)
     if out is not None and square is not out:
         out[:] = square
@@ -94,35 +98,133 @@ def decode_square_and_whole(
     return square, _rgb(picture, order)
 
 
-def decoding_bytes(data: bytes | bytearray, image_px: int, *, max_pixels: int = 100_000_000) -> int | None:
-    """Return the bytes of memory that decoding takes at most, by what the header says, in microseconds.
+def decode_square_and_grey(
+    data: bytes | bytearray, image_px: int, short_px: int, *, max_pixels: int = 100_000_000
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """Return what `decode_square` returns, and the grey picture shrunk to `short_px`, of a large PNG, in little memory.
 
-    Counted are the picture, OpenCV's own copies of it, and the grey one that its quality is measured on.
+    The grey one is what ``cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)`` makes of the grey
+    of what `decode` returns. None: the picture is not large, or of another kind; it has to be decoded as a whole.
+
+    Raises:
+        DecodeError: not an image, truncated, or too large.
+    """
+    shrunk = _shrunk_in_strips(data, max_pixels, image_px, short_px)
+    return None if shrunk is None else (_square(shrunk[0], "RGB", image_px), shrunk[1])
+
+
+def decode_within(data: bytes | bytearray, longest_px: int, *, max_pixels: int = 100_000_000) -> NDArray[np.uint8]:
+    """Return a picture (height, width, 3) uint8 RGB at its own size, or shrunk until no side is longer.
+
+    Raises:
+        DecodeError: not an image, truncated, or too large.
+    """
+    if (size := _large_png(data, max_pixels)) is not None and max(size) > longest_px:
+        return _shrink_in_strips(data, [AreaShrinker(size, _within(size, longest_px), 3)])[0]
+    picture = decode(data, max_pixels=max_pixels)
+    size = (picture.shape[1], picture.shape[0])
+    if max(size) <= longest_px:
+        return picture
+    return np.asarray(cv2.resize(picture, _within(size, longest_px), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _within(size: tuple[int, int], longest_px: int) -> tuple[int, int]:
+    width, height = (max(1, round(side * longest_px / max(size))) for side in size)
+    return width, height
+
+
+def _large_png(data: bytes | bytearray, max_pixels: int) -> tuple[int, int] | None:
+    """Return (width, height) of a PNG that is shrunk while it is decoded, as it is stored upright; None for others.
+
+    Raises:
+        DecodeError: it is truncated, or too large.
+    """
+    if data[:4] != b"\x89PNG" or not can_be_cut(data) or b"eXIf" in data:
+        return None
+    size = declared_size(data)
+    if size is None or size[0] * size[1] < _LARGE_PIXELS:
+        return None
+    refuse_bomb(*size, max_pixels)
+    refuse_truncated(data)
+    return size
+
+
+def _shrunk_in_strips(
+    data: bytes | bytearray, max_pixels: int, image_px: int, short_px: int | None = None
+) -> list[NDArray[np.uint8]] | None:
+    """Return the first step of `resize` to a square of a large PNG, and its grey with that shorter side; or None."""
+    if (size := _large_png(data, max_pixels)) is None or (halved := _halved(size, image_px)) == size:
+        return None
+    shrinkers = [AreaShrinker(size, halved, 3)]
+    if short_px is not None:
+        if min(size) <= short_px:
+            return None
+        factor = short_px / min(size)
+        shrinkers.append(AreaShrinker(size, (round(size[0] * factor), round(size[1] * factor)), 1, factor))
+    return _shrink_in_strips(data, shrinkers)
+
+
+def _shrink_in_strips(data: bytes | bytearray, shrinkers: list[AreaShrinker]) -> list[NDArray[np.uint8]]:
+    """Decode once, and give each of them the rows, in grey where it has one channel."""
+    for strip in decoded_strips(data):
+        rows = np.ascontiguousarray(strip.colours if strip.alpha is None else _mixed(strip.colours, strip.alpha))
+        for shrinker in shrinkers:
+            shrinker.add(rows if shrinker.channels == 3 else np.asarray(cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY)))
+    return [shrinker.result() for shrinker in shrinkers]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingCost:
+    """What decoding a picture takes, by what its header says.
+
+    Attributes:
+        bytes: of memory, at most: the picture, OpenCV's own copies of it, and the grey one for its quality.
+        pixels: that are gone over one by one; a JPEG that is shrunk goes over fewer, one of many scans over more.
+    """
+
+    bytes: int
+    pixels: int
+
+
+def decoding_cost(data: bytes | bytearray, image_px: int, *, max_pixels: int = 100_000_000) -> DecodingCost | None:
+    """Return what decoding takes, in microseconds; a progressive JPEG's scans are counted, a millisecond for 3 MB.
 
     Args:
         data: the bytes of the file.
-        image_px: side of the square that is wanted, as for `decode_square_and_whole`.
+        image_px: side of the square that is wanted.
         max_pixels: what declares more is refused before it is decoded, and takes nothing.
 
     Returns:
-        Bytes; None where the header tells too little.
+        None where the header tells too little.
     """
     if data[:2] == b"\xff\xd8":
         frame = jpeg_frame(data)
         if frame is None or frame.width * frame.height > max_pixels:
-            return 0
-        factors = {_shrinks_by(frame.width, frame.height, side) for side in (image_px, _WHOLE_PX)}
+            return _NOTHING
         pixels = frame.width * frame.height
-        return frame.buffered_bytes + sum((2 * _COLOUR + _GREY) * pixels // factor**2 for factor in factors)
+        factors = {_shrinks_by(frame.width, frame.height, side) for side in (image_px, _WHOLE_PX)}
+        shrunk = [pixels // factor**2 for factor in factors]
+        return DecodingCost(
+            frame.buffered_bytes + (2 * _COLOUR + _GREY) * sum(shrunk),
+            pixels // _PIXELS_A_LOOK * frame.scans + sum(shrunk),
+        )
     size = declared_size(data) or other_size(data)
     if size is None:
         return None
     pixels = size[0] * size[1]
     if pixels > max_pixels:
-        return 0
-    return _bytes_per_pixel(data, pixels) * pixels
+        return _NOTHING
+    shrinks = _halved(size, image_px) != size and min(size) > _WHOLE_PX
+    if shrinks and pixels >= _LARGE_PIXELS and can_be_cut(data) and b"eXIf" not in data:
+        return DecodingCost(_STRIPS_BYTES + _STRIP_ROWS * size[0], pixels)
+    return DecodingCost(_bytes_per_pixel(data, pixels) * pixels, pixels)
 
 
+_NOTHING = DecodingCost(0, 0)
+_PIXELS_A_LOOK = 4
+"""A pixel of a JPEG's scan that is not turned into a colour takes about so many times less."""
+_STRIPS_BYTES, _STRIP_ROWS = 12_000_000, 40
+"""Of what is beside each other for a strip; a strip has a row at least, and there are many arrays of it."""
 _WHOLE_PX = 256
 """At which quality is measured (`tellapart.data.quality.MEASURED_PX`)."""
 _COLOUR, _GREY = 3, 1
@@ -148,11 +250,17 @@ def resize(picture: NDArray[np.uint8], image_px: int, out: NDArray[np.uint8] | N
     """
     height, width = picture.shape[:2]
     square = (image_px, image_px)
-    halved = tuple(image_px if side >= 2 * image_px else side for side in (width, height))
+    halved = _halved((width, height), image_px)
     for size, method in ((halved, cv2.INTER_AREA), (square, cv2.INTER_LINEAR)):
         if size != (picture.shape[1], picture.shape[0]):
             picture = np.asarray(cv2.resize(picture, size, dst=out if size == square else None, interpolation=method))
     return picture
+
+
+def _halved(size: tuple[int, int], image_px: int) -> tuple[int, int]:
+    """Return the size after the first step of `resize`, of which each side is averaged over areas or stays."""
+    width, height = (image_px if side >= 2 * image_px else side for side in size)
+    return width, height
 
 
 def _square(

@@ -281,11 +281,13 @@ class JpegFrame:
         width: pixels, as stored.
         height: pixels, as stored.
         buffered_bytes: of coefficients that are kept until the last scan was read; 0 where one scan holds all.
+        scans: how often a decoder goes over it; more than are decoded count as one more.
     """
 
     width: int
     height: int
     buffered_bytes: int
+    scans: int
 
 
 def jpeg_frame(data: bytes | bytearray) -> JpegFrame | None:
@@ -298,11 +300,12 @@ def jpeg_frame(data: bytes | bytearray) -> JpegFrame | None:
             height, width = (int.from_bytes(data[frame + at : frame + at + 2], "big") for at in (1, 3))
             count = data[frame + 5]
             if data[frame - 3] not in _PROGRESSIVE_MARKERS and start < len(data) and data[start] >= count:
-                return JpegFrame(width, height, 0)
+                return JpegFrame(width, height, 0, 1)
             factors = [(each >> 4, each & 15) for each in data[frame + 7 : frame + 6 + 3 * count : 3]] or [(1, 1)]
             full = max(across for across, _ in factors) * max(down for _, down in factors)
             samples = sum(across * down for across, down in factors) / max(1, full)
-            return JpegFrame(width, height, int(2.1 * samples * (width + 32) * (height + 32)))
+            scans = _count_scans(data, end, MAX_SCANNED_PIXELS // max(1, width * height))
+            return JpegFrame(width, height, int(2.1 * samples * (width + 32) * (height + 32)), scans)
     return None
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.decode import decode, decode_square_and_whole
+from tellapart.data.decode import decode, decode_square_and_grey, decode_square_and_whole
 from tellapart.data.image_file import declared_size, jpeg_segments
 
 MEASURED_PX = 256
@@ -84,14 +84,21 @@ def decode_and_measure(
     Raises:
         DecodeError: it cannot be decoded.
     """
+    shrunk = decode_square_and_grey(data, image_px, MEASURED_PX, max_pixels=max_pixels)
+    if shrunk is not None:
+        return shrunk[0], _with_file(data, _quality_of_grey(shrunk[1]))
     square, whole = decode_square_and_whole(data, image_px, MEASURED_PX, max_pixels=max_pixels)
     return square, _of_file(data, whole)
 
 
 def _of_file(data: bytes | bytearray, picture: NDArray[np.uint8]) -> Quality:
     """Measure a picture that may have been shrunk while it was decoded, and say what its file adds."""
-    short_side = min(declared_size(data) or picture.shape[:2])
-    return replace(quality_of(picture), jpeg_quality=jpeg_quality(data), short_side_px=float(short_side))
+    return _with_file(data, quality_of(picture))
+
+
+def _with_file(data: bytes | bytearray, quality: Quality) -> Quality:
+    short_side = min(declared_size(data) or (quality.short_side_px,))
+    return replace(quality, jpeg_quality=jpeg_quality(data), short_side_px=float(short_side))
 
 
 def quality_of(picture: NDArray[np.uint8]) -> Quality:
@@ -101,6 +108,11 @@ def quality_of(picture: NDArray[np.uint8]) -> Quality:
     if short_side > MEASURED_PX:
         scale = MEASURED_PX / short_side
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return replace(_quality_of_grey(np.asarray(grey)), short_side_px=float(short_side))
+
+
+def _quality_of_grey(grey: NDArray[np.uint8]) -> Quality:
+    """Measure a grey picture (height, width) uint8 whose shorter side is `MEASURED_PX`, or less."""
     # 16-bit whole numbers hold every response of both masks, and are twice as fast as floats.
     edges = cv2.Laplacian(grey, cv2.CV_16S)
     brightness, contrast = cv2.meanStdDev(grey)
@@ -112,7 +124,7 @@ def quality_of(picture: NDArray[np.uint8]) -> Quality:
         contrast=float(contrast[0, 0]),
         clipped=1 - cv2.countNonZero(cv2.inRange(grey, 3, 252)) / grey.size,
         jpeg_quality=100.0,
-        short_side_px=float(short_side),
+        short_side_px=float(min(grey.shape)),
     )
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.bundles.predictor import BundleClassifier, Explain, Seen, choose, explain_bundle
 from tellapart.bundles.runtimes import Predictor, open_several
-from tellapart.data.decode import decode, decode_square, decoding_bytes
+from tellapart.data.decode import DecodingCost, decode_square, decode_within, decoding_cost
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import overlay
 from tellapart.serving.batching import Seconds
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 OVERLAY_PX = 1024
 """Longest side of an overlay."""
+LARGE_PIXELS = 16_000_000
+"""Which take more than a tenth of a second: as long as nobody should wait for the picture of another."""
 _WARM_UP_SECONDS = 1.0
 _PIXELS_AT_ONCE = 2**18
 """Of all pictures in one run of the network: with more of them its memory grows and its speed does not."""
@@ -73,7 +75,7 @@ class DecodeBudget:
     Small pictures are decoded in parallel as long as they fit; a large one has a thread of its own, and is alone.
 
     Args:
-        most: bytes for small pictures. More than half of it makes a picture large.
+        most: bytes for small pictures. One that takes more than half of it, or over `LARGE_PIXELS`, is large.
     """
 
     def __init__(self, most: int) -> None:
@@ -81,9 +83,9 @@ class DecodeBudget:
         self._changed = threading.Condition()
         self._alone = threading.Lock()
 
-    def is_large(self, size: int | None) -> bool:
-        """Return whether a picture that takes `size` bytes to decode is large; None: nobody knows how much."""
-        return size is None or size > self.most // 2
+    def is_large(self, cost: DecodingCost | None) -> bool:
+        """Return whether a picture is large; None: nobody knows what it takes."""
+        return cost is None or cost.bytes > self.most // 2 or cost.pixels > LARGE_PIXELS
 
     @contextmanager
     def small(self, size: int) -> Iterator[None]:
@@ -220,18 +222,17 @@ class Served:
 
     def is_large(self, item: Image) -> bool:
         """Return whether an image needs a thread of its own to be decoded."""
-        return self.budget.is_large(self._size(item))
+        return not isinstance(item.data, np.ndarray) and self.budget.is_large(self._cost(item.data))
 
-    def _size(self, item: Image) -> int | None:
-        if isinstance(item.data, np.ndarray):
-            return 0  # it is in memory already
-        return decoding_bytes(item.data, self.bundle.record.image_px, max_pixels=self.max_pixels)
+    def _cost(self, data: bytes | bytearray) -> DecodingCost | None:
+        return decoding_cost(data, self.bundle.record.image_px, max_pixels=self.max_pixels)
 
     def prepare(self, item: Image | Seen) -> Seen:
         """Decode an image; whatever is wrong with it costs the others nothing."""
         if isinstance(item, Seen):
             return item
-        with self.budget.small(self._size(item) or 0):
+        cost = None if isinstance(item.data, np.ndarray) else self._cost(item.data)  # an array is in memory already
+        with self.budget.small(cost.bytes if cost else 0):
             return seen_safely(self.see, item)
 
     def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Answer]:
@@ -314,7 +315,11 @@ class Explainer:
         try:
             with self._budget.alone():
                 square = decode_square(item.data, image_px, max_pixels=max_pixels)
-                return _Ready(item.target, square, shown(item.data, max_pixels) if item.as_png else None)
+                return _Ready(
+                    item.target,
+                    square,
+                    decode_within(item.data, OVERLAY_PX, max_pixels=max_pixels) if item.as_png else None,
+                )
         except DecodeError as error:
             return str(error)
         except Exception as error:  # noqa: BLE001  # as in seen_safely
@@ -341,16 +346,6 @@ class Explainer:
 
     def done(self, seconds: Seconds, num_items: int) -> None:
         """Count nothing: explanations are no predictions."""
-
-
-def shown(data: bytes | bytearray, max_pixels: int) -> NDArray[np.uint8]:
-    """Return a picture at its own size, or shrunk until no side is longer than `OVERLAY_PX`."""
-    picture = decode(data, max_pixels=max_pixels)
-    longest = max(picture.shape[:2])
-    if longest <= OVERLAY_PX:
-        return picture
-    height, width = (max(1, round(side * OVERLAY_PX / longest)) for side in picture.shape[:2])
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def open_served(
