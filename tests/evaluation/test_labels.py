@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tellapart.evaluation.labels import out_of_sample, suspected_labels
+from tellapart.evaluation.labels import _PENALTIES, _asked, out_of_sample, suspected_labels
 
 
 def clusters(count: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -53,3 +53,25 @@ def test_a_class_without_photos_is_no_hindrance():
     wrong = set(np.flatnonzero(true == 2))
     assert len(wrong & set(found["position"][: len(wrong)])) > 0.8 * len(wrong)
     assert (found["suggested"][:20] == 2).all()
+
+
+def test_the_penalty_follows_the_photos():
+    """100 features that say nothing beside three that do, then none: strong and weak penalties each have their turn."""
+    rng, chosen = np.random.default_rng(0), []
+    for useless in (100, 0):
+        features, true = clusters(400)
+        features = np.concatenate([features, rng.normal(size=(400, useless)).astype(np.float32)], axis=1)
+        given = np.where(rng.random(400) < 0.1, (true + 1) % 3, true) if useless else true
+        found = out_of_sample(features, given, np.eye(3)[given], np.ones(400, bool), np.arange(400))
+        chosen.append(found[np.arange(400), true].mean())
+        alone = [
+            -np.log(np.maximum(_asked(features, given, *_half(), penalty, 3)[np.arange(200), given[200:]], 1e-9)).mean()
+            for penalty in (_PENALTIES[0], _PENALTIES[-1])
+        ]
+        assert (alone[0] < alone[1]) == bool(useless), "the photos do differ in what they want"
+    assert chosen[1] > 0.95
+    assert chosen[0] > 0.7
+
+
+def _half() -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(200), np.arange(200, 400)

@@ -115,4 +115,5 @@ def test_a_thousand_classes_take_little_memory():
         tracemalloc.stop()
     assert peak < 50
     low, high = result["intervals"]["f1_macro"]
-    assert 0.75 < low < result["f1_macro"] < high < 0.85
+    assert low <= result["f1_macro"] <= high < low + 0.05
+    assert low <= 0.8 <= high, "of five photos a class, F1 is too low on average"
