@@ -1,4 +1,4 @@
-"""What 95 % intervals cover, in worlds whose truth is known; benchmarks/coverage.py does the same for many more."""
+"""What 95 % intervals cover, in worlds whose truth is known; benchmarks/interval_coverage.py does the same for many more."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def classification_metrics(
     Intervals: Wilson's for accuracy, and for each class's precision, recall and F1 (F1 = 2J / (1 + J), where the
     Jaccard index J is a plain share of the photos that belong to the class or are said to); `average_intervals` for
     averages; `skewed_mean_interval` for the loss. All of them take photos of one group for one as far as they are
-    alike. What they cover: benchmarks/coverage.py.
+    alike. What they cover: benchmarks/interval_coverage.py.
 
     Args:
         true: (num_images,) class numbers.

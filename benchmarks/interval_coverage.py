@@ -1,12 +1,14 @@
 """How often each 95 % interval that a report or a comparison prints holds the true value, by simulation.
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py
+    OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py
 
 A world is a classifier and endless photos: 3 to 9 classes, even or up to a hundred times as frequent as others (3 % at
 least), accuracy 0.6 to 0.99, probabilities that are right, too sure or too unsure. Its truths are measured on 100,000
 photos; then test sets of 100 to 1,000 are drawn from them. Grouped worlds draw whole groups of 1 to 8 near copies.
 `held` is a mean over worlds, `low` and `high` the share of intervals that lie below and above the truth, `worst` the
 world with the lowest coverage. The noise of `held` is one standard error over worlds.
+
+The file is not called coverage.py: a package of that name is imported by Numba, and scripts find their neighbours first.
 """
 
 from __future__ import annotations
@@ -225,7 +227,7 @@ def main() -> None:
         found[name] = summary(many, arguments.draws, lambda text, name=name: print(f"{name}: {text}", flush=True))
         for metric, row in found[name].items():
             print(f"{metric:28}{row['held']:8.3f} ± {row['noise']:.3f}{row['worst']:8.3f}", flush=True)
-    what = "share of 95 % intervals that hold the true value, over random worlds (see benchmarks/coverage.py)"
+    what = "share of 95 % intervals that hold the true value, over random worlds (see benchmarks/interval_coverage.py)"
     values = {"what": what, "worlds": arguments.worlds, "draws": arguments.draws, **found}
     print(json.dumps(values)[:200])
     print(f"Written to {write_result('coverage', values)}")
