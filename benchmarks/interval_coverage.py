@@ -8,7 +8,7 @@ photos; then test sets of 100 to 1,000 are drawn from them. Grouped worlds draw 
 `held` is a mean over worlds, `low` and `high` the share of intervals that lie below and above the truth, `worst` the
 world with the lowest coverage. The noise of `held` is one standard error over worlds.
 
-The file is not called coverage.py: a package of that name is imported by Numba, and scripts find their neighbours first.
+The file is not called coverage.py: Numba imports a package of that name, and scripts find their neighbours first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What 95 % intervals cover, in worlds whose truth is known; benchmarks/interval_coverage.py does the same for many more."""
+"""What 95 % intervals cover, in worlds whose truth is known; for many more: benchmarks/interval_coverage.py."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def grouped(rng: np.random.Generator, num_groups: int, share: float = 0.85):
 
 @pytest.mark.parametrize("num_groups", [40, 150])
 def test_shares_and_means_of_photos_in_groups(num_groups: int):
-    """As single photos these held 76 and 78 of 100."""
+    """As single photos they held 70 of 100."""
     rng, shares, means, naive = np.random.default_rng(10), [], [], []
     for _ in range(800):
         right, groups = grouped(rng, num_groups)
