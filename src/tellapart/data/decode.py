@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tellapart.data.area import AreaShrinker
 from tellapart.data.image_file import (
+    MAX_SCANNED_PIXELS,
     declared_size,
     describe,
     has_alpha,
@@ -199,9 +200,10 @@ def decoding_cost(data: bytes | bytearray, image_px: int, *, max_pixels: int = 1
     """
     if data[:2] == b"\xff\xd8":
         frame = jpeg_frame(data)
-        if frame is None or frame.width * frame.height > max_pixels:
+        if frame is None or (pixels := frame.width * frame.height) > max_pixels:
             return _NOTHING
-        pixels = frame.width * frame.height
+        if pixels * frame.scans > MAX_SCANNED_PIXELS:
+            return _NOTHING
         factors = {_shrinks_by(frame.width, frame.height, side) for side in (image_px, _WHOLE_PX)}
         shrunk = [pixels // factor**2 for factor in factors]
         return DecodingCost(
@@ -210,7 +212,7 @@ def decoding_cost(data: bytes | bytearray, image_px: int, *, max_pixels: int = 1
         )
     size = declared_size(data) or other_size(data)
     if size is None:
-        return None
+        return None if data[:2] in _UNTOLD else _NOTHING
     pixels = size[0] * size[1]
     if pixels > max_pixels:
         return _NOTHING
@@ -221,6 +223,8 @@ def decoding_cost(data: bytes | bytearray, image_px: int, *, max_pixels: int = 1
 
 
 _NOTHING = DecodingCost(0, 0)
+_UNTOLD = (b"II", b"MM", b"BM", b"GI", b"RI")
+"""How files begin that may be pictures though their size is not found: TIFF, and the others with an odd header."""
 _PIXELS_A_LOOK = 4
 """A pixel of a JPEG's scan that is not turned into a colour takes about so many times less."""
 _STRIPS_BYTES, _STRIP_ROWS = 12_000_000, 40

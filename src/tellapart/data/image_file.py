@@ -133,6 +133,16 @@ def read_header(data: bytes | bytearray, max_pixels: int = 100_000_000) -> Heade
     return Header(known, width, height, mode, int(orientation), frames, transparent, bits)
 
 
+def load_formats() -> None:
+    """Import Pillow's readers of all formats now.
+
+    Otherwise the first file that is none of the usual ones does, and a server grows by them while it works.
+    """
+    from PIL import Image
+
+    Image.init()
+
+
 def _plain_jpeg_header(data: bytes | bytearray) -> Header | None:
     """Return what Pillow would say of a JPEG that carries no EXIF, CMYK or second picture, ten times faster."""
     if data[:3] != b"\xff\xd8\xff":

@@ -12,6 +12,7 @@ Picture = NDArray[np.uint8]
 
 _STRENGTH = 0.6
 """How much of a picture the hottest place covers."""
+_ROWS = 64
 _GAP = 6
 _LINE_HEIGHT = 22
 
@@ -41,8 +42,12 @@ def overlay(picture: Picture, heat: NDArray[np.float32]) -> Picture:
     large = np.clip(cv2.resize(known, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
     colours = cv2.applyColorMap((255 * large).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None]
-    share = _STRENGTH * large[..., None]
-    return np.asarray((1 - share) * grey + share * colours, np.uint8)
+    shown = np.empty((height, width, 3), np.uint8)
+    for start in range(0, height, _ROWS):  # in floats the whole would take ten times the picture
+        rows = slice(start, start + _ROWS)
+        share = _STRENGTH * large[rows, :, None]
+        shown[rows] = (1 - share) * grey[rows] + share * colours[rows]
+    return shown
 
 
 def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], *, cell_px: int = 160) -> Picture:

@@ -24,6 +24,7 @@ from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.bundles.predictor import BundleClassifier, Explain, Seen, choose, explain_bundle
 from tellapart.bundles.runtimes import Predictor, open_several
 from tellapart.data.decode import DecodingCost, decode_square, decode_within, decoding_cost
+from tellapart.data.image_file import load_formats
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import overlay
 from tellapart.serving.batching import Seconds
@@ -403,7 +404,11 @@ def open_version(folder: Path) -> str | None:
 
 
 def _warm_up(served: Served, threads: int, max_batch_size: int) -> None:
-    """Run each network on batches of every size, for about a second: a size that is new takes several times longer."""
+    """Run each network on batches of every size, for about a second: a size that is new takes several times longer.
+
+    What would be loaded by the first odd request is loaded now as well: memory that a server has when it is idle.
+    """
+    load_formats()
     until = time.perf_counter() + _WARM_UP_SECONDS
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
     served.networks.probabilities([picture], 0, True)
