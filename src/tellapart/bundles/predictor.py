@@ -59,6 +59,11 @@ class BundleClassifier:
         self.max_pixels = bundle.record.max_pixels
         self._predict = predict
 
+    @property
+    def identity(self) -> str:
+        """What tells this model from others."""
+        return self.bundle.version
+
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
         return np.concatenate([
@@ -124,9 +129,7 @@ class BundleClassifier:
                 yield from self._named([seen for part in waiting for seen in part.result()], images, start, top_k)
                 waiting = ahead
 
-    def see(
-        self, image: str | os.PathLike[str] | bytes | bytearray | NDArray[np.uint8], with_quality: bool = True
-    ) -> Seen:
+    def see(self, image: str | os.PathLike[str] | bytes | NDArray[np.uint8], with_quality: bool = True) -> Seen:
         """Decode one image and measure its quality."""
         try:
             if isinstance(image, np.ndarray):
@@ -135,7 +138,7 @@ class BundleClassifier:
                 quality = quality_of(image).to_dict() if with_quality else None
                 square = resize(np.ascontiguousarray(image), self.image_px)
             else:
-                data = _bytes_of(image)
+                data = bytes(image) if isinstance(image, (bytes, bytearray, memoryview)) else read_file(image)
                 if with_quality:
                     square, measured = decode_and_measure(data, self.image_px, max_pixels=self.max_pixels)
                     quality = measured.to_dict()
@@ -157,12 +160,6 @@ class BundleClassifier:
                 yield Prediction(path, None, float("nan"), (), each.error)
                 continue
             yield named(self.bundle, path, found[index], top_k, each.outside)
-
-
-def _bytes_of(image: str | os.PathLike[str] | bytes | bytearray | memoryview) -> bytes | bytearray:
-    if isinstance(image, memoryview):
-        return bytes(image)
-    return image if isinstance(image, (bytes, bytearray)) else read_file(image)
 
 
 def named(bundle: Bundle, path: str, row: NDArray[np.float32], top_k: int, outside: tuple[str, ...]) -> Prediction:

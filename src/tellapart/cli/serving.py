@@ -41,7 +41,7 @@ def serve(
     max_held_mb: Annotated[
         float | None,
         typer.Option(
-            help="Of all requests in memory, with what they are parsed to [default: three bodies, 96 at least].", min=1
+            help="Of all requests in memory, with what they are parsed to [default: 2.75 bodies, 88 at least].", min=1
         ),
     ] = None,
     rate: Annotated[float, typer.Option(help="Requests per second and client address; 0: no limit.", min=0)] = 0.0,
@@ -68,7 +68,7 @@ def serve(
 
     share = max(1, (threads or os.cpu_count() or 1) // workers)
     body_bytes = int(max_body_mb * 1024 * 1024)
-    held_bytes = max(3 * body_bytes, 96 * 2**20) if max_held_mb is None else int(max_held_mb * 2**20)
+    held_bytes = max(11 * body_bytes // 4, 88 * 2**20) if max_held_mb is None else int(max_held_mb * 2**20)
     options = ServerOptions(
         bundles=tuple(bundles or ()), models=models, host=host, port=port, processes=workers, runtime=runtime,
         api_key=None if no_auth else api_key, allowed_hosts=tuple(allowed_host or ()), feedback=feedback, log=log,

@@ -33,7 +33,7 @@ cv2.setNumThreads(1)  # one picture is small: threads work on many pictures, not
 cv2.utils.logging.setLogLevel(0)  # a damaged file is reported once, by DecodeError, not on stderr as well
 
 
-def decode(data: bytes | bytearray, *, max_pixels: int = 100_000_000, at_least_px: int = 0) -> NDArray[np.uint8]:
+def decode(data: bytes, *, max_pixels: int = 100_000_000, at_least_px: int = 0) -> NDArray[np.uint8]:
     """Decode one image at its own size, turned as its EXIF orientation says.
 
     Grey, palette, CMYK and 16-bit images become 8-bit RGB; transparent pixels are laid on white;
@@ -55,7 +55,7 @@ def decode(data: bytes | bytearray, *, max_pixels: int = 100_000_000, at_least_p
 
 
 def decode_square(
-    data: bytes | bytearray, image_px: int, *, max_pixels: int = 100_000_000, out: NDArray[np.uint8] | None = None
+    data: bytes, image_px: int, *, max_pixels: int = 100_000_000, out: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
     """Decode one image and resize it to a square, the picture that the network sees.
 
@@ -84,7 +84,7 @@ def decode_square(
 
 
 def decode_square_and_whole(
-    data: bytes | bytearray, image_px: int, whole_px: int, *, max_pixels: int = 100_000_000
+    data: bytes, image_px: int, whole_px: int, *, max_pixels: int = 100_000_000
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return what `decode_square` and `decode` with `at_least_px=whole_px` return, decoding once where that is enough.
 
@@ -100,7 +100,7 @@ def decode_square_and_whole(
 
 
 def decode_square_and_grey(
-    data: bytes | bytearray, image_px: int, short_px: int, *, max_pixels: int = 100_000_000
+    data: bytes, image_px: int, short_px: int, *, max_pixels: int = 100_000_000
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
     """Return what `decode_square` returns, and the grey picture shrunk to `short_px`, of a large PNG, in little memory.
 
@@ -114,7 +114,7 @@ def decode_square_and_grey(
     return None if shrunk is None else (_square(shrunk[0], "RGB", image_px), shrunk[1])
 
 
-def decode_within(data: bytes | bytearray, longest_px: int, *, max_pixels: int = 100_000_000) -> NDArray[np.uint8]:
+def decode_within(data: bytes, longest_px: int, *, max_pixels: int = 100_000_000) -> NDArray[np.uint8]:
     """Return a picture (height, width, 3) uint8 RGB at its own size, or shrunk until no side is longer.
 
     Raises:
@@ -134,7 +134,7 @@ def _within(size: tuple[int, int], longest_px: int) -> tuple[int, int]:
     return width, height
 
 
-def _large_png(data: bytes | bytearray, max_pixels: int) -> tuple[int, int] | None:
+def _large_png(data: bytes, max_pixels: int) -> tuple[int, int] | None:
     """Return (width, height) of a PNG that is shrunk while it is decoded, as it is stored upright; None for others.
 
     Raises:
@@ -151,7 +151,7 @@ def _large_png(data: bytes | bytearray, max_pixels: int) -> tuple[int, int] | No
 
 
 def _shrunk_in_strips(
-    data: bytes | bytearray, max_pixels: int, image_px: int, short_px: int | None = None
+    data: bytes, max_pixels: int, image_px: int, short_px: int | None = None
 ) -> list[NDArray[np.uint8]] | None:
     """Return the first step of `resize` to a square of a large PNG, and its grey with that shorter side; or None."""
     if (size := _large_png(data, max_pixels)) is None or (halved := _halved(size, image_px)) == size:
@@ -165,7 +165,7 @@ def _shrunk_in_strips(
     return _shrink_in_strips(data, shrinkers)
 
 
-def _shrink_in_strips(data: bytes | bytearray, shrinkers: list[AreaShrinker]) -> list[NDArray[np.uint8]]:
+def _shrink_in_strips(data: bytes, shrinkers: list[AreaShrinker]) -> list[NDArray[np.uint8]]:
     """Decode once, and give each of them the rows, in grey where it has one channel."""
     for strip in decoded_strips(data):
         rows = np.ascontiguousarray(strip.colours if strip.alpha is None else _mixed(strip.colours, strip.alpha))
@@ -187,7 +187,7 @@ class DecodingCost:
     pixels: int
 
 
-def decoding_cost(data: bytes | bytearray, image_px: int, *, max_pixels: int = 100_000_000) -> DecodingCost | None:
+def decoding_cost(data: bytes, image_px: int, *, max_pixels: int = 100_000_000) -> DecodingCost | None:
     """Return what decoding takes, in microseconds; a progressive JPEG's scans are counted, a millisecond for 3 MB.
 
     Args:
@@ -234,7 +234,7 @@ _WHOLE_PX = 256
 _COLOUR, _GREY = 3, 1
 
 
-def _bytes_per_pixel(data: bytes | bytearray, pixels: int) -> int:
+def _bytes_per_pixel(data: bytes, pixels: int) -> int:
     """Return what a pixel of a file that is no JPEG takes: twice what OpenCV decodes it to, and a grey one."""
     if data[:4] == b"\x89PNG":
         if pixels >= _LARGE_PIXELS and can_be_cut(data):
@@ -280,7 +280,7 @@ def _rgb(picture: NDArray[np.uint8], order: str) -> NDArray[np.uint8]:
     return picture if order == "RGB" else np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
 
 
-def _decode(data: bytes | bytearray, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.uint8], str]:
+def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.uint8], str]:
     """Return a picture of three channels, and their order, "RGB" or "BGR": whichever is cheaper."""
     size, header = declared_size(data), None
     if size is None:
@@ -313,7 +313,7 @@ def _decode(data: bytes | bytearray, max_pixels: int, at_least_px: int) -> tuple
     return _turn(_lay_on_white(picture, multiplied), _orientation(data, max_pixels)), "RGB"
 
 
-def _orientation(data: bytes | bytearray, max_pixels: int) -> int:
+def _orientation(data: bytes, max_pixels: int) -> int:
     turned = b"eXIf" in data or b"EXIF" in data
     return read_header(data, max_pixels).orientation if turned else 1
 
@@ -322,7 +322,7 @@ _LARGE_PIXELS = 2**22
 """From here on a PNG is decoded in strips: OpenCV would need twice its size."""
 
 
-def _in_strips(data: bytes | bytearray, width: int, height: int) -> NDArray[np.uint8]:
+def _in_strips(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
     picture = np.empty((height, width, 3), np.uint8)
     for strip in decoded_strips(data):
         rows = picture[strip.start : strip.start + len(strip.colours)]

@@ -82,7 +82,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise DecodeError(f"has a name that cannot be opened: {error}") from error
 
 
-def read_header(data: bytes | bytearray, max_pixels: int = 100_000_000) -> Header:
+def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
     """Return what `data` says of itself; no pixel is decoded.
 
     Raises:
@@ -143,7 +143,7 @@ def load_formats() -> None:
     Image.init()
 
 
-def _plain_jpeg_header(data: bytes | bytearray) -> Header | None:
+def _plain_jpeg_header(data: bytes) -> Header | None:
     """Return what Pillow would say of a JPEG that carries no EXIF, CMYK or second picture, ten times faster."""
     if data[:3] != b"\xff\xd8\xff":
         return None
@@ -176,7 +176,7 @@ def refuse_bomb(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def refuse_truncated(data: bytes | bytearray) -> None:
+def refuse_truncated(data: bytes) -> None:
     """Look for the end mark: OpenCV fills the missing part of a JPEG or PNG with grey and says nothing.
 
     What else would cost a decoder out of all proportion to the file is looked for on the way.
@@ -200,7 +200,7 @@ def refuse_truncated(data: bytes | bytearray) -> None:
         raise DecodeError("is a truncated WebP (shorter than it declares)")
 
 
-def _refuse_scans(data: bytes | bytearray, frame: int, scan: int, pixels: int) -> None:
+def _refuse_scans(data: bytes, frame: int, scan: int, pixels: int) -> None:
     """Refuse a JPEG of too many scans, each of which goes over the whole picture: 100 kB kept a thread for minutes.
 
     Args:
@@ -220,7 +220,7 @@ def _refuse_scans(data: bytes | bytearray, frame: int, scan: int, pixels: int) -
         )
 
 
-def _count_scans(data: bytes | bytearray, position: int, most: int) -> int:
+def _count_scans(data: bytes, position: int, most: int) -> int:
     """Return the number of scans, the first of which begins before `position`, or `most` + 1 where there are more."""
     scans = 1
     while scans <= most and (found := _MARKER.search(data, position)) is not None:
@@ -233,7 +233,7 @@ def _count_scans(data: bytes | bytearray, position: int, most: int) -> int:
     return scans
 
 
-def _refuse_damaged_png(data: bytes | bytearray) -> None:
+def _refuse_damaged_png(data: bytes) -> None:
     """Compare the checksums of the parts that make the picture, before libpng complains on stderr."""
     position, view = 8, memoryview(data)
     while position + 12 <= len(data):
@@ -250,7 +250,7 @@ def _refuse_damaged_png(data: bytes | bytearray) -> None:
     raise DecodeError("is a truncated PNG (no end mark)")
 
 
-def declared_size(data: bytes | bytearray) -> tuple[int, int] | None:
+def declared_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) of a JPEG or PNG as stored, or None for other formats and damaged headers."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
@@ -263,7 +263,7 @@ def declared_size(data: bytes | bytearray) -> tuple[int, int] | None:
     return None
 
 
-def other_size(data: bytes | bytearray) -> tuple[int, int] | None:
+def other_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) of a GIF, BMP or WebP as stored, or None for other formats and damaged headers."""
     if len(data) < 30:
         return None
@@ -300,7 +300,7 @@ class JpegFrame:
     scans: int
 
 
-def jpeg_frame(data: bytes | bytearray) -> JpegFrame | None:
+def jpeg_frame(data: bytes) -> JpegFrame | None:
     """Return what the frame of a JPEG declares; None: there is none before the first scan."""
     frame = 0
     for marker, start, end in jpeg_segments(data):
@@ -325,7 +325,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """In the pixels 0xFF is followed by zero or a restart marker (ITU-T T.81, B.1.1.2)."""
 
 
-def jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) of each segment up to the first scan; `end` may lie behind the end of the file."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
@@ -340,7 +340,7 @@ def jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
         position += 2 + length
 
 
-def has_alpha(data: bytes | bytearray) -> bool:
+def has_alpha(data: bytes) -> bool:
     """Return whether a PNG or WebP may have transparent pixels."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 26:
         return data[25] in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
@@ -349,12 +349,12 @@ def has_alpha(data: bytes | bytearray) -> bool:
     return False
 
 
-def _has_16_bits(mode: str, data: bytes | bytearray) -> bool:
+def _has_16_bits(mode: str, data: bytes) -> bool:
     png = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 26
     return data[24] == 16 if png else mode.startswith(("I", "F"))
 
 
-def describe(data: bytes | bytearray) -> str:
+def describe(data: bytes) -> str:
     """Return what the bytes seem to be, for an error."""
     start = data[:256].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):

@@ -43,7 +43,7 @@ class Strip:
     alpha: NDArray[np.uint8] | None
 
 
-def can_be_cut(data: bytes | bytearray) -> bool:
+def can_be_cut(data: bytes) -> bool:
     """Return whether a file is a PNG whose rows follow each other: not interlaced, not animated."""
     return (
         data[:8] == _SIGNATURE
@@ -58,7 +58,7 @@ def can_be_cut(data: bytes | bytearray) -> bool:
     )
 
 
-def decoded_strips(data: bytes | bytearray) -> Iterator[Strip]:
+def decoded_strips(data: bytes) -> Iterator[Strip]:
     """Yield the strips of a picture from top to bottom.
 
     Args:
@@ -82,7 +82,7 @@ def decoded_strips(data: bytes | bytearray) -> Iterator[Strip]:
         yield Strip(start, *_meaning(raw, width, bits, kind, parts))
 
 
-def _parts(data: bytes | bytearray) -> Iterator[tuple[bytes, bytes]]:
+def _parts(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield (kind, content) of the palette and what is transparent."""
     position = 8
     while position + 12 <= len(data):
@@ -97,7 +97,7 @@ def _parts(data: bytes | bytearray) -> Iterator[tuple[bytes, bytes]]:
 class _Inflated:
     """The stream of filtered rows, out of the IDAT parts, no more of it at a time than is asked for."""
 
-    def __init__(self, data: bytes | bytearray) -> None:
+    def __init__(self, data: bytes) -> None:
         self._view, self._position, self._end = memoryview(data), 8, 0
         self._inflate = zlib.decompressobj()
         self._pending: bytes | memoryview = b""

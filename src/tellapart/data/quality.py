@@ -61,7 +61,7 @@ UNKNOWN = Quality(*[float("nan")] * len(DIRECTIONS))
 """Of a photo that cannot be read any more."""
 
 
-def measure_quality(data: bytes | bytearray, *, max_pixels: int = 100_000_000) -> Quality:
+def measure_quality(data: bytes, *, max_pixels: int = 100_000_000) -> Quality:
     """Measure one photo.
 
     A JPEG is shrunk to 1/2, 1/4 or 1/8 while it is decoded, as long as its shorter side stays `MEASURED_PX`.
@@ -77,7 +77,7 @@ def measure_quality(data: bytes | bytearray, *, max_pixels: int = 100_000_000) -
 
 
 def decode_and_measure(
-    data: bytes | bytearray, image_px: int, *, max_pixels: int = 100_000_000
+    data: bytes, image_px: int, *, max_pixels: int = 100_000_000
 ) -> tuple[NDArray[np.uint8], Quality]:
     """Return what `tellapart.data.decode.decode_square` and `measure_quality` return, in little more time than one.
 
@@ -91,12 +91,12 @@ def decode_and_measure(
     return square, _of_file(data, whole)
 
 
-def _of_file(data: bytes | bytearray, picture: NDArray[np.uint8]) -> Quality:
+def _of_file(data: bytes, picture: NDArray[np.uint8]) -> Quality:
     """Measure a picture that may have been shrunk while it was decoded, and say what its file adds."""
     return _with_file(data, quality_of(picture))
 
 
-def _with_file(data: bytes | bytearray, quality: Quality) -> Quality:
+def _with_file(data: bytes, quality: Quality) -> Quality:
     short_side = min(declared_size(data) or (quality.short_side_px,))
     return replace(quality, jpeg_quality=jpeg_quality(data), short_side_px=float(short_side))
 
@@ -141,7 +141,7 @@ def noise_level(grey: NDArray[np.uint8]) -> float:
     return float(cv2.norm(response, cv2.NORM_L1) / response.size * np.sqrt(np.pi / 2) / 6)
 
 
-def jpeg_quality(data: bytes | bytearray) -> float:
+def jpeg_quality(data: bytes) -> float:
     """Return the quality that a JPEG was written with, from its luminance table; 100 for what is no JPEG.
 
     Turns round the Independent JPEG Group's rule (jcparam.c: jpeg_quality_scaling) with the mean ratio of the file's
@@ -158,7 +158,7 @@ def jpeg_quality(data: bytes | bytearray) -> float:
     return float(np.clip(quality, 1, 100))
 
 
-def _luminance_table(data: bytes | bytearray) -> NDArray[np.float64] | None:
+def _luminance_table(data: bytes) -> NDArray[np.float64] | None:
     """Return the first quantisation table, 64 values in zigzag order, or None."""
     for marker, start, _ in jpeg_segments(data):
         if marker == 0xDB and start + 1 + 64 <= len(data):

@@ -15,7 +15,7 @@ _WIDE = 12
 """Times its length that a text with characters beyond ASCII can take: four bytes for each, while it grows twice."""
 
 
-def parsing_bytes(data: bytes | bytearray, most: int) -> int:
+def parsing_bytes(data: bytes, most: int) -> int:
     """Return the bytes that parsing `data` and making arrays of it can take at most beside its text.
 
     What makes objects is counted in it, in pieces: more than `most` is not counted to the end. So a megabyte takes
@@ -49,7 +49,7 @@ def parse_json(text: str) -> Any:
     raise RefusalError(400, f"The body is not valid JSON: {problem}.")
 
 
-def utf8(data: bytes | bytearray | memoryview) -> str:
+def utf8(data: bytes | memoryview) -> str:
     """Return the text of a JSON body.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -65,7 +66,7 @@ class Body:
 
     def __init__(self, limits: Limits, held: Held) -> None:
         self._limits, self._ledger, self.held = limits, held, 0
-        self.data: bytes | bytearray = b""
+        self.data = b""
         self._work: Future | None = None
 
     async def read(self, headers: dict[bytes, bytes], receive: Receive) -> None:
@@ -89,6 +90,7 @@ class Body:
             raise RefusalError(408, message, {"Connection": "close"}) from None
 
     async def _read(self, receive: Receive) -> None:
+        stream = io.BytesIO()  # grows in place and gives its own bytes: pieces that are joined are in memory twice
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -97,15 +99,15 @@ class Body:
                 if self.held + len(chunk) > self._limits.max_body_bytes:
                     raise _too_large(None, self._limits.max_body_bytes)
                 self.add(len(chunk))
-                if not self.data:
+                if not message.get("more_body", False) and not stream.tell():
                     self.data = chunk
-                else:  # grows in place: pieces that are joined in the end would be in memory twice
-                    self.data = bytearray(self.data) if isinstance(self.data, bytes) else self.data
-                    self.data += chunk
+                    return
+                stream.write(chunk)
             if not message.get("more_body", False):
+                self.data = stream.getvalue()
                 return
 
-    def take(self) -> bytes | bytearray:
+    def take(self) -> bytes:
         """Return the body and forget it: whoever takes it decides how long it stays in memory. It stays counted."""
         data, self.data = self.data, b""
         return data

@@ -30,10 +30,10 @@ class Part:
 
     name: str
     filename: str | None
-    data: bytes | bytearray
+    data: bytes
 
 
-def parse_multipart(body: bytes | bytearray, content_type: bytes, max_parts: int) -> list[Part]:
+def parse_multipart(body: bytes, content_type: bytes, max_parts: int) -> list[Part]:
     """Cut a body into its fields.
 
     Raises:
@@ -63,7 +63,7 @@ def parse_multipart(body: bytes | bytearray, content_type: bytes, max_parts: int
     return parts
 
 
-def _part(body: bytes | bytearray, start: int, end: int) -> Part:
+def _part(body: bytes, start: int, end: int) -> Part:
     """Return the part whose headers begin after the line end at `start`."""
     blank = body.find(b"\r\n\r\n", start, end)
     if blank < 0:
@@ -83,7 +83,7 @@ def _part(body: bytes | bytearray, start: int, end: int) -> Part:
     raise _malformed("a part has no Content-Disposition with a name")
 
 
-def _text(value: bytes | bytearray) -> str:
+def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 

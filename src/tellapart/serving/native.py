@@ -284,7 +284,7 @@ def _add_numbers(routes: APIRouter, service: Service) -> None:
         return Response(service.telemetry.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def files_of(service: Service, request: Request) -> list[tuple[str | None, bytes | bytearray]]:
+async def files_of(service: Service, request: Request) -> list[tuple[str | None, bytes]]:
     """Return the images of a request with their file names.
 
     Raises:

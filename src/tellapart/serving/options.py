@@ -56,7 +56,7 @@ class Limits:
     """
 
     max_body_bytes: int = 32 * 1024 * 1024
-    max_held_bytes: int = 96 * 1024 * 1024
+    max_held_bytes: int = 88 * 1024 * 1024
     max_decoding_bytes: int = 96 * 1024 * 1024
     max_pixels: int | None = None
     max_files: int = 64

@@ -51,7 +51,7 @@ class Image:
         with_quality: also measure its quality; it costs about half as much as decoding.
     """
 
-    data: bytes | bytearray | NDArray[np.uint8]
+    data: bytes | NDArray[np.uint8]
     with_quality: bool = False
 
 
@@ -225,7 +225,7 @@ class Served:
         """Return whether an image needs a thread of its own to be decoded."""
         return not isinstance(item.data, np.ndarray) and self.budget.is_large(self._cost(item.data))
 
-    def _cost(self, data: bytes | bytearray) -> DecodingCost | None:
+    def _cost(self, data: bytes) -> DecodingCost | None:
         return decoding_cost(data, self.bundle.record.image_px, max_pixels=self.max_pixels)
 
     def prepare(self, item: Image | Seen) -> Seen:
@@ -280,7 +280,7 @@ class Question:
         as_png: an overlay; otherwise JSON.
     """
 
-    data: bytes | bytearray
+    data: bytes
     target: int | None
     as_png: bool
 
