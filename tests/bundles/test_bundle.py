@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -116,3 +117,24 @@ def test_a_photo_is_outside_where_it_is_beyond_a_limit(folder: Path):
     bundle = open_bundle(folder)
     assert bundle.outside({"sharpness": 3.0, "brightness": 230.0}) == []
     assert bundle.outside({"sharpness": 2.9, "brightness": 231.0}) == ["sharpness", "brightness"]
+
+
+@pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "golden/../../model.onnx", "..\\model.onnx", ""])
+def test_paths_that_lead_out_of_the_bundle_are_refused(folder: Path, path: str):
+    values = json.loads((folder / "bundle.json").read_text())
+    values["artefacts"]["onnx"]["path"] = path
+    (folder / "bundle.json").write_text(json.dumps(values))
+    sums = (folder / "SHA256SUMS").read_text().splitlines()
+    digest = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
+    lines = [f"{digest}  bundle.json" if line.endswith("bundle.json") else line for line in sums]
+    (folder / "SHA256SUMS").write_text("".join(f"{line}\n" for line in lines))
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        open_bundle(folder)
+
+
+def test_links_are_no_part_of_a_bundle(folder: Path):
+    (folder.parent / "elsewhere.onnx").write_bytes(b"abc")
+    (folder / "model.onnx").unlink()
+    (folder / "model.onnx").symlink_to(folder.parent / "elsewhere.onnx")
+    with pytest.raises(BundleError, match="is a link"):
+        open_bundle(folder)

@@ -21,6 +21,7 @@ import pytest
 
 import corpus
 import tellapart
+from tellapart.bundles import export as export_module
 from tellapart.bundles import formats
 from tellapart.bundles.batch import predict_files
 from tellapart.bundles.bundle import BundleRecord, open_bundle
@@ -28,6 +29,7 @@ from tellapart.bundles.parity import parity
 from tellapart.bundles.predictor import explain_bundle, open_classifier
 from tellapart.bundles.runtimes import RUNTIMES, answers, check_golden, open_runtime, usable
 from tellapart.data.decode import decode_square
+from tellapart.data.metadata import without_metadata
 from tellapart.data.scan import image_files
 from tellapart.errors import BundleError, InputError
 from tellapart.evaluation.calibration import at_temperature
@@ -213,15 +215,77 @@ def test_the_gate_catches_what_keras_own_export_does_to_efficientnet(tmp_path: P
         assert not parity(expected, theirs, None, reduced=False).passed
 
 
+def test_an_explanation_that_differs_from_keras_makes_no_bundle(place: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = formats.save_explanation
+
+    def of_another_network(model: keras.Model, path: Path) -> str:
+        other = keras.models.clone_model(model)
+        other.set_weights([weight[::-1] for weight in model.get_weights()])
+        return plain(other, path)
+
+    monkeypatch.setattr(formats, "save_explanation", of_another_network)
+    with pytest.raises(BundleError, match="The explanation graph differs from Keras"):
+        tellapart.export(place / "run", place / "other", cache=place / "cache")
+    assert not (place / "other").exists()
+
+
+def test_a_folder_with_a_file_of_somebody_else_is_not_replaced(place: Path, tmp_path: Path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(place / "bundle", folder)
+    (folder / "thesis.docx").write_text("years of work")
+    with pytest.raises(BundleError, match=r"holds thesis\.docx, which is not the bundle's"):
+        tellapart.export(place / "run", folder, cache=place / "cache")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "bundle.json").write_text("{}")  # of a JavaScript project, say
+    with pytest.raises(BundleError, match="already exists and is no bundle"):
+        tellapart.export(place / "run", tmp_path / "project", cache=place / "cache")
+    assert (tmp_path / "project" / "bundle.json").exists()
+    assert (folder / "thesis.docx").exists()
+
+
+def test_a_format_that_nothing_here_runs_is_refused(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import dataclasses
+
+    without = {
+        name: dataclasses.replace(runtime, package="no_such_package") if runtime.artefact == "litert" else runtime
+        for name, runtime in RUNTIMES.items()
+    }
+    monkeypatch.setattr(export_module, "RUNTIMES", without)
+    with pytest.raises(InputError, match=r"Nothing here runs the format 'litert'.*pip install 'tellapart\[litert\]'"):
+        tellapart.export(place / "run", tmp_path / "bundle", formats=["litert"], cache=place / "cache")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_photos_of_a_bundle_say_nothing_but_their_picture(place: Path):
+    for file in (place / "bundle" / "golden").iterdir():
+        assert without_metadata(file.read_bytes()) == file.read_bytes(), file
+
+
+def test_rows_of_another_model_are_not_gone_on_with(place: Path, tmp_path: Path):
+    photos = image_files([place / "photos"])[:5]
+    run, bundle = tellapart.load(place / "run"), tellapart.load(place / "bundle")
+    out = tmp_path / "out.jsonl"
+    predict_files(run, photos, out)
+    lines = out.read_text().splitlines(keepends=True)
+    (tmp_path / "out.jsonl.part").write_text("".join(lines[:2]))
+    (tmp_path / "out.jsonl.part.model").write_text(run.identity + "\n")
+    with pytest.raises(InputError, match=f"begun with another model .*{run.identity}.*{bundle.identity}"):
+        predict_files(bundle, photos, out)
+    assert predict_files(run, photos, out).num_resumed == 2
+    assert out.read_text().splitlines(keepends=True) == lines
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.parametrize("model", ["run", "bundle"])
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_a_table_of_predictions_has_a_row_for_each_file(place: Path, tmp_path: Path, suffix: str):
+def test_a_table_of_predictions_has_a_row_for_each_file(place: Path, tmp_path: Path, suffix: str, model: str):
     photos = image_files([place / "photos"])[:40]
     odd = tmp_path / "a\nline.jpg"
     shutil.copy(photos[0], odd)
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(photos[1].read_bytes()[:300])
     files = [*photos[:20], odd, broken, *photos[20:]]
-    classifier = tellapart.load(place / "bundle")
+    classifier = tellapart.load(place / model)
     written = predict_files(classifier, files, tmp_path / f"out.{suffix}")
     assert (written.num_images, written.num_unreadable, written.num_resumed) == (42, 1, 0)
     expected = classifier.predict(files)

@@ -10,13 +10,13 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
-from tellapart.bundles.predictor import BundleClassifier
 from tellapart.errors import InputError
+from tellapart.files import write_text
 from tellapart.records import Prediction, Progress, no_progress
 from tellapart.tables import from_cell, to_cell
 
@@ -48,8 +48,21 @@ class Written:
     num_resumed: int
 
 
+class Streams(Protocol):
+    """A run or a bundle, opened for prediction."""
+
+    @property
+    def identity(self) -> str:
+        """Of the model: rows of two models are no table."""
+        ...
+
+    def stream(self, images: Sequence[Path], *, top_k: int, with_quality: bool) -> Iterator[Prediction]:
+        """Yield a prediction for each image, in their order."""
+        ...
+
+
 def predict_files(
-    classifier: BundleClassifier,
+    classifier: Streams,
     images: Sequence[Path],
     out: Path,
     *,
@@ -59,10 +72,10 @@ def predict_files(
 ) -> Written:
     """Name images, one row each, into ``.csv``, ``.jsonl`` or ``.parquet``.
 
-    Called again after a kill with the same images it goes on behind the last whole row.
+    Called again after a kill with the same model and images it goes on behind the last whole row.
 
     Args:
-        classifier: the bundle.
+        classifier: the run or the bundle.
         images: files, in an order that stays the same.
         out: the table; an old one is replaced at the end.
         top_k: how many classes to list.
@@ -70,7 +83,7 @@ def predict_files(
         progress: called with ("predicting", done, total).
 
     Raises:
-        InputError: another format, or ``OUT.part`` belongs to other images.
+        InputError: another format, or ``OUT.part`` belongs to another model or other images.
     """
     kind = out.suffix[1:].lower()
     if kind not in FORMATS:
@@ -81,6 +94,7 @@ def predict_files(
     part = out.with_name(out.name + ".part")
     line = _CsvLines(top_k) if kind == "csv" else _JsonLines()
     counts, done = _resumed(part, line, images)
+    _same_model(part, classifier.identity, done)
     resumed = done
     with open(part, "ab") as stream:
         if stream.tell() == 0:
@@ -96,6 +110,7 @@ def predict_files(
         _to_parquet(part, out)
     else:
         part.replace(out)
+    _model_of(part).unlink(missing_ok=True)
     return Written(out, done, counts[0], counts[1], counts[2], resumed)
 
 
@@ -183,6 +198,26 @@ def _resumed(part: Path, line: _CsvLines | _JsonLines, images: Sequence[Path]) -
             done, good = done + 1, good + len(raw)
     os.truncate(part, good)
     return counts, done
+
+
+def _model_of(part: Path) -> Path:
+    return part.with_name(part.name + ".model")
+
+
+def _same_model(part: Path, identity: str, done: int) -> None:
+    """Note whose rows a part holds, before the first is written.
+
+    Raises:
+        InputError: they are another model's.
+    """
+    note = _model_of(part)
+    before = note.read_text("utf-8").strip() if note.exists() else ""
+    if done and before != identity:
+        raise InputError(
+            f"{part} was begun with another model ({before or 'of an earlier version'}; this is {identity}). "
+            "Remove it to begin anew."
+        )
+    write_text(note, identity + "\n")
 
 
 def _count(counts: list[int], unreadable: bool, abstains: bool, outside: bool) -> None:

@@ -17,9 +17,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tellapart.errors import BundleError
 from tellapart.files import read_json, write_json, write_text
@@ -46,6 +46,16 @@ class Proof(BaseModel):
     p_value: float | None = None
 
 
+def _inside(path: str) -> str:
+    """Refuse a path that leads out of the bundle: it would be opened, and no checksum covers it."""
+    if os.path.isabs(path) or "\\" in path or ".." in path.split("/") or not path:
+        raise ValueError(f"{path!r} leads out of the bundle")
+    return path
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+
+
 class Artefact(BaseModel):
     """One file or folder that runs the model.
 
@@ -57,7 +67,7 @@ class Artefact(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str
+    path: Inside
     bytes: int
     proofs: dict[str, Proof]
 
@@ -101,7 +111,7 @@ class BundleRecord(BaseModel):
     source: dict[str, Any]
     artefacts: dict[str, Artefact]
     explains: str | None
-    golden: dict[str, tuple[float, ...]]
+    golden: dict[Inside, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -195,10 +205,19 @@ def _check_sums(place: Path, text: bytes) -> None:
             raise BundleError(f"{place / name} is missing. Copy or export the bundle again.")
         if _file_sha256(place / name) != digest:
             raise BundleError(f"{place / name} is not what it was when the bundle was made. Copy or export it again.")
+    if links := sorted(path for path in place.rglob("*") if path.is_symlink()):
+        raise BundleError(f"{links[0]} is a link: what it leads to is not the bundle's. Copy or export it again.")
     if strange := sorted(found - set(listed)):
         raise BundleError(f"{place / strange[0]} does not belong to the bundle. Remove it.")
     if RECORD not in listed:
         raise BundleError(f"{place / SUMS} does not list {RECORD}. Copy or export the bundle again.")
+
+
+def strange_files(folder: Path) -> list[str]:
+    """Return what lies in a bundle's folder and is not the bundle's: it must not be deleted with it."""
+    listed = {line.partition("  ")[2] for line in (folder / SUMS).read_text("utf-8", "replace").splitlines()}
+    found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    return sorted({path.relative_to(folder).as_posix() for path in found} - listed - {SUMS})
 
 
 def _files(folder: Path) -> list[Path]:

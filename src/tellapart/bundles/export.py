@@ -14,25 +14,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import keras
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.bundles import formats as written
-from tellapart.bundles.bundle import NAME, Artefact, Bundle, BundleRecord, open_bundle, write_record
+from tellapart.bundles.bundle import (
+    NAME,
+    Artefact,
+    Bundle,
+    BundleRecord,
+    is_bundle,
+    open_bundle,
+    strange_files,
+    write_record,
+)
 from tellapart.bundles.card import model_card
 from tellapart.bundles.proofs import prove
+from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.data.cache import Pictures, open_rows
-from tellapart.data.decode import DECODER_VERSION
+from tellapart.data.decode import DECODER_VERSION, decode, decode_square
 from tellapart.data.image_file import read_file
+from tellapart.data.metadata import without_metadata
 from tellapart.data.quality import UNKNOWN, measure_quality
 from tellapart.errors import BundleError, DecodeError, InputError, nearest
 from tellapart.evaluation.calibration import conformal_threshold, fit_temperature
 from tellapart.evaluation.features import features_and_probabilities
 from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import envelope
+from tellapart.explain.maps import grad_cam_values
 from tellapart.files import read_json, write_text
+from tellapart.models.probe import Probe
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import read_manifest
@@ -46,6 +60,9 @@ COVERAGE = 0.95
 _GOLDEN = 8
 _GOLDEN_BYTES = 500_000
 _EMBEDDINGS = 2000
+_EXPLAINED = 8
+_SAME_HEAT = 1e-3
+_PNG = b"\x89PNG"
 
 
 def export(
@@ -107,7 +124,7 @@ def export(
                 metrics={side: found for side, found in read_json(folder / "metrics.json").items() if side in SPLITS},
                 source=_source(folder),
                 artefacts=artefacts,
-                explains=_write_explanation(known.model, part, announce),
+                explains=_write_explanation(known.model, part, photos, announce),
                 golden=_write_golden(part, known, photos),
             )
             _write_reference(part, known, photos)
@@ -170,12 +187,19 @@ def _check(place: Path, name: str, formats: Sequence[str], coverage: float) -> N
                 f"There is no format {format_!r}.{nearest(format_, written.FORMATS)} "
                 f"Expected any of {', '.join(written.FORMATS)}."
             )
+        if not any(runtime.artefact == format_ and runtime.installed for runtime in RUNTIMES.values()):
+            raise InputError(
+                f"Nothing here runs the format {format_!r}, so that the model could not be proved: "
+                f"pip install 'tellapart[{format_}]', or leave the format out."
+            )
     if not re.fullmatch(NAME, name):
         raise InputError(f"The name is {name!r}. Expected up to 100 letters, digits, points, hyphens and underscores.")
     if not 0 < coverage < 1:
         raise InputError(f"The coverage is {coverage:g}. Expected a share between 0 and 1, such as 0.95.")
-    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not (place / "bundle.json").is_file())):
+    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not is_bundle(place))):
         raise BundleError(f"{place} already exists and is no bundle. Name a new folder.")
+    if is_bundle(place) and (strange := strange_files(place)):
+        raise BundleError(f"{place} holds {strange[0]}, which is not the bundle's and would be lost. Move it away.")
 
 
 def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) -> _Photos:
@@ -254,12 +278,28 @@ def _write_formats(
     return files
 
 
-def _write_explanation(model: keras.Model, part: Path, announce: Callable[[str], None]) -> str | None:
+def _write_explanation(model: keras.Model, part: Path, photos: _Photos, announce: Callable[[str], None]) -> str | None:
+    """Write the explanation graph and hold its heat maps against Keras' on a few photos."""
+    import onnxruntime
+
     try:
-        return written.save_explanation(model, part / "explain.onnx")
+        method = written.save_explanation(model, part / "explain.onnx")
     except InputError as error:
         announce(f"No heat maps from this bundle: {error}")
         return None
+    at = photos.main[:_EXPLAINED]
+    pictures, targets = photos.pictures.batch(at), photos.numbers[at]
+    session = onnxruntime.InferenceSession(part / "explain.onnx", providers=["CPUExecutionProvider"])
+    (heat,) = session.run(["heat"], {"image": pictures, "target": targets})
+    expected = grad_cam_values(Probe(model).read(pictures, targets))
+    difference = float(np.abs(heat - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+    if not difference <= _SAME_HEAT:  # NaN is no agreement either
+        raise BundleError(
+            f"The explanation graph differs from Keras by {difference:.2g} of the strongest heat; {_SAME_HEAT:g} is "
+            "allowed. No bundle was made."
+        )
+    announce(f"{method} by ONNX Runtime: equal to Keras on {len(at)} photos.")
+    return method
 
 
 def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:
@@ -294,7 +334,10 @@ def _write_reference(part: Path, known: _Known, photos: _Photos) -> None:
 
 
 def _write_golden(part: Path, known: _Known, photos: _Photos) -> dict[str, tuple[float, ...]]:
-    """Copy a few photos, the clearest of each class in turn; return file → probabilities."""
+    """Copy a few photos, the clearest of each class in turn; return file → probabilities.
+
+    They leave the machine with the bundle: without places, times and whatever else a camera writes into a file.
+    """
     two = np.sort(known.probabilities[photos.main], axis=1)[:, -2:]
     clearest = photos.main[np.argsort(two[:, 0] - two[:, 1], kind="stable")]
     rank = pd.Series(clearest).groupby(photos.numbers[clearest]).cumcount().to_numpy()  # the how-many-eth of its class
@@ -306,11 +349,21 @@ def _write_golden(part: Path, known: _Known, photos: _Photos) -> dict[str, tuple
         except DecodeError:
             continue
         if len(data) <= _GOLDEN_BYTES and len(golden) < _GOLDEN:
-            name = f"golden/{len(golden) + 1:02d}{path.suffix.lower()}"
+            data = without_metadata(data) or _as_png(data)
+            if not np.array_equal(decode_square(data, photos.pictures.image_px), photos.pictures.read(int(position))):
+                continue
+            name = f"golden/{len(golden) + 1:02d}.{'png' if data[:4] == _PNG else 'jpg'}"
             (part / "golden").mkdir(exist_ok=True)
             (part / name).write_bytes(data)
             golden[name] = tuple(float(value) for value in known.probabilities[position])
     return golden
+
+
+def _as_png(data: bytes) -> bytes:
+    """Return a photo of another format as a PNG of the same pixels."""
+    done, content = cv2.imencode(".png", cv2.cvtColor(decode(data), cv2.COLOR_RGB2BGR))
+    assert done
+    return content.tobytes()
 
 
 def _source(run: Path) -> dict[str, Any]:

@@ -33,9 +33,7 @@ def predict(
     format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Write to this file instead: .csv, .jsonl or, from a bundle, .parquet. Goes on after a kill."
-        ),
+        typer.Option(help="Write to this file instead: .csv, .jsonl or .parquet. Goes on after a kill."),
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="Of a bundle [default: the fastest here that is right].")] = None,
     quality: Annotated[
@@ -43,42 +41,11 @@ def predict(
     ] = True,
 ) -> None:
     """Name images. One that cannot be read costs the others nothing; exit code 1 then."""
-    from tellapart.bundles.bundle import is_bundle
-
-    if is_bundle(model):
-        _predict_bundle(model, images, top, format_, out, runtime, quality)
-    else:
-        _predict_run(model, images, top, format_, out)
-
-
-def _predict_run(run: Path, images: list[Path], top: int, format_: Format, out: Path | None) -> None:
-    from tellapart.cli.show import import_quietly, progress_bar
-
-    import_quietly("keras")
-    from tellapart.evaluation.predict import load
-    from tellapart.files import write_text
-
-    files = _files(images)
-    classifier = load(run)
-    with progress_bar() as progress:
-        predictions = classifier.predict(files, top_k=top, progress=progress)
-    if out is not None:
-        as_csv = format_ is Format.csv or (format_ is Format.table and out.suffix.lower() == ".csv")
-        write_text(out, _as_csv(predictions) if as_csv else _as_json_lines(predictions))
-    else:
-        _print(predictions, format_)
-    _report_unreadable(sum(prediction.label is None for prediction in predictions), len(predictions))
-
-
-def _predict_bundle(
-    bundle: Path, images: list[Path], top: int, format_: Format, out: Path | None, runtime: str | None, quality: bool
-) -> None:
     from tellapart.bundles.batch import predict_files
-    from tellapart.bundles.predictor import open_classifier
     from tellapart.cli.show import progress_bar
 
     files = _files(images)
-    classifier = open_classifier(bundle, runtime=runtime)
+    classifier = _opened(model, runtime)
     with progress_bar() as progress:
         if out is None:
             predictions = classifier.predict(files, top_k=top, progress=progress)
@@ -89,11 +56,26 @@ def _predict_bundle(
         _report_unreadable(sum(prediction.label is None for prediction in predictions), len(predictions))
         return
     resumed = f" ({written.num_resumed:,} of them from an earlier try)" if written.num_resumed else ""
-    typer.echo(
-        f"{written.path}: {written.num_images:,} images{resumed}, {written.num_abstained:,} without a clear answer, "
-        f"{written.num_outside:,} outside the envelope, by {classifier.runtime}"
-    )
+    doubts = f", {written.num_abstained:,} without a clear answer, {written.num_outside:,} outside the envelope"
+    by = f"{doubts}, by {classifier.runtime}" if hasattr(classifier, "runtime") else ""
+    typer.echo(f"{written.path}: {written.num_images:,} images{resumed}{by}")
     _report_unreadable(written.num_unreadable, written.num_images)
+
+
+def _opened(model: Path, runtime: str | None) -> Any:
+    """Open a bundle, or a run, for which Keras is needed."""
+    from tellapart.bundles.bundle import is_bundle
+
+    if is_bundle(model):
+        from tellapart.bundles.predictor import open_classifier
+
+        return open_classifier(model, runtime=runtime)
+    from tellapart.cli.show import import_quietly
+
+    import_quietly("keras")
+    from tellapart.evaluation.predict import load
+
+    return load(model)
 
 
 def _files(images: list[Path]) -> list[Path]:

@@ -21,8 +21,9 @@ from tellapart.data.cache import Pictures
 from tellapart.data.decode import decode_square, resize
 from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError, RunError
-from tellapart.files import read_json
+from tellapart.files import read_json, sha256
 from tellapart.records import Prediction, Progress, no_progress
+from tellapart.settings import Recipe, load_recipe
 
 
 def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress = no_progress) -> NDArray[np.float32]:
@@ -95,11 +96,14 @@ class Classifier:
         'cat'
     """
 
-    def __init__(self, model: keras.Model, classes: Sequence[str], *, max_pixels: int = 100_000_000) -> None:
+    def __init__(
+        self, model: keras.Model, classes: Sequence[str], *, max_pixels: int = 100_000_000, identity: str = ""
+    ) -> None:
         self.model = model
         self.classes = list(classes)
         self.image_px = int(model.input_shape[1])
         self.max_pixels = max_pixels
+        self.identity = identity
 
     def predict(
         self,
@@ -119,13 +123,33 @@ class Classifier:
             One `Prediction` per image, in their order.
         """
         results: list[Prediction] = []
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            size = clean_batch_size(self.image_px)
-            for start in range(0, len(images), size):
-                part = list(images[start : start + size])
-                results += self._predict_part(part, list(pool.map(self._picture, part)), start, top_k)
+        size = clean_batch_size(self.image_px)
+        for found in self.stream(images, top_k=top_k):
+            results.append(found)
+            if len(results) % size == 0 or len(results) == len(images):
                 progress("predicting", len(results), len(images))
         return results
+
+    def stream(
+        self,
+        images: Sequence[str | os.PathLike[str] | NDArray[np.uint8]],
+        *,
+        top_k: int = 3,
+        with_quality: bool = False,
+    ) -> Iterator[Prediction]:
+        """Yield what `predict` returns, one after the other, in memory that does not grow with their number.
+
+        Args:
+            images: as `predict` takes them.
+            top_k: how many classes to list.
+            with_quality: changes nothing: only a bundle knows which quality its accuracy was measured on.
+        """
+        del with_quality
+        size = clean_batch_size(self.image_px)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for start in range(0, len(images), size):
+                part = list(images[start : start + size])
+                yield from self._predict_part(part, list(pool.map(self._picture, part)), start, top_k)
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
@@ -186,4 +210,6 @@ def load(run: str | os.PathLike[str]) -> Classifier:
             f"{folder / 'model.keras'} maps {shapes[0]} to {shapes[1]}. Expected (None, side, side, 3) to "
             f"(None, {len(classes)}), one output for each class of the run: the file is another model's."
         )
-    return Classifier(model, classes)
+    recipe = load_recipe(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else Recipe()
+    identity = sha256((folder / "model.keras").read_bytes())[:12]
+    return Classifier(model, classes, max_pixels=recipe.data.max_pixels, identity=identity)

@@ -112,8 +112,8 @@ def backbone_network(
     try:
         make = getattr(keras.applications, known.make)
         with _seeded(seed):
-            # Of any size, also where the pictures have one: Keras pads by whether the sides that it is told are odd, and
-            # the network that is trained, which sees several sizes, would not be the one that is saved.
+            # Of any size, also where the pictures have one: Keras pads by whether the sides that it is told are odd,
+            # and the network that is trained, which sees several sizes, would not be the one that is saved.
             inside = make(include_top=False, weights=None, input_shape=(None, None, 3))
     finally:
         keras.config.set_dtype_policy(before)
