@@ -23,7 +23,7 @@ import numpy as np
 from machine import write_result
 from tellapart.bundles.batch import predict_files
 from tellapart.bundles.predictor import open_classifier
-from tellapart.data.scan import image_files
+from tellapart.data.listing import image_files
 
 BATCH = 32
 

@@ -1,10 +1,10 @@
-"""`tellapart serve` for ten minutes under load, and ten thousand damaged images: memory, crashes, 5xx.
+"""`tellapart serve` for ten minutes under load, damaged images among it, and ten thousand more: memory, crashes, 5xx.
 
     python benchmarks/endurance.py BUNDLE PHOTOS
 
-Load: connections that ask again as soon as they are answered, with photos drawn from the folder; /predict mostly, now
-and then TensorFlow Serving's path and an explanation. The memory that the server has taken for
-itself is read every five seconds. Then damaged images only: bits turned, cut, overwritten, spliced, headers that lie.
+Load: connections that ask again as soon as they are answered, with photos drawn from the folder, one in fifty of them
+damaged; /predict mostly, now and then TensorFlow Serving's path and an explanation. The memory that the server has taken
+for itself is read every five seconds. Then damaged images only: bits turned, cut, overwritten, spliced, headers that lie.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import numpy as np
 from machine import write_result
 from serving import Server, free_port, multipart
 
+DAMAGED = 0.02
+"""Of the images of the load."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -63,7 +65,7 @@ def requests(rng: random.Random, photos: list[bytes], name: str, *, only_damaged
     """Yield (path and content type, body) without end."""
     while True:
         kind = rng.random()
-        data = damaged(rng, photos) if only_damaged else rng.choice(photos)
+        data = damaged(rng, photos) if only_damaged or rng.random() < DAMAGED else rng.choice(photos)
         if (kind < 0.9 and not only_damaged) or kind < 0.6:
             yield "/predict|image/jpeg", data
         elif (kind < 0.8 and only_damaged) or kind < 0.94:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,32 @@ from tellapart.training import environment
 RESULTS = Path(__file__).parents[1] / "results"
 
 
+PEERS = ("torch", "litserve", "bentoml", "fastapi", "starlette", "uvicorn", "uvloop", "httptools")
+"""What tellapart is measured against or on, beside the packages that every run names."""
+
+
 def machine() -> dict[str, Any]:
-    """Return processor, features, cores, versions, commit and date."""
+    """Return processor, features, cores, GPUs, versions of all that may have taken part, commit and date."""
+    found = {}
+    for name in PEERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": environment.processor(),
         "cpu_count": os.cpu_count(),
         "cpu_features": environment.cpu_features(),
         "memory_mb": environment.memory_mb(),
-        "packages": environment.packages(),
+        "gpus": environment.gpus(),
+        "packages": environment.packages() | found,
         "commit": environment.commit(),
     }
 
 
 def write_result(name: str, values: dict[str, Any]) -> Path:
-    """Write results/NAME.json and return its path."""
+    """Write results/NAME.json and return its path; figures of a tree with changes say so, and cannot be kept."""
+    if environment.commit().endswith("+"):
+        print(f"warning: the tree has uncommitted changes: {name}.json is of no commit. Measure in a clean worktree.")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **values}, indent=2) + "\n")

@@ -3,7 +3,9 @@
     python benchmarks/serving.py BUNDLE photo.jpg --peer-python ENV/bin/python --keras RUN/model.keras
 
 ENV has what `pip install litserve bentoml openvino opencv-python-headless` brings. Needs wrk. All servers are started
-one after the other in each round; wrk asks with 1 connection for latency and with --connections for throughput.
+one after the other in each round; wrk asks with 1 connection for latency and with --connections for throughput. Peers
+are started once for each: with all processors for a lone client, with one for each of several; OpenVINO pins no threads
+where several processes share the processors, as in tellapart itself.
 benchmarks/overload.py puts more on the server than it can do.
 """
 
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -175,16 +178,24 @@ def main() -> None:
             )
             rounds.setdefault("bare loop", []).append(json.loads(done.stdout.strip().splitlines()[-1]))
             for name, (command, environment) in commands(arguments, port := free_port()).items():
-                server = Server(command, port, body, environment)
-                try:
-                    wrk(server.url, script, arguments.connections, 2)  # warms up
-                    one = wrk(server.url, script, 1, arguments.seconds)
-                    many = wrk(server.url, script, arguments.connections, arguments.seconds)
-                    found = {"one": one, "many": many, "ready_seconds": server.ready_seconds}
-                    rounds.setdefault(name, []).append(found | {"memory_mb": server.memory_mb()})
-                finally:
-                    server.stop()
+                found: dict[str, Any] = {}
+                for mode, connections in (("one", 1), ("many", arguments.connections)):
+                    lone = {"PEER_MODE": "lone"} if mode == "one" else {}
+                    server = Server(command, port, body, environment | lone)
+                    try:
+                        wrk(server.url, script, connections, 2)  # warms up
+                        found[mode] = wrk(server.url, script, connections, arguments.seconds)
+                        found |= {"ready_seconds": server.ready_seconds, "memory_mb": server.memory_mb()}
+                    finally:
+                        server.stop()
+                rounds.setdefault(name, []).append(found)
     write(arguments, rounds)
+
+
+def ends(values: Iterable[float]) -> list[float]:
+    """Return the smallest and the largest value over the rounds."""
+    found = list(values)
+    return [min(found), max(found)]
 
 
 def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> None:
@@ -203,6 +214,11 @@ def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
             "errors": sum(row["many"]["errors"] + row["one"]["errors"] for row in rows),
             "ready_seconds": statistics.median(row["ready_seconds"] for row in rows),
             "memory_mb": statistics.median(row["memory_mb"] for row in rows),
+            "requests_per_second_lone": statistics.median(row["one"]["requests_per_second"] for row in rows),
+            "spread": {
+                "p50_ms": ends(row["one"]["p50_ms"] for row in rows),
+                "requests_per_second": ends(row["many"]["requests_per_second"] for row in rows),
+            },
         }
     ours = table["tellapart"]
     values = {
@@ -213,6 +229,13 @@ def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
         "http_adds_ms": ours["p50_ms"] - bare["p50_ms"],
         "throughput_ratio": {
             name: ours["requests_per_second"] / row["requests_per_second"] for name, row in table.items()
+        },
+        "throughput_ratio_in_each_round": {
+            name: [
+                mine["many"]["requests_per_second"] / theirs["many"]["requests_per_second"]
+                for mine, theirs in zip(rounds["tellapart"], rounds[name], strict=True)
+            ]
+            for name in table
         },
         "rounds": rounds,
     }

@@ -63,6 +63,7 @@ def contestants(photos: Path, num_steps: int, torch_python: str) -> dict[str, li
     commands = {
         "tellapart": [sys.executable, str(HERE / "tellapart_training.py"), str(photos), "--steps", str(num_steps)],
         "keras float32": stock,
+        "keras mixed_bfloat16": [*stock, "--precision", "mixed_bfloat16"],
         "keras reading": [*stock, "--no-training"],
         "keras augmentation": [sys.executable, str(PEERS / "keras_augmentation.py")],
     }

@@ -51,10 +51,10 @@ class Until(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def photos(folder: Path, *, shuffle: bool) -> tf.data.Dataset:
+def photos(folder: Path, *, shuffle: bool, seed: int = 0) -> tf.data.Dataset:
     """Return batches of (pictures, class numbers)."""
     found = keras.utils.image_dataset_from_directory(
-        folder, image_size=(IMAGE_PX, IMAGE_PX), batch_size=BATCH, shuffle=shuffle, seed=0, verbose=False
+        folder, image_size=(IMAGE_PX, IMAGE_PX), batch_size=BATCH, shuffle=shuffle, seed=seed, verbose=False
     )
     return found.prefetch(tf.data.AUTOTUNE)
 
@@ -65,10 +65,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(arguments.seed)
     train, validation = (
-        photos(arguments.folder / "train", shuffle=True),
+        photos(arguments.folder / "train", shuffle=True, seed=arguments.seed),
         photos(arguments.folder / "validation", shuffle=False),
     )
     classes = len([path for path in (arguments.folder / "train").iterdir() if path.is_dir()])

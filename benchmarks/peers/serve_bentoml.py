@@ -1,4 +1,6 @@
-"""BentoML with two workers. Run: BUNDLE=… bentoml serve serve_bentoml:Classifier --port PORT --host 127.0.0.1."""
+"""BentoML with a worker for each processor, or one with all of them for a lone client.
+
+Run: BUNDLE=… bentoml serve serve_bentoml:Classifier --port PORT --host 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -6,15 +8,15 @@ import os
 from pathlib import Path
 
 import bentoml
-from serving_model import Model
+from serving_model import CORES, LONE, Model
 
 
-@bentoml.service(workers=2, traffic={"timeout": 30})
+@bentoml.service(workers=1 if LONE else CORES, traffic={"timeout": 30})
 class Classifier:
     """One picture in, its classes out."""
 
     def __init__(self) -> None:
-        self.model = Model(os.environ["BUNDLE"], threads=1)
+        self.model = Model(os.environ["BUNDLE"], threads=CORES if LONE else 1)
 
     @bentoml.api
     def predict(self, file: Path) -> dict:

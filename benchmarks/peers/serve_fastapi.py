@@ -1,4 +1,7 @@
-"""A plain FastAPI application with two worker threads: python serve_fastapi.py BUNDLE PORT."""
+"""A plain FastAPI application with a thread for each processor, or one for a lone client.
+
+Run: python serve_fastapi.py BUNDLE PORT.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ from contextlib import asynccontextmanager
 import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI, UploadFile
-from serving_model import Model
+from serving_model import CORES, LONE, Model
 
-model = Model(sys.argv[1], threads=2, streams=2)
+model = Model(sys.argv[1], threads=CORES, streams=1 if LONE else CORES)
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI):
     """Let two requests be worked on at once."""
-    anyio.to_thread.current_default_thread_limiter().total_tokens = 2
+    anyio.to_thread.current_default_thread_limiter().total_tokens = 1 if LONE else CORES
     yield
 
 

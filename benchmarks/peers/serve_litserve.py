@@ -1,11 +1,14 @@
-"""LitServe with two workers: python serve_litserve.py BUNDLE PORT."""
+"""LitServe with a worker for each processor, or one with all of them for a lone client.
+
+Run: python serve_litserve.py BUNDLE PORT.
+"""
 
 from __future__ import annotations
 
 import sys
 
 import litserve
-from serving_model import Model
+from serving_model import CORES, LONE, Model
 
 
 class Classifier(litserve.LitAPI):
@@ -13,7 +16,7 @@ class Classifier(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Open the model in this worker."""
-        self.model = Model(sys.argv[1], threads=1)
+        self.model = Model(sys.argv[1], threads=CORES if LONE else 1)
 
     def decode_request(self, request):
         """Return the bytes of the picture."""
@@ -29,5 +32,5 @@ class Classifier(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Classifier(), accelerator="cpu", workers_per_device=2)
+    server = litserve.LitServer(Classifier(), accelerator="cpu", workers_per_device=1 if LONE else CORES)
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")

@@ -17,6 +17,11 @@ import openvino
 cv2.setNumThreads(1)
 
 
+LONE = os.environ.get("PEER_MODE") == "lone"
+"""Whether one client asks at a time: then all processors work on its picture, else one on each of several."""
+CORES = os.cpu_count() or 1
+
+
 class Model:
     """The network of a bundle; each thread has a request of its own."""
 
@@ -28,6 +33,8 @@ class Model:
             "INFERENCE_PRECISION_HINT": os.environ.get("PEER_PRECISION", "bf16"),
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": streams,
+            # Pinned, the threads of two processes would share one processor: tellapart's own runtime does the same.
+            "ENABLE_CPU_PINNING": threads >= (os.cpu_count() or 1),
         }
         self.compiled = core.compile_model(core.read_model(Path(bundle) / "model.onnx"), "CPU", settings)
         self.output = self.compiled.output("probabilities")

@@ -13,8 +13,10 @@ import csv
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Signs of full width begin formulas too, in some languages.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
@@ -42,6 +44,8 @@ def from_cell(cell: str) -> str:
 
 def csv_text(frame: pd.DataFrame) -> str:
     """Return a frame as CSV without its index; cells of text and names of columns go through `to_cell`."""
+    import pandas as pd
+
     safe = {
         to_cell(str(name)): values
         if pd.api.types.is_numeric_dtype(values)
@@ -60,6 +64,8 @@ def read_csv(path: Path, text: tuple[str, ...]) -> pd.DataFrame:
         path: the file.
         text: columns of text, where nothing stands for a missing value: a class may be called NA.
     """
+    import pandas as pd
+
     types = dict.fromkeys((cell for name in text for cell in (name, to_cell(name))), object)
     frame = pd.read_csv(path, dtype=types, keep_default_na=False, encoding_errors="surrogateescape")
     frame = frame.rename(columns=from_cell)
@@ -68,4 +74,6 @@ def read_csv(path: Path, text: tuple[str, ...]) -> pd.DataFrame:
 
 def _texts(values: Iterable[object]) -> pd.Series:
     """Return a column of any text: pandas' own type for text refuses names that are not UTF-8."""
+    import pandas as pd
+
     return pd.Series(list(values), dtype=object)

@@ -29,8 +29,8 @@ from tellapart.bundles.parity import parity
 from tellapart.bundles.predictor import explain_bundle, open_classifier
 from tellapart.bundles.runtimes import RUNTIMES, answers, check_golden, open_runtime, usable
 from tellapart.data.decode import decode_square
+from tellapart.data.listing import image_files
 from tellapart.data.metadata import without_metadata
-from tellapart.data.scan import image_files
 from tellapart.errors import BundleError, InputError
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.explain.maps import grad_cam, grad_cam_values

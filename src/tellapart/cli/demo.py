@@ -26,7 +26,7 @@ def demo(
     import_quietly("keras")
     from tellapart.bundles.export import export as export_run
     from tellapart.data.drawn import draw as draw_pictures
-    from tellapart.data.scan import image_files
+    from tellapart.data.listing import image_files
     from tellapart.evaluation.predict import load
     from tellapart.run import train as train_run
 

@@ -44,7 +44,7 @@ def explain(
     from tellapart.cli.show import import_quietly, progress_bar
 
     import_quietly("keras")
-    from tellapart.data.scan import image_files
+    from tellapart.data.listing import image_files
     from tellapart.evaluation.predict import load
     from tellapart.explain.files import explain_files
     from tellapart.explain.maps import DEFAULT_METHOD

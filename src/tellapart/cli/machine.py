@@ -33,6 +33,7 @@ def doctor() -> None:
         "processor": f"{found['processor']}, {found['cpu_count']} cores",
         "features": ", ".join(found["cpu_features"]) or "none that matter",
         "memory": f"{found['memory_mb']:,} MB",
+        "GPU": "; ".join(found["gpus"]) or "none that nvidia-smi knows",
         "accelerators": ", ".join(found["accelerators"]) or "none",
         "backend": f"Keras on {found['backend']}",
         "precision": "float32 or bfloat16, whichever a short measurement finds faster" if bfloat16 else "float32",

@@ -79,7 +79,7 @@ def _opened(model: Path, runtime: str | None) -> Any:
 
 
 def _files(images: list[Path]) -> list[Path]:
-    from tellapart.data.scan import image_files, listed_files
+    from tellapart.data.listing import image_files, listed_files
 
     return [file for name in images for file in (listed_files(name) if name.suffix == ".txt" else image_files([name]))]
 

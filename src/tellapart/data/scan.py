@@ -6,7 +6,7 @@ Knows nothing about splits, training or what is wrong with the data.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from tellapart.data.decode import decode, resize
 from tellapart.data.image_file import read_file, read_header
+from tellapart.data.listing import IMAGE_EXTENSIONS, looks_like_image
 from tellapart.errors import DecodeError, InputError, nearest
 from tellapart.files import sha256
 from tellapart.randomness import generator
 from tellapart.records import Manifest, Progress, no_progress
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "mpo"})
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -169,7 +169,7 @@ def _walk(root: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, st
     given = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
     is_split = "train" in given.values() and len(given) == len(folders) and len(given) > 1
     problems += [
-        (name, "is not inside a class folder") for name in tops if _looks_like_image(name) and (root / name).is_file()
+        (name, "is not inside a class folder") for name in tops if looks_like_image(name) and (root / name).is_file()
     ]
     for name in tops:
         if (root / name).is_symlink() and not (root / name).exists():
@@ -221,7 +221,7 @@ def _class_files(
             path = here / name
             if path.is_dir():
                 waiting.append(path)
-            elif _looks_like_image(name):
+            elif looks_like_image(name):
                 found += 1
                 yield path.relative_to(root).as_posix(), label, split, ""
             else:
@@ -241,10 +241,6 @@ def _is_utf8(name: str) -> bool:
 def _shown(path: Path) -> str:
     """Return a path with the bytes that are not UTF-8 written out, so that a message can be printed anywhere."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _looks_like_image(name: str) -> bool:
-    return Path(name).suffix[1:].lower() in IMAGE_EXTENSIONS
 
 
 def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]:
@@ -285,45 +281,3 @@ def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]
         raise InputError(f"{table} gives a split to some photos and not to others. Give it to all or to none.")
     frame["split"] = lowered.map(lambda name: SPLIT_FOLDERS.get(name, ""))
     return table.resolve().parent, frame, problems
-
-
-def image_files(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Return the image files that are named, those in named folders and below included.
-
-    Raises:
-        InputError: a name leads to nothing, or a folder holds no image.
-    """
-    found: list[Path] = []
-    for name in map(Path, names):
-        if name.is_dir():
-            inside = list(_images_below(name))
-            if not inside:
-                raise InputError(f"{name} holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
-            found += inside
-        elif name.exists() or name.is_symlink():
-            found.append(name)
-        else:
-            raise InputError(f"{name} does not exist. Expected an image or a folder of images.")
-    return found
-
-
-def _images_below(folder: Path) -> Iterator[Path]:
-    for here, folders, files in os.walk(folder):  # does not follow links: loops end
-        folders.sort()
-        yield from (Path(here, name) for name in sorted(files) if Path(name).suffix[1:].lower() in IMAGE_EXTENSIONS)
-
-
-def listed_files(path: Path) -> list[Path]:
-    """Read a text file that names an image in each line, relative to the file's folder.
-
-    Raises:
-        InputError: it cannot be read, or names nothing.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    found = [path.parent / os.fsdecode(line) for line in lines if line.strip()]
-    if not found:
-        raise InputError(f"{path} names no image. Expected a path in each line.")
-    return found

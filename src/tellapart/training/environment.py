@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 PACKAGES = (
-    "tellapart", "keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "opencv-python-headless",
-    "pandas", "scikit-learn", "pillow",
+    "tellapart", "keras", "tensorflow", "tensorflow-cpu", "jax", "jaxlib", "numpy", "numba", "scipy",
+    "opencv-python-headless", "pandas", "scikit-learn", "pillow", "onnxruntime", "openvino",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def environment() -> dict[str, Any]:
         "cpu_features": cpu_features(),
         "memory_mb": memory_mb(),
         "accelerators": accelerators(),
+        "gpus": gpus(),
         "commit": commit(),
     }
 
@@ -67,6 +68,16 @@ def accelerators() -> list[str]:
     with contextlib.suppress(Exception):  # a backend without devices is a machine without accelerators
         return [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
     return []
+
+
+def gpus() -> list[str]:
+    """Return name, driver and memory of each NVIDIA GPU, as nvidia-smi gives them; none where it is not installed."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in found.splitlines() if line.strip()]
 
 
 def memory_mb() -> int:

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import tellapart
-from tellapart.data.scan import image_files
+from tellapart.data.listing import image_files
 from tellapart.errors import InputError, RunError
 from tellapart.experiments.comparison import Comparison, Measured, Pair
 from tellapart.experiments.joining.joined_run import Agreement
@@ -307,6 +307,6 @@ def test_only_losses_that_differ_are_spoken_of(low: float, high: float, said: tu
     pair = Pair("a", "ab", {"loss": loss}, (), (), 1.0, 1.0, ())
     found = Ensemble(
         Path("ab"), "ab", (), (), "fitted", "a", 1, 0, 0.1, 0.9, Agreement(1, 0.0, 0.0, 0.0, False),
-        Comparison((), (pair,), 1, 0, 0),
+        Comparison((), (pair,), 1, 1, 0, 0),
     )  # fmt: skip
     assert found.losses == said
