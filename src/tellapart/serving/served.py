@@ -91,6 +91,7 @@ class DecodeBudget:
     @contextmanager
     def small(self, size: int) -> Iterator[None]:
         """Wait until a small picture fits, and keep its place."""
+        size = min(size, self.most)  # what can never fit would wait for ever
         with self._changed:
             self._changed.wait_for(lambda: self.bytes + size <= self.most)
             self.bytes += size
