@@ -46,7 +46,7 @@ def test_a_class_may_not(tmp_path, inside):
 
 
 def test_a_file_beside_each_photo_costs_time_in_proportion(tmp_path):
-    """50,000 of them took minutes: each was looked up in a list made anew for it."""
+    """50,000 of them took half a minute: each was looked up in a set made anew for it."""
     make_classes(tmp_path, {"a": 12, "b": 12})
     manifest = scan(tmp_path)
 

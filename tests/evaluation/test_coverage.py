@@ -35,7 +35,7 @@ SMALL = [0.5, 0.2, 0.15, 0.1, 0.05]
 
 
 def test_averages_and_classes_with_few_photos():
-    """150 photos of five classes, of which one has eight: a bootstrap's macro averages hold 88 to 92 of 100 here."""
+    """150 photos of five classes, of which one has eight."""
     true, probabilities = world(0, SMALL, 2.2)
     predicted, rng, names = probabilities.argmax(1), np.random.default_rng(1), list("abcde")
     expected = averages(count(true, predicted, 5))

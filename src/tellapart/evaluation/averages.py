@@ -1,7 +1,6 @@
 """Precision, recall and F1 averaged over classes, with their intervals. Knows nothing about models or files.
 
-An average of ratios has no binomial interval, and a bootstrap has no width where nothing is wrong and is too narrow
-where a class has few photos. So each average is treated as Wilson treats a share: its variance is that of its first
+An average of ratios has no binomial interval, and a bootstrap has no width where nothing is wrong. So each average is treated as Wilson treats a share: its variance is that of its first
 derivatives (the delta method, over groups where there are any), taken at counts to which each class has been lent one
 photo that is right and one that is not; that says how many photos a plain share of the same variance would have been
 measured on, and Wilson's interval of so many is returned. Two corrections make it hold for small classes: Welch and

@@ -125,7 +125,8 @@ def average_precision(
     The variance is that of each photo's influence: what it does to the precision at its own score and at all lower
     ones. The value itself is too high for few positives, since each counts itself at its own score, and so do its near
     copies; about half of that is made up for by what chance takes elsewhere, the other half is taken off for the
-    interval. A bootstrap draws positives twice, which makes it worse, and held 80 to 93 of 100 true values.
+    interval. A bootstrap draws positives twice, which makes it worse: for three classes of 200 photos it held
+    the truth 69, 88 and 92 of 100 times.
     """
     order = np.argsort(-score, kind="stable")
     hit = positive[order].astype(np.float64)
