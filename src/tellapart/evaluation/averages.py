@@ -1,11 +1,12 @@
 """Precision, recall and F1 averaged over classes, with their intervals. Knows nothing about models or files.
 
-An average of ratios has no binomial interval, and a bootstrap has no width where nothing is wrong. So each average is treated as Wilson treats a share: its variance is that of its first
-derivatives (the delta method, over groups where there are any), taken at counts to which each class has been lent one
-photo that is right and one that is not; that says how many photos a plain share of the same variance would have been
-measured on, and Wilson's interval of so many is returned. Two corrections make it hold for small classes: Welch and
-Satterthwaite's degrees of freedom (1946), since a class's variance is itself estimated from few photos, and the bias
-of F1, which is a concave function of the share that is right (Opitz & Burst 2019 call it the averaged F1).
+An average of ratios has no binomial interval, and a bootstrap has no width where nothing is wrong. So each average is
+treated as Wilson treats a share: its variance is that of its first derivatives (the delta method, over groups where
+there are any), taken at counts to which each class has been lent one photo that is right and one that is not; that
+says how many photos a plain share of the same variance would have been measured on, and Wilson's interval of so many
+is returned. Two corrections make it hold for small classes: Welch and Satterthwaite's degrees of freedom (1946),
+since a class's variance is itself estimated from few photos, and the bias of F1, which is a concave function of the
+share that is right (Opitz & Burst 2019 call it the averaged F1).
 
 Throughout: `hits`, `support` and `named` are (num_classes,) float64, the photos of each class that are named rightly,
 that belong to it and that are said to.
