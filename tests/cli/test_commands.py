@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import tellapart
 from corpus import make_corpus
 from drawing import make_classes
 from tellapart.cli.main import main
+from tellapart.training.checkpoint import load_weights
 
 pytestmark = pytest.mark.integration
 QUICK = ["data.image_px=32", "train.epochs=2", "train.precision=float32", "train.learning_rate=2e-3"]
@@ -187,7 +189,7 @@ def test_a_mistake_is_one_clear_message(command, tmp_path: Path, words: list[str
     assert (tmp_path / "full" / "thing").read_text() == "mine"
 
 
-def test_a_full_disk_is_a_message_and_the_run_goes_on_later(photos: Path, tmp_path: Path):
+def test_a_full_disk_is_a_message_and_the_run_goes_on_to_the_same_weights(photos: Path, tmp_path: Path):
     """A real limit on the size of files: the kernel refuses to write model and checkpoints beyond it."""
     import os
     import subprocess
@@ -197,7 +199,7 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_later(photos: Path, tmp_pa
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000));"
         "from tellapart.cli.main import main; main()"
     )
-    changes = [word for change in QUICK for word in ("--set", change)]
+    changes = [word for change in (*QUICK, "train.deterministic=true") for word in ("--set", change)]
     words = ["train", str(photos), *changes, "--out", str(tmp_path / "run")]
     environment = {**os.environ, "TELLAPART_CACHE": str(tmp_path / "cache")}
     ended = subprocess.run(
@@ -212,12 +214,69 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_later(photos: Path, tmp_pa
     assert "Traceback" not in ended.stderr
     assert "File too large" in ended.stderr
     assert not list((tmp_path / "run").rglob("*.part"))
-    resumed = tellapart.train(resume=tmp_path / "run", cache=tmp_path / "cache")
-    assert resumed.metrics["test"]["num_images"] > 0
+    tellapart.train(resume=tmp_path / "run", cache=tmp_path / "cache")
+    whole = tellapart.train(photos, changes=changes[1::2], out=tmp_path / "whole", cache=tmp_path / "cache")
+    ours, theirs = (load_weights(at / "checkpoints" / "best.npz")[0] for at in (tmp_path / "run", whole.path))
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_doctor_names_what_is_used(command):
-    ended = command("doctor")
-    assert ended.code == 0
-    assert "float32" in ended.out
-    assert "cores" in ended.out
+def test_doctor_names_what_is_used(command, tmp_path: Path):
+    from tellapart.training.environment import environment
+
+    said, found = command("doctor"), environment()
+    assert said.code == 0
+    rows = {cells[1].strip(): cells[2].strip() for line in said.out.splitlines() if len(cells := line.split("│")) == 4}
+    assert rows["processor"] == f"{found['processor']}, {found['cpu_count']} cores"
+    assert rows["backend"] == f"Keras on {found['backend']}"
+    assert rows["memory"] == f"{found['memory_mb']:,} MB"
+    assert f"keras {found['packages']['keras']}" in said.out
+    assert str(tmp_path) in said.out
+
+
+def test_a_run_goes_through_the_commands_that_follow_it(command, run: Path, photos: Path, tmp_path: Path):
+    some = tmp_path / "some"
+    for path in sorted(photos.glob("*/*.*"))[::8]:
+        (some / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, some / path.parent.name)
+    said = command("evaluate", run, some, "--out", tmp_path / "report")
+    assert said.code == 0, said.err
+    assert said.out.startswith(f"{tmp_path / 'report'}")
+    assert json.loads(next((tmp_path / "report").glob("*.json")).read_text())["metrics"]
+    said = command("explain", run, some, "--out", tmp_path / "heat", "--method", "grad-cam")
+    assert said.code == 0, said.err
+    assert f"{len(list(some.rglob('*.*')))} pictures in" in said.out
+    said = command("export", run, "--to", tmp_path / "bundle", "--name", "drawn", "--coverage", "0.9")
+    assert said.code == 0, said.err
+    assert f"{tmp_path / 'bundle'}: drawn" in said.out
+    said = command("predict", tmp_path / "bundle", some, "--out", tmp_path / "table.csv", "--top", 2)
+    assert said.code == 0, said.err
+    with open(tmp_path / "table.csv", newline="") as stream:
+        assert len(list(csv.DictReader(stream))) == len(list(some.rglob("*.*")))
+    said = command("export", run, "--to", tmp_path / "bundle", "--format", "onix")
+    assert said.code == 2
+    assert "There is no format 'onix'" in said.err
+
+
+def test_draw_makes_photos_that_check_finds_sound(command, tmp_path: Path):
+    said = command("draw", tmp_path / "drawn", "--images", 60, "--seed", 3)
+    assert said.code == 0, said.err
+    assert len(list((tmp_path / "drawn").glob("*/*.*"))) == 60
+    checked = command("check", tmp_path / "drawn", "--out", tmp_path / "health.json")
+    health = json.loads((tmp_path / "health.json").read_text())
+    assert checked.code == 0, checked.out
+    assert health["num_photos"] == health["num_readable"] == 60
+
+
+def test_a_parquet_table_is_read_as_its_csv_is(command, photos: Path, tmp_path: Path):
+    import pandas as pd
+
+    files = sorted(photos.glob("*/*.*"))[::4]
+    frame = pd.DataFrame({"path": [str(path) for path in files], "label": [path.parent.name for path in files]})
+    frame.to_parquet(tmp_path / "photos.parquet")
+    frame.to_csv(tmp_path / "photos.csv", index=False)
+    found = []
+    for kind in ("parquet", "csv"):
+        assert command("check", tmp_path / f"photos.{kind}", "--out", tmp_path / f"{kind}.json").code in (0, 1)
+        found.append(json.loads((tmp_path / f"{kind}.json").read_text()))
+    assert found[0]["classes"] == found[1]["classes"]
+    assert found[0]["num_readable"] == len(files)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -94,7 +97,7 @@ def test_only_the_upper_part_learns_and_statistics_stay(tmp_path: Path):
     assert [variable.path.split("/")[0] for variable in model.trainable_variables] == ["probabilities"] * 2
 
 
-def test_weights_that_cannot_be_had_are_clear_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_that_cannot_be_had_are_clear_errors(tmp_path: Path):
     settings = Model(name="mobilenet_v2", weights=str(tmp_path / "none.h5"))
     model = backbone_network(settings, 2, SIDE)
     with pytest.raises(InputError, match=r"none\.h5 do not exist\. Expected a file of mobilenet_v2 without its top"):
@@ -107,12 +110,25 @@ def test_weights_that_cannot_be_had_are_clear_errors(tmp_path: Path, monkeypatch
     with pytest.raises(InputError, match="does not hold the weights of mobilenet_v2"):
         load_pretrained(model, settings.model_copy(update={"weights": str(text)}))
 
-    def offline(**_: object) -> None:
-        raise Exception("URL fetch failure on https://host.example/keras/mobilenet_v2_no_top.h5: None -- no network")
 
-    monkeypatch.setattr(keras.applications, "MobileNetV2", offline)
-    with pytest.raises(InputError, match=r"could not be downloaded.*Bring mobilenet_v2_no_top\.h5 from a machine"):
-        load_pretrained(model, settings.model_copy(update={"weights": "imagenet"}))
+@pytest.mark.integration
+def test_a_download_that_fails_says_which_file_to_bring(tmp_path: Path):
+    """Keras' own download, through a proxy that nobody listens at, with an empty cache."""
+    program = (
+        "from tellapart.models.backbones import backbone_network, load_pretrained\n"
+        "from tellapart.settings import Model\n"
+        "settings = Model(name='mobilenet_v2', weights='imagenet')\n"
+        "load_pretrained(backbone_network(settings, 2, 64), settings)"
+    )
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, **nowhere, "no_proxy": "", "NO_PROXY": "", "KERAS_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("tellapart.errors.InputError: The weights of mobilenet_v2 could not be downloaded"), last
+    assert "Bring mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5 from a machine" in last
 
 
 def test_the_convnet_has_no_pretrained_weights():

@@ -151,7 +151,7 @@ def test_probabilities_that_are_not_numbers_are_counted_and_the_rest_stands(plac
     assert report.values["num_not_finite"] == 20
     page = report.page.read_text()
     assert "The model gave no finite probabilities for 20 photos." in page
-    assert report.values["metrics"]["test"]["accuracy"] == pytest.approx(0.1, abs=0.15)
+    assert report.values["metrics"]["test"]["accuracy"] == pytest.approx(0.1)  # all even: the first class
 
 
 def test_a_network_nested_in_another_gets_the_same_report(place: Path):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +20,6 @@ import tellapart
 from drawing import photo
 from tellapart.evaluation import measure
 from tellapart.settings import Recipe
-from tellapart.training import transfer
 from tellapart.training.planning import Planner, Replay
 from tellapart.training.schedule import Segment
 from tellapart.training.timing import Precision
@@ -79,23 +82,24 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.integration
-def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    photos = tellapart.draw(tmp_path / "photos", num_images=240)
+def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(weights: Path, tmp_path: Path):
+    photos, folder, cache = tellapart.draw(tmp_path / "photos", num_images=240), tmp_path / "run", tmp_path / "cache"
     changes = [f"model.weights={weights}", "data.image_px=64", "train.epochs=2", "model.unfreeze=0.1"]
-    begin = transfer.fit_head
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(transfer, "fit_head", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tellapart.train(photos, recipe="transfer", changes=changes, out=tmp_path / "run", cache=tmp_path / "cache")
-    assert (tmp_path / "run" / "checkpoints" / "features.npy").exists()
-    monkeypatch.setattr(transfer, "fit_head", begin)
-    monkeypatch.setattr(transfer, "features_of", killed)  # they are there already
-    run = tellapart.train(resume=tmp_path / "run", cache=tmp_path / "cache")
+    words = ["train", str(photos), "--recipe", "transfer", "--out", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tellapart", *words, *(word for change in changes for word in ("--set", change))],
+        env={**os.environ, "TELLAPART_CACHE": str(cache)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    features = folder / "checkpoints" / "features.npy"
+    while not features.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert not (folder / "model.keras").exists()
+    before = features.stat().st_mtime_ns
+    run = tellapart.train(resume=folder, cache=cache)
+    assert features.stat().st_mtime_ns == before, "they were there already"
     history = pd.read_csv(run.path / "history.csv")
     assert history["epoch"].tolist() == [0, 1, 2]
     best = history.set_index("epoch")["val_loss"].idxmin()
