@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -160,3 +161,30 @@ def test_a_prediction_does_not_wait_for_a_heat_map(bundle: Path, photos: list[Pa
             assert [(await each).status_code for each in heat_maps] == [200, 200, 200]
 
     asyncio.run(main())
+
+
+@linux
+@pytest.mark.integration
+def test_after_the_warm_up_no_batch_size_and_no_damaged_file_takes_memory_for_good(bundle: Path):
+    """A network on all processors once kept a megabyte for each batch size that came; it looked like a leak."""
+    program = (
+        "import sys; from pathlib import Path\n"
+        "import numpy as np\n"
+        "from tellapart.serving.app import make_app\n"
+        "from tellapart.serving.memory import keep_memory_flat\n"
+        "from tellapart.serving.options import BatchOptions, ServerOptions\n"
+        "from tellapart.serving.served import Image\n"
+        "def own(): return int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0]) / 1000\n"
+        "keep_memory_flat()\n"
+        "app = make_app(ServerOptions((Path(sys.argv[1]),), batches=BatchOptions(threads=2), log=False))\n"
+        "served = app.state.service.models.find()\n"
+        "squares = [np.zeros((served.bundle.record.image_px,) * 2 + (3,), np.uint8)] * 16\n"
+        "before = own()\n"
+        "for size in range(1, 17):\n"
+        "    for thread, alone in ((0, True), (0, False), (1, False)):\n"
+        "        served.networks.probabilities(squares[:size], thread, alone)\n"
+        "assert served.prepare(Image(b'no image at all')).square is None\n"
+        "print(own() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, bundle], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 5

@@ -37,7 +37,7 @@ OVERLAY_PX = 1024
 """Longest side of an overlay."""
 LARGE_PIXELS = 16_000_000
 """Which take more than a tenth of a second: as long as nobody should wait for the picture of another."""
-_WARM_UP_SECONDS = 1.0
+_WARM_UP_SECONDS = 2.0
 _PIXELS_AT_ONCE = 2**18
 """Of all pictures in one run of the network: with more of them its memory grows and its speed does not."""
 
@@ -405,18 +405,19 @@ def open_version(folder: Path) -> str | None:
 
 
 def _warm_up(served: Served, threads: int, max_batch_size: int) -> None:
-    """Run each network on batches of every size, for about a second: a size that is new takes several times longer.
+    """Run each network on batches of every size, for two seconds at most: a new size takes several times longer.
 
-    What would be loaded by the first odd request is loaded now as well: memory that a server has when it is idle.
+    It also takes memory for good, a megabyte each, as does what the first odd request loads: a server that has all of
+    it when it begins does not grow while it works.
     """
     load_formats()
     until = time.perf_counter() + _WARM_UP_SECONDS
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
-    served.networks.probabilities([picture], 0, True)
     powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power <= max_batch_size]
     for size in [*powers, *sorted(set(range(1, max_batch_size + 1)) - set(powers))]:
         for thread in range(threads):
             served.networks.probabilities([picture] * size, thread, False)
+        served.networks.probabilities([picture] * size, 0, True)
         if time.perf_counter() > until:
             break
     if served.explainer is not None:
