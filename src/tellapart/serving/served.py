@@ -121,6 +121,27 @@ class Networks:
     def __init__(self, each: tuple[Predictor, ...], together: Predictor | None, most: int) -> None:
         self._each, self._together, self.most = each, together, most
         self._free = threading.Lock()
+        self._sizes: tuple[int, ...] = ()
+
+    def warm_up(self, picture: NDArray[np.uint8], max_batch_size: int) -> None:
+        """Run each network on batches of all sizes, or of powers of two if that takes too long.
+
+        A size that is new takes several times longer, and memory for good, a megabyte each: other sizes than these are
+        filled up from now on, so that a server does not grow while it works.
+        """
+        until = time.perf_counter() + _WARM_UP_SECONDS
+        largest = min(max_batch_size, self.most)
+        powers = {largest, *(2**power for power in range(largest.bit_length()) if 2**power <= largest)}
+        done = []
+        for size in [*sorted(powers, reverse=True), *sorted(set(range(1, largest + 1)) - powers)]:
+            if size not in powers and time.perf_counter() > until:
+                break
+            for _ in range(2):  # ONNX Runtime lays out its memory anew when a size comes a second time
+                for thread in range(len(self._each)):
+                    self.probabilities([picture] * size, thread, False)
+                self.probabilities([picture] * size, 0, True)
+            done.append(size)
+        self._sizes = tuple(sorted(done))
 
     def probabilities(self, squares: list[NDArray[np.uint8]], thread: int, alone: bool) -> NDArray[np.float32]:
         """Map pictures (image_px, image_px, 3) uint8 to (num_images, num_classes) float32.
@@ -130,7 +151,10 @@ class Networks:
         if len(squares) > self.most:
             parts = [squares[start : start + self.most] for start in range(0, len(squares), self.most)]
             return np.concatenate([self.probabilities(part, thread, False) for part in parts])
-        batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
+        size = next((size for size in self._sizes if size >= len(squares)), len(squares))
+        if size > len(squares):
+            return self.probabilities(squares + squares[:1] * (size - len(squares)), thread, alone)[: len(squares)]
+        batch = squares[0][None] if size == 1 else np.stack(squares)
         if self._together is None:  # the only network: of the thread, and of the heat maps' one
             with self._free:
                 return self._each[thread](batch)
@@ -390,7 +414,7 @@ def open_served(
         max_pixels=classifier.max_pixels,
         budget=budget,
     )
-    _warm_up(served, threads, min(batches.max_batch_size, networks.most))
+    _warm_up(served, batches.max_batch_size)
     if open_version(folder) != bundle.version:
         raise BundleError(f"{folder} changed while it was loaded.")
     return served
@@ -404,21 +428,10 @@ def open_version(folder: Path) -> str | None:
         return None
 
 
-def _warm_up(served: Served, threads: int, max_batch_size: int) -> None:
-    """Run each network on batches of every size, for two seconds at most: a new size takes several times longer.
-
-    It also takes memory for good, a megabyte each, as does what the first odd request loads: a server that has all of
-    it when it begins does not grow while it works.
-    """
+def _warm_up(served: Served, max_batch_size: int) -> None:
+    """Do what the first requests would do, so that they are as fast as the others and need no memory for good."""
     load_formats()
-    until = time.perf_counter() + _WARM_UP_SECONDS
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
-    powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power <= max_batch_size]
-    for size in [*powers, *sorted(set(range(1, max_batch_size + 1)) - set(powers))]:
-        for thread in range(threads):
-            served.networks.probabilities([picture] * size, thread, False)
-        served.networks.probabilities([picture] * size, 0, True)
-        if time.perf_counter() > until:
-            break
+    served.networks.warm_up(picture, max_batch_size)
     if served.explainer is not None:
         served.explainer.explain(picture[None], np.zeros(1, np.int64))
