@@ -14,6 +14,7 @@ from tellapart.data.scan import find_photos
 from tellapart.errors import RunError
 from tellapart.files import read_json, write_json, write_text
 from tellapart.settings import Recipe, save_recipe
+from tellapart.tables import csv_text, read_csv
 from tellapart.training.callbacks import write_log
 from tellapart.training.checkpoint import load_weights
 from tellapart.training.environment import environment
@@ -116,8 +117,8 @@ def sides_of(run: Path) -> dict[str, str]:
 
 def write_manifest(folder: Path, frame: pd.DataFrame) -> None:
     """Write ``manifest.csv``; names are escaped as JSON does where a line of a table could not hold them."""
-    plain = frame.assign(path=[json.dumps(path)[1:-1] for path in frame["path"]])
-    write_text(folder / "manifest.csv", plain.to_csv(index=False))
+    escaped = pd.Series([json.dumps(path)[1:-1] for path in frame["path"]], frame.index, dtype=object)
+    write_text(folder / "manifest.csv", csv_text(frame.assign(path=escaped)))
 
 
 def read_manifest(run: Path) -> pd.DataFrame:
@@ -128,6 +129,6 @@ def read_manifest(run: Path) -> pd.DataFrame:
     """
     if not (run / "manifest.csv").is_file():
         raise RunError(f"{run} has no manifest.csv. Expected a run folder made by tellapart train.")
-    text = dict.fromkeys(("path", "label", "split", "group", "sha256", "extension", "format", "mode", "error"), str)
-    frame = pd.read_csv(run / "manifest.csv", dtype=text, keep_default_na=False)
-    return frame.assign(path=[json.loads(f'"{path}"') for path in frame["path"]])
+    text = ("path", "label", "split", "group", "sha256", "extension", "format", "mode", "error")
+    frame = read_csv(run / "manifest.csv", text)
+    return frame.assign(path=pd.Series([json.loads(f'"{path}"') for path in frame["path"]], frame.index, dtype=object))

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tellapart.records import Prediction
+from tellapart.tables import to_cell
 
 
 class Format(enum.StrEnum):
@@ -133,7 +134,8 @@ def _as_csv(predictions: Sequence[Prediction]) -> str:
     for prediction in predictions:
         rest = [value for pair in prediction.top[1:] for value in pair]
         probability = "" if prediction.label is None else prediction.probability
-        writer.writerow([prediction.path, prediction.label or "", probability, prediction.error, *rest])
+        row = [prediction.path, prediction.label or "", probability, prediction.error, *rest]
+        writer.writerow([to_cell(cell) if isinstance(cell, str) else cell for cell in row])
     return stream.getvalue()
 
 

@@ -18,6 +18,7 @@ from tellapart.evaluation.predict import predict_arrays, predict_pictures, predi
 from tellapart.files import write_text
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
+from tellapart.tables import csv_text
 from tellapart.training.network import save_network
 from tellapart.training.selection import best_epoch
 from tellapart.training.transfer import features_file
@@ -58,7 +59,7 @@ def measure(
         predicted = predict_pictures(model, pictures, progress)
     probabilities, temperature = calibrate(run, model, predicted, frame, classes)
     table = prediction_table(frame, probabilities, classes)
-    write_text(run / "predictions.csv", table.to_csv(index=False))
+    write_text(run / "predictions.csv", csv_text(table))
     draw_curves(history, best, run / "curves.png")
     return {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
 

@@ -76,10 +76,10 @@ def prediction_table(frame: pd.DataFrame, probabilities: NDArray[np.float32], cl
     best = probabilities.argmax(axis=1)
     names = np.asarray(classes, object)
     table = pd.DataFrame({
-        "path": frame["path"].to_numpy(object),
+        "path": pd.Series(frame["path"].to_numpy(object), dtype=object),  # pandas' own text refuses odd names
         "split": frame["split"].to_numpy(object),
-        "true_label": frame["label"].to_numpy(object),
-        "predicted_label": names[best],
+        "true_label": pd.Series(frame["label"].to_numpy(object), dtype=object),
+        "predicted_label": pd.Series(names[best], dtype=object),
         "correct": names[best] == frame["label"].to_numpy(object),
         "probability": probabilities.max(axis=1),
     })  # fmt: skip
@@ -90,6 +90,14 @@ def prediction_table(frame: pd.DataFrame, probabilities: NDArray[np.float32], cl
 class Classifier:
     """A trained run, ready to name pictures.
 
+    Attributes:
+        model: the network, calibrated.
+        classes: names in the order of its outputs.
+        image_px: side of the pictures that it takes.
+        max_pixels: larger images are refused.
+        identity: tells this model from others.
+        temperature: that its logits are divided by; None for a run that was never calibrated.
+
     Example:
         >>> classifier = tellapart.load("runs/pets")
         >>> classifier.predict(["cat.jpg"])[0].label
@@ -97,8 +105,15 @@ class Classifier:
     """
 
     def __init__(
-        self, model: keras.Model, classes: Sequence[str], *, max_pixels: int = 100_000_000, identity: str = ""
+        self,
+        model: keras.Model,
+        classes: Sequence[str],
+        *,
+        max_pixels: int = 100_000_000,
+        identity: str = "",
+        temperature: float | None = None,
     ) -> None:
+        self.temperature = temperature
         self.model = model
         self.classes = list(classes)
         self.image_px = int(model.input_shape[1])
@@ -212,4 +227,7 @@ def load(run: str | os.PathLike[str]) -> Classifier:
         )
     recipe = load_recipe(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else Recipe()
     identity = sha256((folder / "model.keras").read_bytes())[:12]
-    return Classifier(model, classes, max_pixels=recipe.data.max_pixels, identity=identity)
+    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
+    return Classifier(
+        model, classes, max_pixels=recipe.data.max_pixels, identity=identity, temperature=metrics.get("temperature")
+    )

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.errors import InputError, RunError
+from tellapart.tables import read_csv
 
 _TEXT = ("path", "split", "label", "sha256", "error", "true_label", "predicted_label")
 
@@ -42,7 +43,8 @@ def read_predictions(run: Path) -> tuple[pd.DataFrame, list[str], NDArray[np.flo
     probabilities = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     finite = np.isfinite(probabilities).all(axis=1)
     probabilities = np.where(finite[:, None], probabilities, 1 / len(columns))
-    photos = manifest.assign(path=[json.loads(f'"{path}"') for path in manifest["path"]])
+    paths = [json.loads(f'"{path}"') for path in manifest["path"]]
+    photos = manifest.assign(path=pd.Series(paths, manifest.index, dtype=object))
     classes = [column.removeprefix("p:") for column in columns]
     return photos, classes, probabilities / probabilities.sum(axis=1, keepdims=True)
 
@@ -100,4 +102,4 @@ def _refuse_leak(run: Path, known: pd.DataFrame, photos: pd.DataFrame) -> None:
 
 def _table(path: Path) -> pd.DataFrame:
     """Read a table of a run folder; a class may be called NA, so nothing is taken for missing."""
-    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, encoding_errors="surrogateescape")
+    return read_csv(path, _TEXT)

@@ -54,9 +54,9 @@ class Findings:
         baseline: accuracy of a linear model on 8 × 8 coloured squares, trained on the same photos.
         top_k: k → (accuracy, interval), on the main side, as are all that follow.
         ranking: ROC and precision-recall curves of the classes.
-        calibration: of the probabilities as they are.
+        calibration: of the network as it was trained.
         calibration_scaled: after temperature scaling.
-        temperature: fitted on validation.
+        temperature: fitted on validation; it is inside the network of a run.
         sets: a row per stated coverage: ``coverage``, ``threshold``, ``covered``, ``low``, ``high``, ``mean_size``.
         abstention: accuracy against the share answered.
         labels: how suspicious the label of each photo is, over all sides, as `suspects` gives it.
@@ -108,7 +108,7 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
 
     # What the probabilities say
     held_out = subject.at("validation") if subject.main != "validation" else np.zeros(0, np.int64)
-    scaled = _scaled(subject, held_out, at, missing)
+    as_trained, scaled, temperature = _calibrations(subject, held_out, at, missing)
     sets = _sets(subject, held_out, at, missing)
     labels = None
     try:
@@ -138,9 +138,9 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
         baseline=timed("baseline", lambda: _baseline(subject, at, own_photos, missing)),
         top_k={k: top_k_accuracy(true, probabilities, k, groups) for k in (1, 2, 3, 5) if k < len(subject.classes)},
         ranking=timed("ranking", lambda: curves(true, probabilities, subject.classes, groups)),
-        calibration=calibration(true, probabilities, groups),
-        calibration_scaled=scaled[1],
-        temperature=scaled[0],
+        calibration=as_trained,
+        calibration_scaled=scaled,
+        temperature=temperature,
         sets=sets,
         abstention=abstention(true, probabilities, groups),
         labels=labels,
@@ -196,15 +196,27 @@ def _baseline(
     return float(right.mean()), share_interval(right, _groups(subject, at))
 
 
-def _scaled(
+def _calibrations(
     subject: Subject, held_out: NDArray[np.int64], at: NDArray[np.int64], missing: dict[str, str]
-) -> tuple[float | None, Calibration | None]:
+) -> tuple[Calibration, Calibration | None, float | None]:
+    """Return the calibration as trained and after temperature scaling, and the temperature.
+
+    A run's network has the temperature inside; one that was made before runs were calibrated gets it here.
+    """
+    true, groups = subject.numbers[at], _groups(subject, at)
+    given, temperature = subject.probabilities[at], subject.temperature
+    if temperature is not None:
+        return (
+            calibration(true, at_temperature(given, 1 / temperature), groups),
+            calibration(true, given, groups),
+            temperature,
+        )
     if not len(held_out):
         missing["temperature scaling"] = "There are no validation photos to fit it on."
-        return None, None
+        return calibration(true, given, groups), None, None
     temperature = fit_temperature(subject.numbers[held_out], subject.probabilities[held_out])
-    scaled = at_temperature(subject.probabilities[at], temperature)
-    return temperature, calibration(subject.numbers[at], scaled, _groups(subject, at))
+    scaled = calibration(true, at_temperature(given, temperature), groups)
+    return calibration(true, given, groups), scaled, temperature
 
 
 def _sets(

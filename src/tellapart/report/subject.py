@@ -37,6 +37,7 @@ class Subject:
         num_not_finite: how many rows were not.
         main: the side that the report is about: "test", or the last one that has photos.
         unreadable: (path, reason) of photos that were left out.
+        temperature: that is inside the network; None where it was never calibrated.
     """
 
     model: keras.Model
@@ -50,6 +51,7 @@ class Subject:
     num_not_finite: int
     main: str
     unreadable: tuple[tuple[str, str], ...]
+    temperature: float | None
 
     def at(self, side: str) -> NDArray[np.int64]:
         """Return the positions of the photos on one side of the split."""
@@ -113,4 +115,5 @@ def open_subject(
         num_not_finite=int((~finite).sum()),
         main=sides[-1],
         unreadable=tuple(zip(bad["path"], bad["error"], strict=True)),
+        temperature=classifier.temperature,
     )

@@ -26,6 +26,7 @@ from tellapart.records import Progress, no_progress
 from tellapart.run import prepared_folder, train
 from tellapart.run_folder import read_manifest
 from tellapart.settings import Recipe, load_recipe, save_recipe, with_settings
+from tellapart.tables import read_csv
 from tellapart.training.callbacks import Announce
 from tellapart.training.network import forget_networks
 
@@ -199,7 +200,7 @@ def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
         if not (run / "metrics.json").exists():
             continue
         metrics, history = read_json(run / "metrics.json"), pd.read_csv(run / "history.csv")
-        said = pd.read_csv(run / "predictions.csv", dtype=str, keep_default_na=False)
+        said = read_csv(run / "predictions.csv", ("path", "split", "true_label", "predicted_label"))
         photos = read_manifest(run)
         photos = photos[(photos["error"] == "") & (photos["split"] == "test")]
         groups = photos["unit"].to_numpy(np.int64) if "unit" in photos else None

@@ -26,6 +26,7 @@ from tellapart.models.joined import joined
 from tellapart.records import Progress
 from tellapart.run_folder import begin, write_manifest
 from tellapart.settings import Recipe, load_recipe
+from tellapart.tables import csv_text
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.environment import data_hash
 
@@ -102,7 +103,7 @@ def write_joined(
     ) as pictures:
         said = predict_pictures(model, pictures, progress)
     probabilities, temperature = calibrate(folder, model, said, frame, classes)
-    write_text(folder / "predictions.csv", prediction_table(frame, probabilities, classes).to_csv(index=False))
+    write_text(folder / "predictions.csv", csv_text(prediction_table(frame, probabilities, classes)))
     metrics = {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
     write_json(folder / "metrics.json", metrics | _cost(members))
     agreement = _agreement(frame, said, members, weights, resized=_sizes(model) > 0)

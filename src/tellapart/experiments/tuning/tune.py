@@ -25,6 +25,7 @@ from tellapart.experiments.tuning.work import News, Order, seconds_of, trials_of
 from tellapart.files import read_json, sha256, write_json, write_text
 from tellapart.records import Progress, no_progress
 from tellapart.settings import Recipe, load_recipe, save_recipe
+from tellapart.tables import csv_text
 from tellapart.training.callbacks import Announce
 
 logger = logging.getLogger(__name__)
@@ -327,7 +328,7 @@ def _write(found: Tuning, progress: Progress) -> None:
     from tellapart.experiments.tuning.page import write_page
 
     save_recipe(found.recipe, found.folder / "best.toml")
-    write_text(found.folder / "trials.csv", pd.DataFrame(table_of(found.trials)).to_csv(index=False))
+    write_text(found.folder / "trials.csv", csv_text(pd.DataFrame(table_of(found.trials))))
     write_json(found.folder / "tune.json", found.to_dict())
     progress("drawing the page", 0, 1)
     write_page(found.folder / "tune.html", found)
