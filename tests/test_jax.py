@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,33 @@ def test_trains_and_explains_on_jax_without_tensorflow_and_the_model_opens_under
         for name, method in METHODS.items():
             ours = method(classifier.model, pictures, np.array([0, 3, 7]))
             assert np.abs(ours - maps[name]).mean() < 0.01, name
+
+
+EVALUATE = """
+import importlib.util, sys
+assert importlib.util.find_spec("tensorflow") is None
+import tellapart
+report = tellapart.evaluate(sys.argv[1], sys.argv[2], out=sys.argv[3], cache=sys.argv[4])
+"""
+
+
+@pytest.mark.slow
+def test_a_report_on_jax_is_that_on_tensorflow(tmp_path: Path):
+    if not JAX_PYTHON.exists():
+        pytest.skip("no environment with JAX and without TensorFlow: `make .venv-jax/installed` makes it")
+    photos, some = tellapart.draw(tmp_path / "photos", num_images=200), tmp_path / "some"
+    for path in sorted(photos.glob("*/*.*"))[::10]:
+        (some / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, some / path.parent.name)
+    changes = ["data.image_px=32", "train.epochs=4", "train.precision=float32", "train.learning_rate=2e-3"]
+    run = tellapart.train(photos, changes=changes, out=tmp_path / "run", cache=tmp_path / "cache").path
+    ours = tellapart.evaluate(run, some, out=tmp_path / "tensorflow", cache=tmp_path / "cache").values
+    subprocess.run(
+        [JAX_PYTHON, "-c", EVALUATE, run, some, tmp_path / "jax", tmp_path / "cache"],
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}, check=True, timeout=900,
+    )  # fmt: skip
+    theirs = json.loads((tmp_path / "jax" / "evaluation.json").read_text())
+    assert theirs["missing"] == ours["missing"]
+    assert theirs["metrics"]["test"]["accuracy"] == ours["metrics"]["test"]["accuracy"]
+    assert theirs["metrics"]["test"]["loss"] == pytest.approx(ours["metrics"]["test"]["loss"], rel=1e-3)
+    assert set(theirs["methods"]) == set(ours["methods"])

@@ -98,6 +98,17 @@ def test_the_confusion_matrix_counts_the_predictions(place: Path):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
+def test_a_report_on_thousands_of_photos_stays_small_and_shows_all_mistakes(place: Path):
+    photos = tellapart.draw(place / "thousands", num_images=2_600, seed=5)
+    report = tellapart.evaluate(place / "run", photos, cache=place / "cache")
+    assert report.values["metrics"]["test"]["num_images"] == 2_600
+    assert report.page.stat().st_size < 25e6
+    wrong = round(2_600 * (1 - report.values["metrics"]["test"]["accuracy"]))
+    assert wrong > 0
+    assert report.page.read_text().count("data:image/") > min(wrong, 100)
+
+
 def test_an_unknown_class_is_refused(place: Path):
     other = place / "stranger"
     (other / "nonsense").mkdir(parents=True)

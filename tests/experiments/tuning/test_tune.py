@@ -303,6 +303,39 @@ def test_a_finished_search_is_whole_small_and_goes_on_to_the_answer(
         search(photos, tuned.parent / "full")
 
 
+@pytest.mark.slow
+def test_the_command_weighs_speed_and_begins_no_trial_after_its_time(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    from tellapart.cli.main import main
+
+    monkeypatch.setenv("TELLAPART_CACHE", str(tmp_path / "cache"))
+    changes = [word for change in QUICK for word in ("--set", change)]
+    spaces = [word for text in SPACE for word in ("--space", text)]
+
+    def tune(out: Path, *options: str) -> dict:
+        words = ["tune", str(photos), "--out", str(out), "--confirm", "0", *options, *changes, *spaces]
+        monkeypatch.setattr(sys, "argv", ["tellapart", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code, capfd.readouterr().err
+        return json.loads((out / "tune.json").read_text())
+
+    both = tune(tmp_path / "both", "--trials", "4", "--pareto")
+    finished = [each for each in both["trials"] if each["state"] == "finished"]
+    assert len(finished) == 4, "with two aims no trial is stopped early"
+    by_width = {each["values"]["model.width"]: each["ms_per_image"] for each in finished}
+    assert all(milliseconds > 0 for milliseconds in by_width.values())
+    beaten = {
+        a["number"] for a in finished for b in finished
+        if b["accuracy"] >= a["accuracy"] and b["ms_per_image"] <= a["ms_per_image"]
+        and (b["accuracy"], -b["ms_per_image"]) != (a["accuracy"], -a["ms_per_image"])
+    }  # fmt: skip
+    assert set(both["front"]) == {each["number"] for each in finished} - beaten
+    short = tune(tmp_path / "short", "--trials", "500", "--time", "5s")
+    assert 1 <= len(short["trials"]) < 100
+
+
 @pytest.mark.integration
 def test_killed_workers_cost_no_trial(photos: Path, tmp_path: Path):
     """A search is killed in a trial; run again with two workers, one of them is killed as well."""
