@@ -3,8 +3,9 @@
     python benchmarks/endurance.py BUNDLE PHOTOS
 
 Load: connections that ask again as soon as they are answered, with photos drawn from the folder, one in fifty of them
-damaged; /predict mostly, now and then TensorFlow Serving's path and an explanation. The memory that the server has taken
-for itself is read every five seconds. Then damaged images only: bits turned, cut, overwritten, spliced, headers that lie.
+damaged; /predict mostly, now and then TensorFlow Serving's path and an explanation. The memory that the server has
+taken for itself is read every five seconds. Then damaged images only: bits turned, cut, overwritten, spliced, headers
+that lie.
 """
 
 from __future__ import annotations
