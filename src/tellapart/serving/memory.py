@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import platform
+from functools import lru_cache
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +18,20 @@ _KEPT_BYTES = 8_000_000
 _ARENAS = 2
 
 
+@lru_cache
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def give_back() -> None:
+    """Return to the system what is free in the heaps: after large work, in a thread that nobody waits for.
+
+    glibc by itself only returns what is free at a heap's end. Takes about a millisecond; elsewhere does nothing.
+    """
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
+
+
 def keep_memory_flat() -> None:
     """Let glibc give large blocks back to the system as soon as they are free; elsewhere do nothing.
 
@@ -24,9 +39,9 @@ def keep_memory_flat() -> None:
     from heaps that have holes and do not shrink. Damaged and huge images made a server grow by half. Call this
     before it has threads.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if (library := _glibc()) is None:
         return
-    tune = ctypes.CDLL(None).mallopt
+    tune = library.mallopt
     wanted = ((_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, _ARENAS))
     if not all(tune(name, value) for name, value in wanted):
         logger.warning("The C library does not take memory settings; the server may need more than it should.")

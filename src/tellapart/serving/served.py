@@ -28,6 +28,7 @@ from tellapart.data.image_file import load_formats
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import overlay
 from tellapart.serving.batching import Seconds
+from tellapart.serving.memory import give_back
 from tellapart.serving.options import BatchOptions
 from tellapart.serving.telemetry import ModelCounts, Telemetry
 
@@ -187,6 +188,7 @@ class LargeImages:
 
     def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Seen]:
         """Leave the network to others."""
+        give_back()
         return prepared
 
     def done(self, seconds: Seconds, num_items: int) -> None:

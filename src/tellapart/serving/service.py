@@ -21,6 +21,7 @@ from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullEr
 from tellapart.serving.gate import Visit, visit_of
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
 from tellapart.serving.limits import Body, ClientLeftError, Receive
+from tellapart.serving.memory import give_back
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.priority import step_back
@@ -169,6 +170,7 @@ class Service:
         body.add(size)
         # Not a semaphore around asyncio.to_thread: a caller that is cancelled would let the next one in too early.
         work = self._parser.submit(_parse, body, convert, json_bytes)
+        self._parser.submit(give_back)
         body.busy_until(work)
         try:
             return await asyncio.wrap_future(work)
