@@ -15,7 +15,6 @@ MEASURE_AGAIN = {
     "ablation-photos9",
     "accuracy-photos9-reference",
     "accuracy-trash6-3m",
-    "attack",
     "batch-prediction",
     "heat-maps",
     "label-errors-10m",
