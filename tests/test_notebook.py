@@ -14,7 +14,7 @@ import pytest
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "tour.ipynb"
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_tour_runs_from_top_to_bottom(tmp_path: Path):
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     assert all(cell.get("outputs", []) == [] for cell in cells), "kept without outputs"

@@ -140,6 +140,7 @@ def test_ctrl_c_ends_with_a_hint(photos: Path, tmp_path: Path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_resumes_to_the_same_weights(
     uninterrupted: Path, photos: Path, tmp_path: Path
 ):
@@ -151,6 +152,7 @@ def test_killed_while_a_checkpoint_is_written_resumes_to_the_same_weights(
     assert same_weights(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_while_caching_resumes_to_the_same_weights(uninterrupted: Path, photos: Path, tmp_path: Path):
     run, cache = tmp_path / "run", tmp_path / "cache"
     process = start_training(photos, run, cache)

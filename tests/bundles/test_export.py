@@ -190,6 +190,7 @@ def test_a_damaged_model_makes_no_bundle_and_leaves_the_old_one(place: Path, mon
     assert not list(place.glob(".bundle*"))
 
 
+@pytest.mark.slow
 def test_the_gate_catches_what_keras_own_export_does_to_efficientnet(tmp_path: Path):
     """By way of a SavedModel it is right."""
     inputs = keras.Input((64, 64, 3), dtype="uint8")
@@ -215,6 +216,7 @@ def test_the_gate_catches_what_keras_own_export_does_to_efficientnet(tmp_path: P
         assert not parity(expected, theirs, None, reduced=False).passed
 
 
+@pytest.mark.slow
 def test_an_explanation_that_differs_from_keras_makes_no_bundle(place: Path, monkeypatch: pytest.MonkeyPatch):
     plain = formats.save_explanation
 

@@ -233,6 +233,7 @@ def test_doctor_names_what_is_used(command, tmp_path: Path):
     assert str(tmp_path) in said.out
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_the_commands_that_follow_it(command, run: Path, photos: Path, tmp_path: Path):
     some = tmp_path / "some"
     for path in sorted(photos.glob("*/*.*"))[::8]:

@@ -81,7 +81,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(weights: Path, tmp_path: Path):
     photos, folder, cache = tellapart.draw(tmp_path / "photos", num_images=240), tmp_path / "run", tmp_path / "cache"
     changes = [f"model.weights={weights}", "data.image_px=64", "train.epochs=2", "model.unfreeze=0.1"]
@@ -133,7 +133,7 @@ def test_a_head_alone_is_a_whole_run_and_no_photo_goes_through_the_network_twice
     assert again.accuracies[0] == pytest.approx(again.accuracies[1], abs=0.05)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_pretrained_student_learns_from_a_teacher(weights: Path, tmp_path: Path):
     """The loss of a student is a function that returns one value a picture, and not one number."""
     photos, cache = tellapart.draw(tmp_path / "photos", num_images=120), tmp_path / "cache"
