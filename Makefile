@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: install install-dev demo serve test test-slow lint docs lock clean
+.PHONY: install install-dev demo serve test test-slow test-by-hand lint docs lock clean
 install: .venv/installed
 install-dev: .venv/installed-dev
 
@@ -41,11 +41,15 @@ lint: install-dev
 	$(BIN)/lint-imports
 
 test: lint .venv-jax/installed
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile -rs
+	$(BIN)/python -m pytest -m 'not slow and not by_hand' -n 2 --dist loadfile -rs
 
 # Minutes: whole reports, kills of every kind, wheels in empty environments. `.ci/run` runs them after `make test`.
 test-slow: install-dev .venv-jax/installed
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=12 -rs
+
+# Five minutes and more each: no part of `.ci/run`, which must end within thirty.
+test-by-hand: install-dev .venv-jax/installed
+	$(BIN)/python -m pytest -m by_hand -rs
 
 docs: install-dev
 	$(BIN)/python docs/make_reference.py

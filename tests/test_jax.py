@@ -73,7 +73,7 @@ report = tellapart.evaluate(sys.argv[1], sys.argv[2], out=sys.argv[3], cache=sys
 """
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_report_on_jax_is_that_on_tensorflow(tmp_path: Path):
     if not JAX_PYTHON.exists():
         pytest.skip("no environment with JAX and without TensorFlow: `make .venv-jax/installed` makes it")

@@ -98,7 +98,7 @@ def test_the_confusion_matrix_counts_the_predictions(place: Path):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_report_on_thousands_of_photos_stays_small_and_shows_all_mistakes(place: Path):
     photos = tellapart.draw(place / "thousands", num_images=2_600, seed=5)
     report = tellapart.evaluate(place / "run", photos, cache=place / "cache")
