@@ -211,6 +211,8 @@ def _fit_into(
     root, files, _ = find_photos(Path(order["photos"]))
     paths = [root / path for path in files["path"]]
     plan = plan_for_time(paths, files["label"].nunique(), recipe, ends - time.time())
+    if (folder / "manifest.csv").exists():  # a table that was taken over from another run is used whole
+        plan = replace(plan, share=1.0)
     costs = plan.costs
     announce(
         f"Time: {ends - time.time():.0f} s left; a photo takes {1000 * costs.scan:.2g} ms to scan, "
