@@ -7,6 +7,8 @@ interrupted.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -150,3 +152,14 @@ class CleanBatches(keras.utils.PyDataset):
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
         images = self.pictures.batch(self.positions[part])
         return (images,) if self.targets is None else (images, self.targets[part])
+
+
+def pictures_ahead(batches: CleanBatches) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pictures of each batch; the next one is read while the caller works on this one."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(batches.__getitem__, 0)
+        for index in range(len(batches)):
+            images = waiting.result()[0]
+            if index + 1 < len(batches):
+                waiting = pool.submit(batches.__getitem__, index + 1)
+            yield images

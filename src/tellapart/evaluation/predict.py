@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.data.batches import CleanBatches, clean_batch_size
+from tellapart.data.batches import CleanBatches, clean_batch_size, pictures_ahead
 from tellapart.data.cache import Pictures
 from tellapart.data.decode import decode_square, resize
 from tellapart.data.image_file import read_file
@@ -38,14 +38,9 @@ def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress 
 def outputs_for(model: keras.Model, pictures: Pictures, progress: Progress = no_progress) -> Iterator[Any]:
     """Yield what the model returns for the pictures of a data set, a batch at a time."""
     batches = CleanBatches(pictures, np.arange(len(pictures)))
-    with ThreadPoolExecutor(1) as pool:  # read the next batch while this one is computed
-        waiting = pool.submit(batches.__getitem__, 0)
-        for index in range(len(batches)):
-            (images,) = waiting.result()
-            if index + 1 < len(batches):
-                waiting = pool.submit(batches.__getitem__, index + 1)
-            yield model.predict_on_batch(images)
-            progress("predicting", min((index + 1) * batches.batch_size, len(pictures)), len(pictures))
+    for number, images in enumerate(pictures_ahead(batches), start=1):
+        yield model.predict_on_batch(images)
+        progress("predicting", min(number * batches.batch_size, len(pictures)), len(pictures))
 
 
 def predict_arrays(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

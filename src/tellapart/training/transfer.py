@@ -6,7 +6,6 @@ Knows nothing about schedules and optimisers: what comes after it, the fine-tuni
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.batches import CleanBatches
+from tellapart.data.batches import CleanBatches, pictures_ahead
 from tellapart.files import atomic_file
 from tellapart.models.backbones import features_of, load_pretrained
 from tellapart.records import Progress
@@ -136,14 +135,9 @@ def _features(run: Path, model: keras.Model, inputs: Inputs, progress: Progress)
             return kept
     batches, found = CleanBatches(pictures, np.arange(len(pictures))), []
     extract = features_of(model)
-    with ThreadPoolExecutor(1) as pool:  # read the next batch while this one is computed
-        waiting = pool.submit(batches.__getitem__, 0)
-        for index in range(len(batches)):
-            (images,) = waiting.result()
-            if index + 1 < len(batches):
-                waiting = pool.submit(batches.__getitem__, index + 1)
-            found.append(np.asarray(extract.predict_on_batch(images), np.float32))
-            progress("looking at the photos", min((index + 1) * batches.batch_size, len(pictures)), len(pictures))
+    for number, images in enumerate(pictures_ahead(batches), start=1):
+        found.append(np.asarray(extract.predict_on_batch(images), np.float32))
+        progress("looking at the photos", min(number * batches.batch_size, len(pictures)), len(pictures))
     features = np.concatenate(found)
     place.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(place) as stream:
