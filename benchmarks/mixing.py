@@ -24,10 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from machine import write_result
-from tellapart.data.augment import apply, draw_change
+from tellapart.data.augment import change_levels, draw_changes, warp, warp_matrix
 from tellapart.data.decode import decode_square
 from tellapart.data.drawn import CLASSES, encoded_picture
-from tellapart.data.mix import erase, mix
+from tellapart.data.mix import draw_mixing, erase, mix
 from tellapart.data.randaugment import OPERATIONS, randaugment
 from tellapart.randomness import generator
 from tellapart.settings import Augment
@@ -57,13 +57,19 @@ def ours(source: np.ndarray, targets: np.ndarray) -> Calls:
             change(image)
 
     def augment() -> None:
-        for picture, image in zip(source, images, strict=True):
-            apply(picture, draw_change(settings, rng), IMAGE_PX, out=image)
+        changes = draw_changes(settings, rng, len(source))
+        matrices = warp_matrix(changes, IMAGE_PX, IMAGE_PX)
+        for number, picture in enumerate(source):
+            warp(picture, matrices[number], IMAGE_PX, out=images[number])
+            change_levels(images[number], changes.contrast[number], changes.brightness[number])
+
+    def mixed(how: Augment) -> None:
+        mix(images, targets, draw_mixing(len(images), IMAGE_PX, how, rng))
 
     return {
         "augment": augment,
-        "MixUp": lambda: mix(images, targets, Augment(mixup=0.2), rng),
-        "CutMix": lambda: mix(images, targets, Augment(cutmix=1.0), rng),
+        "MixUp": lambda: mixed(Augment(mixup=0.2)),
+        "CutMix": lambda: mixed(Augment(cutmix=1.0)),
         "RandAugment": lambda: each(lambda image: randaugment(image, NUM_OPS, 0.3, rng)),
         "RandomErasing": lambda: each(lambda image: erase(image, rng)),
         "floor: two read, one written": lambda: np.bitwise_and(images, other, out=images),

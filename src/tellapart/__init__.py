@@ -77,7 +77,7 @@ def load(model: Any) -> Any:
 def export(run: Any, to: Any, *, cache: Any = None, **options: Any) -> Any:
     """Make a bundle of a finished run: `tellapart.bundles.export.export`, with the user's cache folder."""
     from tellapart.bundles.export import export as export_run
-    from tellapart.run import default_cache
+    from tellapart.data.cache import default_cache
 
     return export_run(run, to, cache=default_cache() if cache is None else cache, **options)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tellapart.data.cache import open_rows
+from tellapart.data.cache import default_cache, open_rows
 from tellapart.data.duplicates import near_duplicates, units
 from tellapart.data.health import examine, to_json
 from tellapart.data.scan import find_photos, scan
@@ -54,11 +54,6 @@ class Run:
 
     path: Path
     metrics: dict[str, Any]
-
-
-def default_cache() -> Path:
-    """Return the folder for decoded pictures where none is named."""
-    return Path.home() / ".cache" / "tellapart"
 
 
 def train(

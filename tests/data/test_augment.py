@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from drawing import photo
-from tellapart.data.augment import Change, apply, draw_change
+from tellapart.data.augment import Change, apply, draw_changes, warp_matrix
 from tellapart.settings import Augment
 
 SIDE = 96
@@ -79,7 +79,7 @@ def test_parts_compose_in_the_order_of_keras_layers(flip):
 def test_drawn_parameters_fill_the_ranges_of_the_keras_layers():
     augment = Augment(translation=0.1, brightness=0.15)
     rng = np.random.default_rng(0)
-    changes = [draw_change(augment, rng) for _ in range(20_000)]
+    changes = draw_changes(augment, rng, 20_000)
     images = np.zeros((20_000, 1, 1, 1), np.float32)
     layers = keras.layers
     drawn = {
@@ -93,24 +93,32 @@ def test_drawn_parameters_fill_the_ranges_of_the_keras_layers():
     expected = {"angle": (0, 0.4 * np.pi), "zoom": (1, 0.2), "contrast": (1, 0.2), "shift": (0, 0.1)}
     expected["brightness"] = (0, 0.15)
     for name, (middle, reach) in expected.items():
-        ours = np.array([getattr(change, name) for change in changes])
+        ours = getattr(changes, name)
         for values in (ours, np.asarray(drawn[name])):
             assert values.min() == pytest.approx(middle - reach, abs=0.002 * reach)
             assert values.max() == pytest.approx(middle + reach, abs=0.002 * reach)
             assert values.mean() == pytest.approx(middle, abs=0.02 * reach)
             assert values.std() == pytest.approx(reach / np.sqrt(3), rel=0.02), "uniform"
-    assert np.mean([change.flip for change in changes]) == pytest.approx(0.5, abs=0.015)
-    columns = [[c.angle, c.zoom, c.contrast, c.brightness, *c.shift, c.flip] for c in changes]
-    assert np.abs(np.corrcoef(np.transpose(columns)) - np.eye(7)).max() < 0.03, "independent of each other"
+    assert np.mean(changes.flip) == pytest.approx(0.5, abs=0.015)
+    columns = [changes.angle, changes.zoom, changes.contrast, changes.brightness, *changes.shift.T, changes.flip]
+    assert np.abs(np.corrcoef(columns) - np.eye(7)).max() < 0.03, "independent of each other"
 
 
 def test_the_same_generator_draws_the_same_and_no_range_draws_the_identity():
     nothing = Augment(flip=False, rotation=0, zoom=0, contrast=0)
-    assert draw_change(nothing, np.random.default_rng(3)) == Change()
+    for name, value in vars(draw_changes(nothing, np.random.default_rng(3), 4)).items():
+        np.testing.assert_array_equal(value, np.broadcast_to(getattr(Change(), name), value.shape))
     first, second = np.random.default_rng(3), np.random.default_rng(3)
-    draw_change(nothing, first)
-    draw_change(Augment(translation=0.2), second)
-    assert draw_change(Augment(), first) == draw_change(Augment(), second), "settings shift no later draw"
+    draw_changes(nothing, first, 4)
+    draw_changes(Augment(translation=0.2), second, 4)
+    assert first.random() == second.random(), "settings shift no later draw"
+
+
+def test_many_matrices_are_those_of_one_change_each():
+    changes = draw_changes(Augment(translation=0.1), np.random.default_rng(5), 6)
+    for number, matrix in enumerate(warp_matrix(changes, 96, 64)):
+        one = Change(**{name: values[number] for name, values in vars(changes).items()})
+        np.testing.assert_allclose(matrix, warp_matrix(one, 96, 64), rtol=1e-14)
 
 
 def test_the_identity_returns_the_picture_itself():

@@ -13,7 +13,17 @@ from scipy import stats
 from drawing import photo
 from recorder import Recorder
 from tellapart.data.batches import CleanBatches, TrainingBatches
-from tellapart.data.mix import ERASED_AREA, ERASED_ASPECT, cutmix, draw_boxes, erase, kept_shares, mix, mixup
+from tellapart.data.mix import (
+    ERASED_AREA,
+    ERASED_ASPECT,
+    cutmix,
+    draw_boxes,
+    draw_mixing,
+    erase,
+    kept_shares,
+    mix,
+    mixup,
+)
 from tellapart.data.randaugment import randaugment
 from tellapart.randomness import generator
 from tellapart.settings import Augment, recipe_from
@@ -87,7 +97,8 @@ def test_boxes_have_the_area_of_their_share_before_they_are_clipped():
 def test_targets_say_which_pictures_were_mixed_and_by_how_much(name):
     flat = np.arange(0, 240, 20)[:NUM]  # each picture has one level, so that pixels tell where they come from
     images = np.broadcast_to(flat[:, None, None, None], (NUM, PX, PX, 3)).astype(np.uint8)
-    mixed, targets = mix(images, np.eye(NUM, dtype=np.float32), Augment(**{name: 1.0}), np.random.default_rng(3))
+    mixing = draw_mixing(NUM, PX, Augment(**{name: 1.0}), np.random.default_rng(3))
+    mixed, targets = mix(images, np.eye(NUM, dtype=np.float32), mixing)
     assert mixed is images
     assert targets.dtype == np.float32
     np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
@@ -104,14 +115,15 @@ def test_targets_say_which_pictures_were_mixed_and_by_how_much(name):
 def test_shares_are_beta_and_kinds_and_batches_are_chosen_as_asked():
     pixels, one_class_each = np.zeros((1500, 1, 1, 3), np.uint8), np.eye(1500, dtype=np.float32)
     for alpha in (0.2, 1.0):
-        shares = np.diag(mix(pixels, one_class_each, Augment(mixup=alpha), np.random.default_rng(1))[1])
+        mixing = draw_mixing(1500, 1, Augment(mixup=alpha), np.random.default_rng(1))
+        shares = np.diag(mix(pixels, one_class_each, mixing)[1])
         assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.01
     augment = Augment(mixup=0.4, cutmix=1.0, mix_probability=0.6)
     kinds = []
     rng = np.random.default_rng(0)
     for _ in range(1000):
         images = np.repeat(np.array([0, 100], np.uint8), 16 * 16 * 3).reshape(2, 16, 16, 3)
-        levels = set(np.unique(mix(images, np.eye(2, dtype=np.float32), augment, rng)[0]))
+        levels = set(np.unique(mix(images, np.eye(2, dtype=np.float32), draw_mixing(2, 16, augment, rng))[0]))
         kinds.append("mixup" if levels - {0, 100} else "other")
     # 0.6 mixed, half by MixUp, half of these with another partner than themselves, nearly all seen at 8 bits
     assert kinds.count("mixup") / 1000 == pytest.approx(0.15, abs=0.035)
@@ -137,7 +149,7 @@ def test_each_setting_draws_from_a_generator_of_its_own():
     for number in np.flatnonzero(rng.random(5) < 0.5):
         erase(images[number], rng)
     np.testing.assert_array_equal(batches_of(Augment(randaugment_ops=2, erase=0.5))[2][0], images)
-    images, targets = mix(images, targets, augment, generator(7, "mix", 1, 2))
+    images, targets = mix(images, targets, draw_mixing(5, PX, augment, generator(7, "mix", 1, 2)))
     made = batches_of(augment)[2]
     np.testing.assert_array_equal(made[0], images)
     np.testing.assert_array_equal(made[1], targets)

@@ -8,6 +8,7 @@ resamples the picture once per layer; here flip, turn, shift and zoom are one ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,73 +19,83 @@ from tellapart.settings import Augment
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one picture.
+    """What happens to one picture, or to many: then each attribute has leading axes, and all the same.
 
     Attributes:
         flip: mirrored left and right.
         angle: turn in radians, counter-clockwise.
         zoom: side of the window that is shown, relative to the picture: 1.2 zooms out, 0.8 in.
-        shift: (x, y) move of the window, as a share of the side.
+        shift: (…, 2), the x and y move of the window, as a share of the side.
         contrast: factor about each channel's mean.
         brightness: added to all levels, as a share of white.
     """
 
-    flip: bool = False
-    angle: float = 0.0
-    zoom: float = 1.0
-    shift: tuple[float, float] = (0.0, 0.0)
-    contrast: float = 1.0
-    brightness: float = 0.0
+    flip: Any = False
+    angle: Any = 0.0
+    zoom: Any = 1.0
+    shift: Any = (0.0, 0.0)
+    contrast: Any = 1.0
+    brightness: Any = 0.0
 
 
-def draw_change(augment: Augment, rng: np.random.Generator) -> Change:
-    """Draw one `Change` uniformly from the ranges of `augment`; always the same number of draws."""
-    draws = rng.random(7)
-    signed = 2 * draws[1:] - 1
+NUM_DRAWS = 7
+"""Random numbers that one change takes, whatever the ranges are: settings shift no later draw."""
+
+
+def changes_from(augment: Augment, draws: NDArray[np.float64]) -> Change:
+    """Return changes that are uniform in the ranges of `augment`, from (…, `NUM_DRAWS`) numbers uniform in [0, 1)."""
+    signed = 2 * draws[..., 1:] - 1
     return Change(
-        flip=bool(augment.flip and draws[0] < 0.5),
-        angle=float(signed[0] * augment.rotation * 2 * np.pi),
-        zoom=float(1 + signed[1] * augment.zoom),
-        shift=(float(signed[2] * augment.translation), float(signed[3] * augment.translation)),
-        contrast=float(1 + signed[4] * augment.contrast),
-        brightness=float(signed[5] * augment.brightness),
+        flip=augment.flip & (draws[..., 0] < 0.5),
+        angle=signed[..., 0] * (augment.rotation * 2 * np.pi),
+        zoom=1 + signed[..., 1] * augment.zoom,
+        shift=signed[..., 2:4] * augment.translation,
+        contrast=1 + signed[..., 4] * augment.contrast,
+        brightness=signed[..., 5] * augment.brightness,
     )
 
 
+def draw_changes(augment: Augment, rng: np.random.Generator, num_images: int) -> Change:
+    """Draw the changes of so many pictures, each attribute with one axis."""
+    return changes_from(augment, rng.random((num_images, NUM_DRAWS)))
+
+
 def warp_matrix(change: Change, source_px: int, image_px: int) -> NDArray[np.float64]:
-    """Return the (2, 3) matrix from pixels of the result to pixels of the source.
+    """Return the (…, 2, 3) matrix from pixels of the result to pixels of the source.
 
     Pixel centres are whole numbers and the middle of the picture stays where it is, as in Keras. A
     result smaller or larger than the source is scaled in the same matrix.
     """
     cosine, sine = np.cos(change.angle), np.sin(change.angle)
-    mirror = np.array([-1.0 if change.flip else 1.0, 1.0])
-    turn = mirror[:, None] * np.array([[cosine, -sine], [sine, cosine]])
-    linear = turn * (change.zoom * source_px / image_px)
+    mirror = np.where(change.flip, -1.0, 1.0)
+    turn = np.stack([mirror * cosine, -mirror * sine, sine, cosine], axis=-1).reshape(*np.shape(cosine), 2, 2)
+    linear = turn * (np.asarray(change.zoom) * source_px / image_px)[..., None, None]
     middle_in, middle_out = (source_px - 1) / 2, (image_px - 1) / 2
-    shift = turn @ (np.asarray(change.shift) * source_px)  # along the turned picture's sides
-    offset = middle_in + shift - linear @ np.array([middle_out, middle_out])
-    return np.concatenate([linear, offset[:, None]], axis=1)
+    shift = (turn * (np.asarray(change.shift) * source_px)[..., None, :]).sum(axis=-1)  # along the turned sides
+    offset = middle_in + shift - linear.sum(axis=-1) * middle_out
+    return np.concatenate([linear, offset[..., None]], axis=-1)
 
 
-def apply(
-    picture: NDArray[np.uint8], change: Change, image_px: int, out: NDArray[np.uint8] | None = None
-) -> NDArray[np.uint8]:
-    """Return `picture` changed, as a square of `image_px`.
+def apply(picture: NDArray[np.uint8], change: Change, image_px: int) -> NDArray[np.uint8]:
+    """Return one picture changed, as a square of `image_px`.
 
     Args:
         picture: (source_px, source_px, 3) uint8.
-        change: what to do.
+        change: what to do, of one picture.
         image_px: side of the result in pixels.
-        out: (image_px, image_px, 3) uint8 to write to.
 
     Returns:
         (image_px, image_px, 3) uint8; pixels beyond the picture are its reflection.
     """
-    result = warp(picture, warp_matrix(change, picture.shape[0], image_px), image_px, out=out)
-    if change.contrast != 1.0 or change.brightness != 0.0:
-        cv2.LUT(result, _levels_table(cv2.mean(result)[:3], change), dst=result)
+    result = warp(picture, warp_matrix(change, picture.shape[0], image_px), image_px)
+    change_levels(result, change.contrast, change.brightness)
     return result
+
+
+def change_levels(picture: NDArray[np.uint8], contrast: float, brightness: float) -> None:
+    """Change contrast and brightness of (height, width, 3) uint8 in place, as `Change` means them."""
+    if contrast != 1.0 or brightness != 0.0:
+        cv2.LUT(picture, _levels_table(cv2.mean(picture)[:3], contrast, brightness), dst=picture)
 
 
 def warp(
@@ -104,11 +115,11 @@ def warp(
 _LEVELS = np.arange(256, dtype=np.float32)[:, None]
 
 
-def _levels_table(means: tuple[float, ...], change: Change) -> NDArray[np.uint8]:
+def _levels_table(means: tuple[float, ...], contrast: float, brightness: float) -> NDArray[np.uint8]:
     """Return the (1, 256, 3) table of ``(level - mean) * contrast + mean + brightness``, rounded.
 
     Clipped after each of the two, as Keras' two layers do.
     """
-    contrasted = _LEVELS * change.contrast + np.asarray(means, np.float32) * (1 - change.contrast)
-    table = np.clip(contrasted, 0, 255) + (255 * change.brightness + 0.5)
+    contrasted = _LEVELS * contrast + np.asarray(means, np.float32) * (1 - contrast)
+    table = np.clip(contrasted, 0, 255) + (255 * brightness + 0.5)
     return np.clip(table, 0, 255).astype(np.uint8)[None]

@@ -14,10 +14,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.augment import apply, draw_change
+from tellapart.data.augment import change_levels, draw_changes, warp, warp_matrix
 from tellapart.data.cache import Pictures
 from tellapart.data.decode import resize
-from tellapart.data.mix import erase, mix
+from tellapart.data.mix import draw_mixing, erase, mix
 from tellapart.data.randaugment import randaugment
 from tellapart.randomness import generator
 from tellapart.settings import Augment
@@ -81,17 +81,34 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Return (batch, image_px, image_px, 3) uint8 and (batch, num_targets) float32."""
-        chosen = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        rng = self._generator("augment", index)
+        chosen = self.members(index)
         images = np.empty((len(chosen), self.image_px, self.image_px, 3), np.uint8)
+        changes = draw_changes(self.augment, self.generator("augment", index), len(chosen))
+        matrices = warp_matrix(changes, self.source_px, self.image_px)
         for slot, member in enumerate(chosen):
-            picture = self.pictures.read(int(self.positions[member]))
-            change = draw_change(self.augment, rng)
-            if picture.shape[0] > 2 * self.image_px:  # the warp reads 2 × 2 pixels: do not skip any
-                picture = resize(picture, 2 * self.image_px)
-            apply(picture, change, self.image_px, out=images[slot])
+            warp(self.source(int(member)), matrices[slot], self.image_px, out=images[slot])
+            change_levels(images[slot], changes.contrast[slot], changes.brightness[slot])
         self._change_further(images, index)
-        return mix(images, self.targets[chosen], self.augment, self._generator("mix", index))
+        mixing = draw_mixing(len(images), self.image_px, self.augment, self.generator("mix", index))
+        return mix(images, self.targets[chosen], mixing)
+
+    @property
+    def source_px(self) -> int:
+        """Side of the pictures that a batch is made of: the warp reads 2 × 2 pixels, and must not skip any."""
+        return min(self.pictures.image_px, 2 * self.image_px)
+
+    def source(self, member: int) -> NDArray[np.uint8]:
+        """Return what the pictures of one photo are made of: (source_px, source_px, 3) uint8."""
+        picture = self.pictures.read(int(self.positions[member]))
+        return picture if picture.shape[0] == self.source_px else resize(picture, self.source_px)
+
+    def members(self, index: int) -> NDArray[np.int64]:
+        """Return which of `positions` and `targets` a batch of this epoch holds, (batch,)."""
+        return self._order[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def generator(self, name: str, index: int) -> np.random.Generator:
+        """Return the random numbers of one batch of this epoch for one purpose."""
+        return generator(self.seed, name, self.epoch, index)
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch. Keras stops its threads before it calls this, and starts them after."""
@@ -101,16 +118,13 @@ class TrainingBatches(keras.utils.PyDataset):
     def _change_further(self, images: NDArray[np.uint8], index: int) -> None:
         """Apply RandAugment and random erasing in place; each has a generator, so that neither moves other draws."""
         if self.augment.randaugment_ops:
-            rng = self._generator("randaugment", index)
+            rng = self.generator("randaugment", index)
             for image in images:
                 randaugment(image, self.augment.randaugment_ops, self.augment.randaugment_magnitude, rng)
         if self.augment.erase:
-            rng = self._generator("erase", index)
+            rng = self.generator("erase", index)
             for number in np.flatnonzero(rng.random(len(images)) < self.augment.erase):
                 erase(images[number], rng)
-
-    def _generator(self, name: str, index: int) -> np.random.Generator:
-        return generator(self.seed, name, self.epoch, index)
 
     def _shuffled(self) -> NDArray[np.int64]:
         return generator(self.seed, "order", self.epoch).permutation(len(self.positions))

@@ -38,6 +38,11 @@ _TASK = 8
 """Photos that a thread decodes in one go."""
 
 
+def default_cache() -> Path:
+    """Return the folder for what is worth keeping between runs, where none is named."""
+    return Path.home() / ".cache" / "tellapart"
+
+
 class Pictures:
     """Photos of a data set as square uint8 pictures, from the cache where they are in it.
 

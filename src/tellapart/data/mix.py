@@ -7,6 +7,7 @@ arXiv 1905.04899. Random erasing: Zhong et al. 2020, arXiv 1708.04896. All work 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -19,37 +20,64 @@ ERASED_AREA = (0.02, 0.4)
 ERASED_ASPECT = (0.3, 1 / 0.3)
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """How the pictures of a batch are mixed, each with another one of it.
+
+    Attributes:
+        partners: (num_images,) which one.
+        shares: (num_images,) how much of itself each target keeps.
+        boxes: (num_images, 4) of `draw_boxes`, which are pasted from the partner; None: MixUp by `shares`.
+    """
+
+    partners: NDArray[np.int64]
+    shares: NDArray[np.float64]
+    boxes: NDArray[np.int64] | None
+
+
+def draw_mixing(num_images: int, px: int, augment: Augment, rng: np.random.Generator) -> Mixing | None:
+    """Draw how a batch is mixed, by MixUp or CutMix, where `augment` asks for it; None: it stays as it is.
+
+    Args:
+        num_images: in the batch.
+        px: side of the pictures.
+        augment: `mixup` and `cutmix` are the alphas of Beta(alpha, alpha); where both are above 0 each batch takes
+            one of them with equal chance. `mix_probability` of the batches are mixed.
+        rng: the batch's own generator.
+    """
+    if not (augment.mixup or augment.cutmix):
+        return None
+    mixed_draw, kind_draw = rng.random(2)
+    if mixed_draw >= augment.mix_probability:
+        return None
+    partners = rng.permutation(num_images)
+    if augment.cutmix and (not augment.mixup or kind_draw < 0.5):
+        boxes = draw_boxes(rng.beta(augment.cutmix, augment.cutmix, num_images), px, rng)
+        return Mixing(partners, kept_shares(boxes, px), boxes)
+    return Mixing(partners, rng.beta(augment.mixup, augment.mixup, num_images), None)
+
+
 def mix(
-    images: NDArray[np.uint8], targets: NDArray[np.float32], augment: Augment, rng: np.random.Generator
+    images: NDArray[np.uint8], targets: NDArray[np.float32], mixing: Mixing | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Mix each picture of a batch with another one of it, by MixUp or CutMix, where `augment` asks for it.
+    """Mix each picture of a batch with another one of it.
 
     Args:
         images: (num_images, px, px, 3) uint8, changed in place.
         targets: (num_images, num_classes) float32, each row adding up to 1.
-        augment: `mixup` and `cutmix` are the alphas of Beta(alpha, alpha); where both are above 0 each batch takes
-            one of them with equal chance. `mix_probability` of the batches are mixed.
-        rng: the batch's own generator.
+        mixing: of `draw_mixing`; None: nothing is mixed.
 
     Returns:
         `images`, and (num_images, num_classes) float32 soft targets.
     """
-    if not (augment.mixup or augment.cutmix):
+    if mixing is None:
         return images, targets
-    mixed_draw, kind_draw = rng.random(2)
-    if mixed_draw >= augment.mix_probability:
-        return images, targets
-    partners = rng.permutation(len(images))
-    if augment.cutmix and (not augment.mixup or kind_draw < 0.5):
-        shares = rng.beta(augment.cutmix, augment.cutmix, len(images))
-        boxes = draw_boxes(shares, images.shape[1], rng)
-        cutmix(images, partners, boxes)
-        shares = kept_shares(boxes, images.shape[1])
+    if mixing.boxes is None:
+        mixup(images, mixing.partners, mixing.shares)
     else:
-        shares = rng.beta(augment.mixup, augment.mixup, len(images))
-        mixup(images, partners, shares)
-    kept = shares.astype(np.float32)[:, None]
-    return images, kept * targets + (1 - kept) * targets[partners]
+        cutmix(images, mixing.partners, mixing.boxes)
+    kept = mixing.shares.astype(np.float32)[:, None]
+    return images, kept * targets + (1 - kept) * targets[mixing.partners]
 
 
 def mixup(images: NDArray[np.uint8], partners: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
@@ -83,20 +111,25 @@ def kept_shares(boxes: NDArray[np.int64], px: int) -> NDArray[np.float64]:
 
 
 def erase(picture: NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """Fill a random rectangle of `picture`, (height, width, 3) uint8, with noise, in place.
+    """Fill a random rectangle of `picture`, (height, width, 3) uint8, with noise, in place."""
+    left, top, right, bottom = draw_rectangle(*picture.shape[:2], rng)
+    noise = np.frombuffer(rng.bytes((bottom - top) * (right - left) * 3), np.uint8)  # in half the time of rng.integers
+    picture[top:bottom, left:right] = noise.reshape(bottom - top, right - left, 3)
+
+
+def draw_rectangle(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom, the last two exclusive, of a rectangle to be erased.
 
     Area and aspect are uniform in `ERASED_AREA` and `ERASED_ASPECT`, drawn again until the rectangle fits.
     """
-    height, width = picture.shape[:2]
     while True:
         area = height * width * rng.uniform(*ERASED_AREA)
         aspect = rng.uniform(*ERASED_ASPECT)
         rows, columns = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
         if 0 < rows < height and 0 < columns < width:
             break
-    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-    noise = np.frombuffer(rng.bytes(rows * columns * 3), np.uint8)  # in half the time of rng.integers
-    picture[top : top + rows, left : left + columns] = noise.reshape(rows, columns, 3)
+    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+    return left, top, left + columns, top + rows
 
 
 def _pairs(images: NDArray[np.uint8], partners: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tellapart.data.cache import default_cache
 from tellapart.evaluation.predict import load
 from tellapart.files import write_json, write_text
 from tellapart.records import Progress, no_progress
@@ -15,7 +16,6 @@ from tellapart.report.examine import examine
 from tellapart.report.page import write_page
 from tellapart.report.subject import open_subject, other_photos, photos_of_run
 from tellapart.report.values import envelope_record, values_of
-from tellapart.run import default_cache
 from tellapart.tables import csv_text
 from tellapart.training.callbacks import Announce
 

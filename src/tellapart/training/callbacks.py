@@ -99,7 +99,7 @@ def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
         model: any, built.
         clean: batches in random order, not sorted by class.
     """
-    layers = [layer for layer in _normalisations(model) if layer.trainable]
+    layers = [layer for layer in normalisations(model) if layer.trainable]
     if not layers or not len(clean):
         return
     usual = [layer.momentum for layer in layers]
@@ -122,12 +122,12 @@ def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
         layer.moving_variance.assign(np.maximum(square / count - (total / count) ** 2, 0.0))
 
 
-def _normalisations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
+def normalisations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
     """Yield the BatchNormalization layers of a network, those inside fused blocks and backbones too."""
     for layer in model.layers:
         inside = getattr(layer, "batchnorm", layer)
         if isinstance(inside, keras.Model):
-            yield from _normalisations(inside)
+            yield from normalisations(inside)
         elif isinstance(inside, keras.layers.BatchNormalization):
             yield inside
 
@@ -142,12 +142,22 @@ class Checkpoints(keras.callbacks.Callback):
             ``processor_seconds_training`` and ``snapshots``, how many were kept.
         patience: epochs without a lower validation loss before the run stops.
         snapshots: how many weights to keep on the way, as ``snapshot-1.npz`` and so on.
+        pause: seconds without a new ``last.npz``, where nothing else asks for one: epochs may take milliseconds.
     """
 
     def __init__(
-        self, folder: Path, evaluated: EvaluatedWeights, state: dict[str, Any], patience: int, *, snapshots: int = 0
+        self,
+        folder: Path,
+        evaluated: EvaluatedWeights,
+        state: dict[str, Any],
+        patience: int,
+        *,
+        snapshots: int = 0,
+        pause: float = 0.0,
     ) -> None:
         super().__init__()
+        self.pause = pause
+        self._saved = time.perf_counter()
         self.snapshots = snapshots
         self.folder = folder
         self.evaluated = evaluated
@@ -169,8 +179,7 @@ class Checkpoints(keras.callbacks.Callback):
         busy = self.state.get("processor_seconds_training", 0.0) + time.process_time() - processor
         self.state["processor_seconds_training"] = busy
         self.state["epoch"] = epoch + 1
-        if "val_loss" in row:
-            self._keep_snapshot()
+        kept = self._keep_snapshot() if "val_loss" in row else False
         history = self.state.setdefault("history", [])
         history.append(
             {
@@ -184,33 +193,47 @@ class Checkpoints(keras.callbacks.Callback):
         if was_validated(history[-1]) and best_epoch(history) == epoch + 1:
             self.state["best"] = {"epoch": epoch + 1, "score": row["val_loss"]}
             save_weights(self.folder / "best.npz", self.evaluated.weights, self.state["best"])
+            kept = True
         # Without validation nothing says that training no longer helps.
         waited = epoch + 1 - best_epoch(history) if any(map(was_validated, history)) else 0
         self.state["stopped"] = waited >= self.patience
-        save_checkpoint(self.folder / "last.npz", self.model, self.state)
+        ends = self.state["stopped"] or epoch + 1 == self.state["first_epoch"] + self.state["segment"]["epochs"]
+        if kept or ends or time.perf_counter() - self._saved >= self.pause:
+            save_checkpoint(self.folder / "last.npz", self.model, self.state)
+            self._saved = time.perf_counter()
         if self.state["stopped"]:
             self.model.stop_training = True
 
-    def _keep_snapshot(self) -> None:
+    def _keep_snapshot(self) -> bool:
         """Keep the weights that validation saw where a snapshot is due: before last, as the best weights are."""
         due = snapshots_due(self.state, self.snapshots)
         if due > self.state.get("snapshots", 0):
             weights = self.evaluated.weights
             save_weights(self.folder / f"snapshot-{due}.npz", weights, {"epoch": self.state["epoch"]})
             self.state["snapshots"] = due
+            return True
+        return False
 
 
 class Journal(keras.callbacks.Callback):
     """Writes ``history.csv`` and ``log.jsonl`` and reports progress; stops at a loss that is not finite.
 
     `watch` is called with each epoch's row of the history, after everything of the epoch is on disk. An epoch that is
-    not over at `ends`, by `time.time`, is given up, but never the first.
+    not over at `ends`, by `time.time`, is given up, but never the first. The loss is looked at every `every` steps.
     """
 
     def __init__(
-        self, run: Path, state: dict[str, Any], steps: int, progress: Progress, watch: Watch, ends: float | None = None
+        self,
+        run: Path,
+        state: dict[str, Any],
+        steps: int,
+        progress: Progress,
+        watch: Watch,
+        ends: float | None = None,
+        every: int = 16,
     ) -> None:
         super().__init__()
+        self.every = every
         self.watch = watch
         self.ends = ends
         self.run = run
@@ -229,7 +252,7 @@ class Journal(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the running loss now and then: each look waits for the device."""
-        if batch % 16 and batch + 1 != self.steps:
+        if batch % self.every and batch + 1 != self.steps:
             return
         loss = float((logs or {}).get("loss", 0.0))
         if not np.isfinite(loss):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -118,6 +119,7 @@ class PlannedRate(keras.optimizers.schedules.LearningRateSchedule):
         self.first_step = keras.Variable(0.0, trainable=False, dtype="float32", name="first_step")
         self.start = keras.Variable(0.0, trainable=False, dtype="float32", name="start")
         self.per_step = keras.Variable(0.0, trainable=False, dtype="float32", name="per_step")
+        self._given: Any = None
 
     def enter(self, segment: Segment, first_step: int, steps: int) -> None:
         """Spread the progress of `segment` over `steps` steps, beginning with `first_step`."""
@@ -126,11 +128,26 @@ class PlannedRate(keras.optimizers.schedules.LearningRateSchedule):
         self.start.assign(low)
         self.per_step.assign((high - low) / steps)
 
+    @property
+    def speed(self) -> tuple[Any, Any, Any]:
+        """What `enter` decided: the first step, the progress there, and the progress in each step."""
+        return self.first_step, self.start, self.per_step
+
+    @contextmanager
+    def given(self, speed: Any) -> Iterator[None]:
+        """Take `speed` instead of the own one for a while: a function that is compiled gets it as an argument."""
+        self._given = speed
+        try:
+            yield
+        finally:
+            self._given = None
+
     def __call__(self, step: Any) -> Any:
         """Return the learning rate of `step`, a scalar tensor."""
         ops, train = keras.ops, self.train
-        done = ops.cast(step, "float32") - self.first_step + 0.5
-        progress = ops.clip(self.start + done * self.per_step, 0.0, 1.0)
+        first_step, start, per_step = self.speed if self._given is None else self._given
+        done = ops.cast(step, "float32") - first_step + 0.5
+        progress = ops.clip(start + done * per_step, 0.0, 1.0)
         warmup = min(train.warmup_epochs / train.epochs, 0.5)
         position = ops.clip((progress - warmup) / (1 - warmup), 0.0, 1.0)
         span = train.learning_rate - train.final_learning_rate

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
+from tellapart.data.cache import default_cache
 from tellapart.records import Progress, no_progress
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import (
@@ -37,6 +39,11 @@ from tellapart.training.selection import was_validated
 from tellapart.training.timing import Budget, Deadline, Precision, choose_precision
 from tellapart.training.transfer import begin_pretrained
 
+if TYPE_CHECKING:
+    from tellapart.training.on_device import OnDevice
+
+_PAUSE = 5.0
+"""Seconds between two checkpoints on an accelerator, whose epochs may take less than a checkpoint does."""
 _JAX_FLAG = "--xla_gpu_deterministic_ops"
 _SECONDS_TO_BUILD = 20.0
 """For a network that is fine-tuned, its first step compiled, twice: once to be timed."""
@@ -90,6 +97,11 @@ def train_network(
         InputError: too few photos.
         TrainingStoppedError: the loss is no longer finite; checkpoints are kept.
     """
+    if _is_accelerated():
+        from tellapart.training.on_device import keep_compiled
+
+        keep_compiled(default_cache() / "xla")
+
     # Plan
     inputs = Inputs(recipe, photos)
     last = run / "checkpoints" / "last.npz"
@@ -118,6 +130,7 @@ def train_network(
 
     # Fit
     evaluated = EvaluatedWeights(inputs.clean())
+    device = _on_device(model, rate, inputs)
     ends = budget.training_ends if budget else None
     while not state.get("stopped") and (state["done"] < 1 or "segment" in state):
         if "segment" not in state and not planner.enter_next(state, int(model.optimizer.iterations)):
@@ -125,12 +138,14 @@ def train_network(
         started, first_epoch = time.perf_counter(), state["epoch"]
         try:
             _fit_segment(
-                run, inputs, model, rate, state, evaluated=evaluated, progress=progress, watch=watch, ends=ends
-            )
+                run, inputs, model, rate, state, device,
+                evaluated=evaluated, progress=progress, watch=watch, ends=ends,
+            )  # fmt: skip
         except OutOfTimeError:
             announce(f"Epoch {state['epoch'] + 1} would end too late: it is given up.")
             planner.cut_short(state)
-            load_checkpoint(last, model)  # the weights are in the middle of an epoch
+            if device is None:
+                load_checkpoint(last, model)  # the weights are in the middle of an epoch
             break
         planner.leave(state, state["epoch"] - first_epoch, time.perf_counter() - started)
 
@@ -167,6 +182,7 @@ def _fit_segment(
     model: keras.Model,
     rate: PlannedRate,
     state: dict[str, Any],
+    device: OnDevice | None,
     *,
     evaluated: EvaluatedWeights,
     progress: Progress,
@@ -177,24 +193,47 @@ def _fit_segment(
     settings, segment = inputs.recipe.train, Segment.from_dict(state["segment"])
     batches = inputs.training(segment.image_px, state["epoch"])
     rate.enter(segment, state["first_step"], segment.epochs * len(batches))
+    first_epoch, last_epoch = state["epoch"], state["first_epoch"] + segment.epochs
+    looks = _looks(settings.validate_every, last_epoch)
+    checkpoints = partial(Checkpoints, run / "checkpoints", evaluated, state, settings.patience)
+    journal = partial(Journal, run, state, len(batches), progress, watch, ends)
+    if device is not None:
+        callbacks = [checkpoints(snapshots=settings.snapshots, pause=_PAUSE), journal(every=1)]
+        device.fit(
+            segment.image_px,
+            first_epoch=first_epoch,
+            last_epoch=last_epoch,
+            looks=looks,
+            evaluated=evaluated,
+            callbacks=callbacks,
+        )
+        return
     if keras.backend.backend() != "tensorflow" or segment.image_px != _size_before(state):
         forget_compiled_step(model)
-    last_epoch = state["first_epoch"] + segment.epochs
     model.fit(
         batches,
-        initial_epoch=state["epoch"],
+        initial_epoch=first_epoch,
         epochs=last_epoch,
         shuffle=False,
         validation_data=inputs.validation if inputs.num_validation else None,
-        validation_freq=_looks(settings.validate_every, last_epoch),
-        callbacks=[
-            evaluated,
-            Checkpoints(run / "checkpoints", evaluated, state, settings.patience, snapshots=settings.snapshots),
-            Journal(run, state, len(batches), progress, watch, ends),
-            *tensorboard(run),
-        ],
+        validation_freq=looks,
+        callbacks=[evaluated, checkpoints(snapshots=settings.snapshots), journal(), *tensorboard(run)],
         verbose=0,
     )
+
+
+def _is_accelerated() -> bool:
+    """Whether JAX computes on something else than the processor."""
+    return keras.backend.backend() == "jax" and bool(accelerators())
+
+
+def _on_device(model: keras.Model, rate: PlannedRate, inputs: Inputs) -> OnDevice | None:
+    """Return what trains on an accelerator under JAX; None: Keras trains."""
+    if not _is_accelerated():
+        return None
+    from tellapart.training.on_device import OnDevice
+
+    return OnDevice(model, rate, inputs, [stage.image_px for stage in stages_of(inputs.recipe)])
 
 
 def _size_before(state: dict[str, Any]) -> int | None:

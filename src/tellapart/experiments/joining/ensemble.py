@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.data.cache import default_cache
 from tellapart.errors import InputError, RunError
 from tellapart.experiments.common_ground import common_photos, refuse_other_classes
 from tellapart.experiments.compare import compare_contestants
@@ -28,7 +29,6 @@ from tellapart.experiments.joining.weighting import Weighting, choose
 from tellapart.experiments.paired import photo_losses
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress, no_progress
-from tellapart.run import default_cache
 from tellapart.run_folder import new_folder
 from tellapart.settings import Recipe, load_recipe
 from tellapart.training.callbacks import Announce
