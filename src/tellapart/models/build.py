@@ -24,6 +24,8 @@ def build_for_training(settings: Model, num_classes: int, *, precision: str = "f
     chain = one_by_one
     if keras.backend.backend() == "tensorflow":
         from tellapart.models.fused import fused as chain
+    elif keras.backend.backend() == "jax":
+        from tellapart.models.fused_jax import fused as chain
     return NETWORKS[settings.name](settings, num_classes, None, chain=chain, dtype=precision, seed=seed)
 
 

@@ -144,7 +144,9 @@ def make(pictures: Any, targets: Any, draws: Draws, image_px: int) -> tuple[Any,
     Returns:
         (batch, image_px, image_px, 3) uint8 and (batch, num_targets) float32.
     """
-    images = _change_levels(_warp(pictures, draws.pictures, draws.matrices, image_px), draws.levels)
+    warped = _warp(pictures, draws.pictures, draws.matrices, image_px)
+    warped = jax.lax.optimization_barrier(warped.astype(jnp.uint8))  # else XLA warps again for each use of a level
+    images = _change_levels(warped.astype(jnp.float32), draws.levels)
     rows = targets[draws.targets]
     if draws.erased is not None:
         bits = jax.random.bits(jax.random.key(draws.noise), images.shape, jnp.uint8)
@@ -180,7 +182,7 @@ def _warp(pictures: Any, chosen: Any, matrices: Any, image_px: int) -> Any:
 def _reflected(index: Any, side: int) -> Any:
     """Return the index inside the picture that lies there in its endless reflections."""
     index = index % (2 * side)
-    return jnp.where(index < side, index, 2 * side - 1 - index)
+    return jnp.minimum(index, 2 * side - 1 - index)
 
 
 def _change_levels(images: Any, levels: Any) -> Any:

@@ -141,7 +141,7 @@ class OnDevice:
         self._per_photo = getattr(loss, "call", loss)  # without the mean over the batch
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", _BYTES_WHERE_UNKNOWN)
         self._room = int(_RESIDENT * limit)
-        self._compilers = ThreadPoolExecutor(_CORES)
+        self._compilers = ThreadPoolExecutor(1)  # XLA times kernels while it compiles: two at once mislead each other
         self._compiled: dict[Any, Future[Any]] = {}
         self._sources: tuple[int, Any] | None = None
         self._targets = jax.device_put(inputs.training(16).targets)
