@@ -160,11 +160,10 @@ def carry_out(
     # Photos
     if not (folder / "manifest.csv").exists():
         prepare(folder, recipe, order, progress, announce)
-    photos = open_photos(folder, recipe, cache, progress)
+    photos = open_photos(folder, recipe, cache, progress, ahead=True)
 
     # Training
     replayed = order.get("replay")
-    cached = photos.pictures.num_cached
     with photos.pictures, photos.sources:
         training = train_network(
             folder,
@@ -178,6 +177,7 @@ def carry_out(
         )
 
         # Measurement
+        cached = photos.pictures.num_cached
         metrics = measure(folder, photos.pictures, photos.frame, photos.classes, progress=progress)
     how = _how(training, cached)
     if recipe.distill.teacher:
@@ -222,8 +222,10 @@ def _fit_into(
     return plan.recipe, Deadline(ends, costs.forward, plan.precision)
 
 
-def open_photos(folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress) -> Photos:
-    """Open the readable photos of the manifest, decoding what the cache lacks."""
+def open_photos(
+    folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress, *, ahead: bool = False
+) -> Photos:
+    """Open the readable photos of the manifest, decoding what the cache lacks; `ahead`: while the caller goes on."""
     manifest = read_manifest(folder)
     root = Path(read_json(folder / "environment.json")["root"])
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
@@ -236,6 +238,7 @@ def open_photos(folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | No
             limit_bytes=int(recipe.data.cache_limit_gb * 1e9),
             max_pixels=recipe.data.max_pixels,
             progress=progress,
+            ahead=ahead,
         )
         for image_px in (recipe.data.image_px, recipe.train.source_px or recipe.data.image_px)
     )

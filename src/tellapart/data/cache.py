@@ -14,9 +14,11 @@ import fcntl
 import itertools
 import logging
 import os
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ def default_cache() -> Path:
 class Pictures:
     """Photos of a data set as square uint8 pictures, from the cache where they are in it.
 
-    Safe to read from many threads. `close` it, or use it in a ``with`` block.
+    Safe to read from many threads. `close` it, or use it in a ``with`` block: that also ends what fills the cache.
     """
 
     def __init__(
@@ -64,10 +66,40 @@ class Pictures:
         self.max_pixels = max_pixels
         self._rows = np.full(len(self.paths), -1, np.int64)
         self._file = -1
-        if cache is not None and (cache / "pictures.u8").exists():
-            known = {digest: row for row, digest in enumerate(read_index(cache, image_px))}
+        self._closing = threading.Event()
+        self._settling = threading.Lock()
+        self._filling: Future[Path | None] | None = None
+        if cache is not None:
+            self._look_into(cache)
+
+    def _look_into(self, cache: Path) -> None:
+        """Read what the cache holds from it from now on."""
+        if (cache / "pictures.u8").exists():
+            known = {digest: row for row, digest in enumerate(read_index(cache, self.image_px))}
             self._rows[:] = [known.get(digest, -1) for digest in self.digests]
             self._file = os.open(cache / "pictures.u8", os.O_RDONLY | os.O_CLOEXEC)
+
+    def fill(self, cache: Callable[[Callable[[], bool]], Path | None]) -> None:
+        """Let a thread put the photos into the cache. The first look at a photo waits for it.
+
+        Args:
+            cache: puts them there, unless what it is called with says that they are not wanted any more, and returns
+                the folder to read them from, or None.
+        """
+        pool = ThreadPoolExecutor(1)
+        self._filling = pool.submit(cache, self._closing.is_set)
+        pool.shutdown(wait=False)
+
+    def _settle(self) -> None:
+        """Wait until the cache is filled, if it is being filled."""
+        if self._filling is None:
+            return
+        with self._settling:
+            if self._filling is not None:
+                cache = self._filling.result()
+                if cache is not None and not self._closing.is_set():
+                    self._look_into(cache)
+                self._filling = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -81,6 +113,7 @@ class Pictures:
     @property
     def num_cached(self) -> int:
         """How many of the photos are read from the cache; the others are decoded at each use."""
+        self._settle()
         return int((self._rows >= 0).sum())
 
     def read(self, position: int) -> NDArray[np.uint8]:
@@ -89,6 +122,7 @@ class Pictures:
         Raises:
             InputError: the photo changed or vanished since the scan.
         """
+        self._settle()
         row, size = int(self._rows[position]), picture_bytes(self.image_px)
         if row >= 0:
             data = os.pread(self._file, size, row * size)
@@ -112,6 +146,10 @@ class Pictures:
 
     def close(self) -> None:
         """Close the file. The pictures cannot be read from the cache afterwards."""
+        self._closing.set()
+        if self._filling is not None:
+            wait([self._filling])
+            self._filling = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -136,6 +174,7 @@ def open_pictures(
     limit_bytes: int = LIMIT_BYTES,
     max_pixels: int = 100_000_000,
     progress: Progress = no_progress,
+    ahead: bool = False,
 ) -> Pictures:
     """Decode the photos that are not in the cache yet, and open all of them for reading.
 
@@ -147,22 +186,31 @@ def open_pictures(
         limit_bytes: the cache for this size grows to at most so much; 0 leaves it alone.
         max_pixels: larger images are refused.
         progress: called with ("decoding photos", done, total).
+        ahead: return at once; a thread decodes, and the first look at a picture waits for it.
 
     Returns:
         All photos. Those beyond the limit, or that did not fit on the disk, are decoded at each use.
     """
-    cache = cache_folder(folder, image_px)
-    if limit_bytes <= 0:
-        return Pictures(paths, digests, image_px, max_pixels=max_pixels)
+    pictures = Pictures(paths, digests, image_px, max_pixels=max_pixels)
+    if limit_bytes > 0:
+        pictures.fill(partial(_filled, cache_folder(folder, image_px), pictures, limit_bytes, progress))
+    if not ahead:
+        pictures.num_cached  # noqa: B018  # waits, and raises what decoding raised
+    return pictures
+
+
+def _filled(
+    cache: Path, pictures: Pictures, limit_bytes: int, progress: Progress, unwanted: Callable[[], bool]
+) -> Path | None:
+    """Decode what the cache lacks, and return the folder where pictures can be read from it."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / "lock"):
-            _extend(cache, paths, digests, image_px, limit_bytes, max_pixels, progress)
+            _extend(cache, pictures, limit_bytes, progress, unwanted)
     except OSError as error:
         reason = "the disk is full" if is_disk_full(error) else str(error)
         logger.warning("The cache %s cannot grow (%s): the rest is decoded as it is needed.", cache, reason)
-    readable = cache if os.access(cache, os.R_OK) else None
-    return Pictures(paths, digests, image_px, max_pixels=max_pixels, cache=readable)
+    return cache if os.access(cache, os.R_OK) else None
 
 
 def cache_folder(folder: Path, image_px: int) -> Path:
@@ -188,14 +236,9 @@ def read_index(cache: Path, image_px: int) -> list[str]:
 
 
 def _extend(
-    cache: Path,
-    paths: Sequence[Path],
-    digests: Sequence[str],
-    image_px: int,
-    limit_bytes: int,
-    max_pixels: int,
-    progress: Progress,
+    cache: Path, pictures: Pictures, limit_bytes: int, progress: Progress, unwanted: Callable[[], bool]
 ) -> None:
+    paths, digests, image_px = pictures.paths, pictures.digests, pictures.image_px
     known = read_index(cache, image_px)
     have, size = set(known), picture_bytes(image_px)
     missing = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in have}
@@ -210,16 +253,18 @@ def _extend(
         return
     chunk = max(1, _CHUNK_BYTES // size)
     with (
-        open(cache / "pictures.u8", "ab") as pictures,
+        open(cache / "pictures.u8", "ab") as stream,
         open(cache / "index.bin", "ab") as index,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
-        pictures.truncate(len(known) * size)
+        stream.truncate(len(known) * size)
         index.truncate(len(known) * _DIGEST_BYTES)
         done = 0
-        for decoded, names, looked_at in _decoded_chunks(todo, chunk, image_px, max_pixels, pool):
-            pictures.write(decoded.data)
-            _to_disk(pictures)
+        for decoded, names, looked_at in _decoded_chunks(todo, chunk, image_px, pictures.max_pixels, pool):
+            if unwanted():
+                break
+            stream.write(decoded.data)
+            _to_disk(stream)
             index.write(bytes.fromhex("".join(names)))
             _to_disk(index)
             done += looked_at
