@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
         "memory_mb": environment.memory_mb(),
         "gpus": environment.gpus(),
         "packages": environment.packages() | found,
-        "commit": environment.commit(),
+        "commit": environment.commit() or os.environ.get("BENCHMARK_COMMIT", ""),  # of a copy without its repository
     }
 
 

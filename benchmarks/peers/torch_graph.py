@@ -65,14 +65,16 @@ def main() -> None:
         torch.cuda.synchronize()
         seconds.append((time.perf_counter() - start) / (arguments.steps // 5))
     print(
-        json.dumps({
-            "images_per_second": arguments.batch_size / min(seconds),
-            "slowest_images_per_second": arguments.batch_size / max(seconds),
-            "seconds_until_ready": ready,
-            "peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6,
-            "compile_mode": arguments.compile_mode,
-            "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()},
-        })
+        json.dumps(
+            {
+                "images_per_second": arguments.batch_size / min(seconds),
+                "slowest_images_per_second": arguments.batch_size / max(seconds),
+                "seconds_until_ready": ready,
+                "peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6,
+                "compile_mode": arguments.compile_mode,
+                "versions": {"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()},
+            }
+        )
     )
 
 

@@ -34,11 +34,11 @@ from tellapart.run_folder import (
 from tellapart.settings import Recipe, fitting_recipe, load_recipe, save_recipe
 from tellapart.training.callbacks import Announce, Watch, unwatched, write_log
 from tellapart.training.distillation import loss_in_words
-from tellapart.training.environment import data_hash, peak_memory_mb
+from tellapart.training.environment import accelerator_peak_memory_mb, data_hash, peak_memory_mb
 from tellapart.training.inputs import Photos
 from tellapart.training.time_plan import plan_for_time
 from tellapart.training.timing import Deadline
-from tellapart.training.train import Training, train_network
+from tellapart.training.train import Training, precision_ahead, train_network
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +158,7 @@ def carry_out(
         recipe, deadline = _fit_into(folder, recipe, order, started - spent + budget, announce)
 
     # Photos
+    ahead = precision_ahead(recipe)
     if not (folder / "manifest.csv").exists():
         prepare(folder, recipe, order, progress, announce)
     photos = open_photos(folder, recipe, cache, progress, ahead=True)
@@ -171,6 +172,7 @@ def carry_out(
             photos,
             deadline=deadline,
             replay=plan_of(Path(replayed)) if replayed else None,
+            ahead=ahead,
             progress=progress,
             announce=announce,
             watch=watch,
@@ -190,6 +192,7 @@ def carry_out(
         "seconds_total": time.time() - started + spent,
         "images_per_second": training.images_per_second,
         "peak_memory_mb": peak_memory_mb(),
+        "peak_device_memory_mb": accelerator_peak_memory_mb(),
     }
     write_json(folder / "metrics.json", metrics)
     write_log(folder, "finished", seconds_total=metrics["seconds_total"])

@@ -27,7 +27,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.data.decode import DECODER_VERSION, decode_square
-from tellapart.data.image_file import read_file
+from tellapart.data.image_file import decoding_threads, read_file
 from tellapart.errors import DecodeError, InputError
 from tellapart.files import is_disk_full, sha256
 from tellapart.records import Progress, no_progress
@@ -255,7 +255,7 @@ def _extend(
     with (
         open(cache / "pictures.u8", "ab") as stream,
         open(cache / "index.bin", "ab") as index,
-        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+        ThreadPoolExecutor(decoding_threads(paths)) as pool,
     ):
         stream.truncate(len(known) * size)
         index.truncate(len(known) * _DIGEST_BYTES)

@@ -12,8 +12,9 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tellapart.errors import DecodeError
 
@@ -56,6 +57,23 @@ class Header:
     frames: int
     transparent: bool
     bits: int
+
+
+_SMALL_BYTES = 100_000
+_MOST_FOR_SMALL = 4
+_LOOKED_AT = 32
+
+
+def decoding_threads(paths: Sequence[Path]) -> int:
+    """Return how many threads should decode these files.
+
+    Of small files Python's own work is more than half, and it runs one thread at a time: more than a few of them only
+    take turns (16 threads took 1.4 times as long as four, on 16 processors).
+    """
+    cores = os.cpu_count() or 1
+    some = paths[:: max(1, len(paths) // _LOOKED_AT)]
+    sizes = [os.path.getsize(path) for path in some if os.path.exists(path)]
+    return cores if sum(sizes) > _SMALL_BYTES * len(sizes) else min(cores, _MOST_FOR_SMALL)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

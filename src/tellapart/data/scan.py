@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.data.decode import decode, resize
-from tellapart.data.image_file import read_file, read_header
+from tellapart.data.image_file import decoding_threads, read_file, read_header
 from tellapart.data.listing import IMAGE_EXTENSIONS, looks_like_image
 from tellapart.errors import DecodeError, InputError, nearest
 from tellapart.files import sha256
@@ -69,7 +69,7 @@ def scan(
     thumbnails = np.zeros((len(files), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     paths = [root / path for path in files["path"]]
     tasks = [paths[start : start + _TASK] for start in range(0, len(paths), _TASK)]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(decoding_threads(paths)) as pool:
         try:
             for found in pool.map(lambda task: [inspect(path, max_pixels) for path in task], tasks):
                 for row, thumbnail in found:

@@ -70,6 +70,17 @@ def accelerators() -> list[str]:
     return []
 
 
+def accelerator_peak_memory_mb() -> float | None:
+    """Return the most memory of the first accelerator that JAX has used, in MB (10^6 bytes); None: it is not known."""
+    import keras
+
+    if keras.backend.backend() != "jax" or not accelerators():
+        return None
+    from tellapart.training.on_device import peak_memory_mb as on_device
+
+    return on_device()
+
+
 def gpus() -> list[str]:
     """Return name, driver and memory of each NVIDIA GPU, as nvidia-smi gives them; none where it is not installed."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]

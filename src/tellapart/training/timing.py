@@ -53,7 +53,7 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
     if wanted != "auto":
         return Precision(wanted, {}, "set in the recipe")
     if accelerators() and keras.backend.backend() == "jax":
-        return _precision_on_device(batches.image_px // 2)
+        return precision_on_device(wanted, batches.image_px)
     if not accelerators() and not {"avx512_bf16", "amx_bf16"} & set(cpu_features()):
         return Precision("float32", {}, "the processor has no bfloat16 instructions")
     single, half = _convolution_milliseconds(batches.image_px // 2)
@@ -72,11 +72,16 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
     return Precision(name, times, reason, sum(seconds[name][:_WARM_UP]))
 
 
-def _precision_on_device(image_px: int) -> Precision:
-    """Choose by compiled convolutions: to compile whole steps in both precisions takes longer than many a training."""
+def precision_on_device(wanted: str, image_px: int) -> Precision:
+    """Choose on an accelerator under JAX, for pictures of `image_px`, by compiled convolutions.
+
+    To compile whole steps in both precisions takes longer than many a training there.
+    """
     from tellapart.training.on_device import convolution_milliseconds
 
-    times = convolution_milliseconds(image_px)
+    if wanted != "auto":
+        return Precision(wanted, {}, "set in the recipe")
+    times = convolution_milliseconds(image_px // 2)
     half, single = times["bfloat16"], times["float32"]
     name = "mixed_bfloat16" if half <= _WORTHWHILE * single else "float32"
     return Precision(name, {}, f"a convolution takes {half:.2f} ms in bfloat16 and {single:.2f} ms in float32")

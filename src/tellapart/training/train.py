@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import inf
@@ -36,7 +37,7 @@ from tellapart.training.network import compiled, forget_compiled_step, plain_net
 from tellapart.training.planning import Planner, Replay, final_seconds, time_budget
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
 from tellapart.training.selection import was_validated
-from tellapart.training.timing import Budget, Deadline, Precision, choose_precision
+from tellapart.training.timing import Budget, Deadline, Precision, choose_precision, precision_on_device
 from tellapart.training.transfer import begin_pretrained
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def train_network(
     *,
     deadline: Deadline | None = None,
     replay: Replay | None = None,
+    ahead: Future[Precision] | None = None,
     progress: Progress = no_progress,
     announce: Announce = lambda line: None,
     watch: Watch = unwatched,
@@ -89,6 +91,7 @@ def train_network(
         photos: what to do it with.
         deadline: when everything must be done, the final measurement too; replaces ``train.epochs``.
         replay: an earlier run's plan to go through exactly, instead of planning.
+        ahead: of `precision_ahead`.
         progress: called often with (what, done, total).
         announce: called with the plan before the first step.
         watch: called with each epoch's row of the history; what it raises ends the training.
@@ -97,11 +100,6 @@ def train_network(
         InputError: too few photos.
         TrainingStoppedError: the loss is no longer finite; checkpoints are kept.
     """
-    if _is_accelerated():
-        from tellapart.training.on_device import keep_compiled
-
-        keep_compiled(default_cache() / "xla")
-
     # Plan
     inputs = Inputs(recipe, photos)
     last = run / "checkpoints" / "last.npz"
@@ -109,7 +107,7 @@ def train_network(
     if recipe.train.deterministic:
         _be_deterministic(announce)
     known = deadline.precision if deadline else None
-    precision = _precision_of(saved) if saved else known or _choose_precision(inputs)
+    precision = _precision_of(saved) if saved else known or (ahead and ahead.result()) or _choose_precision(inputs)
     begins = bool(recipe.model.weights) and not saved
     begun = begin_pretrained(run, inputs, precision.name, progress) if begins else {}
     budget = _time_budget(inputs, precision, deadline, fine_tunes=begins) if deadline and not replay else None
@@ -220,6 +218,19 @@ def _fit_segment(
         callbacks=[evaluated, checkpoints(snapshots=settings.snapshots), journal(), *tensorboard(run)],
         verbose=0,
     )
+
+
+def precision_ahead(recipe: Recipe) -> Future[Precision] | None:
+    """Begin to choose the precision on an accelerator under JAX, which takes seconds, while photos are scanned."""
+    if not _is_accelerated():
+        return None
+    from tellapart.training.on_device import keep_compiled
+
+    keep_compiled(default_cache() / "xla")
+    pool = ThreadPoolExecutor(1)
+    found = pool.submit(precision_on_device, recipe.train.precision, stages_of(recipe)[-1].image_px)
+    pool.shutdown(wait=False)
+    return found
 
 
 def _is_accelerated() -> bool:
