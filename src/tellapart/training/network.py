@@ -20,11 +20,10 @@ from tellapart.training.environment import accelerators
 from tellapart.training.schedule import PlannedRate
 
 
-def optimizer_for(recipe: Recipe, rate: Any, steps: int) -> keras.optimizers.Optimizer:
-    """Return the recipe's Keras optimiser with `rate` as its learning rate, for about `steps` steps in all."""
+def optimizer_for(recipe: Recipe, rate: Any) -> keras.optimizers.Optimizer:
+    """Return the recipe's Keras optimiser with `rate` as its learning rate."""
     settings = recipe.train
-    window = max(2.0, settings.weight_average * steps)
-    average = {"use_ema": True, "ema_momentum": 1 - 1 / window} if settings.weight_average else {}
+    average = {"use_ema": True} if settings.weight_average else {}
     if settings.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay, **average)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
@@ -32,6 +31,15 @@ def optimizer_for(recipe: Recipe, rate: Any, steps: int) -> keras.optimizers.Opt
     if settings.optimizer == "sgd":
         return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **average)
     return keras.optimizers.Adam(rate, **average)
+
+
+def set_average(optimizer: keras.optimizers.Optimizer, recipe: Recipe, steps: int) -> None:
+    """Let the running average of the weights be as long as the recipe wants it in about `steps` steps in all.
+
+    Before the first step is compiled: TensorFlow keeps what it finds then.
+    """
+    if recipe.train.weight_average:
+        optimizer.ema_momentum = 1 - 1 / max(2.0, recipe.train.weight_average * steps)
 
 
 def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000) -> tuple[keras.Model, PlannedRate]:
@@ -52,12 +60,13 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
         freeze(model, recipe.model.unfreeze)
     rate = PlannedRate(recipe.train)
     model.compile(
-        optimizer=optimizer_for(recipe, rate, steps),
+        optimizer=optimizer_for(recipe, rate),
         loss=loss_of(recipe, num_classes),
         metrics=[accuracy_of(recipe, num_classes)],
         # On the processor XLA's convolutions are slower than TensorFlow's own: see models/fused.py.
         jit_compile="auto" if accelerators() or keras.backend.backend() != "tensorflow" else False,
     )
+    set_average(model.optimizer, recipe, steps)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
     return model, rate
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -18,6 +18,9 @@ from tellapart.training.inputs import Inputs
 from tellapart.training.network import forget_compiled_step
 from tellapart.training.schedule import PlannedRate, Segment, plan, stages_of
 from tellapart.training.timing import Budget, Deadline, Precision, StepTime, step_time
+
+if TYPE_CHECKING:
+    from tellapart.training.on_device import OnDevice
 
 _PARTS_OF_A_BUDGET = 8
 """A budgeted run is planned again so many times, since machines do not keep their speed."""
@@ -156,7 +159,12 @@ class Planner:
 
 
 def time_budget(
-    inputs: Inputs, model: keras.Model, rate: PlannedRate, precision: Precision, deadline: Deadline
+    inputs: Inputs,
+    model: keras.Model,
+    rate: PlannedRate,
+    precision: Precision,
+    deadline: Deadline,
+    device: OnDevice | None = None,
 ) -> Budget:
     """Time a few steps at each picture size; the last size may be known already.
 
@@ -166,13 +174,16 @@ def time_budget(
         rate: its learning rate.
         precision: with the time of a step at the last size, where it was measured.
         deadline: when the run must be over.
+        device: times steps instead, on an accelerator, and the model stays as it is.
     """
     recipe, stages = inputs.recipe, stages_of(inputs.recipe)
     rate.enter(Segment(stages[0].image_px, 1, (0.0, 0.01)), 0, 1000)
     known = precision.milliseconds_per_image.get(precision.name)
     epoch_seconds, compile_seconds = {}, {}
     for image_px in {stage.image_px for stage in stages}:
-        if known is not None and image_px == stages[-1].image_px:
+        if device is not None:
+            timed = StepTime(device.seconds_per_image(image_px), 0.0)
+        elif known is not None and image_px == stages[-1].image_px:
             timed = StepTime(known / 1000, precision.compile_seconds)
         else:
             forget_compiled_step(model)

@@ -33,7 +33,7 @@ from tellapart.training.callbacks import (
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
 from tellapart.training.environment import accelerators
 from tellapart.training.inputs import Inputs, Photos
-from tellapart.training.network import compiled, forget_compiled_step, plain_network, save_network
+from tellapart.training.network import compiled, forget_compiled_step, plain_network, save_network, set_average
 from tellapart.training.planning import Planner, Replay, final_seconds, time_budget
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
 from tellapart.training.selection import was_validated
@@ -109,8 +109,11 @@ def train_network(
     known = deadline.precision if deadline else None
     precision = _precision_of(saved) if saved else known or (ahead and ahead.result()) or _choose_precision(inputs)
     begins = bool(recipe.model.weights) and not saved
-    begun = begin_pretrained(run, inputs, precision.name, progress) if begins else {}
-    budget = _time_budget(inputs, precision, deadline, fine_tunes=begins) if deadline and not replay else None
+    until = deadline.at - final_seconds(inputs, 0.0) if deadline else inf
+    begun = begin_pretrained(run, inputs, precision.name, progress, until) if begins else {}
+    trains = recipe.model.unfreeze or not begun
+    built = _built(inputs, precision) if trains and _is_accelerated() else None
+    budget = _time_budget(inputs, precision, deadline, built, fine_tunes=begins) if deadline and not replay else None
     planner = Planner(inputs, precision, budget, replay)
     state = saved or {**planner.begin(), **asdict(precision), **begun}
     if begun and (not recipe.model.unfreeze or not planner.has_time()):
@@ -120,7 +123,8 @@ def train_network(
     announce(f"Going on after epoch {saved['epoch']}." if saved else planner.describe())
 
     # Model and optimiser
-    model, rate = compiled(recipe, inputs.num_classes, precision.name, state["planned_steps"])
+    model, rate, device = built or _built(inputs, precision)
+    set_average(model.optimizer, recipe, state["planned_steps"])
     if saved:
         state = load_checkpoint(last, model)
     elif begun:
@@ -128,7 +132,6 @@ def train_network(
 
     # Fit
     evaluated = EvaluatedWeights(inputs.clean())
-    device = _on_device(model, rate, inputs)
     ends = budget.training_ends if budget else None
     while not state.get("stopped") and (state["done"] < 1 or "segment" in state):
         if "segment" not in state and not planner.enter_next(state, int(model.optimizer.iterations)):
@@ -238,13 +241,14 @@ def _is_accelerated() -> bool:
     return keras.backend.backend() == "jax" and bool(accelerators())
 
 
-def _on_device(model: keras.Model, rate: PlannedRate, inputs: Inputs) -> OnDevice | None:
-    """Return what trains on an accelerator under JAX; None: Keras trains."""
+def _built(inputs: Inputs, precision: Precision) -> tuple[keras.Model, PlannedRate, OnDevice | None]:
+    """Return the network, its rate, and what trains it on an accelerator under JAX; None: Keras trains."""
+    model, rate = compiled(inputs.recipe, inputs.num_classes, precision.name)
     if not _is_accelerated():
-        return None
+        return model, rate, None
     from tellapart.training.on_device import OnDevice
 
-    return OnDevice(model, rate, inputs, [stage.image_px for stage in stages_of(inputs.recipe)])
+    return model, rate, OnDevice(model, rate, inputs, [stage.image_px for stage in stages_of(inputs.recipe)])
 
 
 def _size_before(state: dict[str, Any]) -> int | None:
@@ -252,12 +256,12 @@ def _size_before(state: dict[str, Any]) -> int | None:
     return int(state["segments"][-2]["image_px"]) if len(state["segments"]) > 1 else None
 
 
-def _time_budget(inputs: Inputs, precision: Precision, deadline: Deadline, *, fine_tunes: bool) -> Budget:
+def _time_budget(inputs: Inputs, precision: Precision, deadline: Deadline, built: Any, *, fine_tunes: bool) -> Budget:
     """Time the recipe's steps, where there is time for one: for fine-tuning alone building them takes many seconds."""
     if fine_tunes and time.time() + final_seconds(inputs, deadline.forward) + _SECONDS_TO_BUILD > deadline.at:
         return Budget(deadline.at, {stage.image_px: inf for stage in stages_of(inputs.recipe)}, {}, 0.0, 0.0, 1)
-    model, rate = compiled(inputs.recipe, inputs.num_classes, precision.name)
-    return time_budget(inputs, model, rate, precision, deadline)
+    model, rate, device = built or _built(inputs, precision)
+    return time_budget(inputs, model, rate, precision, deadline, device)
 
 
 def _precision_of(saved: dict[str, Any]) -> Precision:

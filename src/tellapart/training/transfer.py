@@ -5,17 +5,21 @@ Knows nothing about schedules and optimisers: what comes after it, the fine-tuni
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 
 from tellapart.data.batches import CleanBatches, pictures_ahead
 from tellapart.files import atomic_file
 from tellapart.models.backbones import features_of, load_pretrained
+from tellapart.randomness import generator
 from tellapart.records import Progress
 from tellapart.training.callbacks import write_history, write_log
 from tellapart.training.checkpoint import save_weights
@@ -25,10 +29,15 @@ from tellapart.training.network import compiled
 Floats = NDArray[np.float32]
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
-"""Of the head's squared weights, per photo; each is tried and the one with the lowest validation loss is kept."""
+"""Of the head's squared weights, per photo; the one with the lowest validation loss is kept."""
+_ENOUGH_FOR_A_PENALTY = 8000
+_ITERATIONS, _MOST_ITERATIONS = 100, 500
+"""Of a fit, between two looks at the clock and in all."""
 
 
-def begin_pretrained(run: Path, inputs: Inputs, precision: str, progress: Progress) -> dict[str, Any]:
+def begin_pretrained(
+    run: Path, inputs: Inputs, precision: str, progress: Progress, until: float = math.inf
+) -> dict[str, Any]:
     """Load the backbone's weights and fit the head; ``checkpoints/best.npz`` holds both.
 
     Args:
@@ -36,6 +45,7 @@ def begin_pretrained(run: Path, inputs: Inputs, precision: str, progress: Progre
         inputs: the photos, and the recipe.
         precision: "float32" or "mixed_bfloat16".
         progress: called often with (what, done, total).
+        until: when the head must be fitted, by `time.time`.
 
     Returns:
         What the state of the run gains: the head is epoch 0, and fine-tuned weights are kept only if they are better.
@@ -49,7 +59,9 @@ def begin_pretrained(run: Path, inputs: Inputs, precision: str, progress: Progre
     features = _features(run, model, inputs, progress)
     held_out, numbers = inputs.photos.side("validation")
     train, validation = features[inputs.positions], features[held_out]
-    kernel, bias, penalty = fit_head(train, inputs.targets, validation, numbers, inputs.num_classes)
+    kernel, bias, penalty = fit_head(
+        train, inputs.targets, validation, numbers, inputs.num_classes, seed=inputs.recipe.train.seed, until=until
+    )
     model.get_layer("probabilities").set_weights([kernel, bias])
     row: dict[str, Any] = {"epoch": 0, "image_px": inputs.recipe.data.image_px, "learning_rate": 0.0}
     row |= _measured(model, train, inputs.targets, "")
@@ -74,11 +86,15 @@ def fit_head(
     held_out: Floats,
     held_out_numbers: NDArray[np.int64],
     num_classes: int,
+    *,
+    seed: int = 0,
+    until: float = math.inf,
 ) -> tuple[Floats, Floats, float]:
     """Fit multinomial logistic regression to features, with the penalty that suits the held-out photos best.
 
     Features are standardised for the fit, so that one penalty means the same for all; the result applies to them as
-    they are.
+    they are. Penalties become weaker until the held-out loss rises. Of many photos a random part finds the penalty,
+    and the fit to all of them begins where that part's ended.
 
     Args:
         features: (num_images, num_features).
@@ -86,26 +102,61 @@ def fit_head(
         held_out: (num_held_out, num_features); without any the middle penalty is taken.
         held_out_numbers: their class numbers.
         num_classes: length of the output.
+        seed: of the part.
+        until: when the fit must be over, by `time.time`; what has been found by then is returned.
 
     Returns:
         Kernel (num_features, num_classes), bias (num_classes,), and the penalty.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
-    scaled, best = (features - mean) / std, None
+    fit = _Fit(features, num_classes, until)
+    some = generator(seed, "head").permutation(len(features))[:_ENOUGH_FOR_A_PENALTY]
+    some = np.union1d(some, np.unique(numbers, return_index=True)[1])  # each class has a photo in it
     penalties = PENALTIES if len(held_out) else PENALTIES[len(PENALTIES) // 2 :][:1]
-    fit = LogisticRegression(solver="lbfgs", max_iter=500, tol=1e-4, warm_start=True)
+    losses: list[float] = []
+    best: tuple[Floats, Floats, float] | None = None
     for penalty in penalties:
-        fit.set_params(C=1 / (penalty * len(features))).fit(scaled, numbers)
-        kernel, bias = _for_all_classes(fit, num_classes)
-        kernel = (kernel / std[:, None]).astype(np.float32)
-        bias = (bias - mean @ kernel).astype(np.float32)
-        loss = _log_loss(held_out @ kernel + bias, held_out_numbers) if len(held_out) else 0.0
-        if best is None or loss < best[0]:
-            best = (loss, kernel, bias, penalty)
+        kernel, bias = fit.to(some, numbers, penalty)
+        losses.append(_log_loss(held_out @ kernel + bias, held_out_numbers) if len(held_out) else 0.0)
+        if best is None or losses[-1] < min(losses[:-1]):
+            best = kernel, bias, penalty
+        if fit.is_over() or losses[-1] > min(losses):
+            break
     assert best is not None
-    return best[1:]
+    if len(some) == len(features) or fit.is_over():
+        return best
+    kernel, bias = fit.to(np.arange(len(features)), numbers, best[2])
+    if len(held_out) and _log_loss(held_out @ kernel + bias, held_out_numbers) > min(losses):
+        return best  # time was over before this fit was as good as that to the part
+    return kernel, bias, best[2]
+
+
+class _Fit:
+    """Logistic regression on standardised features; each fit begins where the one before ended."""
+
+    def __init__(self, features: Floats, num_classes: int, until: float) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        self.features, self.num_classes, self.until = features, num_classes, until
+        self._mean, self._std = features.mean(axis=0), features.std(axis=0) + 1e-6
+        self._fit = LogisticRegression(solver="lbfgs", max_iter=_ITERATIONS, tol=1e-4, warm_start=True)
+
+    def is_over(self) -> bool:
+        """Whether the time is."""
+        return time.time() > self.until
+
+    def to(self, chosen: NDArray[np.int64], numbers: NDArray[np.int64], penalty: float) -> tuple[Floats, Floats]:
+        """Return kernel and bias for features as they are, fitted to some photos."""
+        scaled = (self.features[chosen] - self._mean) / self._std
+        self._fit.set_params(C=1 / (penalty * len(chosen)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # said by `n_iter_`
+            for _ in range(_MOST_ITERATIONS // _ITERATIONS):
+                self._fit.fit(scaled, numbers[chosen])
+                if self._fit.n_iter_[0] < _ITERATIONS or self.is_over():
+                    break
+        kernel, bias = _for_all_classes(self._fit, self.num_classes)
+        kernel = (kernel / self._std[:, None]).astype(np.float32)
+        return kernel, (bias - self._mean @ kernel).astype(np.float32)
 
 
 def _for_all_classes(fit: Any, num_classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
