@@ -20,6 +20,7 @@ import tellapart
 from drawing import photo
 from tellapart.evaluation import measure
 from tellapart.settings import Recipe
+from tellapart.training import transfer
 from tellapart.training.planning import Planner, Replay
 from tellapart.training.schedule import Segment
 from tellapart.training.timing import Precision
@@ -54,6 +55,34 @@ def test_the_head_is_the_best_of_scikit_learns_logistic_regressions(num_classes:
 def test_without_validation_the_middle_penalty_is_taken():
     x, y = clouds(np.random.default_rng(1), 100, 3)
     assert fit_head(x, y, x[:0], y[:0], 3)[2] == PENALTIES[2]
+
+
+def test_of_many_photos_a_part_finds_the_penalty_and_all_are_fitted(monkeypatch):
+    rng = np.random.default_rng(1)
+    (x, y), (held_x, held_y) = clouds(rng, 900, 4), clouds(rng, 300, 4)
+    monkeypatch.setattr(transfer, "_ENOUGH_FOR_A_PENALTY", 150)
+    sizes, fit = [], transfer._Fit.to
+    monkeypatch.setattr(
+        transfer._Fit, "to", lambda self, chosen, *rest: sizes.append(len(chosen)) or fit(self, chosen, *rest)
+    )
+    kernel, bias, penalty = fit_head(x, y, held_x, held_y, 4)
+    assert set(sizes[:-1]) <= {150, 151, 152, 153, 154}
+    assert sizes[-1] == 900
+    assert len(sizes) >= 3
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    reference = LogisticRegression(C=1 / (penalty * 900), max_iter=5000, tol=1e-8).fit((x - mean) / std, y)
+    logits = held_x @ kernel + bias
+    np.testing.assert_array_equal(logits.argmax(axis=1), reference.predict((held_x - mean) / std))
+
+
+def test_a_head_whose_time_is_over_is_the_first_that_was_found(monkeypatch):
+    rng, calls = np.random.default_rng(1), []
+    (x, y), (held_x, held_y) = clouds(rng, 400, 3), clouds(rng, 300, 3)
+    fit = transfer._Fit.to
+    monkeypatch.setattr(transfer._Fit, "to", lambda *given: calls.append(given[-1]) or fit(*given))
+    kernel, bias, penalty = fit_head(x, y, held_x, held_y, 3, until=time.time() - 1)
+    assert calls == [penalty] == [PENALTIES[0]]
+    assert ((held_x @ kernel + bias).argmax(axis=1) == held_y).mean() > 0.5
 
 
 def test_a_run_that_had_no_time_to_fine_tune_is_replayed_without():
@@ -119,7 +148,7 @@ def test_a_head_alone_is_a_whole_run_and_no_photo_goes_through_the_network_twice
     def twice(*_: object) -> None:
         raise AssertionError("the features of all photos are known already")
 
-    monkeypatch.setattr(measure, "predict_pictures", twice)
+    monkeypatch.setattr(measure, "features_and_probabilities", twice)
     photos = tellapart.draw(tmp_path / "photos", num_images=160)
     changes = [f"model.weights={weights}", "data.image_px=64", "model.unfreeze=0"]
     run = tellapart.train(photos, recipe="transfer", changes=changes, out=tmp_path / "run", cache=tmp_path / "cache")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
+
 import keras
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +12,15 @@ from numpy.typing import NDArray
 from tellapart.data.cache import Pictures
 from tellapart.errors import InputError
 from tellapart.evaluation.predict import outputs_for
+from tellapart.files import atomic_file
 from tellapart.records import Progress, no_progress
 
 Floats = NDArray[np.float32]
 
 _BLOCK = 1024
+_MOST_KEPT_BYTES = 100 * 10**6
+_SAME = 1e-3
+"""Of a probability, or of the largest feature, between two looks of the same network."""
 
 
 def feature_model(model: keras.Model) -> keras.Model:
@@ -35,6 +42,28 @@ def features_and_probabilities(
     features, probabilities = zip(*outputs_for(feature_model(model), pictures, progress), strict=True)
     flat = [np.asarray(part, np.float32).reshape(len(part), -1) for part in features]
     return np.concatenate(flat), np.concatenate([np.asarray(part, np.float32) for part in probabilities])
+
+
+def save_outputs(run: Path, features: Floats, probabilities: Floats) -> None:
+    """Keep what the final measurement found for the report, which would need the network for minutes; not if large."""
+    if features.nbytes <= _MOST_KEPT_BYTES:
+        with atomic_file(run / "features.npz") as stream:
+            np.savez(stream, features=features, probabilities=probabilities)
+
+
+def saved_outputs(run: Path, model: keras.Model, pictures: Pictures) -> tuple[Floats, Floats] | None:
+    """Return what `save_outputs` kept of these pictures; None where it is missing, or the model says something else."""
+    try:
+        with np.load(run / "features.npz") as found:
+            features, probabilities = found["features"], found["probabilities"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    if not len(features) == len(probabilities) == len(pictures):
+        return None
+    some = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
+    seen, said = feature_model(model).predict_on_batch(pictures.batch(some))
+    near = np.abs(np.asarray(seen).reshape(len(some), -1) - features[some]).max() <= _SAME * np.abs(features).max()
+    return (features, probabilities) if near and np.abs(said - probabilities[some]).max() <= _SAME else None
 
 
 def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> tuple[NDArray[np.int64], Floats]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from tellapart.data.cache import Pictures
 from tellapart.evaluation.calibration import at_temperature, fit_temperature
 from tellapart.evaluation.curves import draw_curves
+from tellapart.evaluation.features import features_and_probabilities, save_outputs
 from tellapart.evaluation.metrics import classification_metrics
-from tellapart.evaluation.predict import predict_arrays, predict_pictures, prediction_table
+from tellapart.evaluation.predict import predict_arrays, prediction_table
 from tellapart.files import write_text
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
@@ -37,8 +38,8 @@ def measure(
 ) -> dict[str, Any]:
     """Predict every photo with the run's ``model.keras``, calibrate it, and measure each side of the split.
 
-    Writes ``predictions.csv``, ``curves.png`` and the calibrated ``model.keras`` into the run folder: every command
-    that opens the run gives the probabilities that were measured here.
+    Writes ``predictions.csv``, ``features.npz``, ``curves.png`` and the calibrated ``model.keras`` into the run folder:
+    every command that opens the run gives the probabilities that were measured here.
 
     Args:
         run: the run folder; its ``model.keras`` is as training left it.
@@ -54,29 +55,32 @@ def measure(
     model = keras.saving.load_model(run / "model.keras", compile=False)
     history = pd.read_csv(run / "history.csv")
     best = best_epoch(history.to_dict("records"))
-    predicted = _by_features(run, model, pictures) if best == 0 else None
-    if predicted is None:
-        predicted = predict_pictures(model, pictures, progress)
+    features, predicted = (best == 0 and _by_features(run, model, pictures)) or features_and_probabilities(
+        model, pictures, progress
+    )
     probabilities, temperature = calibrate(run, model, predicted, frame, classes)
+    save_outputs(run, features, probabilities)
     table = prediction_table(frame, probabilities, classes)
     write_text(run / "predictions.csv", csv_text(table))
     draw_curves(history, best, run / "curves.png")
     return {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
 
 
-def _by_features(run: Path, model: keras.Model, pictures: Pictures) -> NDArray[np.float32] | None:
-    """Return what a head that was fitted to features says of them; None where the whole network says something else.
+def _by_features(
+    run: Path, model: keras.Model, pictures: Pictures
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Return features and what a head that was fitted to them says; None where the whole network says something else.
 
     The whole network takes minutes for what the head, kept as it was fitted, has in milliseconds.
     """
     if not features_file(run).exists():
         return None
-    head = model.get_layer("probabilities")
-    probabilities = np.asarray(keras.ops.convert_to_numpy(head(np.load(features_file(run)))), np.float32)
+    head, features = model.get_layer("probabilities"), np.load(features_file(run))
+    probabilities = np.asarray(keras.ops.convert_to_numpy(head(features)), np.float32)
     some = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
     whole = predict_arrays(model, pictures.batch(some))
     same = len(probabilities) == len(pictures) and np.abs(whole - probabilities[some]).max() < _SAME
-    return probabilities if same else None
+    return (features, probabilities) if same else None
 
 
 def calibrate(

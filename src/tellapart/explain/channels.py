@@ -55,10 +55,11 @@ def channel_importance(
     mean = excitement.mean(axis=0)
     before = _log(reading.probabilities, targets)
     importance = np.zeros((excitement.shape[1], num_classes), np.float32)
+    silenced = reading.outputs.copy()
     for channel in range(excitement.shape[1]):
-        move = np.zeros_like(reading.outputs)
-        move[..., channel] = mean[channel] - reading.outputs[..., channel]
-        fall = before - _log(probe.read(images, targets, move).probabilities, targets)
+        silenced[..., channel] = mean[channel]
+        fall = before - _log(probe.resume(images[:1], silenced), targets)
+        silenced[..., channel] = reading.outputs[..., channel]
         for number in range(num_classes):
             if (targets == number).any():
                 importance[channel, number] = fall[targets == number].mean()

@@ -44,44 +44,55 @@ class Faithfulness:
         return self.insertion - self.deletion
 
 
-def faithfulness(model: keras.Model, images: Images, targets: Targets, heat: Floats) -> Faithfulness:
-    """Measure deletion and insertion (Petsiuk et al. 2018, "RISE", section 4.2) against random maps.
+class Faith:
+    """Measures heat maps of some images by deletion and insertion (Petsiuk et al. 2018, "RISE", section 4.2).
 
     What is hidden is replaced by the blurred picture; places are taken in `_STEPS` equal steps, ties in random order.
+    What random maps would do is found once, for all methods.
 
     Args:
         model: maps uint8 pictures to probabilities.
         images: (num_images, height, width, 3) uint8.
         targets: (num_images,) class numbers.
-        heat: (num_images, height, width), the method's maps.
     """
-    rng = generator(0, "random maps")
-    ours = areas(model, images, targets, heat + 1e-6 * rng.random(heat.shape, np.float32))
-    chance = areas(model, images, targets, smooth_noise(heat.shape, rng))
-    gains = chance[0] - ours[0], ours[1] - chance[1]
-    intervals = [mean_interval(values.astype(np.float64)) for values in (*ours, *gains)]
-    return Faithfulness(
-        deletion=float(ours[0].mean()),
-        insertion=float(ours[1].mean()),
-        deletion_gain=(float(gains[0].mean()), intervals[2]),
-        insertion_gain=(float(gains[1].mean()), intervals[3]),
-        deletion_interval=intervals[0],
-        insertion_interval=intervals[1],
-    )
 
+    def __init__(self, model: keras.Model, images: Images, targets: Targets) -> None:
+        self.model, self.images, self.targets = model, images, targets
+        self._cover = blurred(images)
+        self._ends = [self._probability(shown) for shown in (images, self._cover)]
+        self._chance = self.areas(smooth_noise(images.shape[:3], generator(0, "random maps")))
 
-def areas(model: keras.Model, images: Images, targets: Targets, heat: Floats) -> tuple[Floats, Floats]:
-    """Return each image's areas under the deletion and the insertion curve, (num_images,) float32 each."""
-    cover = blurred(images)
-    ranks = _ranks(heat)
-    pixels = ranks.shape[1] * ranks.shape[2]
-    curves: tuple[list[Floats], list[Floats]] = ([], [])
-    for step in range(_STEPS + 1):
-        hot = (ranks < round(step * pixels / _STEPS))[..., None]
-        for curve, shown in zip(curves, (np.where(hot, cover, images), np.where(hot, images, cover)), strict=True):
-            curve.append(_probability(model, shown, targets))
-    deletion, insertion = (np.trapezoid(np.stack(curve), dx=1 / _STEPS, axis=0) for curve in curves)
-    return np.asarray(deletion, np.float32), np.asarray(insertion, np.float32)
+    def of(self, heat: Floats) -> Faithfulness:
+        """Measure a method's maps, (num_images, height, width)."""
+        ties = generator(0, "ties").random(heat.shape, np.float32)
+        ours, chance = self.areas(heat + 1e-6 * ties), self._chance
+        gains = chance[0] - ours[0], ours[1] - chance[1]
+        intervals = [mean_interval(values.astype(np.float64)) for values in (*ours, *gains)]
+        return Faithfulness(
+            deletion=float(ours[0].mean()),
+            insertion=float(ours[1].mean()),
+            deletion_gain=(float(gains[0].mean()), intervals[2]),
+            insertion_gain=(float(gains[1].mean()), intervals[3]),
+            deletion_interval=intervals[0],
+            insertion_interval=intervals[1],
+        )
+
+    def areas(self, heat: Floats) -> tuple[Floats, Floats]:
+        """Return each image's areas under the deletion and the insertion curve, (num_images,) float32 each."""
+        ranks = _ranks(heat)
+        pixels, (whole, hidden) = ranks.shape[1] * ranks.shape[2], self._ends
+        deletion, insertion = [whole], [hidden]
+        for step in range(1, _STEPS):
+            hot = (ranks < round(step * pixels / _STEPS))[..., None]
+            deletion.append(self._probability(np.where(hot, self._cover, self.images)))
+            insertion.append(self._probability(np.where(hot, self.images, self._cover)))
+        curves = [*deletion, hidden], [*insertion, whole]
+        below, above = (np.trapezoid(np.stack(curve), dx=1 / _STEPS, axis=0) for curve in curves)
+        return np.asarray(below, np.float32), np.asarray(above, np.float32)
+
+    def _probability(self, shown: Images) -> Floats:
+        """Return the probability of each image's target class, (num_images,) float32."""
+        return np.asarray(predict_arrays(self.model, shown)[np.arange(len(shown)), self.targets], np.float32)
 
 
 def smooth_noise(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:
@@ -146,7 +157,3 @@ def _ranks(heat: Floats) -> NDArray[np.int64]:
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(flat.shape[1])[None].repeat(len(flat), axis=0), axis=1)
     return ranks.reshape(heat.shape)
-
-
-def _probability(model: keras.Model, images: Images, targets: Targets) -> Floats:
-    return predict_arrays(model, images)[np.arange(len(images)), targets]

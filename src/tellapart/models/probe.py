@@ -58,6 +58,7 @@ class Probe:
         self.batch_size = batch_size
         self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._gradient = _with_gradient(self._look, model)
+        self._resumed: Callable[..., Any] | None = None
 
     def read(self, images: Images, targets: NDArray[np.int64], move: Floats | None = None) -> Reading:
         """Return the layer's outputs, and the gradients of the target classes' scores.
@@ -76,6 +77,30 @@ class Probe:
             given = (_filled(array, full) for array in (part, targets[chosen].astype(np.int32), moved))
             parts.append([np.asarray(found, np.float32)[:count] for found in self._gradient(*given)])
         return Reading(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def resume(self, image: Images, outputs: Floats) -> Floats:
+        """Return what the network says where the layer's outputs are these; nothing before the layer is computed.
+
+        Args:
+            image: (1, height, width, 3) uint8, any of the size that the outputs are of.
+            outputs: of the layer, (num_images, …) float32.
+
+        Returns:
+            (num_images, num_classes) float32 probabilities.
+        """
+        if self._resumed is None:
+            self._resumed = _compiled(self._from_layer, self.model)
+        parts = []
+        for start in range(0, len(outputs), self.batch_size):
+            part = outputs[start : start + self.batch_size]
+            full = self.batch_size if len(outputs) > self.batch_size else len(part)
+            parts.append(np.asarray(self._resumed(image, _filled(part, full)), np.float32)[: len(part)])
+        return np.concatenate(parts)
+
+    def _from_layer(self, image: Any, given: Any) -> Any:
+        """Return the probabilities for outputs of the layer: compilers leave out what nothing depends on."""
+        with _changed(self.layer, lambda outputs: keras.ops.cast(given, outputs.dtype)):
+            return keras.ops.cast(self.model(image, training=False), "float32")
 
     def shape(self, images: Images) -> tuple[int, ...]:
         """Return the shape of the layer's output for one of the images: (height, width, channels)."""
@@ -228,6 +253,23 @@ def _without_softmax(model: keras.Model) -> Iterator[bool]:
             yield True
     else:
         yield False
+
+
+def _compiled(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
+    """Compile a function of arrays that calls the network."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        run = tf.function(function, autograph=False)
+        return lambda *given: run(*map(tf.convert_to_tensor, given))
+    import jax
+
+    def stateless(weights: Any, *given: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, weights, strict=True))):
+            return function(*given)
+
+    compiled = jax.jit(stateless)
+    return lambda *given: compiled([variable.value for variable in model.variables], *given)
 
 
 def _with_gradient(look: Callable[..., tuple[Any, Any, Any]], model: keras.Model) -> Callable[..., Any]:

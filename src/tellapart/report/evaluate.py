@@ -68,7 +68,8 @@ def evaluate(
     place = Path(out) if out is not None else folder / ("report" if photos is None else f"report-{Path(photos).stem}")
     place.mkdir(parents=True, exist_ok=True)
     store = Path(cache) if cache is not None else default_cache()
-    with (subject := open_subject(classifier, root, manifest, cache=store, progress=progress)).pictures:
+    own = folder if photos is None else None
+    with (subject := open_subject(classifier, root, manifest, cache=store, run=own, progress=progress)).pictures:
         found = examine(subject, own_photos=photos is None, progress=progress, announce=announce)
         values = values_of(found)
         write_json(place / "evaluation.json", values)

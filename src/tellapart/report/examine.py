@@ -33,15 +33,15 @@ from tellapart.evaluation.ranking import Curve, curves, top_k_accuracy
 from tellapart.evaluation.robustness import CORRUPTED_PX, Envelope, Robustness, envelope, robustness
 from tellapart.evaluation.slices import Slice, slices
 from tellapart.records import Interval, Progress
-from tellapart.report.looks import FEW, SOME, Looks, look, spread
+from tellapart.report.looks import SOME, Looks, how_many, look, spread
 from tellapart.report.shortcuts import Shortcuts, shortcuts
 from tellapart.report.subject import Subject
 from tellapart.report.suspects import suspects
 from tellapart.training.callbacks import Announce
 
 COVERAGES = (0.9, 0.95, 0.99)
-_MOST_CORRUPTED_PIXELS = 1100 * 64 * 64
-"""Pictures times their pixels that the network sees in each of the 75 corruption runs."""
+_CORRUPTED = (48, 400)
+"""Pictures in each of the 75 corruption runs: fewest and most."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def examine(subject: Subject, *, own_photos: bool, progress: Progress, announce:
     # How it fares with worse pictures and in parts of the photos
     large, qualities = timed("quality", lambda: _large_pictures(subject, at, progress))
     picture_px = subject.pictures.image_px
-    few = spread(true, min(len(at), max(FEW, _MOST_CORRUPTED_PIXELS // picture_px**2)))
+    few = spread(true, how_many(_CORRUPTED, picture_px))
     robust = timed(
         "corruptions",
         lambda: robustness(
@@ -168,9 +168,9 @@ def _looks(
     except InputError as error:
         missing["heat maps"] = str(error)
         return None, None
-    some = spread(true, SOME)
-    groups = _groups(subject, at[some])
-    return looks, timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], looks.heat[some], groups))
+    some = spread(true, how_many(SOME, subject.pictures.image_px))
+    groups, heat = _groups(subject, at[some]), looks.of(some)
+    return looks, timed("shortcuts", lambda: shortcuts(predict, pictures[some], true[some], heat, groups))
 
 
 def _baseline(

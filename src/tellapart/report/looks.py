@@ -9,17 +9,25 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.explain.channels import Channels, channel_importance
-from tellapart.explain.faithfulness import Faithfulness, Sanity, faithfulness, weight_randomisation
+from tellapart.explain.faithfulness import Faith, Faithfulness, Sanity, weight_randomisation
 from tellapart.explain.maps import DEFAULT_METHOD, METHODS
 from tellapart.explain.patches import patch_importance
 from tellapart.randomness import generator
 from tellapart.records import Progress
 from tellapart.report.subject import Subject
 
-FEW = 48
-"""Pictures for what takes many looks at each."""
-SOME = 200
-_FORGETTING = 16
+FEW, SOME, MANY = (16, 48), (48, 200), (150, 1000)
+"""Pictures for what takes hundreds of looks at each, about fifty, and one map: fewest and most."""
+_FULL_PX = 96
+"""Side of pictures up to which the most are looked at; the time of a look grows with the area."""
+_FORGETTING = 8
+_SUREST = 4
+
+
+def how_many(bounds: tuple[int, int], image_px: int) -> int:
+    """Return how many pictures of a size to look at, so that the time stays about the same."""
+    fewest, most = bounds
+    return max(fewest, min(most, round(most * (_FULL_PX / image_px) ** 2)))
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class Looks:
 
     Attributes:
         method: that made `heat`.
-        heat: (num_images, px, px) float32 in [0, 1], for the predicted classes.
+        slots: (num_maps,) places among the pictures of those with a map, in rising order.
+        heat: (num_maps, px, px) float32 in [0, 1], for the predicted classes.
         methods: how faithful each method is.
         sanity: what becomes of the maps when the network forgets.
         channels: which channel carries which class.
@@ -37,12 +46,17 @@ class Looks:
     """
 
     method: str
+    slots: NDArray[np.int64]
     heat: NDArray[np.float32]
     methods: dict[str, Faithfulness]
     sanity: Sanity
     channels: Channels
     channel_photos: NDArray[np.int64]
     patches: NDArray[np.float32]
+
+    def of(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the maps of those among `slots` that have one."""
+        return self.heat[np.isin(self.slots, slots)]
 
 
 def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], progress: Progress) -> Looks:
@@ -57,18 +71,21 @@ def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], p
     Raises:
         InputError: the network has no feature maps, or does not begin by scaling the picture.
     """
-    model, true = subject.model, subject.numbers[at]
-    predicted = subject.probabilities[at].argmax(axis=1)
-    heat = METHODS[DEFAULT_METHOD](model, pictures, predicted)
-    few, methods = spread(true, FEW), {}
+    model, true, px = subject.model, subject.numbers[at], pictures.shape[1]
+    probabilities = subject.probabilities[at]
+    predicted = probabilities.argmax(axis=1)
+    slots = _worth_a_map(true, predicted, probabilities.max(axis=1), how_many(MANY, px), how_many(SOME, px))
+    heat = METHODS[DEFAULT_METHOD](model, pictures[slots], predicted[slots])
+    few, methods = spread(true, how_many(FEW, px)), {}
+    faith = Faith(model, pictures[few], predicted[few])
     for number, (name, method) in enumerate(METHODS.items(), start=1):
-        maps = method(model, pictures[few], predicted[few])
-        methods[name] = faithfulness(model, pictures[few], predicted[few], maps)
+        methods[name] = faith.of(method(model, pictures[few], predicted[few]))
         progress("comparing methods", number, len(METHODS))
     fewer = few[:_FORGETTING]
-    some = spread(true, SOME)
+    some = spread(true, how_many(SOME, px))
     return Looks(
         method=DEFAULT_METHOD,
+        slots=slots,
         heat=heat,
         methods=methods,
         sanity=weight_randomisation(model, pictures[fewer], predicted[fewer], METHODS[DEFAULT_METHOD]),
@@ -76,6 +93,22 @@ def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], p
         channel_photos=at[some],
         patches=patch_importance(model, pictures[some], true[some], len(subject.classes)),
     )
+
+
+def _worth_a_map(
+    true: NDArray[np.int64], predicted: NDArray[np.int64], sure: NDArray[np.float64], most: int, some: int
+) -> NDArray[np.int64]:
+    """Return at most about so many pictures in rising order: an even choice, each class's surest, then mistakes.
+
+    Mistakes come before what is right, the surest first; of what is right the least sure come first.
+    """
+    right = predicted == true
+    surest = [np.flatnonzero(right & (true == number)) for number in np.unique(true)]
+    best = [places[np.argsort(-sure[places], kind="stable")[:_SUREST]] for places in surest]
+    first = np.unique(np.concatenate([spread(true, some), *best]))
+    order = np.lexsort((np.where(right, sure, -sure), right))
+    rest = order[~np.isin(order, first)][: max(most - len(first), 0)]
+    return np.sort(np.concatenate([first, rest]))
 
 
 def spread(true: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -100,16 +100,16 @@ def _photos(found: Findings) -> dict[str, Any]:
     paths = [subject.root / subject.frame["path"].iloc[position] for position in needed]
     small = dict(zip(needed, thumbnails(paths, 64 if many else 96), strict=True))
     index = {position: number for number, position in enumerate(needed)}
-    heat = coarse_heat(found.looks.heat[shown]) if found.looks else [""] * len(shown)
+    heat = dict(zip(found.looks.slots.tolist(), coarse_heat(found.looks.heat), strict=True)) if found.looks else {}
     records = []
-    for number, slot in enumerate(shown):
+    for slot in shown.tolist():
         order = np.argsort(-probabilities[slot], kind="stable")[:3]
         near = neighbours[slot] if int(slot) in with_neighbours else []
         records.append({
             "i": index[int(at[slot])],
             "t": int(subject.numbers[at[slot]]),
             "p": [[int(n), round(float(probabilities[slot, n]), 3)] for n in order],
-            "h": heat[number],
+            "h": heat.get(slot, ""),
             "n": [index[int(position)] for position in near],
         })  # fmt: skip
     return {
@@ -203,8 +203,9 @@ def _looks(found: Findings) -> dict[str, Any]:
         if not len(right):
             continue
         best = right[np.argsort(-sure[right], kind="stable")[:4]]
-        shown = [encoded(overlay(subject.pictures.read(int(at[slot])), found.looks.heat[slot]), 80) for slot in best]
-        mean = found.looks.heat[right].mean(axis=0)
+        maps = zip(np.sort(best).tolist(), found.looks.of(best), strict=True)
+        shown = [encoded(overlay(subject.pictures.read(int(at[slot])), heat), 80) for slot, heat in maps]
+        mean = found.looks.of(right).mean(axis=0)
         patches = found.looks.patches[number]
         strongest = np.argsort(-found.looks.channels.importance[:, number], kind="stable")[:3]
         channels = [
@@ -226,7 +227,13 @@ def _looks(found: Findings) -> dict[str, Any]:
             "most": float(patches.max()),
             "channels": channels,
         })  # fmt: skip
-    return {"classes": classes, "layer": found.looks.channels.layer, "layers": _feature_maps(found, at)}
+    layers = _feature_maps(found, at)
+    return {
+        "classes": classes,
+        "layer": found.looks.channels.layer,
+        "layers": layers,
+        "num_maps": len(found.looks.slots),
+    }
 
 
 def _feature_maps(found: Findings, at: NDArray[np.int64]) -> list[dict[str, Any]]:

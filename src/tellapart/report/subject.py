@@ -14,7 +14,7 @@ from tellapart.data.cache import Pictures, open_rows
 from tellapart.data.duplicates import near_duplicates, units
 from tellapart.data.scan import scan
 from tellapart.errors import InputError, nearest
-from tellapart.evaluation.features import features_and_probabilities
+from tellapart.evaluation.features import features_and_probabilities, saved_outputs
 from tellapart.evaluation.predict import Classifier
 from tellapart.files import read_json
 from tellapart.records import SPLITS, Progress, no_progress
@@ -83,9 +83,15 @@ def other_photos(photos: Path, classes: list[str], progress: Progress = no_progr
 
 
 def open_subject(
-    classifier: Classifier, root: Path, manifest: pd.DataFrame, *, cache: Path, progress: Progress = no_progress
+    classifier: Classifier,
+    root: Path,
+    manifest: pd.DataFrame,
+    *,
+    cache: Path,
+    run: Path | None = None,
+    progress: Progress = no_progress,
 ) -> Subject:
-    """Decode the photos and ask the network about all of them.
+    """Decode the photos and ask the network about all of them, or take what its run has kept of its own photos.
 
     Raises:
         InputError: no photo can be read.
@@ -97,7 +103,8 @@ def open_subject(
     pictures = open_rows(
         root, frame, classifier.image_px, folder=cache, max_pixels=classifier.max_pixels, progress=progress
     )
-    features, probabilities = features_and_probabilities(classifier.model, pictures, progress)
+    kept = saved_outputs(run, classifier.model, pictures) if run else None
+    features, probabilities = kept or features_and_probabilities(classifier.model, pictures, progress)
     finite = np.asarray(np.isfinite(probabilities).all(axis=1))
     probabilities = np.where(finite[:, None], probabilities, 1 / len(classifier.classes)).astype(np.float64)
     index = {name: number for number, name in enumerate(classifier.classes)}
