@@ -90,7 +90,8 @@ def _line_of_gradient(raw: Any, mean: Any, inverse: Any, scale: Any, total: Any,
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max(epsilon: float, raw: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any]:
     """Normalise (num_images, height, width, channels) and pool it 2×2; return mean and variance as well."""
-    return _max_forward(epsilon, raw, gamma, beta)[0]
+    outputs: tuple[Any, Any, Any] = _max_forward(epsilon, raw, gamma, beta)[0]
+    return outputs
 
 
 def _max_forward(epsilon: float, raw: Any, gamma: Any, beta: Any) -> tuple[Any, Any]:
@@ -127,7 +128,8 @@ _max.defvjp(_max_forward, _max_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _average(epsilon: float, raw: Any, gamma: Any, beta: Any) -> tuple[Any, Any, Any]:
     """Normalise (num_images, height, width, channels) and average it over pixels; return mean and variance as well."""
-    return _average_forward(epsilon, raw, gamma, beta)[0]
+    outputs: tuple[Any, Any, Any] = _average_forward(epsilon, raw, gamma, beta)[0]
+    return outputs
 
 
 def _average_forward(epsilon: float, raw: Any, gamma: Any, beta: Any) -> tuple[Any, Any]:

@@ -1,8 +1,8 @@
 """Training batches made by an accelerator from photos that it holds, in JAX. Knows nothing about networks.
 
 What `tellapart.data.batches.TrainingBatches` makes on the processor, from the same draws: a batch depends on (seed,
-epoch, index) alone here too. Grey levels may differ by one where a rounding falls the other way, and the noise in
-erased rectangles is another one.
+epoch, index) alone here too. Grey levels may differ by one where a rounding falls the other way, by two once contrast
+has been changed, and the noise in erased rectangles is another one.
 """
 
 from __future__ import annotations
@@ -151,11 +151,11 @@ def make(pictures: Any, targets: Any, draws: Draws, image_px: int) -> tuple[Any,
     if draws.erased is not None:
         bits = jax.random.bits(jax.random.key(draws.noise), images.shape, jnp.uint8)
         images = jnp.where(_inside(draws.erased, image_px), bits.astype(jnp.float32), images)
-    if draws.partners is not None:
-        others, kept = images[draws.partners], draws.kept
-        mixed = jnp.rint(images * kept[:, None, None, :1] + others * (1 - kept[:, None, None, :1]))
+    if draws.partners is not None and draws.kept is not None:
+        others, levels, share = images[draws.partners], draws.kept[:, None, None, :1], draws.kept[:, 1:]
+        mixed = jnp.rint(images * levels + others * (1 - levels))
         images = jnp.where(_inside(draws.boxes, image_px), others, mixed)
-        rows = rows * kept[:, 1:] + rows[draws.partners] * (1 - kept[:, 1:])
+        rows = rows * share + rows[draws.partners] * (1 - share)
     return images.astype(jnp.uint8), rows
 
 

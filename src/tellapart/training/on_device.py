@@ -102,7 +102,7 @@ def convolution_milliseconds(image_px: int, repeats: int = 32) -> dict[str, floa
     convolve = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME")
     convolve = partial(convolve, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    @jax.jit
+    @jax.jit  # type: ignore[untyped-decorator]
     def chain(images: Any, kernel: Any) -> Any:
         return jax.lax.fori_loop(0, repeats, lambda _, x: convolve(x, kernel), images).sum()
 
@@ -310,7 +310,8 @@ class OnDevice:
             return Found(sums.loss + loss, sums.right + right, jnp.asarray(sum(penalties), jnp.float32)), None
 
         zero = jnp.zeros((), jnp.float32)
-        return jax.lax.scan(add, Found(zero, zero, zero), (pictures, rows, counted))[0]
+        sums: Found = jax.lax.scan(add, Found(zero, zero, zero), (pictures, rows, counted))[0]
+        return sums
 
     def _right(self, rows: Any, said: Any) -> Any:
         return (rows[:, : self.inputs.num_classes].argmax(axis=-1) == said.argmax(axis=-1)).astype(jnp.float32)
@@ -405,7 +406,7 @@ class OnDevice:
         pictures = batches.pictures
         return pack(lambda number: pictures.read(int(positions[number])), len(positions), pictures.image_px, _CORES)
 
-    def _validation_parts(self) -> list[Callable[[], tuple[Any, Any, Any]]]:
+    def _validation_parts(self) -> list[Callable[[], Any]]:
         """Return what gives pictures, targets and which count, (steps, batch, …), of parts of the validation photos."""
         batches, count = self.inputs.validation, self.inputs.num_validation
         if not count:
@@ -413,7 +414,9 @@ class OnDevice:
         size = min(batches.batch_size, count)
         steps, most = -(-count // size), max(1, _BYTES_AT_ONCE // (size * 4 * batches.pictures.image_px**2))
         length = -(-steps // -(-steps // most))  # as equal as can be: all have one shape
-        parts = [partial(self._validation_part, start * size, length, size) for start in range(0, steps, length)]
+        parts: list[Callable[[], Any]] = [
+            partial(self._validation_part, start * size, length, size) for start in range(0, steps, length)
+        ]
         total = len(parts) * length * size * 4 * batches.pictures.image_px**2
         if total > self._room // 4:
             return parts
