@@ -96,9 +96,11 @@ def integrated_gradients_values(
     The integral is Gauss-Legendre's sum, which needs a tenth of the points of a Riemann sum. The shares add up to
     the difference of the scores (completeness, proposition 1 of the paper) as far as the sum is exact.
     """
-    probe = _probe(model, first_layer(model))
-    picture = probe.read(images, targets).outputs
-    baseline = probe.read(blurred(images), targets).outputs
+    layer = first_layer(model)
+    probe = _probe(model, layer)
+    picture, baseline = (
+        np.asarray(keras.ops.convert_to_numpy(layer(each)), np.float32) for each in (images, blurred(images))
+    )
     way = picture - baseline
     points, weights = np.polynomial.legendre.leggauss(steps)
     total = np.zeros_like(way)

@@ -40,7 +40,7 @@ from tellapart.report.suspects import suspects
 from tellapart.training.callbacks import Announce
 
 COVERAGES = (0.9, 0.95, 0.99)
-_CORRUPTED = (48, 400)
+_CORRUPTED = (48, 260)
 """Pictures in each of the 75 corruption runs: fewest and most."""
 
 

@@ -16,11 +16,10 @@ from tellapart.randomness import generator
 from tellapart.records import Progress
 from tellapart.report.subject import Subject
 
-FEW, SOME, MANY = (16, 48), (48, 200), (150, 1000)
-"""Pictures for what takes hundreds of looks at each, about fifty, and one map: fewest and most."""
+FORGETTING, FEW, SOME, MANY = (4, 16), (16, 48), (32, 150), (80, 500)
+"""Pictures, fewest and most, for maps of a network that forgets, hundreds of looks at each, about fifty, and a map."""
 _FULL_PX = 96
 """Side of pictures up to which the most are looked at; the time of a look grows with the area."""
-_FORGETTING = 8
 _SUREST = 4
 
 
@@ -81,7 +80,7 @@ def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], p
     for number, (name, method) in enumerate(METHODS.items(), start=1):
         methods[name] = faith.of(method(model, pictures[few], predicted[few]))
         progress("comparing methods", number, len(METHODS))
-    fewer = few[:_FORGETTING]
+    fewer = few[: how_many(FORGETTING, px)]
     some = spread(true, how_many(SOME, px))
     return Looks(
         method=DEFAULT_METHOD,
