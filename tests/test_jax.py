@@ -36,6 +36,7 @@ assert "tensorflow" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_trains_and_explains_on_jax_without_tensorflow_and_the_model_opens_under_tensorflow(tmp_path: Path):
     if not JAX_PYTHON.exists():
         pytest.skip("no environment with JAX and without TensorFlow: `make .venv-jax/installed` makes it")

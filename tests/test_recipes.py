@@ -19,7 +19,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tellapart.draw(tmp_path_factory.mktemp("drawn") / "photos", num_images=240)
 
 
-@pytest.mark.parametrize("name", RECIPE_NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "transfer" else name for name in RECIPE_NAMES]
+)
 def test_a_recipe_trains_and_measures(name: str, photos: Path, tmp_path: Path):
     recipe = load_recipe(name)
     changes: dict[str, Any] = {"data.image_px": 32, "train.epochs": 2, "train.precision": "float32"}

@@ -68,8 +68,7 @@ def kill_when(process: subprocess.Popen, ready) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    finish(start_training(photos, folder / "run", folder / "cache"))
-    return folder / "run"
+    return tellapart.train(photos, changes=QUICK, out=folder / "run", cache=folder / "cache").path
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -81,7 +80,7 @@ def test_run_folder_is_whole_and_its_numbers_are_scikit_learns(uninterrupted: Pa
     names = {path.name for path in uninterrupted.iterdir()}
     assert names == {
         "recipe.toml", "environment.json", "manifest.csv", "health.json", "history.csv", "checkpoints", "model.keras",
-        "predictions.csv", "metrics.json", "curves.png", "log.jsonl", "tensorboard",
+        "predictions.csv", "features.npz", "metrics.json", "curves.png", "log.jsonl", "tensorboard",
     }  # fmt: skip
     metrics = json.loads((uninterrupted / "metrics.json").read_text())
     table = pd.read_csv(uninterrupted / "predictions.csv")
@@ -117,6 +116,7 @@ def test_tensorboard_reads_the_run(uninterrupted: Path):
     assert len(reader.Tags()["tensors"]) >= 2
 
 
+@pytest.mark.slow
 def test_killed_in_mid_epoch_resumes_to_the_same_weights(uninterrupted: Path, photos: Path, tmp_path: Path):
     run = tmp_path / "run"
     process = start_training(photos, run, tmp_path / "cache")
@@ -128,6 +128,7 @@ def test_killed_in_mid_epoch_resumes_to_the_same_weights(uninterrupted: Path, ph
     assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_a_hint(photos: Path, tmp_path: Path):
     process = start_training(photos, tmp_path / "run", tmp_path / "cache", "--set", "train.epochs=500")
     while not (tmp_path / "run" / "history.csv").exists():
@@ -161,6 +162,7 @@ def test_killed_while_caching_resumes_to_the_same_weights(uninterrupted: Path, p
     assert same_weights(run, uninterrupted)
 
 
+@pytest.mark.slow
 def test_reproduce_gives_the_same_weights(uninterrupted: Path, tmp_path: Path):
     command = [sys.executable, "-m", "tellapart", "reproduce", str(uninterrupted), "--out", str(tmp_path / "again")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -168,6 +170,7 @@ def test_reproduce_gives_the_same_weights(uninterrupted: Path, tmp_path: Path):
     assert "The weights are the same, bit for bit." in result.stdout
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_goes_on(
     uninterrupted: Path, photos: Path, tmp_path: Path
 ):
@@ -211,6 +214,7 @@ def test_a_resumed_run_refuses_what_it_would_have_to_drop(given: dict, named: st
     assert (uninterrupted / "recipe.toml").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_time_budget_is_kept_and_the_run_can_be_done_again(photos: Path, tmp_path: Path):
     lines: list[str] = []
     run = tellapart.train(

@@ -347,10 +347,13 @@ def test_rows_of_other_images_are_not_gone_on_with(place: Path, tmp_path: Path):
         predict_files(classifier, photos[:3], tmp_path / "out.xlsx")
 
 
+@pytest.mark.slow
 def test_every_runtime_is_measured(place: Path):
     speeds = tellapart.benchmark(place / "bundle", seconds=0.3)
     assert {speed.runtime for speed in speeds} >= {"onnxruntime", "openvino-f32", "tensorflow"}
     for speed in speeds:
+        if speed.runtime == "openvino-bf16" and speed.error.startswith("refused when the bundle was made"):
+            continue  # so small a network may lose one of its few pictures to bfloat16
         assert speed.error == "", speed
         assert 0 < speed.p50_ms <= speed.p99_ms
         assert speed.images_per_second[1] > 0

@@ -189,6 +189,7 @@ def test_a_mistake_is_one_clear_message(command, tmp_path: Path, words: list[str
     assert (tmp_path / "full" / "thing").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_message_and_the_run_goes_on_to_the_same_weights(photos: Path, tmp_path: Path):
     """A real limit on the size of files: the kernel refuses to write model and checkpoints beyond it."""
     import os

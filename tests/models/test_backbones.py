@@ -112,6 +112,7 @@ def test_weights_that_cannot_be_had_are_clear_errors(tmp_path: Path):
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_download_that_fails_says_which_file_to_bring(tmp_path: Path):
     """Keras' own download, through a proxy that nobody listens at, with an empty cache."""
     program = (

@@ -18,7 +18,7 @@ from tellapart.data.decode import decode_square
 from tellapart.errors import InputError
 from tellapart.explain.maps import METHODS
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 QUICK = [
     "data.image_px=48", "train.epochs=16", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
@@ -140,7 +140,6 @@ def few_photos(place: Path, name: str, num_classes: int, each: int = 8) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_other_photos_with_missing_classes_a_bad_file_and_a_class_that_is_never_named(place: Path):
     """Each is said where it belongs, and the rest of the report stands."""
     model = tellapart.load(place / "run").model
@@ -157,7 +156,6 @@ def test_other_photos_with_missing_classes_a_bad_file_and_a_class_that_is_never_
     assert "1 photos cannot be read" in report.page.read_text()
 
 
-@pytest.mark.slow
 def test_probabilities_that_are_not_numbers_are_counted_and_the_rest_stands(place: Path):
     model = tellapart.load(place / "run").model
     model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
@@ -169,7 +167,6 @@ def test_probabilities_that_are_not_numbers_are_counted_and_the_rest_stands(plac
     assert report.values["metrics"]["test"]["accuracy"] == pytest.approx(0.1)  # all even: the first class
 
 
-@pytest.mark.slow
 def test_a_network_nested_in_another_gets_the_same_report(place: Path):
     """As transfer learning has it: the convolutions are a model of their own."""
     model = tellapart.load(place / "run").model

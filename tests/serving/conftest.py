@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +23,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(ready)
     import tellapart
 
-    here = tmp_path_factory.mktemp("serving")
-    photos = tellapart.draw(here / "photos", num_images=400)
-    tellapart.train(photos, changes=QUICK, out=here / "run", cache=here / "cache")
-    tellapart.export(here / "run", here / "bundle", name="shapes", cache=here / "cache")
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # one of the processes makes it, for all
+        here = tmp_path_factory.getbasetemp().parent / "serving"
+        here.mkdir(exist_ok=True)
+    else:
+        here = tmp_path_factory.mktemp("serving")
+    with open(here / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (here / "bundle").exists():
+            photos = tellapart.draw(here / "photos", num_images=400)
+            tellapart.train(photos, changes=QUICK, out=here / "run", cache=here / "cache")
+            tellapart.export(here / "run", here / "bundle", name="shapes", cache=here / "cache")
     return here
 
 

@@ -203,6 +203,7 @@ def until(seconds: float, holds: Callable[[], bool]) -> bool:
     return holds()
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_start_again_leaves_the_others_alone(bundle: Path, tmp_path: Path, photos: list[Path]):
     place = tmp_path / "served"
     shutil.copytree(bundle, place)
@@ -237,6 +238,7 @@ def test_the_children_of_a_killed_parent_end(start: Callable[..., ServerProcess]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_stop_ends_though_something_hangs(
     start: Callable[..., ServerProcess], bundle: Path, tmp_path: Path, workers: int
 ):

@@ -52,10 +52,11 @@ def test_eight_large_json_bodies_at_once_stay_within_the_budget(start: Callable[
 
 @linux
 @pytest.mark.integration
+@pytest.mark.slow
 def test_large_pictures_are_decoded_one_at_a_time_and_small_ones_pass_them(
     start: Callable[..., ServerProcess], bundle: Path, photos: list[Path]
 ):
-    server = start(bundle)
+    server = start(bundle, "--deadline-ms", "60000")
     transparent = np.zeros((6000, 6000, 4), np.uint8)
     transparent[..., 3] = 100
     large = cv2.imencode(".png", transparent)[1].tobytes()

@@ -34,7 +34,10 @@ def document(server: ServerProcess) -> dict[str, Any]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(mode, marks=pytest.mark.slow, id=mode.value) for mode in GenerationMode],
+)
 def test_every_endpoint_does_what_its_description_says(
     server: ServerProcess, document: dict[str, Any], mode: GenerationMode
 ):

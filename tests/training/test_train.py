@@ -12,7 +12,7 @@ from tellapart.models import passes
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("budget", [None, 25.0], ids=["epochs", "budget"])
+@pytest.mark.parametrize("budget", [None, pytest.param(25.0, marks=pytest.mark.slow)], ids=["epochs", "budget"])
 def test_every_stage_trains_in_the_fused_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float | None):
     """TensorFlow would generalise the step at the second size to sides of any length, twice as slow."""
     seen, gradient = [], passes.max_gradient

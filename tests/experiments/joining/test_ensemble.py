@@ -105,6 +105,7 @@ def rows_of(run: Path, side: str = "test") -> tuple[pd.DataFrame, np.ndarray]:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_runs_of_one_size_become_their_weighted_mean(place: Path, pair):
     weights = [each.weight for each in pair.standings]
     assert sum(weights) == pytest.approx(1)
@@ -128,6 +129,7 @@ def test_runs_of_one_size_become_their_weighted_mean(place: Path, pair):
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
     photos = image_files([place / "photos"])[:20]
     table = pd.read_csv(place / "ab" / "predictions.csv").set_index("path")
@@ -152,6 +154,7 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_an_ensemble_cannot_be_trained_further_and_another_one_takes_no_place(place: Path, pair):
     for act in (
         lambda: tellapart.train(resume=place / "ab", cache=place / "cache"),
@@ -168,6 +171,7 @@ def test_an_ensemble_cannot_be_trained_further_and_another_one_takes_no_place(pl
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_members_of_two_sizes_and_snapshots_are_joined(place: Path, capfd, monkeypatch: pytest.MonkeyPatch):
     from tellapart.cli.main import main
 

@@ -126,6 +126,7 @@ def test_stopping_poor_trials_saves_half_of_the_epochs_at_the_same_best_score(tm
     assert best_stopped == pytest.approx(best, abs=0.002)
 
 
+@pytest.mark.slow
 def test_a_dead_workers_trial_is_put_back_with_its_values_and_given_up_when_it_kills_again(tmp_path: Path):
     beat = Heartbeat(every=1, patience=1)
     study = open_study(f"sqlite:///{tmp_path}/study.db", "s", seed=0, rung=2, pareto=False, heartbeat=beat)
@@ -224,6 +225,7 @@ def tuned(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_trials_never_see_a_test_photo(tuned: Path, photos: Path, tmp_path: Path):
     """Not one is named in what trials leave, and with all of them gone from the disk the trials are the same."""
     table = read_manifest(tuned / "photos")
@@ -258,6 +260,7 @@ def test_trials_never_see_a_test_photo(tuned: Path, photos: Path, tmp_path: Path
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_finished_search_is_whole_small_and_goes_on_to_the_answer(
     tuned: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
