@@ -21,8 +21,10 @@ def section(run: Path) -> str:
     for name in NAMES:
         cells = []
         for side in SIDES:
-            low, high = metrics[side]["intervals"][name]
-            cells.append(f"{metrics[side][name]:.3f} ({low:.3f} to {high:.3f})")
+            cells.append(f"{metrics[side][name]:.3f}")
+            if "intervals" in metrics[side]:  # training photos have none
+                low, high = metrics[side]["intervals"][name]
+                cells[-1] += f" ({low:.3f} to {high:.3f})"
         lines.append(f"| {name.replace('_', ', ')} | {' | '.join(cells)} |")
     seconds = f"{metrics['seconds_total']:.0f} s from files to metrics, {metrics['seconds_training']:.0f} s of training"
     return "\n".join([*lines, "", f"{seconds}, peak memory {metrics['peak_memory_mb']:.0f} MB."])

@@ -14,7 +14,6 @@ RESULTS = sorted((ROOT / "results").glob("*.json"))
 MEASURE_AGAIN = {
     "ablation-photos9",
     "accuracy-photos9-reference",
-    "accuracy-trash6-3m",
     "batch-prediction",
     "heat-maps",
     "label-errors-10m",
