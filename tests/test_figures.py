@@ -20,7 +20,6 @@ MEASURE_AGAIN = {
     "label-errors-3m",
     "mixing",
     "overload",
-    "serving",
     "throughput",
     "transfer-antsbees",
     "transfer-photos9",

@@ -57,16 +57,18 @@ def progress_bar() -> Iterator[Progress]:
         console=console(stderr=True), transient=True,
     ) as bar, _interrupts() as is_interrupted:  # fmt: skip
         shown: dict[str, Any] = {}
+        lock = threading.Lock()  # photos are decoded in a thread, which reports too
 
         def report(what: str, done: int, total: int) -> None:
             if is_interrupted():
                 raise KeyboardInterrupt
-            if what not in shown:
-                for task in shown.values():
-                    bar.remove_task(task)
-                shown.clear()
-                shown[what] = bar.add_task(what, total=total)
-            bar.update(shown[what], completed=done, total=total)
+            with lock:
+                if what not in shown:
+                    for task in shown.values():
+                        bar.remove_task(task)
+                    shown.clear()
+                    shown[what] = bar.add_task(what, total=total)
+                bar.update(shown[what], completed=done, total=total)
 
         yield report
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import itertools
 import logging
 import os
@@ -86,9 +87,7 @@ class Pictures:
             cache: puts them there, unless what it is called with says that they are not wanted any more, and returns
                 the folder to read them from, or None.
         """
-        pool = ThreadPoolExecutor(1)
-        self._filling = pool.submit(cache, self._closing.is_set)
-        pool.shutdown(wait=False)
+        self._filling = _filler().submit(cache, self._closing.is_set)
 
     def _settle(self) -> None:
         """Wait until the cache is filled, if it is being filled."""
@@ -148,12 +147,19 @@ class Pictures:
         """Close the file. The pictures cannot be read from the cache afterwards."""
         self._closing.set()
         if self._filling is not None:
-            wait([self._filling])
+            if not self._filling.cancel():
+                wait([self._filling])
             self._filling = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
             self._rows[:] = -1
+
+
+@functools.cache
+def _filler() -> ThreadPoolExecutor:
+    """Return the one thread that fills caches, one after the other: each uses all processors."""
+    return ThreadPoolExecutor(1)
 
 
 LIMIT_BYTES = 20 * 10**9
