@@ -158,7 +158,7 @@ def carry_out(
         recipe, deadline = _fit_into(folder, recipe, order, started - spent + budget, announce)
 
     # Photos
-    ahead = precision_ahead(recipe)
+    ahead = precision_ahead(recipe, Path(cache) if cache is not None else default_cache())
     if not (folder / "manifest.csv").exists():
         prepare(folder, recipe, order, progress, announce)
     photos = open_photos(folder, recipe, cache, progress, ahead=True)

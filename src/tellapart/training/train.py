@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from tellapart.data.cache import default_cache
 from tellapart.records import Progress, no_progress
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import (
@@ -223,13 +222,18 @@ def _fit_segment(
     )
 
 
-def precision_ahead(recipe: Recipe) -> Future[Precision] | None:
-    """Begin to choose the precision on an accelerator under JAX, which takes seconds, while photos are scanned."""
+def precision_ahead(recipe: Recipe, cache: Path) -> Future[Precision] | None:
+    """Begin to choose the precision on an accelerator under JAX, which takes seconds, while photos are scanned.
+
+    Args:
+        recipe: what is to be trained.
+        cache: what XLA compiles is kept in its folder ``xla``.
+    """
     if not _is_accelerated():
         return None
     from tellapart.training.on_device import keep_compiled
 
-    keep_compiled(default_cache() / "xla")
+    keep_compiled(cache / "xla")
     pool = ThreadPoolExecutor(1)
     found = pool.submit(precision_on_device, recipe.train.precision, stages_of(recipe)[-1].image_px)
     pool.shutdown(wait=False)
