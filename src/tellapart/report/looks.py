@@ -20,7 +20,8 @@ FORGETTING, FEW, SOME, MANY = (4, 16), (16, 48), (32, 150), (80, 500)
 """Pictures, fewest and most, for maps of a network that forgets, hundreds of looks at each, about fifty, and a map."""
 _FULL_PX = 96
 """Side of pictures up to which the most are looked at; the time of a look grows with the area."""
-_SUREST = 4
+SUREST = 4
+"""Photos of each class that the page shows with their maps."""
 
 
 def how_many(bounds: tuple[int, int], image_px: int) -> int:
@@ -103,7 +104,7 @@ def _worth_a_map(
     """
     right = predicted == true
     surest = [np.flatnonzero(right & (true == number)) for number in np.unique(true)]
-    best = [places[np.argsort(-sure[places], kind="stable")[:_SUREST]] for places in surest]
+    best = [places[np.argsort(-sure[places], kind="stable")[:SUREST]] for places in surest]
     first = np.unique(np.concatenate([spread(true, some), *best]))
     order = np.lexsort((np.where(right, sure, -sure), right))
     rest = order[~np.isin(order, first)][: max(most - len(first), 0)]

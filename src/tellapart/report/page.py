@@ -19,6 +19,7 @@ from tellapart.files import json_in_html, read_json, write_text
 from tellapart.records import SPLITS, Progress
 from tellapart.report import figures
 from tellapart.report.examine import Findings
+from tellapart.report.looks import SUREST
 from tellapart.report.photos import coarse_heat, encoded, thumbnails
 from tellapart.report.verdict import percent, verdict
 from tellapart.settings import load_recipe
@@ -202,7 +203,7 @@ def _looks(found: Findings) -> dict[str, Any]:
         right = np.flatnonzero((predicted == number) & (subject.numbers[at] == number))
         if not len(right):
             continue
-        best = right[np.argsort(-sure[right], kind="stable")[:4]]
+        best = right[np.argsort(-sure[right], kind="stable")[:SUREST]]
         maps = zip(np.sort(best).tolist(), found.looks.of(best), strict=True)
         shown = [encoded(overlay(subject.pictures.read(int(at[slot])), heat), 80) for slot, heat in maps]
         mean = found.looks.of(right).mean(axis=0)
