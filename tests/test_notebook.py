@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import subprocess
@@ -14,12 +16,29 @@ import pytest
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "tour.ipynb"
 
 
+def _script() -> str:
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def test_what_the_tour_imports_of_tellapart_exists():
+    imports = [
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(_script()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("tellapart")
+        for alias in node.names
+    ]
+    assert imports
+    for module, name in imports:
+        assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
+
+
 @pytest.mark.slow
 def test_the_tour_runs_from_top_to_bottom(tmp_path: Path):
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     assert all(cell.get("outputs", []) == [] for cell in cells), "kept without outputs"
     script = tmp_path / "tour.py"
-    script.write_text("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    script.write_text(_script())
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, env={**os.environ, "MPLBACKEND": "Agg"},
         capture_output=True, text=True, timeout=500, check=False,
