@@ -1,12 +1,14 @@
 """How often each 95 % interval that a report or a comparison prints holds the true value, by simulation.
 
     OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py
+    OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py --differences
 
 A world is a classifier and endless photos: 3 to 9 classes, even or up to a hundred times as frequent as others (3 % at
 least), accuracy 0.6 to 0.99, probabilities that are right, too sure or too unsure. Its truths are measured on 100,000
 photos; then test sets of 100 to 1,000 are drawn from them. Grouped worlds draw whole groups of 1 to 8 near copies.
 `held` is a mean over worlds, `low` and `high` the share of intervals that lie below and above the truth, `worst` the
-world with the lowest coverage. The noise of `held` is one standard error over worlds.
+world with the lowest coverage. The noise of `held` is one standard error over worlds. With --differences, a
+second model says of each photo what the first says with noise added, and the intervals are those of `compare`.
 
 The file is not called coverage.py: Numba imports a package of that name, and scripts find their neighbours first.
 """
@@ -16,7 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +32,7 @@ from tellapart.evaluation.calibration_error import bin_of
 from tellapart.evaluation.intervals import skewed_mean_interval
 from tellapart.evaluation.metrics import classification_metrics, photo_losses
 from tellapart.evaluation.ranking import average_precision, roc_auc, top_k_accuracy
+from tellapart.experiments.paired import differences as of_two
 from tellapart.randomness import generator
 
 POOL = 100_000
@@ -126,23 +130,23 @@ def truths(found: World) -> dict[str, float]:
     }  # fmt: skip
 
 
-def drawn(found: World, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return the rows of one test set; whole groups until there are enough photos."""
+def drawn(found: World, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the rows of one test set and their groups, if any; whole groups until there are enough photos."""
     total, starts = int(found.groups[-1]) + 1, np.searchsorted(found.groups, np.arange(found.groups[-1] + 2))
     if total == len(found.groups):
-        return rng.integers(0, total, found.num_photos)
+        return rng.integers(0, total, found.num_photos), None
     mean = len(found.groups) / total
     chosen = rng.integers(0, total, round(found.num_photos / mean))
-    return np.concatenate([np.arange(starts[group], starts[group + 1]) for group in chosen])
+    rows = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in chosen])
+    # The same group drawn twice is two groups: the pool stands for an endless one.
+    breaks = np.append(True, (np.diff(found.groups[rows]) != 0) | (np.diff(rows) != 1))
+    return rows, np.cumsum(breaks)
 
 
 def measured(found: World, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
     """Draw a test set and return all intervals of it."""
-    rows = drawn(found, rng)
+    rows, groups = drawn(found, rng)
     true, probabilities = found.true[rows], found.probabilities[rows]
-    # The same group drawn twice is two groups: the pool stands for an endless one.
-    breaks = np.append(True, (np.diff(found.groups[rows]) != 0) | (np.diff(rows) != 1))
-    groups = np.cumsum(breaks) if found.groups[-1] + 1 < len(found.groups) else None
     ends = classification_metrics(true, probabilities, [str(at) for at in range(probabilities.shape[1])], groups)[
         "intervals"
     ]
@@ -179,12 +183,51 @@ def _said_as_right(
     return (probabilities.cumsum(1) < chance[:, None]).sum(1).clip(0, probabilities.shape[1] - 1), probabilities
 
 
-def coverage(found: World, num_draws: int, seed: int) -> dict[str, tuple[float, float, float]]:
+def second_model(found: World, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return what another model says of the world's photos: nearly the same, or something quite different."""
+    size = found.probabilities.shape
+    noise = np.sqrt(0.9) * rng.normal(size=size)[found.groups] + np.sqrt(0.1) * rng.normal(size=size)
+    sharpness, strength = float(rng.choice([0.7, 1, 1.4])), float(rng.choice([0.3, 1, 3]))
+    logits = sharpness * (np.log(found.probabilities + 1e-12) + strength * noise)
+    said = np.exp(logits - logits.max(1, keepdims=True))
+    return said / said.sum(1, keepdims=True)
+
+
+def gained(true: NDArray[np.int64], first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, float]:
+    """Return second minus first of everything that `compared` gives an interval of."""
+    right = first.argmax(1) == true, second.argmax(1) == true
+    macro = [averages(count(true, said.argmax(1), said.shape[1]))["f1_macro"] for said in (first, second)]
+    return {
+        "accuracy gained": float(right[1].mean() - right[0].mean()),
+        "macro F1 gained": float(macro[1] - macro[0]),
+        "loss gained": float((photo_losses(true, second) - photo_losses(true, first)).mean()),
+    }
+
+
+def compared(found: World, second: NDArray[np.float64], rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+    """Draw a test set and return all intervals of the two models' differences."""
+    rows, groups = drawn(found, rng)
+    true, both = found.true[rows], (found.probabilities[rows], second[rows])
+    ends = of_two(true, *both, groups)
+    names = {"accuracy": "accuracy gained", "f1_macro": "macro F1 gained", "loss": "loss gained"}
+    return {title: (ends[name].low, ends[name].high) for name, title in names.items()}
+
+
+def coverage(
+    found: World, num_draws: int, seed: int, *, differences: bool = False
+) -> dict[str, tuple[float, float, float]]:
     """Return for each interval how often it held the truth, lay below and lay above it."""
-    expected, rng = truths(found), generator(seed, "test sets")
+    rng = generator(seed, "test sets")
+    if differences:
+        second = second_model(found, generator(seed, "second model"))
+        swapped = (second, found.probabilities) if seed % 2 else (found.probabilities, second)
+        found, second = replace(found, probabilities=swapped[0]), swapped[1]
+        expected, draw = gained(found.true, *swapped), partial(compared, found, second)
+    else:
+        expected, draw = truths(found), partial(measured, found)
     sums: dict[str, list[NDArray[np.float64]]] = {}
     for _ in range(num_draws):
-        for name, (low, high) in measured(found, rng).items():
+        for name, (low, high) in draw(rng).items():
             value = expected[name]
             kept = np.array([low - 1e-12 <= value <= high + 1e-12, high + 1e-12 < value, low - 1e-12 > value], float)
             kind = "ece, calibrated" if name == "ece" and found.right_as_said else name.split("/")[0]
@@ -192,11 +235,13 @@ def coverage(found: World, num_draws: int, seed: int) -> dict[str, tuple[float, 
     return {name: tuple(np.mean(rows, axis=0).tolist()) for name, rows in sums.items()}
 
 
-def summary(many: list[World], num_draws: int, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
+def summary(
+    many: list[World], num_draws: int, say: Callable[[str], None], *, differences: bool
+) -> dict[str, dict[str, float]]:
     """Return the coverage of each interval over many worlds."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for number, each in enumerate(many):
-        for name, row in coverage(each, num_draws, number).items():
+        for name, row in coverage(each, num_draws, number, differences=differences).items():
             found.setdefault(name, []).append(row)
         if number % 10 == 9:
             say(f"{number + 1} of {len(many)} worlds")
@@ -215,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, default=60)
     parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--differences", action="store_true", help="of two models, instead of one model's metrics")
     arguments = parser.parse_args()
     settings = {
         "single photos": {"grouped": False, "photos": (100, 200, 300, 600, 1000)},
@@ -224,13 +270,14 @@ def main() -> None:
     found = {}
     for name, kinds in settings.items():
         many = list(worlds(arguments.worlds, seed=0, **kinds))
-        found[name] = summary(many, arguments.draws, lambda text, name=name: print(f"{name}: {text}", flush=True))
+        say = lambda text, name=name: print(f"{name}: {text}", flush=True)  # noqa: E731
+        found[name] = summary(many, arguments.draws, say, differences=arguments.differences)
         for metric, row in found[name].items():
             print(f"{metric:28}{row['held']:8.3f} ± {row['noise']:.3f}{row['worst']:8.3f}", flush=True)
     what = "share of 95 % intervals that hold the true value, over random worlds (see benchmarks/interval_coverage.py)"
     values = {"what": what, "worlds": arguments.worlds, "draws": arguments.draws, **found}
     print(json.dumps(values)[:200])
-    print(f"Written to {write_result('coverage', values)}")
+    print(f"Written to {write_result('coverage-differences' if arguments.differences else 'coverage', values)}")
 
 
 if __name__ == "__main__":

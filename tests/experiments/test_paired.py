@@ -9,18 +9,14 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from tellapart.experiments.paired import (
     difference_interval,
+    differences,
+    f1_difference,
     grouped_difference,
     grouped_mcnemar,
     holm,
-    macro_f1,
     mcnemar,
-    paired_bootstrap,
     photo_losses,
 )
-from tellapart.randomness import generator
-
-RATES = np.array([0.87, 0.03, 0.04, 0.06])
-"""Of photos that both got right, only the first, only the second, neither."""
 
 
 def test_mcnemar_by_hand():
@@ -52,65 +48,68 @@ def test_holm_by_hand():
     assert holm(np.zeros(0)).tolist() == []
 
 
-def three_classes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def four_classes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    true = rng.choice(4, count, p=[0.6, 0.3, 0.1, 0.0])  # the last class does not occur, yet is named at times
+    true = rng.choice(4, count, p=[0.4, 0.3, 0.2, 0.1])
     return true, *(rng.dirichlet(np.ones(4), count) * 0.6 + 0.4 * np.eye(4)[true] for _ in range(2))
 
 
-def test_each_resample_is_as_scikit_learn_says():
-    true, first, second = three_classes(120)
-    counts = generator(7, "bootstrap of images").multinomial(120, np.full(120, 1 / 120), size=50)
-    drawn: dict[str, list[float]] = {"accuracy": [], "f1_macro": [], "loss": []}
-    for count in counts:
-        photos = np.repeat(np.arange(120), count)
-        one, two = ((true[photos], model[photos]) for model in (first, second))
-        scores = [
-            (
-                accuracy_score(t, p.argmax(1)),
-                f1_score(t, p.argmax(1), average="macro", zero_division=0),
-                log_loss(t, p, labels=range(4)),
-            )
-            for t, p in (one, two)
-        ]
-        for name, before, after in zip(drawn, *scores, strict=True):
-            drawn[name].append(after - before)
-    found = paired_bootstrap(true, first, second, resamples=50, seed=7)
-    for name, values in drawn.items():
-        ends = found[name].low, found[name].high
-        assert ends == pytest.approx(tuple(np.quantile(values, (0.025, 0.975))), abs=1e-9), name
-    once = np.ones((1, 120))
-    expected = f1_score(true, first.argmax(1), average="macro", zero_division=0)
-    assert macro_f1(once, true, first.argmax(1), 4) == pytest.approx(expected)
-    assert photo_losses(true, first).mean() == pytest.approx(log_loss(true, first, labels=range(4)))
+def test_what_is_gained_lies_inside_and_a_model_has_gained_nothing_on_itself():
+    true, first, second = four_classes(300)
+    found = differences(true, first, second)
+    gained = {
+        "accuracy": accuracy_score(true, second.argmax(1)) - accuracy_score(true, first.argmax(1)),
+        "f1_macro": np.subtract(*(f1_score(true, said.argmax(1), average="macro") for said in (second, first))),
+        "loss": log_loss(true, second, labels=range(4)) - log_loss(true, first, labels=range(4)),
+    }
+    for name, value in gained.items():
+        assert found[name].low < value < found[name].high, name
+    turned = differences(true, second, first)
+    for name, ends in found.items():
+        assert (turned[name].low, turned[name].high) == pytest.approx((-ends.high, -ends.low)), name
+    itself = differences(true, first, first)
+    assert (itself["loss"].low, itself["loss"].high) == (0, 0)
+    for name in ("accuracy", "f1_macro"):
+        assert itself[name].low == pytest.approx(-itself[name].high), name
+        assert 0 < itself[name].high < 0.05, "300 photos do not prove two models equal"
 
 
-def test_the_seed_alone_decides_and_pairing_makes_intervals_narrow():
-    true, first, _ = three_classes(300)
+def test_pairing_makes_intervals_narrow():
+    true, first, other = four_classes(300)
     second = first.copy()
     second[:3] = np.eye(4)[true[:3]]  # the same model, but for three photos
-    found = paired_bootstrap(true, first, second, seed=1)
-    assert found == paired_bootstrap(true, first, second, seed=1)
-    assert found != paired_bootstrap(true, first, second, seed=2)
-    assert found["accuracy"].high - found["accuracy"].low <= 0.03
-    assert found["loss"].high <= 0
+    near, far = differences(true, first, second), differences(true, first, other)
+    for name, ends in near.items():
+        assert ends.high - ends.low < 0.6 * (far[name].high - far[name].low), name
+    assert near["loss"].high <= 0
+
+
+def test_perfect_models_have_as_much_room_as_their_own_intervals():
+    true = np.repeat(np.arange(3), 40)
+    ends = f1_difference(true, true, true, 3)
+    assert ends.low == pytest.approx(-ends.high)
+    assert 0.02 < ends.high < 0.1
 
 
 def test_intervals_of_the_difference_cover_it_95_times_in_100():
-    """300 data sets of 400 photos, whose true difference is 1 point."""
+    """300 data sets of 400 photos; the truths of F1 and loss are taken from 400,000 photos."""
     rng = np.random.default_rng(3)
-    covered = {"bootstrap": 0, "Newcombe": 0}
+
+    def photos(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        true = rng.choice(3, count, p=[0.6, 0.3, 0.1])
+        hard = rng.normal(size=(count, 3))
+        logits = (np.eye(3)[true] * 3 + hard + 0.4 * rng.normal(size=(count, 3)) for _ in range(2))
+        first, second = (np.exp(each) / np.exp(each).sum(1, keepdims=True) for each in logits)
+        return true, first, second**0.7 / (second**0.7).sum(1, keepdims=True)
+
+    true, *both = photos(400_000)
+    macro = [f1_score(true, said.argmax(1), average="macro") for said in both]
+    losses = [photo_losses(true, said).mean() for said in both]
+    truth = {"accuracy": 0.0, "f1_macro": macro[1] - macro[0], "loss": losses[1] - losses[0]}
+    covered = dict.fromkeys(truth, 0)
     for _ in range(300):
-        kinds = rng.choice(4, 400, p=RATES)
-        true = np.zeros(400, np.int64)
-        first, second = (np.eye(2)[np.where(np.isin(kinds, right), 0, 1)] for right in ([0, 1], [0, 2]))
-        both, only_first, only_second, neither = map(int, np.bincount(kinds, minlength=4))
-        found = {
-            "bootstrap": paired_bootstrap(true, first, second, resamples=500)["accuracy"],
-            "Newcombe": difference_interval(both, only_first, only_second, neither),
-        }
-        for name, interval in found.items():
-            covered[name] += interval.low <= 0.01 <= interval.high
+        for name, ends in differences(*photos(400)).items():
+            covered[name] += ends.low <= truth[name] <= ends.high
     for name, times in covered.items():
         assert times / 300 == pytest.approx(0.95, abs=0.035), name
 
@@ -162,13 +161,13 @@ def test_near_copies_make_no_difference_out_of_chance():
     assert plain < 0.8 * 400
 
 
-def test_a_bootstrap_of_groups_is_wider_and_of_single_photos_the_same():
-    true, first, second = three_classes(200)
-    plain = paired_bootstrap(true, first, second, resamples=200)
-    assert paired_bootstrap(true, first, second, np.arange(200), resamples=200) == plain
+def test_copies_of_all_photos_change_nothing_where_they_are_known_for_groups():
+    true, first, second = four_classes(200)
+    plain = differences(true, first, second)
+    assert differences(true, first, second, np.arange(200)) == plain
     six = [np.repeat(each, 6, axis=0) for each in (true, first, second)]
-    copies = paired_bootstrap(*six, np.repeat(np.arange(200), 6), resamples=200)
+    copies, single = differences(*six, np.repeat(np.arange(200), 6)), differences(*six)
     for name, ends in plain.items():
-        assert (copies[name].low, copies[name].high) == pytest.approx((ends.low, ends.high)), name
-    single = paired_bootstrap(*six, resamples=200)["loss"]
-    assert single.high - single.low < 0.6 * (plain["loss"].high - plain["loss"].low)
+        width = ends.high - ends.low
+        assert copies[name].high - copies[name].low == pytest.approx(width, rel=0.1), name
+        assert single[name].high - single[name].low < 0.6 * width, name

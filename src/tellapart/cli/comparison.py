@@ -26,7 +26,6 @@ def compare(
         Against, typer.Option(help="Compare each run with the first one, or each with every other.")
     ] = Against.first,
     speed: Annotated[bool, typer.Option("--speed", help="Also open each model and measure its speed.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
     """Say which of several runs is better on photos new to all of them, by how much, and whether it could be chance."""
     from tellapart.cli.show import console, escaped, import_quietly, progress_bar
@@ -36,7 +35,7 @@ def compare(
     from tellapart.experiments.compare import compare as compare_runs
 
     with progress_bar() as progress:
-        found = compare_runs(runs, against=against.value, out=out, speed=speed, seed=seed, progress=progress)
+        found = compare_runs(runs, against=against.value, out=out, speed=speed, progress=progress)
     output = console()
     output.print(table_of_runs(found))
     output.print(table_of_pairs(found))

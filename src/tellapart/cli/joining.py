@@ -30,7 +30,7 @@ def ensemble(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting of the student: distill.temperature=4.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of folds, bags and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of folds and bags.")] = 0,
 ) -> None:
     """Join runs into one network with weights that validation chose, and say what it gains on new photos."""
     from tellapart.cli.comparison import table_of_pairs, table_of_runs

@@ -9,12 +9,9 @@ cluster-robust one (Liang & Zeger 1986), and shares go by an effective number of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.randomness import generator
 from tellapart.records import Interval
 from tellapart.shares import Z, wilson
 
@@ -24,8 +21,6 @@ Numbers = NDArray[np.int64]
 _LENT = 1.5
 """Photos of the kind that counts, such as mistakes, that are lent to a design effect, each with a group that is all
 alike: measured on a few mistakes alone it would be too uncertain (results/coverage.json)."""
-_DRAWS_AT_ONCE = 50
-"""Of a bootstrap over images: their counts for all draws together would take 80 MB for each 10,000 images."""
 
 
 def mean_interval(values: Floats) -> Interval:
@@ -169,41 +164,3 @@ def _unskewed(end: float, skewness: float) -> float:
     if abs(skewness) < 1e-9:
         return end
     return float(3 / skewness * (np.cbrt(1 + skewness * (end - skewness / 6)) - 1))
-
-
-def bootstrap_means(
-    values: dict[str, Floats],
-    statistics: dict[str, Callable[[Floats], Floats]] | None = None,
-    *,
-    groups: Numbers | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Return percentile intervals over images drawn with replacement (Efron & Tibshirani 1993, chapter 13).
-
-    Groups are drawn whole (Davison & Hinkley 1997, section 3.8), so a draw can hold more or fewer images.
-
-    Args:
-        values: (num_images,) arrays whose means are wanted.
-        statistics: functions of how often each image was drawn: (num_draws, num_images) float64 → (num_draws,).
-        groups: of the images.
-        resamples: how many.
-        seed: of the draws.
-    """
-    statistics = statistics or {}
-    num_images = len(next(iter(values.values())))
-    numbers = several(groups)
-    drawn_from = num_images if numbers is None else int(numbers.max()) + 1
-    rng = generator(seed, "bootstrap of images")
-    drawn: dict[str, list[Floats]] = {name: [] for name in (*values, *statistics)}
-    for _ in range(0, resamples, _DRAWS_AT_ONCE):
-        counts = rng.multinomial(drawn_from, np.full(drawn_from, 1 / drawn_from), size=_DRAWS_AT_ONCE)
-        draws = (counts if numbers is None else counts[:, numbers]).astype(np.float64)
-        for name, value in values.items():
-            drawn[name].append(draws @ value / draws.sum(axis=1))
-        for name, statistic in statistics.items():
-            drawn[name].append(statistic(draws))
-    return {
-        name: Interval(*(float(end) for end in np.quantile(np.concatenate(found), (0.025, 0.975))))
-        for name, found in drawn.items()
-    }

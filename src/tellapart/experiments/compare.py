@@ -19,7 +19,7 @@ from tellapart.experiments.common_ground import common_groups, common_photos, co
 from tellapart.experiments.comparison import MEASURES, Comparison, Entrant, Flip, Measured, Pair, SliceDifference
 from tellapart.experiments.contestant import Contestant, names_of, open_contestant
 from tellapart.experiments.cost import Cost, cost_of, with_speed
-from tellapart.experiments.paired import grouped_difference, grouped_mcnemar, holm, paired_bootstrap
+from tellapart.experiments.paired import differences, grouped_difference, grouped_mcnemar, holm
 from tellapart.files import write_json
 from tellapart.records import Interval, Progress, no_progress
 
@@ -30,7 +30,6 @@ def compare(
     against: str = "first",
     out: str | os.PathLike[str] | None = None,
     speed: bool = False,
-    seed: int = 0,
     progress: Progress = no_progress,
 ) -> Comparison:
     """Say which of several finished runs is better, by how much, and whether chance explains it.
@@ -44,7 +43,6 @@ def compare(
         against: "first": each run with the first one; "all": each with every other.
         out: the folder for ``compare.json`` and ``compare.html``; None: nothing is written.
         speed: also open each model and measure its milliseconds per image.
-        seed: of the bootstrap.
         progress: called with (what, done, total).
 
     Raises:
@@ -66,7 +64,7 @@ def compare(
     if speed:
         common_photos(contestants)  # what cannot be compared is refused before models are opened
         costs = with_speed(folders, costs, progress)
-    comparison = compare_contestants(contestants, costs, against=against, seed=seed, progress=progress)
+    comparison = compare_contestants(contestants, costs, against=against, progress=progress)
     if out is not None:
         from tellapart.experiments.compare_page import write_page
 
@@ -80,7 +78,6 @@ def compare_contestants(
     costs: Sequence[Cost],
     *,
     against: str = "first",
-    seed: int = 0,
     progress: Progress = no_progress,
 ) -> Comparison:
     """Hold against each other what some networks said: `compare`, for those that are no run folders too.
@@ -113,12 +110,10 @@ def compare_contestants(
     pairs = []
     for done, (a, b) in enumerate(places):
         progress("comparing", done, len(places))
-        pairs.append(
-            _pair((entrants[a], entrants[b]), (said[a], said[b]), true, photos, groups, seed=seed, classes=classes)
-        )
+        pairs.append(_pair((entrants[a], entrants[b]), (said[a], said[b]), true, photos, groups, classes=classes))
     progress("comparing", len(places), len(places))
     num_groups = len(true) if groups is None else len(np.unique(groups))
-    return Comparison(entrants, _corrected(pairs), len(true), num_groups, relabelled, seed)
+    return Comparison(entrants, _corrected(pairs), len(true), num_groups, relabelled)
 
 
 def _measures(
@@ -138,17 +133,14 @@ def _pair(
     photos: pd.DataFrame,
     groups: NDArray[np.int64] | None,
     *,
-    seed: int,
     classes: list[str],
 ) -> Pair:
     """Compare two runs; the p-values are corrected later, when all are known."""
     first, second = entrants
     named = [probabilities.argmax(axis=1) for probabilities in said]
     right = named[0] == true, named[1] == true
-    intervals = paired_bootstrap(true, *said, groups, seed=seed)
-    if (right[0] == right[1]).all():  # nothing to draw from: the bootstrap would claim to know that they are equal
-        intervals["accuracy"] = grouped_difference(*right, groups)
-    differences = {
+    intervals = differences(true, *said, groups)
+    gained = {
         name: Measured(second.measures[name].value - first.measures[name].value, intervals[name]) for name in MEASURES
     }
     of_truth = [probabilities[np.arange(len(true)), true] for probabilities in said]
@@ -170,7 +162,7 @@ def _pair(
     only_first, only_second = flips(right[0] & ~right[1]), flips(right[1] & ~right[0])
     p_value = grouped_mcnemar(*right, groups)
     found = tuple(_slice(part, right, groups) for part in _parts(photos) if part[2].sum() >= SMALLEST)
-    return Pair(first.name, second.name, differences, only_first, only_second, p_value, p_value, found)
+    return Pair(first.name, second.name, gained, only_first, only_second, p_value, p_value, found)
 
 
 def _slice(

@@ -144,7 +144,6 @@ class Comparison:
         num_groups: in how many groups they stand, of near copies or of one object, in any of the runs; tests and
             intervals count these.
         relabelled: photos left out since their label is not the same everywhere.
-        seed: of the bootstrap.
     """
 
     runs: tuple[Entrant, ...]
@@ -152,7 +151,6 @@ class Comparison:
     num_photos: int
     num_groups: int
     relabelled: int
-    seed: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of ``compare.json``; intervals are [low, high]."""

@@ -10,24 +10,28 @@ probabilities of the same photos in the same order, rows adding up to 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.evaluation.intervals import bootstrap_means, effective_sizes, several
-from tellapart.evaluation.metrics import photo_losses
+from tellapart.evaluation.averages import f1_macro
+from tellapart.evaluation.intervals import effective_sizes, several, skewed_mean_interval
+from tellapart.evaluation.metrics import LOSS_BOUNDS, photo_losses
 from tellapart.evaluation.slices import holm
 from tellapart.records import Interval
 from tellapart.shares import wilson
 
 __all__ = [
     "difference_interval",
+    "differences",
+    "f1_difference",
     "grouped_difference",
     "grouped_mcnemar",
     "holm",
-    "macro_f1",
+    "loss_difference",
     "mcnemar",
-    "paired_bootstrap",
+    "of_both",
     "photo_losses",
 ]
 
@@ -121,79 +125,72 @@ def difference_interval(both: float, only_first: float, only_second: float, neit
     if total == 0:
         return Interval(-1.0, 1.0)
     rights = both + only_first, both + only_second
-    shares = [right / total for right in rights]
-    ends = [wilson(right, total) for right in rights]
     product = both * neither - only_first * only_second
     margins = math.prod(rights) * math.prod(total - right for right in rights)
     agreement = (max(product - total / 2, 0.0) if product > 0 else product) / math.sqrt(margins) if margins else 0.0
-    below = [share - interval.low for share, interval in zip(shares, ends, strict=True)]
-    above = [interval.high - share for share, interval in zip(shares, ends, strict=True)]
-    difference = shares[1] - shares[0]
-    low = difference - math.sqrt(below[1] ** 2 - 2 * agreement * below[1] * above[0] + above[0] ** 2)
-    high = difference + math.sqrt(above[1] ** 2 - 2 * agreement * above[1] * below[0] + below[0] ** 2)
+    return of_both([right / total for right in rights], [wilson(right, total) for right in rights], agreement)
+
+
+def of_both(values: Sequence[float], ends: Sequence[Interval], agreement: float) -> Interval:
+    """Return the interval of a difference of two values from those of each (Zou & Donner 2008, equation 4).
+
+    Args:
+        values: of the first and the second, from 0 to 1.
+        ends: the interval of each.
+        agreement: correlation of the two, -1 to 1: what makes photos hard for both cancels out.
+    """
+    below = [value - interval.low for value, interval in zip(values, ends, strict=True)]
+    above = [interval.high - value for value, interval in zip(values, ends, strict=True)]
+    difference = values[1] - values[0]
+    low = difference - math.sqrt(max(below[1] ** 2 - 2 * agreement * below[1] * above[0] + above[0] ** 2, 0.0))
+    high = difference + math.sqrt(max(above[1] ** 2 - 2 * agreement * above[1] * below[0] + below[0] ** 2, 0.0))
     return Interval(max(-1.0, low), min(1.0, high))
 
 
-def paired_bootstrap(
-    true: Numbers,
-    first: Floats,
-    second: Floats,
-    groups: Numbers | None = None,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Return percentile intervals of the differences of two models (Efron & Tibshirani 1993, chapter 13).
+def f1_difference(
+    true: Numbers, first: Numbers, second: Numbers, num_classes: int, groups: Numbers | None = None
+) -> Interval:
+    """Return the interval of the difference of two models' macro F1 (`of_both` of their own intervals).
 
-    Both models are judged on the same resampled photos, so what makes a photo hard for both cancels out.
+    Args:
+        true: class numbers.
+        first: (num_images,) class numbers that the first model named.
+        second: those of the second.
+        num_classes: how many there are.
+        groups: (num_images,) of the photos; None: each stands for itself.
+    """
+    found = [f1_macro(true, named, num_classes, groups) for named in (first, second)]
+    numbers = several(groups)
+    moves = [each.influence if numbers is None else np.bincount(numbers, each.influence) for each in found]
+    # Photos lent to a class are each model's own, so two models without a mistake are not taken for one.
+    spreads = [float(move @ move) + each.spread_of_lent for move, each in zip(moves, found, strict=True)]
+    agreement = float(moves[0] @ moves[1]) / math.sqrt(math.prod(spreads)) if min(spreads) > 0 else 0.0
+    return of_both([each.value for each in found], [each.interval for each in found], agreement)
+
+
+def differences(true: Numbers, first: Floats, second: Floats, groups: Numbers | None = None) -> dict[str, Interval]:
+    """Return the intervals of what the second model has more than the first.
 
     Args:
         true: class numbers.
         first: one model's probabilities.
         second: the other's.
-        groups: (num_images,) of the photos, which are drawn whole; None: each stands for itself.
-        resamples: how many; rounded up to a multiple of 50.
-        seed: of the draws.
+        groups: (num_images,) of the photos; None: each stands for itself.
 
     Returns:
         ``accuracy``, ``f1_macro`` and ``loss`` (nats; below 0 where the second is better).
     """
-    said = first.argmax(axis=1), second.argmax(axis=1)
-    num_classes = first.shape[1]
-
-    def f1_gained(counts: Floats) -> Floats:
-        return macro_f1(counts, true, said[1], num_classes) - macro_f1(counts, true, said[0], num_classes)
-
-    gained = {
-        "accuracy": (said[1] == true).astype(np.float64) - (said[0] == true),
-        "loss": photo_losses(true, second) - photo_losses(true, first),
+    named = first.argmax(axis=1), second.argmax(axis=1)
+    return {
+        "accuracy": grouped_difference(named[0] == true, named[1] == true, groups),
+        "f1_macro": f1_difference(true, *named, first.shape[1], groups),
+        "loss": loss_difference(photo_losses(true, first), photo_losses(true, second), groups),
     }
-    return bootstrap_means(gained, {"f1_macro": f1_gained}, groups=groups, resamples=resamples, seed=seed)
 
 
-def macro_f1(counts: Floats, true: Numbers, said: Numbers, num_classes: int) -> Floats:
-    """Return the mean F1 over the classes that occur or are named, for many draws of the photos at once.
-
-    Args:
-        counts: (num_draws, num_images), how often each photo was drawn.
-        true: class numbers.
-        said: (num_images,) class numbers that the model named.
-        num_classes: how many there are.
-
-    Returns:
-        (num_draws,) float64.
-    """
-    from scipy.sparse import csr_array
-
-    photos, drawn = np.arange(len(true)), counts.T
-
-    def in_class(numbers: Numbers, which: NDArray[np.bool_]) -> Floats:
-        """Count the drawn photos among `which`, (num_classes, num_draws)."""
-        places = which.astype(np.float64), (numbers, photos)
-        return np.asarray(csr_array(places, shape=(num_classes, len(true))) @ drawn)
-
-    everything = np.ones(len(true), bool)
-    hits = in_class(true, said == true)
-    total = in_class(true, everything) + in_class(said, everything)
-    f1 = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
-    return np.asarray(f1.sum(axis=0) / (total > 0).sum(axis=0))
+def loss_difference(first: Floats, second: Floats, groups: Numbers | None = None) -> Interval:
+    """Return the interval of the difference of two models' mean loss, from (num_images,) losses in nats of each."""
+    gained = second - first
+    if not gained.any():
+        return Interval(0.0, 0.0)  # the same probabilities to the last bit: one network
+    return skewed_mean_interval(gained, groups, bounds=(-LOSS_BOUNDS[1], LOSS_BOUNDS[1]))

@@ -311,6 +311,6 @@ def test_only_losses_that_differ_are_spoken_of(low: float, high: float, said: tu
     pair = Pair("a", "ab", {"loss": loss}, (), (), 1.0, 1.0, ())
     found = Ensemble(
         Path("ab"), "ab", (), (), "fitted", "a", 1, 0, 0.1, 0.9, Agreement(1, 0.0, 0.0, 0.0, False),
-        Comparison((), (pair,), 1, 1, 0, 0),
+        Comparison((), (pair,), 1, 1, 0),
     )  # fmt: skip
     assert found.losses == said

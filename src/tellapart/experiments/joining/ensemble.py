@@ -70,7 +70,7 @@ def ensemble(
         recipe: of the student; None: that of the best member.
         changes: settings of the student as "section.key=value"; ``distill.temperature`` is one.
         cache: the folder for decoded pictures; None: the user's cache folder.
-        seed: of folds, bags and the bootstrap.
+        seed: of folds and bags.
         progress: called often with (what, done, total).
         announce: called with single lines.
 
@@ -109,7 +109,7 @@ def ensemble(
     found = _result(folder, members, weighting, true, said, joined, relabelled)
 
     # Test
-    found = replace(found, test=_tested([best.contestant, joined], seed, progress))
+    found = replace(found, test=_tested([best.contestant, joined], progress))
     write_json(folder / "ensemble.json", found.to_dict())
 
     # Student
@@ -118,7 +118,7 @@ def ensemble(
         wanted = student_recipe(wanted, folder)
         distil(place, wanted, folder, cache=store, progress=progress, announce=announce)
         student = open_contestant(place, _another(place.name, [*everyone, joined]))
-        test = _tested([best.contestant, joined, student], seed, progress)
+        test = _tested([best.contestant, joined, student], progress)
         found = replace(found, test=test, student=Student(place, loss_in_words(wanted)))
         write_json(folder / "ensemble.json", found.to_dict())
     return found
@@ -221,14 +221,14 @@ def _result(
     )
 
 
-def _tested(contestants: Sequence[Contestant], seed: int, progress: Progress) -> Comparison | None:
+def _tested(contestants: Sequence[Contestant], progress: Progress) -> Comparison | None:
     """Hold the best member, the ensemble and the student against each other on test photos; None: there are none."""
     try:
         common_photos(contestants)
     except InputError:
         return None
     costs = [cost_of(each.folder) for each in contestants]
-    return compare_contestants(contestants, costs, against="all", seed=seed, progress=progress)
+    return compare_contestants(contestants, costs, against="all", progress=progress)
 
 
 def _another(name: str, taken: Sequence[Contestant]) -> str:
