@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def test_whole_steps_are_timed_only_where_a_convolution_gains(monkeypatch):
     """The wanted precision is taken as it is; else the processor decides, then one convolution, then whole steps."""
 
     class Batches:
-        image_px, batch_size = 32, 4
+        image_px, batch_size, workers, max_queue_size = 32, 4, 1, 2
 
         def __len__(self) -> int:
             return 1
@@ -55,8 +57,10 @@ def test_whole_steps_are_timed_only_where_a_convolution_gains(monkeypatch):
         def __init__(self, name: str) -> None:
             self.milliseconds = {"float32": 8.0, "mixed_bfloat16": 4.0}[name]
 
-        def train_on_batch(self, *_: object) -> None:
-            timing.time.now += self.milliseconds / 1000
+        def fit(self, batches: Any, callbacks: list[Any], **_: object) -> None:
+            for step in range(len(batches)):
+                timing.time.now += self.milliseconds / 1000
+                callbacks[0].on_train_batch_end(step, {"loss": 1.0})
 
     class Clock:
         now = 0.0

@@ -88,6 +88,8 @@ class TimePlan:
 class _Noise:
     """Batches of noise, for timing a network before there are pictures."""
 
+    workers, max_queue_size = 1, 4
+
     def __init__(self, image_px: int, batch_size: int, num_classes: int, num_targets: int) -> None:
         self.image_px, self.batch_size = image_px, batch_size
         rng = np.random.default_rng(0)

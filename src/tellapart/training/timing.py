@@ -6,10 +6,9 @@ Knows nothing about photos on disk or checkpoints.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,8 +20,8 @@ from tellapart.training.environment import accelerators, cpu_features
 
 _WARM_UP = 2
 """Steps that come first, uncounted: they compile."""
-_AHEAD = 2
-"""Batches that are made while one is learned from."""
+_TIMED, _UNSTEADY = 8, 2
+"""Steps of a measurement, and how many of them come before batches are made as fast as they are used."""
 _WORTHWHILE = 0.9
 """bfloat16 must take at most this share of float32's time: below that it costs accuracy for nothing."""
 
@@ -61,15 +60,16 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
         reason = f"a convolution takes {half:.1f} ms in bfloat16 and {single:.1f} ms in float32"
         return Precision("float32", {}, reason)
     models = {name: make_model(name) for name in ("float32", "mixed_bfloat16")}
+    first = {name: _fitted(model, batches, _WARM_UP) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for step in range(_WARM_UP + 6):  # in turn: other work on the machine slows both alike
+    for _ in range(2):  # in turn: other work on the machine slows both alike
         for name, model in models.items():
-            seconds[name].append(_step_seconds(model, batches, step))
-    times = {name: 1000 * min(found[_WARM_UP:]) / batches.batch_size for name, found in seconds.items()}
+            seconds[name] += _fitted(model, batches, _TIMED)[_UNSTEADY:]
+    times = {name: 1000 * float(np.median(found)) / batches.batch_size for name, found in seconds.items()}
     name, reason = "float32", "mixed_bfloat16 is not faster by a tenth"
     if times["mixed_bfloat16"] < _WORTHWHILE * times["float32"]:
         name, reason = "mixed_bfloat16", "faster by measurement"
-    return Precision(name, times, reason, sum(seconds[name][:_WARM_UP]))
+    return Precision(name, times, reason, sum(first[name]))
 
 
 def precision_on_device(wanted: str, image_px: int) -> Precision:
@@ -115,20 +115,44 @@ class StepTime:
     compiling: float
 
 
-def step_time(model: keras.Model, batches: TrainingBatches, steps: int = 6) -> StepTime:
+def step_time(model: keras.Model, batches: TrainingBatches) -> StepTime:
     """Time a few training steps. The model is changed: give a throw-away copy."""
-    times, steps = [], _WARM_UP + steps
-    with ThreadPoolExecutor(_AHEAD) as pool:  # as in training, batches are made while others are learned from
-        waiting = deque(pool.submit(batches.__getitem__, step % len(batches)) for step in range(_AHEAD))
-        for step in range(steps):
-            start = time.perf_counter()
-            images, targets = waiting.popleft().result()
-            if step + _AHEAD < steps:
-                waiting.append(pool.submit(batches.__getitem__, (step + _AHEAD) % len(batches)))
-            model.train_on_batch(images, targets)
-            times.append(time.perf_counter() - start)
-    usual = float(np.median(times[_WARM_UP:]))
-    return StepTime(usual / batches.batch_size, max(sum(times[:_WARM_UP]) - _WARM_UP * usual, 0.0))
+    first, times = _fitted(model, batches, _WARM_UP), _fitted(model, batches, _TIMED)[_UNSTEADY:]
+    usual = float(np.median(times))
+    return StepTime(usual / batches.batch_size, max(sum(first) - _WARM_UP * usual, 0.0))
+
+
+class _Few(keras.utils.PyDataset):
+    """A few batches of many, made by as many threads."""
+
+    def __init__(self, batches: TrainingBatches, steps: int) -> None:
+        super().__init__(workers=batches.workers, use_multiprocessing=False, max_queue_size=batches.max_queue_size)
+        self._batches, self._steps = batches, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        return self._batches[index % len(self._batches)]
+
+
+class _Clock(keras.callbacks.Callback):
+    """Notes when each step is over, with its loss known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = [time.perf_counter()]
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        float((logs or {})["loss"])
+        self.times.append(time.perf_counter())
+
+
+def _fitted(model: keras.Model, batches: TrainingBatches, steps: int) -> list[float]:
+    """Return the seconds of each step, as training does them: `train_on_batch` takes up to 10 ms more."""
+    clock = _Clock()
+    model.fit(_Few(batches, steps), epochs=1, shuffle=False, verbose=0, callbacks=[clock])
+    return [float(seconds) for seconds in np.diff(clock.times)]
 
 
 def seconds_per_prediction(model: keras.Model, images: NDArray[np.uint8], rounds: int = 3) -> float:
@@ -139,13 +163,6 @@ def seconds_per_prediction(model: keras.Model, images: NDArray[np.uint8], rounds
         model.predict_on_batch(images)
         times.append(time.perf_counter() - start)
     return float(np.median(times[1:])) / len(images)
-
-
-def _step_seconds(model: keras.Model, batches: TrainingBatches, step: int) -> float:
-    start = time.perf_counter()
-    images, targets = batches[step % len(batches)]
-    model.train_on_batch(images, targets)
-    return time.perf_counter() - start
 
 
 @dataclass(frozen=True)
