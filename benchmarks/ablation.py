@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--set", nargs="*", default=[], help="further settings")
     parser.add_argument("--only", nargs="*", default=[], help="only these variants or ingredients")
+    parser.add_argument("--name", help="of the results file, after ablation-; else that of the photos")
     parser.add_argument("--out", type=Path, help="folder of the runs")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--note", default="", help="what a reader of the result must know")
@@ -35,7 +36,8 @@ def main() -> None:
     changes += "".join(f" --only {name!r}" for name in arguments.only)
     command = f"tellapart ablate {arguments.photos.name} --seeds {arguments.seeds} --recipe {arguments.recipe}{changes}"
     path = write_result(
-        f"ablation-{arguments.photos.name}", {"command": command, "note": arguments.note, **found.to_dict()}
+        f"ablation-{arguments.name or arguments.photos.name}",
+        {"command": command, "note": arguments.note, **found.to_dict()},
     )
     print(tables(found))
     print(f"Written to {path}")
