@@ -21,8 +21,8 @@ import numpy as np
 
 from machine import write_result
 from tellapart.evaluation.intervals import mean_interval
+from tellapart.proportions import wilson
 from tellapart.settings import parse_duration
-from tellapart.shares import wilson
 
 
 def train(photos: Path, options: list[str], seed: int, run: Path) -> dict:

@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 
 from machine import write_result
-from tellapart.bundles.batch import predict_files
 from tellapart.bundles.predictor import open_classifier
+from tellapart.bundles.tables import predict_files
 from tellapart.data.listing import image_files
 
 BATCH = 32

@@ -24,7 +24,7 @@ import numpy as np
 
 from machine import write_result
 from tellapart.evaluation.intervals import mean_interval
-from tellapart.shares import wilson
+from tellapart.proportions import wilson
 
 HERE = Path(__file__).parent
 STEPS = [("fast", 64, 32), ("fast", 64, 256), ("reference", 224, 32), ("reference", 224, 256)]

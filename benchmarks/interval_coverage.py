@@ -31,8 +31,8 @@ from tellapart.evaluation.calibration import calibration
 from tellapart.evaluation.calibration_error import bin_of
 from tellapart.evaluation.intervals import skewed_mean_interval
 from tellapart.evaluation.metrics import classification_metrics, photo_losses
+from tellapart.evaluation.paired import differences as of_two
 from tellapart.evaluation.ranking import average_precision, roc_auc, top_k_accuracy
-from tellapart.experiments.paired import differences as of_two
 from tellapart.randomness import generator
 
 POOL = 100_000

@@ -22,11 +22,11 @@ import numpy as np
 import tellapart
 from machine import write_result
 from tellapart.data.scan import find_photos
+from tellapart.proportions import wilson
 from tellapart.randomness import generator
 from tellapart.report.subject import open_subject, photos_of_run
 from tellapart.report.suspects import suspects
 from tellapart.settings import parse_duration
-from tellapart.shares import wilson
 
 
 def plant(photos: Path, share: float, table: Path, seed: int) -> set[str]:

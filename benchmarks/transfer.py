@@ -20,8 +20,8 @@ import numpy as np
 from accuracy import train
 from machine import write_result
 from tellapart.evaluation.intervals import mean_interval
+from tellapart.proportions import wilson
 from tellapart.run_folder import read_manifest
-from tellapart.shares import wilson
 
 PEER = Path(__file__).parent / "peers" / "keras_transfer.py"
 

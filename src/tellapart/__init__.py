@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tellapart.evaluation.predict import Classifier
     from tellapart.experiments.ablation.ablate import ablate
     from tellapart.experiments.compare import compare
-    from tellapart.experiments.joining.ensemble import ensemble
+    from tellapart.experiments.ensembling.ensemble import ensemble
     from tellapart.experiments.tuning.tune import tune
     from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
@@ -39,7 +39,7 @@ _HOMES = {
     "check": "data.health",
     "compare": "experiments.compare",
     "draw": "data.drawn",
-    "ensemble": "experiments.joining.ensemble",
+    "ensemble": "experiments.ensembling.ensemble",
     "evaluate": "report.evaluate",
     "heat_maps": "explain.files",
     "load_recipe": "settings",
@@ -75,9 +75,9 @@ def load(model: Any) -> Any:
 
 
 def export(run: Any, to: Any, *, cache: Any = None, **options: Any) -> Any:
-    """Make a bundle of a finished run: `tellapart.bundles.export.export`, with the user's cache folder."""
-    from tellapart.bundles.export import export as export_run
+    """Make a bundle of a finished run: `tellapart.shipping.export.export`, with the user's cache folder."""
     from tellapart.data.cache import default_cache
+    from tellapart.shipping.export import export as export_run
 
     return export_run(run, to, cache=default_cache() if cache is None else cache, **options)
 

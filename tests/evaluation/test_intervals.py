@@ -8,7 +8,7 @@ from scipy import stats
 
 from tellapart.evaluation.intervals import mean_interval
 from tellapart.evaluation.metrics import AVERAGED, classification_metrics
-from tellapart.shares import wilson
+from tellapart.proportions import wilson
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 20), (9, 10), (270, 300), (1, 5000)])

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from tellapart.bundles.card import _metrics_table
 from tellapart.cli.show import metrics_table
 from tellapart.evaluation.measure import measure_sides
+from tellapart.shipping.card import _metrics_table
 
 
 def photos(count: int = 90) -> tuple[pd.DataFrame, np.ndarray]:

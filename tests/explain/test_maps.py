@@ -9,7 +9,7 @@ import pytest
 from tellapart.errors import InputError
 from tellapart.explain import maps
 from tellapart.models.build import build
-from tellapart.models.probe import Probe, feature_layer, feature_maps, first_layer
+from tellapart.models.layers import Probe, feature_layer, feature_maps, first_layer
 from tellapart.settings import Model
 
 RNG = np.random.default_rng(0)

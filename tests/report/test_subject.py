@@ -17,7 +17,7 @@ from drawing import make_classes, save, save_photo
 from tellapart.data.scan import scan
 from tellapart.errors import InputError
 from tellapart.evaluation.predict import Classifier, load
-from tellapart.report.looks import spread
+from tellapart.report.attribution import spread
 from tellapart.report.subject import open_subject, other_photos, photos_of_run
 
 PX = 16

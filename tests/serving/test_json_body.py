@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tellapart.serving.errors import RefusalError
 from tellapart.serving.inference_tensors import read_request
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
-from tellapart.serving.refusals import RefusalError
 from tellapart.serving.tensorflow_serving import _images
 from tellapart.serving.tensors import images_of, picture
 

@@ -53,7 +53,7 @@ def slowness() -> float:
 def test_no_framework_is_loaded(bundle: Path, photos: list[Path]):
     program = (
         "import asyncio, sys; from pathlib import Path\n"
-        "import tellapart.cli.serving, tellapart.serving.processes, tellapart.serving.connection\n"
+        "import tellapart.cli.serving, tellapart.serving.processes, tellapart.serving.http_server\n"
         "from tellapart.serving.app import make_app; from tellapart.serving.options import ServerOptions\n"
         "app = make_app(ServerOptions((Path(sys.argv[1]),), log=False))\n"
         "import httpx\n"

@@ -20,10 +20,10 @@ import pytest
 from corpus import bomb
 from serving.process import COMMAND, ServerProcess, changed, slow_form
 from tellapart.errors import InputError
+from tellapart.serving.errors import RefusalError
 from tellapart.serving.limits import RateLimit
 from tellapart.serving.multipart import parse_multipart
 from tellapart.serving.options import ServerOptions, check_access, is_loopback
-from tellapart.serving.refusals import RefusalError
 
 KEY = "0123456789abcdef-key"
 
@@ -160,7 +160,7 @@ def test_slow_clients_are_sent_away(bundle: Path, tmp_path: Path):
     program = (
         "import sys; from pathlib import Path\n"
         "from tellapart.serving.app import make_app\n"
-        "from tellapart.serving.connection import Server, bind\n"
+        "from tellapart.serving.http_server import Server, bind\n"
         "from tellapart.serving.options import Limits, ServerOptions\n"
         "limits = Limits(header_seconds=0.4, body_seconds=0.4)\n"
         "options = ServerOptions((Path(sys.argv[1]),), limits=limits, log=False)\n"

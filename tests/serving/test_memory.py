@@ -20,10 +20,10 @@ import pytest
 from serving.process import ServerProcess
 from tellapart.data.decode import DecodingCost
 from tellapart.serving.app import make_app
+from tellapart.serving.errors import RefusalError
 from tellapart.serving.limits import Body, Held
+from tellapart.serving.model_version import DecodeBudget
 from tellapart.serving.options import BatchOptions, Limits, ServerOptions
-from tellapart.serving.refusals import RefusalError
-from tellapart.serving.served import DecodeBudget
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the most memory that was taken is read from /proc")
 
@@ -174,7 +174,7 @@ def test_after_the_warm_up_no_batch_size_and_no_damaged_file_takes_memory_for_go
         "from tellapart.serving.app import make_app\n"
         "from tellapart.serving.memory import keep_memory_flat\n"
         "from tellapart.serving.options import BatchOptions, ServerOptions\n"
-        "from tellapart.serving.served import Image\n"
+        "from tellapart.serving.model_version import Image\n"
         "def own(): return int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0]) / 1000\n"
         "keep_memory_flat()\n"
         "app = make_app(ServerOptions((Path(sys.argv[1]),), batches=BatchOptions(threads=2), log=False))\n"

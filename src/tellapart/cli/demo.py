@@ -24,11 +24,11 @@ def demo(
     from tellapart.cli.show import announce, console, import_quietly, progress_bar
 
     import_quietly("keras")
-    from tellapart.bundles.export import export as export_run
     from tellapart.data.drawn import draw as draw_pictures
     from tellapart.data.listing import image_files
     from tellapart.evaluation.predict import load
     from tellapart.run import train as train_run
+    from tellapart.shipping.export import export as export_run
 
     photos, new, bundle = folder / "photos", folder / "new", folder / "bundle"
     out = folder / f"run-{time.strftime('%Y%m%d-%H%M%S')}"

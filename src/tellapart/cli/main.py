@@ -12,8 +12,8 @@ from tellapart.cli import (
     comparison,
     data,
     demo,
+    ensembling,
     evaluation,
-    joining,
     machine,
     prediction,
     serving,
@@ -39,7 +39,7 @@ app.command("predict")(prediction.predict)
 app.command("evaluate")(evaluation.evaluate)
 app.command("explain")(evaluation.explain)
 app.command("compare")(comparison.compare)
-app.command("ensemble")(joining.ensemble)
+app.command("ensemble")(ensembling.ensemble)
 app.command("ablate")(ablation.ablate)
 app.command("tune")(tuning.tune)
 app.command("export")(shipping.export)

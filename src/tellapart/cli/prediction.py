@@ -42,7 +42,7 @@ def predict(
     ] = True,
 ) -> None:
     """Name images. One that cannot be read costs the others nothing; exit code 1 then."""
-    from tellapart.bundles.batch import predict_files
+    from tellapart.bundles.tables import predict_files
     from tellapart.cli.show import progress_bar
 
     files = _files(images)

@@ -94,7 +94,7 @@ def _run_several(options: ServerOptions, bound: socket.socket, where: str) -> No
 
 
 def _run(options: ServerOptions) -> None:
-    from tellapart.serving.connection import address, bind
+    from tellapart.serving.http_server import address, bind
 
     bound = bind(options.host, options.port)
     where = address(bound, options.host)
@@ -102,7 +102,7 @@ def _run(options: ServerOptions) -> None:
         _run_several(options, bound, where)
         return
     from tellapart.serving.app import make_app
-    from tellapart.serving.connection import Server
+    from tellapart.serving.http_server import Server
     from tellapart.serving.memory import keep_memory_flat
 
     keep_memory_flat()

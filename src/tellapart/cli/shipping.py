@@ -23,7 +23,7 @@ def export(
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
-    from tellapart.bundles.export import export as export_run
+    from tellapart.shipping.export import export as export_run
 
     formats = [part.strip() for part in format_.split(",") if part.strip()]
     with progress_bar() as progress:

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.proportions import wilson
 from tellapart.records import Finding, Manifest
-from tellapart.shares import wilson
 
 MIN_SIDE_PX = 32
 GREY_DIFFERENCE = 0.1

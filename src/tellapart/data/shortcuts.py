@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.proportions import wilson
 from tellapart.records import Finding, Manifest
-from tellapart.shares import wilson
 
 FALSIFIES_ABOVE = 0.25
 """Share of the way from chance to certainty, lower end of the interval, above which numbers are not true."""

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.evaluation.intervals import design_effect, several
+from tellapart.proportions import Z, wilson
 from tellapart.records import Interval
-from tellapart.shares import Z, wilson
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.proportions import Z, wilson
 from tellapart.records import Interval
-from tellapart.shares import Z, wilson
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]

@@ -13,8 +13,8 @@ from scipy.special import expit
 from scipy.stats import rankdata, t
 
 from tellapart.evaluation.intervals import design_effect, several, share_interval
+from tellapart.proportions import Z, wilson
 from tellapart.records import Interval
-from tellapart.shares import Z, wilson
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from tellapart.errors import InputError
 from tellapart.evaluation.metrics import classification_metrics
+from tellapart.evaluation.paired import differences, grouped_difference, grouped_mcnemar, holm
 from tellapart.evaluation.slices import SMALLEST
-from tellapart.experiments.common_ground import common_groups, common_photos, count_on, refuse_other_classes
 from tellapart.experiments.comparison import MEASURES, Comparison, Entrant, Flip, Measured, Pair, SliceDifference
-from tellapart.experiments.contestant import Contestant, names_of, open_contestant
 from tellapart.experiments.cost import Cost, cost_of, with_speed
-from tellapart.experiments.paired import differences, grouped_difference, grouped_mcnemar, holm
+from tellapart.experiments.finished_run import Contestant, names_of, open_contestant
+from tellapart.experiments.shared_test_set import common_groups, common_photos, count_on, refuse_other_classes
 from tellapart.files import write_json
 from tellapart.records import Interval, Progress, no_progress
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.explain.maps import Targets
-from tellapart.models.probe import Floats, Images, Probe
+from tellapart.models.layers import Floats, Images, Probe
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tellapart.evaluation.intervals import mean_interval
 from tellapart.evaluation.predict import predict_arrays
 from tellapart.explain.maps import Method, Targets, blurred
-from tellapart.models.probe import Floats, Images
+from tellapart.models.layers import Floats, Images
 from tellapart.randomness import generator
 from tellapart.records import Interval
 

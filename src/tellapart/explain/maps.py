@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tellapart.evaluation.predict import predict_arrays
 from tellapart.explain.overlay import to_heat
-from tellapart.models.probe import Floats, Images, Probe, Reading, first_layer
+from tellapart.models.layers import Floats, Images, Probe, Reading, first_layer
 
 Targets = NDArray[np.int64]
 Method = Callable[[keras.Model, Images, Targets], Floats]

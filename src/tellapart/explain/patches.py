@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tellapart.explain.maps import Targets, blurred, log_probability
-from tellapart.models.probe import Floats, Images
+from tellapart.models.layers import Floats, Images
 
 
 def patch_importance(

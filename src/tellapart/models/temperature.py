@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from tellapart.errors import InputError
-from tellapart.models.probe import layers_of
+from tellapart.models.layers import layers_of
 
 
 def with_temperature(model: keras.Model, temperature: float) -> keras.Model:

@@ -33,7 +33,7 @@ from tellapart.evaluation.ranking import Curve, curves, top_k_accuracy
 from tellapart.evaluation.robustness import CORRUPTED_PX, Envelope, Robustness, envelope, robustness
 from tellapart.evaluation.slices import Slice, slices
 from tellapart.records import Interval, Progress
-from tellapart.report.looks import SOME, Looks, how_many, look, spread
+from tellapart.report.attribution import SOME, Looks, how_many, look, spread
 from tellapart.report.shortcuts import Shortcuts, shortcuts
 from tellapart.report.subject import Subject
 from tellapart.report.suspects import suspects

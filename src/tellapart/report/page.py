@@ -18,8 +18,8 @@ from tellapart.explain.overlay import overlay
 from tellapart.files import json_in_html, read_json, write_text
 from tellapart.records import SPLITS, Progress
 from tellapart.report import figures
+from tellapart.report.attribution import SUREST
 from tellapart.report.examine import Findings
-from tellapart.report.looks import SUREST
 from tellapart.report.photos import coarse_heat, encoded, thumbnails
 from tellapart.report.verdict import percent, verdict
 from tellapart.settings import load_recipe
@@ -239,7 +239,7 @@ def _looks(found: Findings) -> dict[str, Any]:
 
 def _feature_maps(found: Findings, at: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Return for each layer with feature maps the strongest of them, for the surest photo of the main side."""
-    from tellapart.models.probe import feature_maps
+    from tellapart.models.layers import feature_maps
 
     subject = found.subject
     surest = int(at[int(subject.probabilities[at].max(axis=1).argmax())])

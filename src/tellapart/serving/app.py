@@ -17,13 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart import __version__
-from tellapart.serving import native, open_inference, page, tensorflow_serving
+from tellapart.serving import api, open_inference, page, tensorflow_serving
+from tellapart.serving.access_log import JsonHandler, RequestLog
 from tellapart.serving.batching import Batcher
-from tellapart.serving.gate import Endpoint, Gate, visit_of
+from tellapart.serving.errors import error_body
+from tellapart.serving.middleware import Endpoint, Gate, visit_of
 from tellapart.serving.models import Models
 from tellapart.serving.options import BatchOptions, ServerOptions
-from tellapart.serving.refusals import error_body
-from tellapart.serving.requestlog import JsonHandler, RequestLog
 from tellapart.serving.service import Service
 from tellapart.serving.telemetry import Telemetry
 
@@ -53,7 +53,7 @@ def make_app(options: ServerOptions) -> FastAPI:
     )
     app.state.service = service
     assets = page.load_assets()
-    own = native.router(service)
+    own = api.router(service)
     for routes in (own, tensorflow_serving.router(service), open_inference.router(service)):
         app.include_router(routes)
     app.include_router(page.router(app, assets))

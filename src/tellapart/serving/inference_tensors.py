@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.serving.errors import RefusalError
 from tellapart.serving.json_body import shown
-from tellapart.serving.refusals import RefusalError
-from tellapart.serving.served import Image
+from tellapart.serving.model_version import Image
 from tellapart.serving.tensors import check_number, flattened, from_base64
 
 INPUT = "image"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tellapart.serving.refusals import RefusalError
+from tellapart.serving.errors import RefusalError
 
 _LIST, _ELEMENT, _DICT, _PAIR, _TEXT = 192, 80, 272, 280, 80
 """Bytes that CPython needs at most for a list with its first element, for each further one, for an object, for each of

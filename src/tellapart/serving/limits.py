@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from typing import Any
 
+from tellapart.serving.errors import RefusalError, busy
 from tellapart.serving.options import Limits
-from tellapart.serving.refusals import RefusalError, busy
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tellapart.bundles.bundle import is_bundle
 from tellapart.errors import BundleError, InputError
+from tellapart.serving.model_version import DecodeBudget, Served, open_served, open_version
 from tellapart.serving.options import ServerOptions
-from tellapart.serving.served import DecodeBudget, Served, open_served, open_version
 from tellapart.serving.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)

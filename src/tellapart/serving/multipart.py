@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tellapart.serving.refusals import RefusalError
+from tellapart.serving.errors import RefusalError
 
 _BOUNDARY = re.compile(rb'boundary\s*=\s*(?:"([^"]{1,200})"|([^\s;,"]{1,200}))', re.IGNORECASE)
 _PARAMETER = re.compile(rb';\s*(name|filename)\s*=\s*(?:"((?:\\"|[^"])*)"|([^;\s]+))', re.IGNORECASE)

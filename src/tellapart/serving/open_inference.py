@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart import __version__
-from tellapart.serving import describe as d
-from tellapart.serving.gate import visit_of
+from tellapart.serving import openapi as d
+from tellapart.serving.api import JSON
+from tellapart.serving.errors import RefusalError
 from tellapart.serving.inference_tensors import INPUT, Inference, answer, read_request
-from tellapart.serving.native import JSON
-from tellapart.serving.refusals import RefusalError
-from tellapart.serving.served import Served
+from tellapart.serving.middleware import visit_of
+from tellapart.serving.model_version import Served
 from tellapart.serving.service import Service, query_of
 
 _HEADER = b"inference-header-content-length"

@@ -17,9 +17,9 @@ from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tellapart.serving import describe as d
-from tellapart.serving.gate import visit_of
-from tellapart.serving.refusals import RefusalError
+from tellapart.serving import openapi as d
+from tellapart.serving.errors import RefusalError
+from tellapart.serving.middleware import visit_of
 
 FOLDER = Path(__file__).parent / "page"
 CSP = (

@@ -123,7 +123,7 @@ def _serve(options: ServerOptions, bound: socket.socket, ready: Event, parent: i
     """Be one of the servers."""
     _end_with(parent)
     from tellapart.serving.app import make_app
-    from tellapart.serving.connection import Server
+    from tellapart.serving.http_server import Server
 
     keep_memory_flat()
     try:

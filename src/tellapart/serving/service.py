@@ -18,15 +18,15 @@ from starlette.requests import Request
 
 from tellapart.bundles.predictor import abstains
 from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker
-from tellapart.serving.gate import Visit, visit_of
+from tellapart.serving.errors import RefusalError, busy
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
 from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.memory import give_back
+from tellapart.serving.middleware import Visit, visit_of
+from tellapart.serving.model_version import Answer, Explanation, Image, Question, Served
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.priority import step_back
-from tellapart.serving.refusals import RefusalError, busy
-from tellapart.serving.served import Answer, Explanation, Image, Question, Served
 from tellapart.serving.telemetry import Telemetry
 
 _PATIENCE_SECONDS = 0.01

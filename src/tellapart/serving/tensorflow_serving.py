@@ -13,12 +13,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tellapart.serving import describe as d
-from tellapart.serving.gate import visit_of
+from tellapart.serving import openapi as d
+from tellapart.serving.api import JSON
+from tellapart.serving.errors import RefusalError
 from tellapart.serving.json_body import shown
-from tellapart.serving.native import JSON
-from tellapart.serving.refusals import RefusalError
-from tellapart.serving.served import Image, Served
+from tellapart.serving.middleware import visit_of
+from tellapart.serving.model_version import Image, Served
 from tellapart.serving.service import Service, query_of
 from tellapart.serving.tensors import images_of
 

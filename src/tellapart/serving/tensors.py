@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.serving.errors import RefusalError
 from tellapart.serving.json_body import kind_of, shown
-from tellapart.serving.refusals import RefusalError
 
 _MAX_IMAGES = 1024
 EXPECTED = "Expected uint8 RGB, (height, width, 3), values from 0 to 255"

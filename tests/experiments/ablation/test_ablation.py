@@ -10,10 +10,10 @@ import pytest
 
 import tellapart
 from tellapart.errors import InputError
+from tellapart.evaluation.multi_seed import compare_over_seeds
 from tellapart.experiments.ablation.plan import Variant, chosen, ingredients, ladder, setting_of
 from tellapart.experiments.ablation.result import tables
 from tellapart.experiments.ablation.summary import Outcome, summarise
-from tellapart.experiments.seeds import compare_over_seeds
 from tellapart.settings import RECIPE_NAMES, load_recipe
 
 PHOTOS = 500

@@ -20,7 +20,7 @@ import pytest
 
 import tellapart
 from tellapart.errors import InputError
-from tellapart.experiments.seeds import Estimate
+from tellapart.evaluation.multi_seed import Estimate
 from tellapart.experiments.tuning import study as tune_study
 from tellapart.experiments.tuning.importance import importance_of, scores_at_one_look
 from tellapart.experiments.tuning.result import Answer, Trial, Tuning, front_of, winner_of

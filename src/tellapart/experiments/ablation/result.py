@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tellapart.evaluation.multi_seed import Estimate
 from tellapart.experiments.comparison import p_text, plain, points
-from tellapart.experiments.seeds import Estimate
 
 _CHANCE = 0.05
 

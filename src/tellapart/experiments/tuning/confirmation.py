@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.experiments.seeds import compare_over_seeds
+from tellapart.evaluation.multi_seed import compare_over_seeds
 from tellapart.experiments.tuning.result import Answer
 from tellapart.files import read_json
 from tellapart.records import Progress
@@ -80,7 +80,7 @@ def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, pro
 
 def _right_on_test(run: Path) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None]:
     """Return which test photos a finished run classified correctly, and their groups, in the order of its table."""
-    from tellapart.experiments.contestant import open_contestant
+    from tellapart.experiments.finished_run import open_contestant
 
     found = open_contestant(run, run.name)
     tested = (found.photos["split"] == "test").to_numpy()

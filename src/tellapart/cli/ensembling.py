@@ -12,7 +12,7 @@ from tellapart.cli.machine import cache_of_user
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tellapart.experiments.joining.result import Ensemble
+    from tellapart.experiments.ensembling.result import Ensemble
 
 
 def ensemble(
@@ -37,7 +37,7 @@ def ensemble(
     from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
 
     import_quietly("keras")
-    from tellapart.experiments.joining.ensemble import ensemble as join_runs
+    from tellapart.experiments.ensembling.ensemble import ensemble as join_runs
 
     with progress_bar() as progress:
         found = join_runs(

@@ -19,8 +19,8 @@ from tellapart.evaluation.averages import f1_macro
 from tellapart.evaluation.intervals import effective_sizes, several, skewed_mean_interval
 from tellapart.evaluation.metrics import LOSS_BOUNDS, photo_losses
 from tellapart.evaluation.slices import holm
+from tellapart.proportions import wilson
 from tellapart.records import Interval
-from tellapart.shares import wilson
 
 __all__ = [
     "difference_interval",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tellapart.experiments.seeds import accuracy_over_seeds, compare_over_seeds
+from tellapart.evaluation.multi_seed import accuracy_over_seeds, compare_over_seeds
 
 
 def test_two_seeds_and_three_photos_by_hand():

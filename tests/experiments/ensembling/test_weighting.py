@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from tellapart.experiments.joining.weighting import METHODS, choose, fitted, greedy, member_losses, mixture_loss
+from tellapart.experiments.ensembling.weighting import METHODS, choose, fitted, greedy, member_losses, mixture_loss
 
 
 def library(seed: int, members: int, photos: int) -> np.ndarray:

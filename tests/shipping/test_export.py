@@ -21,21 +21,21 @@ import pytest
 
 import corpus
 import tellapart
-from tellapart.bundles import export as export_module
-from tellapart.bundles import formats
-from tellapart.bundles.batch import predict_files
 from tellapart.bundles.bundle import BundleRecord, open_bundle
 from tellapart.bundles.parity import parity
 from tellapart.bundles.predictor import explain_bundle, open_classifier
 from tellapart.bundles.runtimes import RUNTIMES, answers, check_golden, open_runtime, usable
+from tellapart.bundles.tables import predict_files
 from tellapart.data.decode import decode_square
 from tellapart.data.listing import image_files
 from tellapart.data.metadata import without_metadata
 from tellapart.errors import BundleError, InputError
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.explain.maps import grad_cam, grad_cam_values
-from tellapart.models.probe import Probe
+from tellapart.models.layers import Probe
 from tellapart.settings import load_recipe, save_recipe
+from tellapart.shipping import export as export_module
+from tellapart.shipping import formats
 from tellapart.training.network import plain_network
 
 pytestmark = pytest.mark.integration

@@ -18,8 +18,8 @@ import tellapart
 from tellapart.data.listing import image_files
 from tellapart.errors import InputError, RunError
 from tellapart.experiments.comparison import Comparison, Measured, Pair
-from tellapart.experiments.joining.joined_run import Agreement
-from tellapart.experiments.joining.result import Ensemble
+from tellapart.experiments.ensembling.ensemble_run import Agreement
+from tellapart.experiments.ensembling.result import Ensemble
 from tellapart.records import Interval
 from tellapart.training.checkpoint import load_weights
 from written_run import write_run, wrong_at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 
-from tellapart.bundles.batch import _CsvLines
+from tellapart.bundles.tables import _CsvLines
 from tellapart.records import Prediction
 
 

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from tellapart.errors import BundleError, InputError
-from tellapart.models.probe import feature_layer, layers_of, output_of
+from tellapart.models.layers import feature_layer, layers_of, output_of
 
 OPSET = 18
 

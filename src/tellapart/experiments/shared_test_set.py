@@ -11,7 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from tellapart.errors import InputError
-from tellapart.experiments.contestant import Contestant
+from tellapart.experiments.finished_run import Contestant
 
 _WANTED = {"test": "is in the test side of all", "validation": "one was validated on and none trained on"}
 

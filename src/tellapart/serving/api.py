@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.bundles.predictor import named
-from tellapart.serving import describe as d
-from tellapart.serving.gate import Visit, visit_of
+from tellapart.serving import openapi as d
+from tellapart.serving.errors import RefusalError
 from tellapart.serving.json_body import parse_json, shown, utf8
+from tellapart.serving.middleware import Visit, visit_of
+from tellapart.serving.model_version import Answer, Image, Question, Served
 from tellapart.serving.multipart import parse_multipart
-from tellapart.serving.refusals import RefusalError
-from tellapart.serving.served import Answer, Image, Question, Served
 from tellapart.serving.service import Service, query_of, since
 
 JSON = "application/json"

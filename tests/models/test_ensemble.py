@@ -11,8 +11,8 @@ import pytest
 
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.models.build import build
-from tellapart.models.joined import joined
-from tellapart.models.probe import Probe, feature_layer, first_layer
+from tellapart.models.ensemble import joined
+from tellapart.models.layers import Probe, feature_layer, first_layer
 from tellapart.models.temperature import with_temperature
 from tellapart.settings import Model
 

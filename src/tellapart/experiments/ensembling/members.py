@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tellapart.data.cache import open_rows
 from tellapart.errors import InputError, RunError
 from tellapart.evaluation.predict import load, predict_pictures
-from tellapart.experiments.contestant import Contestant, names_of, open_contestant
+from tellapart.experiments.finished_run import Contestant, names_of, open_contestant
 from tellapart.records import Progress
 from tellapart.settings import load_recipe
 from tellapart.training.snapshots import kept_networks

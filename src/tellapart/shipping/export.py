@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.bundles import formats as written
 from tellapart.bundles.bundle import (
     NAME,
     Artefact,
@@ -31,8 +30,6 @@ from tellapart.bundles.bundle import (
     strange_files,
     write_record,
 )
-from tellapart.bundles.card import model_card
-from tellapart.bundles.proofs import prove
 from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.data.cache import Pictures, open_rows
 from tellapart.data.decode import DECODER_VERSION, decode, decode_square
@@ -46,11 +43,14 @@ from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import envelope
 from tellapart.explain.maps import grad_cam_values
 from tellapart.files import read_json, write_text
-from tellapart.models.probe import Probe
+from tellapart.models.layers import Probe
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import read_manifest
 from tellapart.settings import load_recipe
+from tellapart.shipping import formats as written
+from tellapart.shipping.card import model_card
+from tellapart.shipping.proofs import prove
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tellapart.serving.access_log import RequestLog
+from tellapart.serving.errors import CODES, RefusalError, error_body
 from tellapart.serving.limits import Body, ClientLeftError, Held, RateLimit
 from tellapart.serving.options import ServerOptions
-from tellapart.serving.refusals import CODES, RefusalError, error_body
-from tellapart.serving.requestlog import RequestLog
 from tellapart.serving.telemetry import ModelCounts, Telemetry
 
 logger = logging.getLogger(__name__)

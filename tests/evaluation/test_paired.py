@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from tellapart.experiments.paired import (
+from tellapart.evaluation.paired import (
     difference_interval,
     differences,
     f1_difference,

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 
 from tellapart.data.cache import default_cache
 from tellapart.errors import InputError, RunError
-from tellapart.experiments.common_ground import common_photos, refuse_other_classes
+from tellapart.evaluation.paired import photo_losses
 from tellapart.experiments.compare import compare_contestants
 from tellapart.experiments.comparison import Comparison
-from tellapart.experiments.contestant import Contestant, open_contestant
 from tellapart.experiments.cost import cost_of
-from tellapart.experiments.joining.distill import distil, student_recipe
-from tellapart.experiments.joining.joined_run import Agreement, write_joined
-from tellapart.experiments.joining.members import Member, open_members
-from tellapart.experiments.joining.result import Ensemble, Standing, Student, Way
-from tellapart.experiments.joining.weighting import Weighting, choose
-from tellapart.experiments.paired import photo_losses
+from tellapart.experiments.ensembling.distill import distil, student_recipe
+from tellapart.experiments.ensembling.ensemble_run import Agreement, write_joined
+from tellapart.experiments.ensembling.members import Member, open_members
+from tellapart.experiments.ensembling.result import Ensemble, Standing, Student, Way
+from tellapart.experiments.ensembling.weighting import Weighting, choose
+from tellapart.experiments.finished_run import Contestant, open_contestant
+from tellapart.experiments.shared_test_set import common_photos, refuse_other_classes
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import new_folder

@@ -17,12 +17,12 @@ from tellapart.data.cache import open_rows
 from tellapart.errors import RunError
 from tellapart.evaluation.measure import calibrate, measure_sides
 from tellapart.evaluation.predict import predict_pictures, prediction_table
-from tellapart.experiments.common_ground import common_sides
-from tellapart.experiments.contestant import Contestant
 from tellapart.experiments.cost import cost_of
-from tellapart.experiments.joining.members import Member
+from tellapart.experiments.ensembling.members import Member
+from tellapart.experiments.finished_run import Contestant
+from tellapart.experiments.shared_test_set import common_sides
 from tellapart.files import read_json, write_json, write_text
-from tellapart.models.joined import joined
+from tellapart.models.ensemble import joined
 from tellapart.records import Progress
 from tellapart.run_folder import begin, write_manifest
 from tellapart.settings import Recipe, load_recipe
