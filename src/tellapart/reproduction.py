@@ -14,8 +14,8 @@ import numpy as np
 from tellapart.errors import RunError
 from tellapart.files import read_json
 from tellapart.records import Progress, no_progress
-from tellapart.run import Run, carry_out
-from tellapart.run_folder import begin, new_folder, refuse_ensemble, take_over
+from tellapart.run import Run, run_stages
+from tellapart.run_folder import begin, copy_from, new_folder, refuse_ensemble
 from tellapart.settings import load_recipe
 from tellapart.training.callbacks import Announce
 from tellapart.training.checkpoint import load_weights
@@ -79,8 +79,8 @@ def reproduce(
         "replay": os.path.abspath(old),
     }  # fmt: skip
     begin(folder, recipe, order)
-    take_over(folder, old)
-    again = carry_out(folder, order, cache, time.time(), progress, announce)
+    copy_from(folder, old)
+    again = run_stages(folder, order, cache, time.time(), progress, announce)
     return _compare(old, again, record)
 
 

@@ -22,13 +22,13 @@ from tellapart.files import read_json, write_json
 from tellapart.records import SPLITS, Manifest, Progress, no_progress
 from tellapart.run_folder import (
     begin,
+    copy_from,
     new_folder,
     plan_of,
     read_manifest,
     reopen,
     seconds_spent,
-    sides_of,
-    take_over,
+    splits_of,
     write_manifest,
 )
 from tellapart.settings import Recipe, fitting_recipe, load_recipe, save_recipe
@@ -124,8 +124,8 @@ def train(
         }
         begin(folder, recipe, order)
         if prepared is not None:
-            take_over(folder, Path(prepared))
-    return carry_out(folder, order, cache, started, progress, announce, watch)
+            copy_from(folder, Path(prepared))
+    return run_stages(folder, order, cache, started, progress, announce, watch)
 
 
 def _refuse_beside_resume(given: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ def _refuse_beside_resume(given: dict[str, Any]) -> None:
         )
 
 
-def carry_out(
+def run_stages(
     folder: Path, order: dict[str, Any], cache: str | os.PathLike[str] | None, started: float,
     progress: Progress, announce: Announce, watch: Watch = unwatched,
 ) -> Run:  # fmt: skip
@@ -305,7 +305,7 @@ def prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progr
         announce(
             f"What follows, and how to mend it: tellapart check {order['photos']}, or health.json in the run folder."
         )
-    earlier = sides_of(Path(order["split_from"])) if order.get("split_from") else None
+    earlier = splits_of(Path(order["split_from"])) if order.get("split_from") else None
     unit = units(manifest, pairs)
     sides = split(
         manifest,

@@ -18,7 +18,7 @@ from tellapart.tables import csv_text, read_csv
 from tellapart.training.callbacks import write_log
 from tellapart.training.checkpoint import load_weights
 from tellapart.training.environment import environment
-from tellapart.training.planning import Replay
+from tellapart.training.planning import TrainingPlan
 from tellapart.training.schedule import Segment
 
 
@@ -82,7 +82,7 @@ def refuse_ensemble(run: Path, record: dict[str, Any]) -> None:
         )
 
 
-def take_over(folder: Path, prepared: Path) -> None:
+def copy_from(folder: Path, prepared: Path) -> None:
     """Give a run that begins the table of photos, the split and the health of another run; the table comes last.
 
     Raises:
@@ -102,13 +102,13 @@ def seconds_spent(folder: Path) -> float:
     return float(load_weights(path)[1].get("seconds_training", 0.0)) if path.exists() else 0.0
 
 
-def plan_of(run: Path) -> Replay:
+def plan_of(run: Path) -> TrainingPlan:
     """Return what a finished run did, for another to do the same."""
     record = read_json(run / "environment.json")
-    return Replay(tuple(Segment.from_dict(values) for values in record["segments"]), record["planned_steps"])
+    return TrainingPlan(tuple(Segment.from_dict(values) for values in record["segments"]), record["planned_steps"])
 
 
-def sides_of(run: Path) -> dict[str, str]:
+def splits_of(run: Path) -> dict[str, str]:
     """Return the side of the split of each photo that a run knows, by SHA-256."""
     manifest = read_manifest(run)
     known = manifest[manifest["split"] != ""]

@@ -51,7 +51,7 @@ def grey(level, image_px=224):
     return np.full((image_px, image_px, 3), level, np.uint8)
 
 
-class Replay:
+class TrainingPlan:
     """A generator for the plain port that gives out the numbers that ours has drawn."""
 
     def __init__(self, *numbers):
@@ -199,7 +199,7 @@ def test_the_same_numbers_give_the_plain_ports_picture(name, largest):
 def test_fog_of_the_same_numbers_is_the_plain_ports(severity, noise_drawn):
     picture = drawn()
     result = corrupt(picture, "fog", severity, rng(severity))
-    expected = plain.fog(picture, severity, Replay(*noise_drawn))
+    expected = plain.fog(picture, severity, TrainingPlan(*noise_drawn))
     assert np.abs(result - expected).max() < 0.6
 
 
@@ -208,7 +208,7 @@ def test_elastic_transform_of_the_same_numbers_is_the_plain_ports(severity, nois
     picture = drawn()
     result = corrupt(picture, "elastic_transform", severity, rng(severity))
     points = rng(severity).uniform(-1, 1, (3, 2))
-    expected = plain.elastic_transform(picture, severity, Replay(points, *noise_drawn))
+    expected = plain.elastic_transform(picture, severity, TrainingPlan(points, *noise_drawn))
     difference = np.abs(result - expected)
     assert difference.mean() < 0.4
     assert np.quantile(difference, 0.999) < 3
@@ -240,7 +240,7 @@ def test_snow_of_the_same_noise_is_the_plain_ports(severity):
     angle = draws.uniform(-135, -45)
     noise, first = np.zeros((224, 224)), (224 - side) // 2
     noise[first : first + side, first : first + side] = draws.standard_normal((side, side), np.float32)
-    expected = plain.snow(picture, severity, Replay(noise, [(angle + 90) / 45]))
+    expected = plain.snow(picture, severity, TrainingPlan(noise, [(angle + 90) / 45]))
     assert np.quantile(np.abs(result - expected), 0.999) < 2
 
 
@@ -256,7 +256,7 @@ def test_glass_blur_of_the_same_numbers_is_the_plain_ports(severity, monkeypatch
 
     monkeypatch.setattr(blur, "draw_bits", record)
     result = corrupt(picture, "glass_blur", severity, rng(severity))
-    expected = plain.glass_blur(picture, severity, Replay(*moves))
+    expected = plain.glass_blur(picture, severity, TrainingPlan(*moves))
     # The plain port cuts fractions off between the two blurs: half a level on average.
     assert np.abs(result - expected).max() < 2
     assert np.abs(result - expected).mean() < 0.8

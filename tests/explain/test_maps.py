@@ -9,7 +9,7 @@ import pytest
 from tellapart.errors import InputError
 from tellapart.explain import maps
 from tellapart.models.build import build
-from tellapart.models.layers import Probe, feature_layer, feature_maps, first_layer
+from tellapart.models.layers import LayerReader, feature_layer, feature_maps, first_layer
 from tellapart.settings import Model
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def nested_network() -> keras.Model:
 def test_grad_cam_of_a_pooled_network_is_cam(make):
     """Zhou et al. 2016, equation 2; Grad-CAM has pooling's 1 / pixels in it (Selvaraju et al. 2017, section 3.1)."""
     model = make()
-    reading = Probe(model, batch_size=2).read(IMAGES, TARGETS)
+    reading = LayerReader(model, batch_size=2).read(IMAGES, TARGETS)
     (dense,) = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     weights = np.asarray(dense.kernel)[:, TARGETS]  # (channels, num_images)
     cam = np.einsum("nhwc,cn->nhw", reading.outputs, weights)
@@ -70,7 +70,7 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_scores(make):
     """Completeness: Sundararajan et al. 2017, proposition 1; each ReLU on the way costs the sum some exactness."""
     model = make()
     images = np.ascontiguousarray(IMAGES[:, :16, :16]) if model.input_shape[2] == 16 else IMAGES
-    probe = Probe(model)
+    probe = LayerReader(model)
     difference = probe.read(images, TARGETS).scores - probe.read(maps.blurred(images), TARGETS).scores
     shares = maps.integrated_gradients_values(model, images, TARGETS, steps=64)
     assert shares.shape == images.shape[:3]
@@ -124,7 +124,7 @@ def test_layers_are_found_inside_nested_models():
     model = nested_network()
     seen = feature_maps(model, IMAGES, at_most=5)
     assert [name.rstrip("_0123456789") for name in seen] == ["rescaling", "features"]
-    expected = Probe(model).read(IMAGES, TARGETS).outputs
+    expected = LayerReader(model).read(IMAGES, TARGETS).outputs
     np.testing.assert_allclose(seen["features"], expected, rtol=1e-4, atol=1e-5)
     assert feature_layer(model).name == "features"
     assert first_layer(model).name.startswith("rescaling")

@@ -12,7 +12,7 @@ import pytest
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.models.build import build
 from tellapart.models.ensemble import joined
-from tellapart.models.layers import Probe, feature_layer, first_layer
+from tellapart.models.layers import LayerReader, feature_layer, first_layer
 from tellapart.models.temperature import with_temperature
 from tellapart.settings import Model
 
@@ -67,10 +67,10 @@ def test_gradients_reach_every_member_and_heat_maps_are_of_the_heaviest():
     )
     assert heavy.get_layer("member2").input_shape[1] == 32
     targets = np.zeros(6, np.int64)
-    probe = Probe(heavy, first_layer(heavy))
+    probe = LayerReader(heavy, first_layer(heavy))
     assert probe.read(images, targets).gradients.shape == (6, 32, 32, 3)
     assert np.abs(probe.read(images, targets).gradients).max() > 0
-    light = Probe(joined([members[1]], [1.0]))
+    light = LayerReader(joined([members[1]], [1.0]))
     assert light.read(pictures(16), targets).probabilities == pytest.approx(say(members[1], pictures(16)), abs=1e-5)
 
 

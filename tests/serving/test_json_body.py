@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 from tellapart.serving.inference_tensors import read_request
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
 from tellapart.serving.tensorflow_serving import _images
@@ -23,7 +23,7 @@ def peak_of(work: Callable[[], Any]) -> tuple[int, str]:
     tracemalloc.start()
     try:
         work()
-    except RefusalError as error:
+    except ApiError as error:
         refusal = error.message
     finally:
         _, peak = tracemalloc.get_traced_memory()
@@ -127,10 +127,10 @@ def test_pictures_of_lists_are_what_numpy_makes_of_them():
 
 
 def test_errors_of_the_parser_do_not_keep_the_body():
-    with pytest.raises(RefusalError, match="not valid JSON") as caught:
+    with pytest.raises(ApiError, match="not valid JSON") as caught:
         parse_json("{" + "a" * 1000)
     assert caught.value.__context__ is None
-    with pytest.raises(RefusalError, match="not UTF-8 at byte 3") as caught:
+    with pytest.raises(ApiError, match="not UTF-8 at byte 3") as caught:
         utf8(b"abc\xff")
     assert caught.value.__context__ is None
     assert parse_json(utf8(b"\xef\xbb\xbf[1]")) == [1]

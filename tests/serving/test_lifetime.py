@@ -29,25 +29,14 @@ def memory_mb(process: int) -> float:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-def test_it_is_ready_soon_and_small(bundle: Path, tmp_path: Path, photos: list[Path]):
-    began = time.perf_counter()
+def test_a_server_in_use_stays_small(bundle: Path, tmp_path: Path, photos: list[Path]):
     with running(tmp_path, bundle) as server:
-        seconds = time.perf_counter() - began
         assert server.call("/v2/health/ready")[0] == 200
         for path in photos[:40]:
             server.call("/predict", path.read_bytes())
         server.call("/explain", photos[0].read_bytes())
         if sys.platform == "linux":
             assert memory_mb(server.process.pid) < 350
-        assert seconds < 3 * slowness(), "ready in less than three seconds of a machine with nothing else to do"
-
-
-def slowness() -> float:
-    """Return how many times longer than alone Python takes here now, at least 1."""
-    began, busy = time.perf_counter(), time.process_time()
-    while time.process_time() - busy < 0.2:
-        pass
-    return max(1.0, (time.perf_counter() - began) / 0.2)
 
 
 def test_no_framework_is_loaded(bundle: Path, photos: list[Path]):

@@ -20,7 +20,7 @@ import pytest
 from corpus import bomb
 from serving.process import COMMAND, ServerProcess, changed, slow_form
 from tellapart.errors import InputError
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 from tellapart.serving.limits import RateLimit
 from tellapart.serving.multipart import parse_multipart
 from tellapart.serving.options import ServerOptions, check_access, is_loopback
@@ -129,7 +129,7 @@ def test_a_form_is_cut_where_it_should_be():
     ],
 )
 def test_malformed_forms_are_refused(body: bytes, kind: bytes, message: str):
-    with pytest.raises(RefusalError, match=message) as caught:
+    with pytest.raises(ApiError, match=message) as caught:
         parse_multipart(body, kind, 8)
     assert caught.value.status == 400
 
@@ -141,7 +141,7 @@ def test_no_bytes_make_the_form_parser_fail_otherwise():
         data = bytearray(good)
         for at in random.integers(0, len(data), 4):
             data[at] = random.choice(list(b'\r\n-x";: a'))
-        with contextlib.suppress(RefusalError):
+        with contextlib.suppress(ApiError):
             parse_multipart(bytes(data), b"multipart/form-data; boundary=x", 8)
 
 

@@ -20,8 +20,8 @@ import pytest
 from serving.process import ServerProcess
 from tellapart.data.decode import DecodingCost
 from tellapart.serving.app import make_app
-from tellapart.serving.errors import RefusalError
-from tellapart.serving.limits import Body, Held
+from tellapart.serving.errors import ApiError
+from tellapart.serving.limits import Body, BodyBudget
 from tellapart.serving.model_version import DecodeBudget
 from tellapart.serving.options import BatchOptions, Limits, ServerOptions
 
@@ -96,16 +96,16 @@ def test_small_pictures_wait_until_they_fit():
 
 
 def test_large_requests_leave_room_for_small_ones():
-    held = Held(40_000_000)
+    held = BodyBudget(40_000_000)
     large = [Body(Limits(), held) for _ in range(2)]
     for body in large:
         body.add(15_000_000)
-    with pytest.raises(RefusalError) as caught:
+    with pytest.raises(ApiError) as caught:
         large[0].add(1)
     assert caught.value.status == 503
     small = Body(Limits(), held)
     small.add(1_000_000)
-    with pytest.raises(RefusalError, match="--max-held-mb allows more") as caught:
+    with pytest.raises(ApiError, match="--max-held-mb allows more") as caught:
         Body(Limits(), held).add(30_000_001)
     assert caught.value.status == 413
     for body in (*large, small):
@@ -115,7 +115,7 @@ def test_large_requests_leave_room_for_small_ones():
 
 def test_a_body_whose_client_left_counts_until_the_parser_is_done_with_it():
     async def main() -> None:
-        held, gate = Held(1_000_000), threading.Event()
+        held, gate = BodyBudget(1_000_000), threading.Event()
         body = Body(Limits(), held)
         body.add(1000)
         with ThreadPoolExecutor(1) as pool:

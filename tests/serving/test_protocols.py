@@ -47,7 +47,7 @@ def post(server: ServerProcess, path: str, values: Any) -> tuple[int, Any]:
 
 
 def close(found: Any, expected: np.ndarray) -> None:
-    """Networks of other batch sizes and threads differ in the last digits, bfloat16 by more."""
+    """PredictorPool of other batch sizes and threads differ in the last digits, bfloat16 by more."""
     np.testing.assert_allclose(np.asarray(found), expected, atol=0.02)
 
 

@@ -32,7 +32,7 @@ from tellapart.data.metadata import without_metadata
 from tellapart.errors import BundleError, InputError
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.explain.maps import grad_cam, grad_cam_values
-from tellapart.models.layers import Probe
+from tellapart.models.layers import LayerReader
 from tellapart.settings import load_recipe, save_recipe
 from tellapart.shipping import export as export_module
 from tellapart.shipping import formats
@@ -157,7 +157,7 @@ def test_heat_maps_of_a_nested_network_are_grad_cam(tmp_path: Path):
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     session = onnxruntime.InferenceSession(tmp_path / "explain.onnx")
     (heat,) = session.run(["heat"], {"image": pictures, "target": np.arange(3)})
-    np.testing.assert_allclose(heat, grad_cam_values(Probe(model).read(pictures, np.arange(3))), atol=1e-5)
+    np.testing.assert_allclose(heat, grad_cam_values(LayerReader(model).read(pictures, np.arange(3))), atol=1e-5)
 
 
 def test_a_runtime_that_gives_other_probabilities_here_is_noticed(place: Path):

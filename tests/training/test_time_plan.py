@@ -11,7 +11,7 @@ from drawing import save_photo
 from tellapart.data.scan import find_photos, part_of
 from tellapart.settings import Recipe, load_recipe
 from tellapart.training import time_plan
-from tellapart.training.planning import Planner, Replay
+from tellapart.training.planning import Planner, TrainingPlan
 from tellapart.training.schedule import Segment
 from tellapart.training.time_plan import plan_for_time
 from tellapart.training.timing import Budget, Precision
@@ -104,7 +104,7 @@ def test_real_clocks_give_a_plan(tmp_path: Path):
     assert all(0 < value < 1 for value in plan.to_dict()["seconds_per_photo"].values())
 
 
-def planner(budget: Budget | None, replay: Replay | None = None) -> Planner:
+def planner(budget: Budget | None, replay: TrainingPlan | None = None) -> Planner:
     from types import SimpleNamespace
 
     recipe = load_recipe(changes=["train.epochs=8", "data.image_px=64"])
@@ -137,7 +137,7 @@ def test_a_segment_that_was_cut_short_is_replayed_as_far_as_it_went():
     plan.cut_short(state)
     assert state["done"] == 1
     assert "segment" not in state
-    done = Replay.of(state)
+    done = TrainingPlan.of(state)
     assert done.segments == (Segment(64, 4, (0.0, 0.5)), Segment(64, 1, (0.5, 0.625)))
     again, repeated = planner(None, done), {"epoch": 0, "done": 0.0, "segments": []}
     for segment in done.segments:

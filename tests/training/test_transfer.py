@@ -21,7 +21,7 @@ from drawing import photo
 from tellapart.evaluation import measure
 from tellapart.settings import Recipe
 from tellapart.training import transfer
-from tellapart.training.planning import Planner, Replay
+from tellapart.training.planning import Planner, TrainingPlan
 from tellapart.training.schedule import Segment
 from tellapart.training.timing import Precision
 from tellapart.training.transfer import PENALTIES, fit_head
@@ -87,8 +87,8 @@ def test_a_head_whose_time_is_over_is_the_first_that_was_found(monkeypatch):
 
 def test_a_run_that_had_no_time_to_fine_tune_is_replayed_without():
     inputs, precision = SimpleNamespace(recipe=Recipe()), Precision("float32", {}, "")
-    assert not Planner(inputs, precision, None, Replay((), 0)).has_time()
-    assert Planner(inputs, precision, None, Replay((Segment(64, 1, (0.0, 1.0)),), 10)).has_time()
+    assert not Planner(inputs, precision, None, TrainingPlan((), 0)).has_time()
+    assert Planner(inputs, precision, None, TrainingPlan((Segment(64, 1, (0.0, 1.0)),), 10)).has_time()
     assert Planner(inputs, precision, None, None).has_time()
 
 

@@ -21,14 +21,14 @@ from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import to_heat
 from tellapart.records import Prediction, Progress, no_progress
 
-AT_ONCE = 32
+BATCH_SIZES = 32
 _PER_TASK = 4
 Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 _CHOICE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Seen:
+class DecodedImage:
     """A picture as the network takes it, and what its file says of its quality.
 
     Attributes:
@@ -67,8 +67,8 @@ class BundleClassifier:
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
         return np.concatenate([
-            self._predict(np.ascontiguousarray(pictures[start : start + AT_ONCE]))
-            for start in range(0, len(pictures), AT_ONCE)
+            self._predict(np.ascontiguousarray(pictures[start : start + BATCH_SIZES]))
+            for start in range(0, len(pictures), BATCH_SIZES)
         ])  # fmt: skip
 
     def predict(
@@ -91,7 +91,7 @@ class BundleClassifier:
         results: list[Prediction] = []
         for found in self.stream(images, top_k=top_k):
             results.append(found)
-            if len(results) % AT_ONCE == 0 or len(results) == len(images):
+            if len(results) % BATCH_SIZES == 0 or len(results) == len(images):
                 progress("predicting", len(results), len(images))
         return results
 
@@ -112,29 +112,31 @@ class BundleClassifier:
             with_quality: also measure each photo's quality; it costs about half as much as decoding.
         """
         if len(images) <= _PER_TASK:  # threads would cost more than they save
-            yield from self._named([self.see(image, with_quality) for image in images], images, 0, top_k)
+            yield from self._named([self.decode(image, with_quality) for image in images], images, 0, top_k)
             return
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
-            def look(part: Sequence) -> list[Seen]:
-                return [self.see(image, with_quality) for image in part]
+            def decode_all(part: Sequence) -> list[DecodedImage]:
+                return [self.decode(image, with_quality) for image in part]
 
             def decoded(start: int) -> list:  # a few pictures each: handing work over costs as much as a small picture
-                parts = range(start, min(start + AT_ONCE, len(images)), _PER_TASK)
-                return [pool.submit(look, images[at : min(at + _PER_TASK, start + AT_ONCE)]) for at in parts]
+                parts = range(start, min(start + BATCH_SIZES, len(images)), _PER_TASK)
+                return [pool.submit(decode_all, images[at : min(at + _PER_TASK, start + BATCH_SIZES)]) for at in parts]
 
             waiting = decoded(0)
-            for start in range(0, len(images), AT_ONCE):
-                ahead = decoded(start + AT_ONCE)
+            for start in range(0, len(images), BATCH_SIZES):
+                ahead = decoded(start + BATCH_SIZES)
                 yield from self._named([seen for part in waiting for seen in part.result()], images, start, top_k)
                 waiting = ahead
 
-    def see(self, image: str | os.PathLike[str] | bytes | NDArray[np.uint8], with_quality: bool = True) -> Seen:
+    def decode(
+        self, image: str | os.PathLike[str] | bytes | NDArray[np.uint8], with_quality: bool = True
+    ) -> DecodedImage:
         """Decode one image and measure its quality."""
         try:
             if isinstance(image, np.ndarray):
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-                    return Seen(None, (), f"is {image.dtype} {image.shape}; expected uint8 (height, width, 3)")
+                    return DecodedImage(None, (), f"is {image.dtype} {image.shape}; expected uint8 (height, width, 3)")
                 quality = quality_of(image).to_dict() if with_quality else None
                 square = resize(np.ascontiguousarray(image), self.image_px)
             else:
@@ -145,10 +147,10 @@ class BundleClassifier:
                 else:
                     square, quality = decode_square(data, self.image_px, max_pixels=self.max_pixels), None
         except DecodeError as error:
-            return Seen(None, (), str(error))
-        return Seen(square, tuple(self.bundle.outside(quality)) if quality else ())
+            return DecodedImage(None, (), str(error))
+        return DecodedImage(square, tuple(self.bundle.outside(quality)) if quality else ())
 
-    def _named(self, seen: list[Seen], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
+    def _named(self, seen: list[DecodedImage], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
         squares = {index: each.square for index, each in enumerate(seen) if each.square is not None}
         good = list(squares)
         rows = self._predict(np.stack(list(squares.values()))) if good else np.zeros((0, len(self.classes)), np.float32)

@@ -16,10 +16,10 @@ from tellapart.errors import InputError
 from tellapart.evaluation.metrics import classification_metrics
 from tellapart.evaluation.paired import differences, grouped_difference, grouped_mcnemar, holm
 from tellapart.evaluation.slices import SMALLEST
-from tellapart.experiments.comparison import MEASURES, Comparison, Entrant, Flip, Measured, Pair, SliceDifference
+from tellapart.experiments.comparison import MEASURES, Comparison, Flip, Measured, Pair, RunResult, SliceDifference
 from tellapart.experiments.cost import Cost, cost_of, with_speed
-from tellapart.experiments.finished_run import Contestant, names_of, open_contestant
-from tellapart.experiments.shared_test_set import common_groups, common_photos, count_on, refuse_other_classes
+from tellapart.experiments.finished_run import FinishedRun, names_of, open_finished_run
+from tellapart.experiments.shared_test_set import count_on, refuse_other_classes, shared_groups, shared_photos
 from tellapart.files import write_json
 from tellapart.records import Interval, Progress, no_progress
 
@@ -58,23 +58,23 @@ def compare(
     if against not in ("first", "all"):
         raise InputError(f"against is {against!r}. Expected 'first' or 'all'.")
     folders = [Path(run) for run in runs]
-    contestants = [open_contestant(*each) for each in zip(folders, names_of(folders), strict=True)]
-    refuse_other_classes(contestants)
+    finished = [open_finished_run(*each) for each in zip(folders, names_of(folders), strict=True)]
+    refuse_other_classes(finished)
     costs = [cost_of(folder) for folder in folders]
     if speed:
-        common_photos(contestants)  # what cannot be compared is refused before models are opened
+        shared_photos(finished)  # what cannot be compared is refused before models are opened
         costs = with_speed(folders, costs, progress)
-    comparison = compare_contestants(contestants, costs, against=against, progress=progress)
+    comparison = compare_finished_runs(finished, costs, against=against, progress=progress)
     if out is not None:
         from tellapart.experiments.compare_page import write_page
 
         write_json(Path(out) / "compare.json", comparison.to_dict())
-        write_page(Path(out) / "compare.html", comparison, _whereabouts(contestants), progress=progress)
+        write_page(Path(out) / "compare.html", comparison, _whereabouts(finished), progress=progress)
     return comparison
 
 
-def compare_contestants(
-    contestants: Sequence[Contestant],
+def compare_finished_runs(
+    runs: Sequence[FinishedRun],
     costs: Sequence[Cost],
     *,
     against: str = "first",
@@ -85,35 +85,35 @@ def compare_contestants(
     Raises:
         InputError: other classes, or no photo that is new to all.
     """
-    refuse_other_classes(contestants)
-    rows, relabelled = common_photos(contestants)
+    refuse_other_classes(runs)
+    rows, relabelled = shared_photos(runs)
 
     # Each on the common photos
-    classes, photos = contestants[0].classes, contestants[0].photos.iloc[rows[0]]
+    classes, photos = runs[0].classes, runs[0].photos.iloc[rows[0]]
     true = np.array([classes.index(label) for label in photos["label"]], np.int64)
-    groups = common_groups(contestants, rows)
-    said = [each.probabilities[at] for each, at in zip(contestants, rows, strict=True)]
-    entrants = tuple(
-        Entrant(
+    groups = shared_groups(runs, rows)
+    said = [each.probabilities[at] for each, at in zip(runs, rows, strict=True)]
+    results = tuple(
+        RunResult(
             name=each.name,
             folder=str(each.folder),
             measures=_measures(true, probabilities, classes, groups),
             left_out=count_on(each, "test") - len(true),
             cost=cost,
         )
-        for each, probabilities, cost in zip(contestants, said, costs, strict=True)
+        for each, probabilities, cost in zip(runs, said, costs, strict=True)
     )
 
     # Two at a time
-    places = list(itertools.combinations(range(len(contestants)), 2))
+    places = list(itertools.combinations(range(len(runs)), 2))
     places = [(a, b) for a, b in places if against == "all" or a == 0]
     pairs = []
     for done, (a, b) in enumerate(places):
         progress("comparing", done, len(places))
-        pairs.append(_pair((entrants[a], entrants[b]), (said[a], said[b]), true, photos, groups, classes=classes))
+        pairs.append(_pair((results[a], results[b]), (said[a], said[b]), true, photos, groups, classes=classes))
     progress("comparing", len(places), len(places))
     num_groups = len(true) if groups is None else len(np.unique(groups))
-    return Comparison(entrants, _corrected(pairs), len(true), num_groups, relabelled)
+    return Comparison(results, _corrected(pairs), len(true), num_groups, relabelled)
 
 
 def _measures(
@@ -127,7 +127,7 @@ def _measures(
 
 
 def _pair(
-    entrants: tuple[Entrant, Entrant],
+    results: tuple[RunResult, RunResult],
     said: tuple[NDArray[np.float64], NDArray[np.float64]],
     true: NDArray[np.int64],
     photos: pd.DataFrame,
@@ -136,7 +136,7 @@ def _pair(
     classes: list[str],
 ) -> Pair:
     """Compare two runs; the p-values are corrected later, when all are known."""
-    first, second = entrants
+    first, second = results
     named = [probabilities.argmax(axis=1) for probabilities in said]
     right = named[0] == true, named[1] == true
     intervals = differences(true, *said, groups)
@@ -207,10 +207,10 @@ def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     )
 
 
-def _whereabouts(contestants: Sequence[Contestant]) -> dict[str, list[Path]]:
+def _whereabouts(runs: Sequence[FinishedRun]) -> dict[str, list[Path]]:
     """Return where each test photo may lie, by SHA-256."""
     found: dict[str, list[Path]] = {}
-    for each in contestants:
+    for each in runs:
         tested = each.photos[each.photos["split"] == "test"]
         for path, digest in zip(tested["path"], tested["sha256"], strict=True):
             found.setdefault(digest, []).append(each.root / path)

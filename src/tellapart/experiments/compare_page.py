@@ -10,7 +10,7 @@ from typing import Any
 from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError
 from tellapart.experiments.comparison import Comparison, Flip, Pair, SliceDifference, p_text, points
-from tellapart.experiments.cost import AT_ONCE
+from tellapart.experiments.cost import BATCH_SIZES
 from tellapart.files import sha256, write_text
 from tellapart.records import Progress
 from tellapart.report.photos import thumbnails
@@ -49,7 +49,7 @@ def write_page(path: Path, comparison: Comparison, whereabouts: dict[str, list[P
         pictures=pictures,
         slices=[_worth_listing(pair.slices) for pair in comparison.pairs],
         shown_at_most=_SHOWN,
-        at_once=AT_ONCE,
+        at_once=BATCH_SIZES,
         made=time.strftime("%Y-%m-%d %H:%M"),
         css=_source("tellapart.report", "page.css") + _source("tellapart.experiments", "compare.css"),
     )

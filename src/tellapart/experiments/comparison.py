@@ -22,7 +22,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Entrant:
+class RunResult:
     """One run in the comparison.
 
     Attributes:
@@ -146,7 +146,7 @@ class Comparison:
         relabelled: photos left out since their label is not the same everywhere.
     """
 
-    runs: tuple[Entrant, ...]
+    runs: tuple[RunResult, ...]
     pairs: tuple[Pair, ...]
     num_photos: int
     num_groups: int

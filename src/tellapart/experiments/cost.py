@@ -13,7 +13,7 @@ import numpy as np
 from tellapart.files import read_json
 from tellapart.records import Progress, no_progress
 
-AT_ONCE = (1, 32)
+BATCH_SIZES = (1, 32)
 """Pictures in one call, for which speed is measured."""
 _ROUNDS = 15
 _WARM_UP = 3
@@ -86,12 +86,12 @@ def with_speed(runs: Sequence[Path], costs: Sequence[Cost], progress: Progress =
     from tellapart.evaluation.predict import load  # Keras: seconds to import, and only here
 
     classifiers = [load(run) for run in runs]
-    pictures = np.random.default_rng(0).integers(0, 256, (max(AT_ONCE), _PICTURE_PX, _PICTURE_PX, 3), np.uint8)
-    laps: list[dict[int, list[float]]] = [{count: [] for count in AT_ONCE} for _ in runs]
+    pictures = np.random.default_rng(0).integers(0, 256, (max(BATCH_SIZES), _PICTURE_PX, _PICTURE_PX, 3), np.uint8)
+    laps: list[dict[int, list[float]]] = [{count: [] for count in BATCH_SIZES} for _ in runs]
     for done in range(_WARM_UP + _ROUNDS):
         progress("measuring", done, _WARM_UP + _ROUNDS)
         for classifier, found in zip(classifiers, laps, strict=True):
-            for count in AT_ONCE:
+            for count in BATCH_SIZES:
                 found[count].append(_seconds(classifier, list(pictures[:count])))
     progress("measuring", _WARM_UP + _ROUNDS, _WARM_UP + _ROUNDS)
     return [
@@ -99,7 +99,7 @@ def with_speed(runs: Sequence[Path], costs: Sequence[Cost], progress: Progress =
             cost,
             parameters=int(classifier.model.count_params()),
             image_px=classifier.image_px,
-            ms_per_image={count: 1000 * float(np.median(found[count][_WARM_UP:])) / count for count in AT_ONCE},
+            ms_per_image={count: 1000 * float(np.median(found[count][_WARM_UP:])) / count for count in BATCH_SIZES},
         )
         for cost, classifier, found in zip(costs, classifiers, laps, strict=True)
     ]

@@ -19,7 +19,7 @@ _NEEDED = ("metrics.json", "environment.json", "manifest.csv", "predictions.csv"
 
 
 @dataclass(frozen=True)
-class Contestant:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Contestant:
     probabilities: NDArray[np.float64]
 
 
-def open_contestant(folder: Path, name: str) -> Contestant:
+def open_finished_run(folder: Path, name: str) -> FinishedRun:
     """Read what a finished run said of its photos; neither its model nor its photos are opened.
 
     Raises:
@@ -53,7 +53,7 @@ def open_contestant(folder: Path, name: str) -> Contestant:
             + hint
         )
     photos, classes, probabilities = read_predictions(folder)
-    return Contestant(
+    return FinishedRun(
         name=name,
         folder=folder,
         root=Path(read_json(folder / "environment.json").get("root", "")),

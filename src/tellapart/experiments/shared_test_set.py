@@ -11,19 +11,19 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from tellapart.errors import InputError
-from tellapart.experiments.finished_run import Contestant
+from tellapart.experiments.finished_run import FinishedRun
 
 _WANTED = {"test": "is in the test side of all", "validation": "one was validated on and none trained on"}
 
 
-def refuse_other_classes(contestants: Sequence[Contestant]) -> None:
+def refuse_other_classes(runs: Sequence[FinishedRun]) -> None:
     """Refuse runs whose classes are not the same, in the same order.
 
     Raises:
         InputError: names a class that only one of them has.
     """
-    first = contestants[0]
-    for other in contestants[1:]:
+    first = runs[0]
+    for other in runs[1:]:
         if other.classes == first.classes:
             continue
         alone = sorted(set(first.classes) ^ set(other.classes))
@@ -35,14 +35,14 @@ def refuse_other_classes(contestants: Sequence[Contestant]) -> None:
         )
 
 
-def common_photos(contestants: Sequence[Contestant], side: str = "test") -> tuple[list[NDArray[np.int64]], int]:
+def shared_photos(runs: Sequence[FinishedRun], side: str = "test") -> tuple[list[NDArray[np.int64]], int]:
     """Return for each run the rows of the photos that all know and none learned from, and how many have two labels.
 
     Photos are matched by content. "test": those in the test side of all, which none was trained or validated on.
     "validation": those that none was trained on, and at least one was validated on.
 
     Args:
-        contestants: the runs.
+        runs: the runs.
         side: "test" or "validation".
 
     Returns:
@@ -51,16 +51,16 @@ def common_photos(contestants: Sequence[Contestant], side: str = "test") -> tupl
     Raises:
         InputError: there are none.
     """
-    sides = common_sides(contestants)
-    everywhere = [each.photos.drop_duplicates(["sha256", "label"]) for each in contestants]
+    sides = shared_splits(runs)
+    everywhere = [each.photos.drop_duplicates(["sha256", "label"]) for each in runs]
     labels = pd.concat(everywhere)[["sha256", "label"]].drop_duplicates()["sha256"].value_counts()
-    known = [each.photos[each.photos["split"] != ""].drop_duplicates("sha256") for each in contestants]
+    known = [each.photos[each.photos["split"] != ""].drop_duplicates("sha256") for each in runs]
     common = {digest for digest, found in sides.items() if found == side}
     common &= set.intersection(*(set(photos["sha256"]) for photos in known))
     relabelled = {digest for digest in common if labels[digest] > 1}
     order = [digest for digest in known[0]["sha256"] if digest in common - relabelled]
     if not order:
-        counts = ", ".join(f"{each.name} has {count_on(each, side):,}" for each in contestants)
+        counts = ", ".join(f"{each.name} has {count_on(each, side):,}" for each in runs)
         raise InputError(
             f"The runs have no photo in common that {_WANTED[side]}, with one label ({counts} {side} photos). Expected "
             "runs of the same photos: train one with --split-from the other, so that photos keep their side."
@@ -68,16 +68,16 @@ def common_photos(contestants: Sequence[Contestant], side: str = "test") -> tupl
     return [pd.Series(photos.index, photos["sha256"])[order].to_numpy(np.int64) for photos in known], len(relabelled)
 
 
-def common_groups(contestants: Sequence[Contestant], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
+def shared_groups(runs: Sequence[FinishedRun], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.int64] | None:
     """Return the number of each common photo's group, (num_photos,), or None where no run knows groups.
 
     Photos that stand in one group in any of the runs stand in one here: a run sees only its own photos' likeness.
 
     Args:
-        contestants: the runs.
-        rows: of each run's photos, as `common_photos` gives them.
+        runs: the runs.
+        rows: of each run's photos, as `shared_photos` gives them.
     """
-    known = [each.photos["unit"].to_numpy(np.int64)[at] for each, at in zip(contestants, rows, strict=True)
+    known = [each.photos["unit"].to_numpy(np.int64)[at] for each, at in zip(runs, rows, strict=True)
              if "unit" in each.photos]  # fmt: skip
     if not known:
         return None
@@ -92,18 +92,18 @@ def common_groups(contestants: Sequence[Contestant], rows: Sequence[NDArray[np.i
     return np.asarray(connected_components(graph, directed=False)[1][:count], np.int64)
 
 
-def common_sides(contestants: Sequence[Contestant]) -> dict[str, str]:
+def shared_splits(runs: Sequence[FinishedRun]) -> dict[str, str]:
     """Return the side of each photo for all runs together, by SHA-256.
 
     "train" where any run was trained on it, else "validation" where any was validated on it, else "test".
     """
     sides: dict[str, str] = {}
     for side in ("test", "validation", "train"):
-        for each in contestants:
+        for each in runs:
             sides |= dict.fromkeys(each.photos["sha256"][each.photos["split"] == side], side)
     return sides
 
 
-def count_on(contestant: Contestant, side: str) -> int:
+def count_on(finished_run: FinishedRun, side: str) -> int:
     """Return how many photos a run has on a side."""
-    return int((contestant.photos["split"] == side).sum())
+    return int((finished_run.photos["split"] == side).sum())

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.explain.maps import Targets
-from tellapart.models.layers import Floats, Images, Probe
+from tellapart.models.layers import Floats, Images, LayerReader
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def channel_importance(
         layer: with feature maps; None: the last one.
         top: photos to name for each channel.
     """
-    probe = Probe(model, layer)
+    probe = LayerReader(model, layer)
     reading = probe.read(images, targets)
     excitement = reading.outputs.mean(axis=(1, 2))
     mean = excitement.mean(axis=0)

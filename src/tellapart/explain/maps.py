@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tellapart.evaluation.predict import predict_arrays
 from tellapart.explain.overlay import to_heat
-from tellapart.models.layers import Floats, Images, Probe, Reading, first_layer
+from tellapart.models.layers import Floats, Images, LayerReader, Reading, first_layer
 
 Targets = NDArray[np.int64]
 Method = Callable[[keras.Model, Images, Targets], Floats]
@@ -147,6 +147,6 @@ def log_probability(model: keras.Model, images: Images, targets: Targets) -> Flo
 
 
 @functools.lru_cache(maxsize=4)
-def _probe(model: keras.Model, layer: keras.layers.Layer | None = None) -> Probe:
+def _probe(model: keras.Model, layer: keras.layers.Layer | None = None) -> LayerReader:
     """Return the probe of a network, compiled once: all explanations of a network go through the same few."""
-    return Probe(model, layer)
+    return LayerReader(model, layer)

@@ -37,7 +37,7 @@ class Reading:
     gradients: Floats
 
 
-class Probe:
+class LayerReader:
     """A network with one of its layers laid open.
 
     The layer may stand inside a nested model, as in transfer learning. The score of a class is what goes into the

@@ -31,7 +31,7 @@ def how_many(bounds: tuple[int, int], image_px: int) -> int:
 
 
 @dataclass(frozen=True)
-class Looks:
+class Attributions:
     """What the network looks at.
 
     Attributes:
@@ -59,7 +59,7 @@ class Looks:
         return self.heat[np.isin(self.slots, slots)]
 
 
-def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], progress: Progress) -> Looks:
+def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], progress: Progress) -> Attributions:
     """Make the heat maps, test them, and silence channels.
 
     Args:
@@ -83,7 +83,7 @@ def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], p
         progress("comparing methods", number, len(METHODS))
     fewer = few[: how_many(FORGETTING, px)]
     some = spread(true, how_many(SOME, px))
-    return Looks(
+    return Attributions(
         method=DEFAULT_METHOD,
         slots=slots,
         heat=heat,

@@ -33,7 +33,7 @@ from tellapart.evaluation.ranking import Curve, curves, top_k_accuracy
 from tellapart.evaluation.robustness import CORRUPTED_PX, Envelope, Robustness, envelope, robustness
 from tellapart.evaluation.slices import Slice, slices
 from tellapart.records import Interval, Progress
-from tellapart.report.attribution import SOME, Looks, how_many, look, spread
+from tellapart.report.attribution import SOME, Attributions, how_many, look, spread
 from tellapart.report.shortcuts import Shortcuts, shortcuts
 from tellapart.report.subject import Subject
 from tellapart.report.suspects import suspects
@@ -83,7 +83,7 @@ class Findings:
     robustness: Robustness
     envelope: Envelope
     slices: list[Slice]
-    looks: Looks | None
+    looks: Attributions | None
     shortcuts: Shortcuts | None
     missing: dict[str, str]
     seconds: dict[str, float]
@@ -161,7 +161,7 @@ def _looks(
     missing: dict[str, str],
     timed: Callable[[str, Callable[[], Any]], Any],
     progress: Progress,
-) -> tuple[Looks | None, Shortcuts | None]:
+) -> tuple[Attributions | None, Shortcuts | None]:
     pictures, true = subject.pictures.batch(at), subject.numbers[at]
     try:
         looks = timed("heat maps and their tests", lambda: look(subject, pictures, at, progress))

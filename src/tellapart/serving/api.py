@@ -16,10 +16,10 @@ from starlette.responses import Response
 
 from tellapart.bundles.predictor import named
 from tellapart.serving import openapi as d
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import parse_json, shown, utf8
-from tellapart.serving.middleware import Visit, visit_of
-from tellapart.serving.model_version import Answer, Image, Question, Served
+from tellapart.serving.middleware import RequestContext, visit_of
+from tellapart.serving.model_version import Answer, ExplainRequest, Image, ModelVersion
 from tellapart.serving.multipart import parse_multipart
 from tellapart.serving.service import Service, query_of, since
 
@@ -108,7 +108,7 @@ def _add_predict(routes: APIRouter, service: Service) -> None:
         return Response(json.dumps(values), 200 if readable else 422, media_type=JSON)
 
 
-def _prediction(served: Served, name: str | None, answer: Answer, top_k: int) -> dict[str, Any]:
+def _prediction(served: ModelVersion, name: str | None, answer: Answer, top_k: int) -> dict[str, Any]:
     if answer.row is None:
         return {
             "name": name, "label": None, "probability": None, "top": [], "set": [], "abstains": False, "outside": [],
@@ -147,17 +147,17 @@ def _add_explain(routes: APIRouter, service: Service) -> None:
         query = query_of(request, ("label", "format", "model", "version"))
         form = query.get("format", "png")
         if form not in ("png", "json"):
-            raise RefusalError(400, f"format is {form!r:.80}. Expected png or json.")
+            raise ApiError(400, f"format is {form!r:.80}. Expected png or json.")
         served = service.find(visit, query.get("model"), query.get("version"))
         if served.explainer is None:
-            raise RefusalError(404, f"The model {served.name} has no heat maps: its bundle holds no explanation graph.")
+            raise ApiError(404, f"The model {served.name} has no heat maps: its bundle holds no explanation graph.")
         target = class_number(served, query["label"]) if "label" in query else None
         files = await files_of(service, request)
         if len(files) != 1:
-            raise RefusalError(400, f"{len(files)} images came. Expected one to explain.")
-        found = await service.explain(request, served, Question(files[0][1], target, form == "png"))
+            raise ApiError(400, f"{len(files)} images came. Expected one to explain.")
+        found = await service.explain(request, served, ExplainRequest(files[0][1], target, form == "png"))
         if found.error:
-            raise RefusalError(422, f"The image {found.error}.")
+            raise ApiError(422, f"The image {found.error}.")
         return Response(found.body, media_type="image/png" if form == "png" else JSON)
 
 
@@ -186,7 +186,7 @@ def _add_models(routes: APIRouter, service: Service) -> None:
         )  # fmt: skip
 
 
-def _summary(service: Service, served: Served) -> dict[str, Any]:
+def _summary(service: Service, served: ModelVersion) -> dict[str, Any]:
     record = served.bundle.record
     return {
         "name": served.name, "version": served.version, "number": served.number,
@@ -214,7 +214,7 @@ def _add_feedback(routes: APIRouter, service: Service) -> None:
         query_of(request, ())
         body = await service.body(request)
         if len(body) > _MAX_FEEDBACK_BYTES:
-            raise RefusalError(413, f"The verdict has {len(body):,} bytes; at most {_MAX_FEEDBACK_BYTES:,} are taken.")
+            raise ApiError(413, f"The verdict has {len(body):,} bytes; at most {_MAX_FEEDBACK_BYTES:,} are taken.")
         values = parse_json(utf8(body.take()))
         served = _check_feedback(service, visit_of(request.scope), values)
         if service.options.feedback is not None:
@@ -223,30 +223,30 @@ def _add_feedback(routes: APIRouter, service: Service) -> None:
                 await asyncio.to_thread(_append, service.options.feedback, line)
             except OSError as error:
                 message = f"The verdict cannot be kept: {error.strerror or error}."
-                raise RefusalError(503, message, {"Retry-After": "60"}) from None
+                raise ApiError(503, message, {"Retry-After": "60"}) from None
         service.telemetry.feedback.labels(served.name, values["verdict"]).inc()
         return Response(status_code=204)
 
 
-def _check_feedback(service: Service, visit: Visit, values: Any) -> Served:
+def _check_feedback(service: Service, visit: RequestContext, values: Any) -> ModelVersion:
     """Return the model that a verdict is about.
 
     Raises:
-        RefusalError: it is none (400), or is about a model that is not here (404).
+        ApiError: it is none (400), or is about a model that is not here (404).
     """
     if not isinstance(values, dict) or set(values) - _FEEDBACK_KEYS:
-        raise RefusalError(400, f"Expected an object with no other keys than {', '.join(sorted(_FEEDBACK_KEYS))}.")
+        raise ApiError(400, f"Expected an object with no other keys than {', '.join(sorted(_FEEDBACK_KEYS))}.")
     for key in ("label", "model", "version"):
         if values.get(key) is not None and not isinstance(values[key], str):
-            raise RefusalError(400, f"{key} is {type(values[key]).__name__}. Expected a text.")
+            raise ApiError(400, f"{key} is {type(values[key]).__name__}. Expected a text.")
     if values.get("verdict") not in ("right", "wrong"):
-        raise RefusalError(400, f"verdict is {shown(values.get('verdict'))}. Expected right or wrong.")
+        raise ApiError(400, f"verdict is {shown(values.get('verdict'))}. Expected right or wrong.")
     if not isinstance(values.get("request_id"), str) or not _SANE.fullmatch(values["request_id"]):
-        raise RefusalError(400, "Expected request_id as it came with the prediction.")
+        raise ApiError(400, "Expected request_id as it came with the prediction.")
     version = values.get("version")
     served = service.find(visit, values.get("model"), None)
     if version is not None and not _SANE.fullmatch(version):
-        raise RefusalError(400, f"version is {version!r:.80}. Expected the one that came with the prediction.")
+        raise ApiError(400, f"version is {version!r:.80}. Expected the one that came with the prediction.")
     if values.get("label") is not None:  # the version may have been replaced since; the classes seldom change
         class_number(served, values["label"])
     return served
@@ -288,15 +288,13 @@ async def files_of(service: Service, request: Request) -> list[tuple[str | None,
     """Return the images of a request with their file names.
 
     Raises:
-        RefusalError: the body is malformed, empty or too large.
+        ApiError: the body is malformed, empty or too large.
     """
     kind = visit_of(request.scope).headers.get(b"content-type", b"")
     body = await service.body(request)
     if not kind.lower().startswith(b"multipart/"):
         if not len(body):
-            raise RefusalError(
-                400, "The body is empty. Expected an image, or multipart/form-data with the field 'file'."
-            )
+            raise ApiError(400, "The body is empty. Expected an image, or multipart/form-data with the field 'file'.")
         return [(None, body.take())]
     most = service.options.limits.max_files
     size = len(body)
@@ -306,21 +304,21 @@ async def files_of(service: Service, request: Request) -> list[tuple[str | None,
     files = [(part.filename, part.data) for part in parts if part.name == "file"]
     if not files:
         came = ", ".join(sorted({repr(part.name[:40]) for part in parts})) or "none"
-        raise RefusalError(400, f"The form has the fields {came}. Expected the field 'file', once or several times.")
+        raise ApiError(400, f"The form has the fields {came}. Expected the field 'file', once or several times.")
     if len(files) > most:
-        raise RefusalError(413, f"{len(files)} files came; at most {most} are taken. Send them in several requests.")
+        raise ApiError(413, f"{len(files)} files came; at most {most} are taken. Send them in several requests.")
     return files
 
 
-def class_number(served: Served, label: str) -> int:
+def class_number(served: ModelVersion, label: str) -> int:
     """Return the number of a class.
 
     Raises:
-        RefusalError: there is no such class (400).
+        ApiError: there is no such class (400).
     """
     if label not in served.classes:
         known = ", ".join(served.classes[:50]) + (", …" if len(served.classes) > 50 else "")
-        raise RefusalError(400, f"There is no class {label!r:.120}. Expected one of: {known}.")
+        raise ApiError(400, f"There is no class {label!r:.120}. Expected one of: {known}.")
     return served.classes.index(label)
 
 
@@ -328,10 +326,10 @@ def whole(text: str, name: str) -> int:
     """Return a whole number from 1 on.
 
     Raises:
-        RefusalError: it is none (400).
+        ApiError: it is none (400).
     """
     if not (text.isascii() and text.isdigit() and int(text[:19]) > 0):
-        raise RefusalError(400, f"{name} is {text!r:.80}. Expected a whole number from 1 on.")
+        raise ApiError(400, f"{name} is {text!r:.80}. Expected a whole number from 1 on.")
     return int(text[:19])
 
 
@@ -339,10 +337,10 @@ def flag(text: str, name: str) -> bool:
     """Return true or false.
 
     Raises:
-        RefusalError: it is neither (400).
+        ApiError: it is neither (400).
     """
     if text not in ("true", "false", "1", "0"):
-        raise RefusalError(400, f"{name} is {text!r:.80}. Expected true or false.")
+        raise ApiError(400, f"{name} is {text!r:.80}. Expected true or false.")
     return text in ("true", "1")
 
 

@@ -21,7 +21,7 @@ from tellapart.serving import api, open_inference, page, tensorflow_serving
 from tellapart.serving.access_log import JsonHandler, RequestLog
 from tellapart.serving.batching import Batcher
 from tellapart.serving.errors import error_body
-from tellapart.serving.middleware import Endpoint, Gate, visit_of
+from tellapart.serving.middleware import AccessMiddleware, Endpoint, visit_of
 from tellapart.serving.models import Models
 from tellapart.serving.options import BatchOptions, ServerOptions
 from tellapart.serving.service import Service
@@ -61,7 +61,7 @@ def make_app(options: ServerOptions) -> FastAPI:
     app.add_exception_handler(HTTPException, _refuse)
     free = HEALTH | {"/", "/docs", "/openapi.json"} | {f"/{name}" for name in assets}
     app.add_middleware(
-        Gate,
+        AccessMiddleware,
         options=options,
         telemetry=telemetry,
         log=log,

@@ -32,7 +32,7 @@ OTHER_PROTOCOLS = ("/v1/", "/v2")
 """How their paths begin."""
 
 
-class RefusalError(Exception):
+class ApiError(Exception):
     """A request that is not answered.
 
     Attributes:
@@ -56,6 +56,6 @@ def error_body(path: str, status: int, message: str, request_id: str) -> bytes:
     return json.dumps({"error": {"code": code, "message": message, "request_id": request_id}}).encode()
 
 
-def busy(message: str) -> RefusalError:
+def busy(message: str) -> ApiError:
     """Return the refusal of a server that has too much to do."""
-    return RefusalError(503, message, {"Retry-After": "1"})
+    return ApiError(503, message, {"Retry-After": "1"})

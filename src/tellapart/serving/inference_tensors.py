@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import shown
 from tellapart.serving.model_version import Image
 from tellapart.serving.tensors import check_number, flattened, from_base64
@@ -53,16 +53,16 @@ def read_request(values: Any, binary: memoryview) -> Inference:
         binary: the bytes behind it.
 
     Raises:
-        RefusalError: it has another form (400).
+        ApiError: it has another form (400).
     """
     if not isinstance(values, dict) or not isinstance(values.get("inputs"), list):
-        raise RefusalError(400, "Expected an object with 'inputs', a list of tensors.")
+        raise ApiError(400, "Expected an object with 'inputs', a list of tensors.")
     if "id" in values and not isinstance(values["id"], str):
-        raise RefusalError(400, "id is no text.")
+        raise ApiError(400, "id is no text.")
     wanted = _wanted(values)
     inputs = values["inputs"]
     if len(inputs) != 1 or not isinstance(inputs[0], dict) or inputs[0].get("name") != INPUT:
-        raise RefusalError(400, f"Expected one input, with the name {INPUT!r}.")
+        raise ApiError(400, f"Expected one input, with the name {INPUT!r}.")
     tensor = inputs[0]
     shape, kind = _shape(tensor), tensor.get("datatype")
     raw = _raw(tensor, binary)
@@ -70,7 +70,7 @@ def read_request(values: Any, binary: memoryview) -> Inference:
         return Inference([Image(each) for each in _pictures(tensor, shape, raw)], wanted, values.get("id"))
     if kind == "BYTES":
         return Inference([Image(each) for each in _files(tensor, shape, raw)], wanted, values.get("id"))
-    raise RefusalError(400, f"{INPUT} has the datatype {shown(kind, 40)}. Expected UINT8 or BYTES.")
+    raise ApiError(400, f"{INPUT} has the datatype {shown(kind, 40)}. Expected UINT8 or BYTES.")
 
 
 def answer(rows: list[NDArray[np.float32]], classes: tuple[str, ...], wanted: list[Wanted]) -> tuple[list[Any], bytes]:
@@ -107,15 +107,15 @@ def _wanted(values: dict[str, Any]) -> list[Wanted]:
     if outputs is None or outputs == []:
         return [Wanted("probabilities", by_default)]
     if not isinstance(outputs, list) or len(outputs) > len(OUTPUTS):
-        raise RefusalError(400, f"outputs: expected a list of at most {len(OUTPUTS)}.")
+        raise ApiError(400, f"outputs: expected a list of at most {len(OUTPUTS)}.")
     wanted = []
     for each in outputs:
         name = each.get("name") if isinstance(each, dict) else None
         if name not in OUTPUTS:
-            raise RefusalError(400, f"There is no output {shown(name, 40)}. Expected any of {', '.join(OUTPUTS)}.")
+            raise ApiError(400, f"There is no output {shown(name, 40)}. Expected any of {', '.join(OUTPUTS)}.")
         parameters = _parameters(each)
         if "classification" in parameters:
-            raise RefusalError(400, "The classification extension is not offered; the output 'label' names the class.")
+            raise ApiError(400, "The classification extension is not offered; the output 'label' names the class.")
         wanted.append(Wanted(name, parameters.get("binary_data", by_default) is True))
     return wanted
 
@@ -123,7 +123,7 @@ def _wanted(values: dict[str, Any]) -> list[Wanted]:
 def _parameters(values: dict[str, Any]) -> dict[str, Any]:
     found = values.get("parameters", {})
     if not isinstance(found, dict):
-        raise RefusalError(400, "parameters: expected an object.")
+        raise ApiError(400, "parameters: expected an object.")
     return found
 
 
@@ -131,7 +131,7 @@ def _shape(tensor: dict[str, Any]) -> tuple[int, ...]:
     shape = tensor.get("shape")
     good = isinstance(shape, list) and 0 < len(shape) <= 4
     if not good or any(type(side) is not int or not 0 < side < 2**31 for side in shape or ()):
-        raise RefusalError(400, f"{INPUT} has the shape {_some(shape)}. Expected whole numbers above 0, at most four.")
+        raise ApiError(400, f"{INPUT} has the shape {_some(shape)}. Expected whole numbers above 0, at most four.")
     assert shape is not None
     check_number(shape[0], INPUT)
     return tuple(shape)
@@ -142,34 +142,34 @@ def _raw(tensor: dict[str, Any], binary: memoryview) -> memoryview | None:
     size = _parameters(tensor).get("binary_data_size")
     if size is None:
         if binary:
-            raise RefusalError(400, f"{len(binary):,} bytes follow the JSON and no input has a binary_data_size.")
+            raise ApiError(400, f"{len(binary):,} bytes follow the JSON and no input has a binary_data_size.")
         return None
     if type(size) is not int or size != len(binary):
-        raise RefusalError(400, f"binary_data_size is {shown(size, 40)}; {len(binary):,} bytes follow the JSON.")
+        raise ApiError(400, f"binary_data_size is {shown(size, 40)}; {len(binary):,} bytes follow the JSON.")
     return binary
 
 
 def _pictures(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | None) -> list[NDArray[np.uint8]]:
     if len(shape) != 4 or shape[3] != 3:
-        raise RefusalError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images, height, width, 3].")
+        raise ApiError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images, height, width, 3].")
     count = shape[0] * shape[1] * shape[2] * shape[3]
     if raw is not None:
         if len(raw) != count:
-            raise RefusalError(400, f"{INPUT} has {len(raw):,} bytes; its shape needs {count:,}.")
+            raise ApiError(400, f"{INPUT} has {len(raw):,} bytes; its shape needs {count:,}.")
         return list(np.frombuffer(raw, np.uint8).reshape(shape))
     _, numbers = flattened(tensor.get("data"))
     if set(map(type, numbers)) != {int} or len(numbers) != count or min(numbers) < 0 or max(numbers) > 255:
-        raise RefusalError(400, f"{INPUT}: expected {count:,} whole numbers from 0 to 255 in 'data', by its shape.")
+        raise ApiError(400, f"{INPUT}: expected {count:,} whole numbers from 0 to 255 in 'data', by its shape.")
     return list(np.frombuffer(bytes(numbers), np.uint8).reshape(shape))
 
 
 def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | None) -> list[bytes]:
     if any(side != 1 for side in shape[1:]):
-        raise RefusalError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images] for files.")
+        raise ApiError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images] for files.")
     if raw is None:
         data = tensor.get("data")
         if not isinstance(data, list) or len(data) != shape[0]:
-            raise RefusalError(400, f"{INPUT}: expected {shape[0]} files in base64 in 'data', by its shape.")
+            raise ApiError(400, f"{INPUT}: expected {shape[0]} files in base64 in 'data', by its shape.")
         return [from_base64(each, f"{INPUT}[{number}]") for number, each in enumerate(data)]
     files, at = [], 0
     while at + 4 <= len(raw):
@@ -177,7 +177,7 @@ def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | Non
         files.append(bytes(raw[at + 4 : at + 4 + size]))
         at += 4 + size
     if at != len(raw) or len(files) != shape[0]:
-        raise RefusalError(400, f"{INPUT}: expected {shape[0]} files, each after its length in four bytes.")
+        raise ApiError(400, f"{INPUT}: expected {shape[0]} files, each after its length in four bytes.")
     return files
 
 

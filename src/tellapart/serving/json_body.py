@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 
 _LIST, _ELEMENT, _DICT, _PAIR, _TEXT = 192, 80, 272, 280, 80
 """Bytes that CPython needs at most for a list with its first element, for each further one, for an object, for each of
@@ -37,7 +37,7 @@ def parse_json(text: str) -> Any:
     """Parse strict JSON.
 
     Raises:
-        RefusalError: it is not valid, nested too deeply, or holds NaN or infinity (400).
+        ApiError: it is not valid, nested too deeply, or holds NaN or infinity (400).
     """
     try:
         return json.loads(text, parse_constant=_no_constant)
@@ -46,14 +46,14 @@ def parse_json(text: str) -> Any:
     except ValueError as error:
         problem = str(error)[:200]
     # Outside of the handlers: the parser's error holds the whole text, and would go along as the context of this one.
-    raise RefusalError(400, f"The body is not valid JSON: {problem}.")
+    raise ApiError(400, f"The body is not valid JSON: {problem}.")
 
 
 def utf8(data: bytes | memoryview) -> str:
     """Return the text of a JSON body.
 
     Raises:
-        RefusalError: it is not UTF-8 (400).
+        ApiError: it is not UTF-8 (400).
     """
     try:
         text = str(data, "utf-8")
@@ -61,7 +61,7 @@ def utf8(data: bytes | memoryview) -> str:
         problem = f"it is not UTF-8 at byte {error.start:,}"
     else:
         return text.removeprefix("\ufeff")
-    raise RefusalError(400, f"The body is not valid JSON: {problem}.")
+    raise ApiError(400, f"The body is not valid JSON: {problem}.")
 
 
 def _no_constant(name: str) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future
 from typing import Any
 
-from tellapart.serving.errors import RefusalError, busy
+from tellapart.serving.errors import ApiError, busy
 from tellapart.serving.options import Limits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,7 +25,7 @@ class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Held:
+class BodyBudget:
     """The bytes of requests that are in memory, bodies and what they are parsed to: many clients must not fill it.
 
     A quarter is kept for small requests: large bodies that come slowly shut nobody out.
@@ -38,11 +38,11 @@ class Held:
         """Take `count` bytes more for a request that has `of` bytes already.
 
         Raises:
-            RefusalError: there is no place for them (503), or never will be (413).
+            ApiError: there is no place for them (503), or never will be (413).
         """
         most = self.most if of + count <= SMALL_BYTES else self.most * 3 // 4
         if of + count > most:
-            raise RefusalError(
+            raise ApiError(
                 413, f"The request takes up to {of + count:,} bytes of memory to read; at most {most:,} may be taken. "
                 "Send fewer or smaller images, or the bytes of files and not lists of numbers; tellapart serve "
                 "--max-held-mb allows more.",
@@ -64,7 +64,7 @@ class Body:
         data: what was read, until it is taken.
     """
 
-    def __init__(self, limits: Limits, held: Held) -> None:
+    def __init__(self, limits: Limits, held: BodyBudget) -> None:
         self._limits, self._ledger, self.held = limits, held, 0
         self.data = b""
         self._work: Future | None = None
@@ -73,7 +73,7 @@ class Body:
         """Read the whole body; `take` returns it.
 
         Raises:
-            RefusalError: it is too large or too slow, or the server is full.
+            ApiError: it is too large or too slow, or the server is full.
             ClientLeftError: the client closed the connection.
         """
         limits = self._limits
@@ -81,13 +81,13 @@ class Body:
         if declared.isdigit() and int(declared[:20]) > limits.max_body_bytes:
             raise _too_large(int(declared[:20]), limits.max_body_bytes)
         if (encoding := headers.get(b"content-encoding", b"identity").lower()) not in (b"identity", b""):
-            raise RefusalError(415, f"The body is encoded as {encoding.decode('latin-1')!r}. Expected it as it is.")
+            raise ApiError(415, f"The body is encoded as {encoding.decode('latin-1')!r}. Expected it as it is.")
         try:
             async with asyncio.timeout(limits.body_seconds):
                 await self._read(receive)
         except TimeoutError:
             message = f"The body did not arrive within {limits.body_seconds:g} seconds."
-            raise RefusalError(408, message, {"Connection": "close"}) from None
+            raise ApiError(408, message, {"Connection": "close"}) from None
 
     async def _read(self, receive: Receive) -> None:
         stream = io.BytesIO()  # grows in place and gives its own bytes: pieces that are joined are in memory twice
@@ -119,7 +119,7 @@ class Body:
         """Count bytes more, for what the body is turned into.
 
         Raises:
-            RefusalError: there is no place for them.
+            ApiError: there is no place for them.
         """
         self._ledger.add(count, of=self.held)
         self.held += count
@@ -149,9 +149,9 @@ class Body:
         self._work.add_done_callback(free)
 
 
-def _too_large(declared: int | None, most: int) -> RefusalError:
+def _too_large(declared: int | None, most: int) -> ApiError:
     came = f"declares {declared:,} bytes" if declared is not None else f"is larger than {most:,} bytes"
-    return RefusalError(413, f"The body {came}; at most {most:,} are taken. Send fewer or smaller images.")
+    return ApiError(413, f"The body {came}; at most {most:,} are taken. Send fewer or smaller images.")
 
 
 class RateLimit:

@@ -19,8 +19,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tellapart.serving.access_log import RequestLog
-from tellapart.serving.errors import CODES, RefusalError, error_body
-from tellapart.serving.limits import Body, ClientLeftError, Held, RateLimit
+from tellapart.serving.errors import CODES, ApiError, error_body
+from tellapart.serving.limits import Body, BodyBudget, ClientLeftError, RateLimit
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.telemetry import ModelCounts, Telemetry
 
@@ -48,7 +48,7 @@ _NOTHING = [
 ]
 
 
-class Visit:
+class RequestContext:
     """One request, from its arrival to its line in the log.
 
     Attributes:
@@ -77,7 +77,7 @@ class Visit:
         self.status = 0
 
 
-class Gate:
+class AccessMiddleware:
     """Wraps the application.
 
     Args:
@@ -102,7 +102,7 @@ class Gate:
     ) -> None:
         self._app, self._telemetry, self._log, self._open = app, telemetry, log, open_paths
         self._options, self._direct = options, direct
-        self._held = Held(options.limits.max_held_bytes)
+        self._held = BodyBudget(options.limits.max_held_bytes)
         self._rate = RateLimit(options.limits.rate)
         own = {"localhost", "127.0.0.1", "::1", options.host.strip("[]")}
         self._hosts = own | {host.lower() for host in options.allowed_hosts} if options.is_local else None
@@ -114,7 +114,7 @@ class Gate:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        visit = scope["visit"] = Visit(scope, Body(self._options.limits, self._held))
+        visit = scope["visit"] = RequestContext(scope, Body(self._options.limits, self._held))
         self._telemetry.enter()
         started = False
 
@@ -123,7 +123,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 started = True
                 visit.status = message["status"]
-                _dress(message, visit.id)
+                _add_headers(message, visit.id)
             await send(message)
 
         try:
@@ -136,7 +136,7 @@ class Gate:
                 await response(scope, receive, dressed)
         except ClientLeftError:
             visit.status = CLIENT_LEFT
-        except RefusalError as refusal:
+        except ApiError as refusal:
             visit.error = CODES.get(refusal.status, "error")
             await send_error(dressed, scope["path"], refusal.status, refusal.message, visit.id, refusal.headers)
         except Exception as error:  # the edge: one request fails, the server goes on
@@ -149,14 +149,14 @@ class Gate:
         finally:
             self._end(scope, visit)
 
-    def _refuse(self, scope: Scope, visit: Visit) -> None:
+    def _refuse(self, scope: Scope, visit: RequestContext) -> None:
         """Refuse who may not ask.
 
         Raises:
-            RefusalError: wrong host, other origin, no key, or too many requests.
+            ApiError: wrong host, other origin, no key, or too many requests.
         """
         if self._hosts is not None and (host := _host(visit.headers.get(b"host", b""))) not in self._hosts:
-            raise RefusalError(
+            raise ApiError(
                 421, f"This server is not called {host!r}. Expected one of {', '.join(sorted(self._hosts))}; "
                 "tellapart serve --allowed-host adds a name.",
             )  # fmt: skip
@@ -164,14 +164,12 @@ class Gate:
             try:
                 named = urlsplit(origin.decode("latin-1")).netloc.encode("latin-1")
             except ValueError:  # such as http://[
-                raise RefusalError(400, "The Origin header is no origin. Expected it as browsers send it.") from None
+                raise ApiError(400, "The Origin header is no origin. Expected it as browsers send it.") from None
             if named not in (visit.headers.get(b"host"), visit.headers.get(b"x-forwarded-host")):
-                raise RefusalError(
-                    403, "The request comes from the page of another site, which may not use this server."
-                )
+                raise ApiError(403, "The request comes from the page of another site, which may not use this server.")
         path = scope["path"]
         if self._key is not None and path not in self._open and not self._has_key(visit.headers):
-            raise RefusalError(
+            raise ApiError(
                 401, "Expected the API key, as Authorization: Bearer KEY or X-API-Key: KEY.",
                 {"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
@@ -179,7 +177,7 @@ class Gate:
             client = scope.get("client")
             if wait := self._rate.take(client[0] if client else ""):
                 message = f"More than {self._options.limits.rate:g} requests in a second came from this address."
-                raise RefusalError(429, message, {"Retry-After": str(int(wait) + 1)})
+                raise ApiError(429, message, {"Retry-After": str(int(wait) + 1)})
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
         assert self._key is not None
@@ -187,7 +185,7 @@ class Gate:
         given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         return hmac.compare_digest(given, self._key)
 
-    def _end(self, scope: Scope, visit: Visit) -> None:
+    def _end(self, scope: Scope, visit: RequestContext) -> None:
         visit.body.end()
         self._telemetry.leave()
         seconds = time.perf_counter() - visit.began
@@ -223,7 +221,7 @@ async def send_error(
     await send({"type": "http.response.body", "body": body})
 
 
-def _dress(message: Message, request_id: str) -> None:
+def _add_headers(message: Message, request_id: str) -> None:
     """Add the headers that every answer has, and those that it has unless it brings its own."""
     headers: list[tuple[bytes, bytes]] = [*message.get("headers", ()), *_SECURITY]
     headers.append((b"x-request-id", request_id.encode()))
@@ -240,7 +238,7 @@ def _host(header: bytes) -> str:
     return text.partition(":")[0].rstrip(".")
 
 
-def visit_of(scope: MutableMapping[str, Any]) -> Visit:
+def visit_of(scope: MutableMapping[str, Any]) -> RequestContext:
     """Return the visit that the gate made for a request."""
-    visit: Visit = scope["visit"]
+    visit: RequestContext = scope["visit"]
     return visit

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle, open_bundle
-from tellapart.bundles.predictor import BundleClassifier, Explain, Seen, choose, explain_bundle
+from tellapart.bundles.predictor import BundleClassifier, DecodedImage, Explain, choose, explain_bundle
 from tellapart.bundles.runtimes import Predictor, open_several
 from tellapart.data.decode import DecodingCost, decode_square, decode_within, decoding_cost
 from tellapart.data.image_file import load_formats
@@ -110,7 +110,7 @@ class DecodeBudget:
             yield
 
 
-class Networks:
+class PredictorPool:
     """A model in memory, once for each thread and once for a thread that works alone.
 
     Args:
@@ -178,15 +178,15 @@ class LargeImages:
 
     most = 1
 
-    def __init__(self, see: Callable[..., Seen], budget: DecodeBudget) -> None:
-        self._see, self._budget = see, budget
+    def __init__(self, decode: Callable[..., DecodedImage], budget: DecodeBudget) -> None:
+        self._decode, self._budget = decode, budget
 
-    def prepare(self, item: Image) -> Seen:
+    def prepare(self, item: Image) -> DecodedImage:
         """Decode an image, with no other large one in memory."""
         with self._budget.alone():
-            return seen_safely(self._see, item)
+            return decode_safely(self._decode, item)
 
-    def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Seen]:
+    def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[DecodedImage]:
         """Leave the network to others."""
         give_back()
         return prepared
@@ -196,7 +196,7 @@ class LargeImages:
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class ModelVersion:
     """A version that answers. The batcher's worker for predictions.
 
     Attributes:
@@ -206,7 +206,7 @@ class Served:
         counts: its metrics.
         networks: the model in memory.
         explainer: None: its bundle explains nothing.
-        see: decodes an image.
+        decode: decodes an image.
         max_pixels: that it may declare.
         budget: memory to do it in.
         number: 1 for the first version of this name that was loaded, 2 for the next.
@@ -217,16 +217,16 @@ class Served:
     runtime: str
     card: str
     counts: ModelCounts
-    networks: Networks
+    networks: PredictorPool
     explainer: Explainer | None
-    see: Callable[..., Seen]
+    decode: Callable[..., DecodedImage]
     max_pixels: int
     budget: DecodeBudget
     number: int = 0
     large: LargeImages = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "large", LargeImages(self.see, self.budget))
+        object.__setattr__(self, "large", LargeImages(self.decode, self.budget))
 
     @property
     def name(self) -> str:
@@ -255,15 +255,15 @@ class Served:
     def _cost(self, data: bytes) -> DecodingCost | None:
         return decoding_cost(data, self.bundle.record.image_px, max_pixels=self.max_pixels)
 
-    def prepare(self, item: Image | Seen) -> Seen:
+    def prepare(self, item: Image | DecodedImage) -> DecodedImage:
         """Decode an image; whatever is wrong with it costs the others nothing."""
-        if isinstance(item, Seen):
+        if isinstance(item, DecodedImage):
             return item
         cost = None if isinstance(item.data, np.ndarray) else self._cost(item.data)  # an array is in memory already
         with self.budget.small(cost.bytes if cost else 0):
-            return seen_safely(self.see, item)
+            return decode_safely(self.decode, item)
 
-    def run(self, prepared: list[Seen], thread: int, alone: bool) -> list[Answer]:
+    def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[Answer]:
         """Run the network once on all that could be read."""
         squares = [seen.square for seen in prepared if seen.square is not None]
         rows = iter(self.networks.probabilities(squares, thread, alone)) if squares else iter(())
@@ -288,17 +288,17 @@ class Served:
         counts.network.observe(seconds.network)
 
 
-def seen_safely(see: Callable[..., Seen], item: Image) -> Seen:
-    """Return what `see` sees of an image, or that a library choked on it: a picture is not the server's end."""
+def decode_safely(decode: Callable[..., DecodedImage], item: Image) -> DecodedImage:
+    """Decode an image, or say that a library failed on it: one image never costs the server."""
     try:
-        return see(item.data, item.with_quality)
+        return decode(item.data, item.with_quality)
     except Exception as error:  # noqa: BLE001  # as above
         logger.warning("An image could not be processed: %r", error)
-        return Seen(None, (), "cannot be processed")
+        return DecodedImage(None, (), "cannot be processed")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ExplainRequest:
     """An image to explain.
 
     Attributes:
@@ -313,7 +313,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class ExplainResult:
     """What an explanation is, as the body of a response; or why there is none."""
 
     body: bytes
@@ -333,11 +333,11 @@ class Explainer:
     most = 1
     """A heat map costs as much as a batch of predictions."""
 
-    def __init__(self, bundle: Bundle, networks: Networks, budget: DecodeBudget, max_pixels: int) -> None:
+    def __init__(self, bundle: Bundle, networks: PredictorPool, budget: DecodeBudget, max_pixels: int) -> None:
         self._bundle, self._networks, self._budget, self._max_pixels = bundle, networks, budget, max_pixels
         self.explain: Explain = explain_bundle(bundle)
 
-    def prepare(self, item: Question) -> _Ready | str:
+    def prepare(self, item: ExplainRequest) -> _Ready | str:
         """Decode an image for the network and, for an overlay, for the eye."""
         image_px, max_pixels = self._bundle.record.image_px, self._max_pixels
         try:
@@ -350,27 +350,27 @@ class Explainer:
                 )
         except DecodeError as error:
             return str(error)
-        except Exception as error:  # noqa: BLE001  # as in seen_safely
+        except Exception as error:  # noqa: BLE001  # as in decode_safely
             logger.warning("An image could not be processed: %r", error)
             return "cannot be processed"
 
-    def run(self, prepared: list[_Ready | str], thread: int, alone: bool) -> list[Explanation]:
+    def run(self, prepared: list[_Ready | str], thread: int, alone: bool) -> list[ExplainResult]:
         """Explain one after the other."""
-        return [Explanation(b"", each) if isinstance(each, str) else self._explained(each) for each in prepared]
+        return [ExplainResult(b"", each) if isinstance(each, str) else self._explained(each) for each in prepared]
 
-    def _explained(self, ready: _Ready) -> Explanation:
+    def _explained(self, ready: _Ready) -> ExplainResult:
         row = self._networks.of_one(ready.square)
         target = int(row.argmax()) if ready.target is None else ready.target
         heat = self.explain(ready.square[None], np.array([target], np.int64))[0]
         if ready.picture is not None:
             done, png = cv2.imencode(".png", overlay(ready.picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
-            return Explanation(png.tobytes()) if done else Explanation(b"", "cannot be written as PNG")
+            return ExplainResult(png.tobytes()) if done else ExplainResult(b"", "cannot be written as PNG")
         rows = np.round(heat.astype(np.float64), 3).tolist()
         record = self._bundle.record
         values = {
             "label": record.classes[target], "probability": float(row[target]), "heat": rows, "method": record.explains,
         }  # fmt: skip
-        return Explanation(json.dumps(values).encode())
+        return ExplainResult(json.dumps(values).encode())
 
     def done(self, seconds: Seconds, num_items: int) -> None:
         """Count nothing: explanations are no predictions."""
@@ -384,7 +384,7 @@ def open_served(
     budget: DecodeBudget,
     telemetry: Telemetry,
     max_pixels: int | None = None,
-) -> Served:
+) -> ModelVersion:
     """Load a bundle, check it and warm it up.
 
     Args:
@@ -402,17 +402,17 @@ def open_served(
     runtime, together = choose(bundle, runtime, threads=threads)
     several = threads > 1
     each = tuple(open_several(bundle, runtime, threads)) if several else (together,)
-    networks = Networks(each, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2))
+    networks = PredictorPool(each, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2))
     classifier = BundleClassifier(bundle, runtime, together)
     classifier.max_pixels = min(classifier.max_pixels, max_pixels or classifier.max_pixels)
-    served = Served(
+    served = ModelVersion(
         bundle=bundle,
         runtime=runtime,
         card=(folder / "card.md").read_text("utf-8", "replace"),
         counts=ModelCounts(telemetry, bundle.record.name, bundle.version),
         networks=networks,
         explainer=Explainer(bundle, networks, budget, classifier.max_pixels) if bundle.explain_path else None,
-        see=classifier.see,
+        decode=classifier.decode,
         max_pixels=classifier.max_pixels,
         budget=budget,
     )
@@ -430,7 +430,7 @@ def open_version(folder: Path) -> str | None:
         return None
 
 
-def _warm_up(served: Served, max_batch_size: int) -> None:
+def _warm_up(served: ModelVersion, max_batch_size: int) -> None:
     """Do what the first requests would do, so that they are as fast as the others and need no memory for good."""
     load_formats()
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tellapart.bundles.bundle import is_bundle
 from tellapart.errors import BundleError, InputError
-from tellapart.serving.model_version import DecodeBudget, Served, open_served, open_version
+from tellapart.serving.model_version import DecodeBudget, ModelVersion, open_served, open_version
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.telemetry import Telemetry
 
@@ -31,7 +31,7 @@ class _Source:
     """A folder that is served: what is loaded from it, and what was last seen there."""
 
     folder: Path
-    served: Served | None = None
+    served: ModelVersion | None = None
     seen: object = None
     refused: object = None
     absent: int = 0
@@ -54,15 +54,15 @@ class Models:
         if not self._sources:
             where = f"{options.models} holds no bundle" if options.models else "No bundle was named"
             raise BundleError(f"{where}. Expected a folder made by tellapart export.")
-        self._table: dict[str, dict[str, Served]] = {}
-        self._order: tuple[Served, ...] = ()
+        self._table: dict[str, dict[str, ModelVersion]] = {}
+        self._order: tuple[ModelVersion, ...] = ()
         for source in self._sources:
             source.served = self._open(source.folder)
         self._publish()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def find(self, name: str | None = None, version: str | None = None) -> Served:
+    def find(self, name: str | None = None, version: str | None = None) -> ModelVersion:
         """Return a version.
 
         Args:
@@ -86,11 +86,11 @@ class Models:
         known = ", ".join(f"{served.version} (number {served.number})" for served in versions.values())
         raise UnknownModelError(f"There is no version {version!r:.80} of this model here. Expected one of: {known}.")
 
-    def all(self) -> tuple[Served, ...]:
+    def all(self) -> tuple[ModelVersion, ...]:
         """Return every version, in the order of the models and then of loading."""
         return self._order
 
-    def of(self, name: str) -> list[Served]:
+    def of(self, name: str) -> list[ModelVersion]:
         """Return the versions of a model, the default one last.
 
         Raises:
@@ -124,12 +124,12 @@ class Models:
             source.absent = 0
             if source.served is not None and version == source.served.version:
                 continue
-            state = _state(source.folder)
+            state = _fingerprint(source.folder)
             if state == source.seen and state != source.refused:
-                self._take_over(source, state)
+                self._swap(source, state)
             source.seen = state
 
-    def _open(self, folder: Path) -> Served:
+    def _open(self, folder: Path) -> ModelVersion:
         served = open_served(
             folder, runtime=self._options.runtime, batches=self._options.batches, budget=self._budget,
             max_pixels=self._options.limits.max_pixels,
@@ -138,7 +138,7 @@ class Models:
         number = self._numbers[served.name] = self._numbers.get(served.name, 0) + 1
         return replace(served, number=number)
 
-    def _take_over(self, source: _Source, state: object) -> None:
+    def _swap(self, source: _Source, state: object) -> None:
         try:
             fresh = self._open(source.folder)
         except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the old one goes on
@@ -167,7 +167,7 @@ class Models:
 
     def _publish(self) -> None:
         """Make the tables anew. Of equal copies the last one counts."""
-        table: dict[str, dict[str, Served]] = {}
+        table: dict[str, dict[str, ModelVersion]] = {}
         for source in self._sources:
             if source.served is not None:
                 table.setdefault(source.served.name, {})[source.served.version] = source.served
@@ -196,7 +196,7 @@ class Models:
                 logger.exception("The served folders could not be looked at.")
 
 
-def _state(folder: Path) -> object:
+def _fingerprint(folder: Path) -> object:
     """Return what changes when any file of a folder does."""
     try:
         return tuple(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 
 _BOUNDARY = re.compile(rb'boundary\s*=\s*(?:"([^"]{1,200})"|([^\s;,"]{1,200}))', re.IGNORECASE)
 _PARAMETER = re.compile(rb';\s*(name|filename)\s*=\s*(?:"((?:\\"|[^"])*)"|([^;\s]+))', re.IGNORECASE)
@@ -37,7 +37,7 @@ def parse_multipart(body: bytes, content_type: bytes, max_parts: int) -> list[Pa
     """Cut a body into its fields.
 
     Raises:
-        RefusalError: it is malformed (400) or has too many fields (413).
+        ApiError: it is malformed (400) or has too many fields (413).
     """
     found = _BOUNDARY.search(content_type)
     if found is None:
@@ -51,7 +51,7 @@ def parse_multipart(body: bytes, content_type: bytes, max_parts: int) -> list[Pa
     parts: list[Part] = []
     while body[at : at + 2] != b"--":
         if len(parts) >= max_parts + _MORE_PARTS:
-            raise RefusalError(413, f"The form has more than {max_parts} fields. Send fewer images at once.")
+            raise ApiError(413, f"The form has more than {max_parts} fields. Send fewer images at once.")
         line = body.find(b"\r\n", at)
         if line < 0 or body[at:line].strip(b" \t"):
             raise _malformed("a boundary is followed by something else than a line end")
@@ -87,7 +87,5 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-def _malformed(what: str) -> RefusalError:
-    return RefusalError(
-        400, f"The multipart body is malformed: {what}. Expected multipart/form-data as browsers send it."
-    )
+def _malformed(what: str) -> ApiError:
+    return ApiError(400, f"The multipart body is malformed: {what}. Expected multipart/form-data as browsers send it.")

@@ -17,10 +17,10 @@ from starlette.responses import Response
 from tellapart import __version__
 from tellapart.serving import openapi as d
 from tellapart.serving.api import JSON
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 from tellapart.serving.inference_tensors import INPUT, Inference, answer, read_request
 from tellapart.serving.middleware import visit_of
-from tellapart.serving.model_version import Served
+from tellapart.serving.model_version import ModelVersion
 from tellapart.serving.service import Service, query_of
 
 _HEADER = b"inference-header-content-length"
@@ -77,7 +77,7 @@ def _add_server(routes: APIRouter, service: Service) -> None:
     async def ready(request: Request) -> Response:
         query_of(request, ())
         if service.draining:
-            raise RefusalError(503, "The server was told to stop.", {"Retry-After": "1"})
+            raise ApiError(503, "The server was told to stop.", {"Retry-After": "1"})
         return Response()
 
 
@@ -128,11 +128,11 @@ async def _infer(service: Service, request: Request, model: str, version: str | 
     answers, _ = await service.predict(request, served, asked.images)
     for number, each in enumerate(answers):
         if each.row is None:
-            raise RefusalError(422, f"{INPUT}[{number}] {each.error}.")
+            raise ApiError(422, f"{INPUT}[{number}] {each.error}.")
     return _response(served, asked, [each.row for each in answers if each.row is not None])
 
 
-def _response(served: Served, asked: Inference, rows: list[Any]) -> Response:
+def _response(served: ModelVersion, asked: Inference, rows: list[Any]) -> Response:
     outputs, tail = answer(rows, served.classes, asked.outputs)
     head = {"model_name": served.name, "model_version": served.version}
     if asked.id is not None:
@@ -148,7 +148,7 @@ def _header_size(given: bytes | None, total: int) -> int | None:
     """Return how many bytes of the body are JSON; None: all.
 
     Raises:
-        RefusalError: the header is no such number (400).
+        ApiError: the header is no such number (400).
     """
     if given is None:
         return None
@@ -156,11 +156,11 @@ def _header_size(given: bytes | None, total: int) -> int | None:
         message = (
             f"Inference-Header-Content-Length is {given.decode('latin-1')!r:.40}. Expected a number up to {total:,}."
         )
-        raise RefusalError(400, message)
+        raise ApiError(400, message)
     return int(given)
 
 
-def _metadata(service: Service, served: Served) -> dict[str, Any]:
+def _metadata(service: Service, served: ModelVersion) -> dict[str, Any]:
     side = served.bundle.record.image_px
     return {
         "name": served.name,

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.serving import openapi as d
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 from tellapart.serving.middleware import visit_of
 
 FOLDER = Path(__file__).parent / "page"
@@ -100,7 +100,7 @@ def router(app: FastAPI, assets: dict[str, Asset]) -> APIRouter:
 def _asset(request: Request, assets: dict[str, Asset], name: str) -> Response:
     found = assets.get(name)
     if found is None:
-        raise RefusalError(404, f"There is no page {name!r:.80} here. GET /docs lists what there is.")
+        raise ApiError(404, f"There is no page {name!r:.80} here. GET /docs lists what there is.")
     headers = {"ETag": found.etag, "Cache-Control": "no-cache", "Content-Security-Policy": CSP}
     if found.etag in visit_of(request.scope).headers.get(b"if-none-match", b"").decode("latin-1"):
         return Response(status_code=304, headers=headers)

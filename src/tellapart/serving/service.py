@@ -18,12 +18,12 @@ from starlette.requests import Request
 
 from tellapart.bundles.predictor import abstains
 from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker
-from tellapart.serving.errors import RefusalError, busy
+from tellapart.serving.errors import ApiError, busy
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
 from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.memory import give_back
-from tellapart.serving.middleware import Visit, visit_of
-from tellapart.serving.model_version import Answer, Explanation, Image, Question, Served
+from tellapart.serving.middleware import RequestContext, visit_of
+from tellapart.serving.model_version import Answer, ExplainRequest, ExplainResult, Image, ModelVersion
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.priority import step_back
@@ -59,16 +59,16 @@ class Service:
     draining: bool = False
     _parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parse", initializer=step_back))
 
-    def find(self, visit: Visit, name: str | None, version: str | None) -> Served:
+    def find(self, visit: RequestContext, name: str | None, version: str | None) -> ModelVersion:
         """Return the version that a request names, and note it.
 
         Raises:
-            RefusalError: there is none (404).
+            ApiError: there is none (404).
         """
         try:
             served = self.models.find(name, version)
         except UnknownModelError as error:
-            raise RefusalError(404, str(error)) from None
+            raise ApiError(404, str(error)) from None
         visit.counts, visit.model = served.counts, (served.name, served.version)
         return served
 
@@ -92,7 +92,7 @@ class Service:
         """Have items worked on and wait for the answers.
 
         Raises:
-            RefusalError: the queue is full (503) or the deadline passed (504).
+            ApiError: the queue is full (503) or the deadline passed (504).
             ClientLeftError: nobody waits any more.
         """
         try:
@@ -103,7 +103,7 @@ class Service:
         try:
             await call.future
         except DeadlineError as error:
-            raise RefusalError(504, f"The server is slow: {error}. Send fewer images at once, or try later.") from None
+            raise ApiError(504, f"The server is slow: {error}. Send fewer images at once, or try later.") from None
         except asyncio.CancelledError:
             if watch.left:
                 raise ClientLeftError from None
@@ -113,7 +113,9 @@ class Service:
             watch.end()
         return call
 
-    async def predict(self, request: Request, served: Served, images: Sequence[Image]) -> tuple[list[Answer], Call]:
+    async def predict(
+        self, request: Request, served: ModelVersion, images: Sequence[Image]
+    ) -> tuple[list[Answer], Call]:
         """Have images named, and count what came of them."""
         visit_of(request.scope).images = len(images)
         items: list[Any] = list(images)
@@ -132,12 +134,12 @@ class Service:
             served.counts.abstentions.inc(abstained)
         return answers, call
 
-    async def explain(self, request: Request, served: Served, question: Question) -> Explanation:
+    async def explain(self, request: Request, served: ModelVersion, question: ExplainRequest) -> ExplainResult:
         """Have one image explained by a version that can."""
         assert served.explainer is not None
         visit_of(request.scope).images = 1
         call = await self._ask(request, self.heat_maps, served.explainer, [question])
-        explanation: Explanation = call.answers[0]
+        explanation: ExplainResult = call.answers[0]
         return explanation
 
     async def body(self, request: Request) -> Body:
@@ -157,7 +159,7 @@ class Service:
             json_bytes: how much of the body is JSON; None: all.
 
         Raises:
-            RefusalError: it is not valid JSON (400), takes more memory than there is (413, 503), or what `convert`
+            ApiError: it is not valid JSON (400), takes more memory than there is (413, 503), or what `convert`
                 raises.
         """
         if len(body) <= _SMALL_JSON:
@@ -216,7 +218,7 @@ def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:
     """Return the parameters after the "?".
 
     Raises:
-        RefusalError: one is not known or comes twice (400).
+        ApiError: one is not known or comes twice (400).
     """
     query = request.scope["query_string"]
     return dict(_parsed(query, tuple(known))) if query else {}
@@ -229,15 +231,15 @@ def _parsed(query: bytes, known: tuple[str, ...]) -> dict[str, str]:
     try:
         pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=20)
     except ValueError as error:
-        raise RefusalError(400, f"The parameters cannot be read: {error}.") from None
+        raise ApiError(400, f"The parameters cannot be read: {error}.") from None
     for name, value in pairs:
         if name not in known or name in values:
             state = "comes twice" if name in values else "is not known"
-            raise RefusalError(400, f"The parameter {name!r:.80} {state}. Expected any of: {', '.join(known)}.")
+            raise ApiError(400, f"The parameter {name!r:.80} {state}. Expected any of: {', '.join(known)}.")
         values[name] = value
     return values
 
 
-def since(visit: Visit) -> float:
+def since(visit: RequestContext) -> float:
     """Return the seconds since a request arrived."""
     return time.perf_counter() - visit.began

@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from tellapart.serving import openapi as d
 from tellapart.serving.api import JSON
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import shown
 from tellapart.serving.middleware import visit_of
-from tellapart.serving.model_version import Image, Served
+from tellapart.serving.model_version import Image, ModelVersion
 from tellapart.serving.service import Service, query_of
 from tellapart.serving.tensors import images_of
 
@@ -100,7 +100,7 @@ async def _predict(service: Service, request: Request, model: str, version: str 
     answers, _ = await service.predict(request, served, images)
     for number, answer in enumerate(answers):
         if answer.row is None:
-            raise RefusalError(422, f"{key}[{number}] {answer.error}.")
+            raise ApiError(422, f"{key}[{number}] {answer.error}.")
     rows = [answer.row.tolist() for answer in answers if answer.row is not None]
     return _json({"predictions" if key == "instances" else "outputs": rows})
 
@@ -109,7 +109,7 @@ def _images(values: Any, _: memoryview) -> tuple[str, list[Image]]:
     """Return the key under which the images are, and the images.
 
     Raises:
-        RefusalError: the request has another form (400), or too many images (413).
+        ApiError: the request has another form (400), or too many images (413).
     """
     key = _check(values)
     return key, (_by_rows if key == "instances" else _by_columns)(values[key])
@@ -119,15 +119,15 @@ def _check(values: Any) -> str:
     """Return under which key the images are.
 
     Raises:
-        RefusalError: the request has another form (400).
+        ApiError: the request has another form (400).
     """
     if not isinstance(values, dict) or (set(values) - set(_KEYS)):
-        raise RefusalError(400, f"Expected an object with no other keys than {', '.join(_KEYS)}.")
+        raise ApiError(400, f"Expected an object with no other keys than {', '.join(_KEYS)}.")
     if (name := values.get("signature_name", SIGNATURE)) != SIGNATURE:
-        raise RefusalError(400, f"signature_name is {shown(name)}. Expected {SIGNATURE!r}, or none.")
+        raise ApiError(400, f"signature_name is {shown(name)}. Expected {SIGNATURE!r}, or none.")
     given = [key for key in ("instances", "inputs") if key in values]
     if len(given) != 1:
-        raise RefusalError(400, "Expected either 'instances' (rows) or 'inputs' (columns).")
+        raise ApiError(400, "Expected either 'instances' (rows) or 'inputs' (columns).")
     return given[0]
 
 
@@ -147,7 +147,7 @@ def _under_its_name(value: Any) -> Any:
     return value[INPUT] if isinstance(value, dict) and set(value) == {INPUT} else value
 
 
-def _status(versions: list[Served]) -> dict[str, Any]:
+def _status(versions: list[ModelVersion]) -> dict[str, Any]:
     fine = {"error_code": "OK", "error_message": ""}
     return {
         "model_version_status": [
@@ -156,7 +156,7 @@ def _status(versions: list[Served]) -> dict[str, Any]:
     }
 
 
-def _metadata(served: Served) -> dict[str, Any]:
+def _metadata(served: ModelVersion) -> dict[str, Any]:
     side = str(served.bundle.record.image_px)
 
     def tensor(kind: str, name: str, sizes: tuple[str, ...]) -> dict[str, Any]:

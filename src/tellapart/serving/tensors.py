@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.serving.errors import RefusalError
+from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import kind_of, shown
 
 _MAX_IMAGES = 1024
@@ -21,11 +21,11 @@ def image_of(value: Any, where: str) -> bytes | NDArray[np.uint8]:
     """Return one image, ``{"b64": …}`` or nested lists (height, width, 3).
 
     Raises:
-        RefusalError: it is neither (400).
+        ApiError: it is neither (400).
     """
     if isinstance(value, dict):
         if set(value) != {"b64"}:
-            raise RefusalError(400, f"{where} has the keys {_short(value)}. Expected 'b64', or an array.")
+            raise ApiError(400, f"{where} has the keys {_short(value)}. Expected 'b64', or an array.")
         return from_base64(value["b64"], where)
     return picture(value, where)
 
@@ -34,10 +34,10 @@ def images_of(value: Any, where: str) -> list[bytes | NDArray[np.uint8]]:
     """Return a list of images, or the images of an array (num_images, height, width, 3).
 
     Raises:
-        RefusalError: it is none (400), or holds too many (413).
+        ApiError: it is none (400), or holds too many (413).
     """
     if not isinstance(value, list) or not value:
-        raise RefusalError(400, f"{where} is {kind_of(value)}. Expected a list of images, at least one.")
+        raise ApiError(400, f"{where} is {kind_of(value)}. Expected a list of images, at least one.")
     check_number(len(value), where)
     return [image_of(each, f"{where}[{number}]") for number, each in enumerate(value)]
 
@@ -45,24 +45,24 @@ def images_of(value: Any, where: str) -> list[bytes | NDArray[np.uint8]]:
 def check_number(count: int, where: str) -> None:
     """Refuse more images than one request may hold (413)."""
     if count > _MAX_IMAGES:
-        raise RefusalError(413, f"{where} holds {count:,} images; at most {_MAX_IMAGES:,} are taken in one request.")
+        raise ApiError(413, f"{where} holds {count:,} images; at most {_MAX_IMAGES:,} are taken in one request.")
 
 
 def picture(value: Any, where: str) -> NDArray[np.uint8]:
     """Return nested lists (height, width, 3) of numbers from 0 to 255 as uint8, rounded.
 
     Raises:
-        RefusalError: they are something else (400).
+        ApiError: they are something else (400).
     """
     shape, numbers = flattened(value)
     if shape is None:
-        raise RefusalError(400, f"{where} is no array: its rows differ in length or kind. {EXPECTED}.")
+        raise ApiError(400, f"{where} is no array: its rows differ in length or kind. {EXPECTED}.")
     # NumPy makes of texts an array in which each element is as wide as the longest: kinds are looked at before.
     kinds = set(map(type, numbers))
     if not kinds <= {int, float} or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         kind = "int64" if kinds == {int} else "bool" if kinds == {bool} else "float64"
         what = f"{kind} {shape}" if shape and kinds <= {int, float, bool} else kind_of(value)
-        raise RefusalError(400, f"{where} is {what}. {EXPECTED}.")
+        raise ApiError(400, f"{where} is {what}. {EXPECTED}.")
     try:
         if kinds == {int}:
             return np.frombuffer(bytes(numbers), np.uint8).reshape(shape)
@@ -71,7 +71,7 @@ def picture(value: Any, where: str) -> NDArray[np.uint8]:
             return np.rint(array, out=array).astype(np.uint8).reshape(shape)
     except (ValueError, OverflowError):  # a number that is no byte, or whole and beyond all floats
         pass
-    raise RefusalError(400, f"{where} has values from {_number(min(numbers))} to {_number(max(numbers))}. {EXPECTED}.")
+    raise ApiError(400, f"{where} has values from {_number(min(numbers))} to {_number(max(numbers))}. {EXPECTED}.")
 
 
 def flattened(value: Any, most_axes: int = 4) -> tuple[tuple[int, ...] | None, list[Any]]:
@@ -97,14 +97,14 @@ def from_base64(value: Any, where: str) -> bytes:
     """Return the bytes of a file that was written in base64.
 
     Raises:
-        RefusalError: it is no base64 (400).
+        ApiError: it is no base64 (400).
     """
     if not isinstance(value, str):
-        raise RefusalError(400, f"{where} is {kind_of(value)}. Expected the file in base64.")
+        raise ApiError(400, f"{where} is {kind_of(value)}. Expected the file in base64.")
     try:
         return binascii.a2b_base64(value, strict_mode=True)  # base64.b64decode would copy the text first
     except (binascii.Error, ValueError):
-        raise RefusalError(400, f"{where} is no base64. Expected the file in base64, without line breaks.") from None
+        raise ApiError(400, f"{where} is no base64. Expected the file in base64, without line breaks.") from None
 
 
 def _short(keys: Iterable[str]) -> str:

@@ -43,7 +43,7 @@ from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import envelope
 from tellapart.explain.maps import grad_cam_values
 from tellapart.files import read_json, write_text
-from tellapart.models.layers import Probe
+from tellapart.models.layers import LayerReader
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import read_manifest
@@ -291,7 +291,7 @@ def _write_explanation(model: keras.Model, part: Path, photos: _Photos, announce
     pictures, targets = photos.pictures.batch(at), photos.numbers[at]
     session = onnxruntime.InferenceSession(part / "explain.onnx", providers=["CPUExecutionProvider"])
     (heat,) = session.run(["heat"], {"image": pictures, "target": targets})
-    expected = grad_cam_values(Probe(model).read(pictures, targets))
+    expected = grad_cam_values(LayerReader(model).read(pictures, targets))
     difference = float(np.abs(heat - expected).max() / max(float(np.abs(expected).max()), 1e-12))
     if not difference <= _SAME_HEAT:  # NaN is no agreement either
         raise BundleError(

@@ -35,7 +35,7 @@ _SECONDS_PER_ROW = 2e-4
 
 
 @dataclass(frozen=True)
-class Replay:
+class TrainingPlan:
     """What one training did, for another to do the same.
 
     Attributes:
@@ -47,7 +47,7 @@ class Replay:
     steps: int
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Replay:
+    def of(cls, state: dict[str, Any]) -> TrainingPlan:
         """Return what the state of a run says was done."""
         return cls(tuple(Segment.from_dict(values) for values in state["segments"]), state["planned_steps"])
 
@@ -62,7 +62,9 @@ class Planner:
         replay: another run's segments, to go through as they are; then there is no budget.
     """
 
-    def __init__(self, inputs: Inputs, precision: Precision, budget: Budget | None, replay: Replay | None) -> None:
+    def __init__(
+        self, inputs: Inputs, precision: Precision, budget: Budget | None, replay: TrainingPlan | None
+    ) -> None:
         self.inputs = inputs
         self.precision = precision
         self.replay = replay

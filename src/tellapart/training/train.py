@@ -33,7 +33,7 @@ from tellapart.training.checkpoint import load_checkpoint, load_weights, save_we
 from tellapart.training.environment import accelerators
 from tellapart.training.inputs import Inputs, Photos
 from tellapart.training.network import compiled, forget_compiled_step, plain_network, save_network, set_average
-from tellapart.training.planning import Planner, Replay, final_seconds, time_budget
+from tellapart.training.planning import Planner, TrainingPlan, final_seconds, time_budget
 from tellapart.training.schedule import PlannedRate, Segment, stages_of
 from tellapart.training.selection import was_validated
 from tellapart.training.timing import Budget, Deadline, Precision, choose_precision, precision_on_device
@@ -67,7 +67,7 @@ class Training:
     processor_seconds: float
     images_per_second: float
     precision: Precision
-    plan: Replay
+    plan: TrainingPlan
 
 
 def train_network(
@@ -76,7 +76,7 @@ def train_network(
     photos: Photos,
     *,
     deadline: Deadline | None = None,
-    replay: Replay | None = None,
+    replay: TrainingPlan | None = None,
     ahead: Future[Precision] | None = None,
     progress: Progress = no_progress,
     announce: Announce = lambda line: None,
@@ -173,7 +173,7 @@ def _training(run: Path, inputs: Inputs, state: dict[str, Any], precision: Preci
     write_log(run, "trained", epochs=state["epoch"], best=state["best"], seconds=seconds, segments=state["segments"])
     rate_seen = state["epoch"] * inputs.images_per_epoch / seconds if seconds else 0.0
     busy = state.get("processor_seconds_training", 0.0)
-    return Training(int(state["best"]["epoch"]), seconds, busy, rate_seen, precision, Replay.of(state))
+    return Training(int(state["best"]["epoch"]), seconds, busy, rate_seen, precision, TrainingPlan.of(state))
 
 
 def _fit_segment(

@@ -23,7 +23,7 @@ from tellapart.errors import InputError
 from tellapart.evaluation.multi_seed import Estimate
 from tellapart.experiments.tuning import study as tune_study
 from tellapart.experiments.tuning.importance import importance_of, scores_at_one_look
-from tellapart.experiments.tuning.result import Answer, Trial, Tuning, front_of, winner_of
+from tellapart.experiments.tuning.result import Confirmation, Trial, Tuning, front_of, winner_of
 from tellapart.experiments.tuning.search_space import Choice, Range
 from tellapart.experiments.tuning.study import Heartbeat, first_rung, open_study, work_through
 from tellapart.records import Interval
@@ -59,7 +59,7 @@ def test_the_winner_is_the_most_accurate_and_among_equals_the_surest():
 def test_the_answer_is_said_aloud():
     def said(value: float, low: float, high: float, p_value: float) -> str:
         gained = Estimate(value, Interval(low, high), p_value)
-        return Answer("fast", (1, 2, 3), ((0.8, 0.9),) * 3, 100, gained).sentence
+        return Confirmation("fast", (1, 2, 3), ((0.8, 0.9),) * 3, 100, gained).sentence
 
     assert said(0.012, 0.003, 0.021, 0.01) == (
         "The tuned recipe is better than fast: +1.2 points (0.3 to 2.1), p = 0.010, 3 seeds."

@@ -9,8 +9,8 @@ from pathlib import Path
 from tellapart.errors import RunError
 from tellapart.files import read_json
 from tellapart.records import Progress
-from tellapart.run import Run, carry_out
-from tellapart.run_folder import begin, new_folder, reopen, take_over
+from tellapart.run import Run, run_stages
+from tellapart.run_folder import begin, copy_from, new_folder, reopen
 from tellapart.settings import Recipe, load_recipe
 from tellapart.training.callbacks import Announce
 
@@ -48,5 +48,5 @@ def distil(student: Path, recipe: Recipe, teacher: Path, *, cache: Path, progres
         order = {"photos": photos, "time_budget": None, "split_from": os.path.abspath(teacher)}
         begin(new_folder(student, teacher), recipe, order)
     if not (student / "manifest.csv").is_file():
-        take_over(student, teacher)
-    return carry_out(student, order, cache, time.time(), progress, announce)
+        copy_from(student, teacher)
+    return run_stages(student, order, cache, time.time(), progress, announce)

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from tellapart.data.cache import default_cache
 from tellapart.errors import InputError, RunError
 from tellapart.evaluation.paired import photo_losses
-from tellapart.experiments.compare import compare_contestants
+from tellapart.experiments.compare import compare_finished_runs
 from tellapart.experiments.comparison import Comparison
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.ensembling.distill import distil, student_recipe
 from tellapart.experiments.ensembling.ensemble_run import Agreement, write_joined
 from tellapart.experiments.ensembling.members import Member, open_members
-from tellapart.experiments.ensembling.result import Ensemble, Standing, Student, Way
+from tellapart.experiments.ensembling.result import Ensemble, MemberScore, Student, WeightingScore
 from tellapart.experiments.ensembling.weighting import Weighting, choose
-from tellapart.experiments.finished_run import Contestant, open_contestant
-from tellapart.experiments.shared_test_set import common_photos, refuse_other_classes
+from tellapart.experiments.finished_run import FinishedRun, open_finished_run
+from tellapart.experiments.shared_test_set import refuse_other_classes, shared_photos
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import new_folder
@@ -88,11 +88,11 @@ def ensemble(
 
     # Members
     members = open_members([Path(run) for run in runs], snapshots=snapshots, cache=store, progress=progress)
-    everyone = [member.contestant for member in members]
+    everyone = [member.finished_run for member in members]
     refuse_other_classes(everyone)
 
     # Weights
-    rows, relabelled = common_photos(everyone, "validation")
+    rows, relabelled = shared_photos(everyone, "validation")
     photos = everyone[0].photos.iloc[rows[0]]
     true = np.array([everyone[0].classes.index(label) for label in photos["label"]], np.int64)
     said = [each.probabilities[at] for each, at in zip(everyone, rows, strict=True)]
@@ -105,11 +105,11 @@ def ensemble(
     if not (folder / "ensemble.json").is_file():
         announce(f"Joining {_sentence(members, weighting)}.")
         _write(folder, members, weighting, store, progress)
-    joined = open_contestant(folder, _another(folder.name, everyone))
+    joined = open_finished_run(folder, _another(folder.name, everyone))
     found = _result(folder, members, weighting, true, said, joined, relabelled)
 
     # Test
-    found = replace(found, test=_tested([best.contestant, joined], progress))
+    found = replace(found, test=_tested([best.finished_run, joined], progress))
     write_json(folder / "ensemble.json", found.to_dict())
 
     # Student
@@ -117,8 +117,8 @@ def ensemble(
         place = folder.with_name(f"{folder.name}-student")
         wanted = student_recipe(wanted, folder)
         distil(place, wanted, folder, cache=store, progress=progress, announce=announce)
-        student = open_contestant(place, _another(place.name, [*everyone, joined]))
-        test = _tested([best.contestant, joined, student], progress)
+        student = open_finished_run(place, _another(place.name, [*everyone, joined]))
+        test = _tested([best.finished_run, joined, student], progress)
         found = replace(found, test=test, student=Student(place, loss_in_words(wanted)))
         write_json(folder / "ensemble.json", found.to_dict())
     return found
@@ -135,7 +135,7 @@ def _weighting(
 def _recipe_of_student(recipe: Recipe | str | Path | None, changes: Sequence[str], best: Member) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
-    return load_recipe(recipe or best.contestant.folder / "recipe.toml", changes)
+    return load_recipe(recipe or best.finished_run.folder / "recipe.toml", changes)
 
 
 def _folder(out: str | os.PathLike[str] | None, members: Sequence[Member], weighting: Weighting) -> Path:
@@ -147,7 +147,7 @@ def _folder(out: str | os.PathLike[str] | None, members: Sequence[Member], weigh
     if out is None or not (Path(out) / "ensemble.json").is_file():
         return new_folder(out, Path("ensemble"))
     theirs = {each["name"]: each["weight"] for each in read_json(Path(out) / "ensemble.json")["standings"]}
-    ours = {each.contestant.name: weight for each, weight in zip(members, _weights(weighting), strict=True)}
+    ours = {each.finished_run.name: weight for each, weight in zip(members, _weights(weighting), strict=True)}
     if list(theirs) != list(ours) or not np.allclose(list(theirs.values()), list(ours.values()), atol=1e-3):
         raise RunError(f"{out} holds another ensemble, of {', '.join(theirs)}. Name a new folder.")
     return Path(out)
@@ -167,12 +167,13 @@ def _write(folder: Path, members: Sequence[Member], weighting: Weighting, cache:
             part,
             [member for member, weight in zip(members, weights, strict=True) if weight > 0],
             [weight for weight in weights if weight > 0],
-            [member.contestant for member in members],
+            [member.finished_run for member in members],
             cache=cache,
             progress=progress,
         )
         standings = [
-            {"name": member.contestant.name, "weight": weight} for member, weight in zip(members, weights, strict=True)
+            {"name": member.finished_run.name, "weight": weight}
+            for member, weight in zip(members, weights, strict=True)
         ]
         write_json(part / "ensemble.json", {"standings": standings, "agreement": vars(agreement)})
         if folder.is_dir():
@@ -188,21 +189,24 @@ def _result(
     weighting: Weighting,
     true: NDArray[np.int64],
     said: Sequence[NDArray[np.float64]],
-    joined: Contestant,
+    joined: FinishedRun,
     relabelled: int,
 ) -> Ensemble:
     """Put together what validation says; of the test photos nothing is known yet."""
-    names = [member.contestant.name for member in members]
+    names = [member.finished_run.name for member in members]
     standings = tuple(
-        Standing(name, str(member.contestant.folder), weight, float(loss), float((rows.argmax(axis=1) == true).mean()))
+        MemberScore(
+            name, str(member.finished_run.folder), weight, float(loss), float((rows.argmax(axis=1) == true).mean())
+        )
         for name, member, weight, loss, rows in zip(
             names, members, _weights(weighting), weighting.member_losses, said, strict=True
         )
     )
     ways = tuple(
-        Way(each.method, int((each.weights > 0).sum()), each.loss, each.held_out_loss) for each in weighting.candidates
+        WeightingScore(each.method, int((each.weights > 0).sum()), each.loss, each.held_out_loss)
+        for each in weighting.candidates
     )
-    rows, _ = common_photos([*(member.contestant for member in members), joined], "validation")
+    rows, _ = shared_photos([*(member.finished_run for member in members), joined], "validation")
     ours = joined.probabilities[rows[-1]]
     agreement: dict[str, Any] = read_json(folder / "ensemble.json")["agreement"]
     return Ensemble(
@@ -221,24 +225,24 @@ def _result(
     )
 
 
-def _tested(contestants: Sequence[Contestant], progress: Progress) -> Comparison | None:
+def _tested(runs: Sequence[FinishedRun], progress: Progress) -> Comparison | None:
     """Hold the best member, the ensemble and the student against each other on test photos; None: there are none."""
     try:
-        common_photos(contestants)
+        shared_photos(runs)
     except InputError:
         return None
-    costs = [cost_of(each.folder) for each in contestants]
-    return compare_contestants(contestants, costs, against="all", progress=progress)
+    costs = [cost_of(each.folder) for each in runs]
+    return compare_finished_runs(runs, costs, against="all", progress=progress)
 
 
-def _another(name: str, taken: Sequence[Contestant]) -> str:
+def _another(name: str, taken: Sequence[FinishedRun]) -> str:
     """Return the name, or another one where a member is called so."""
     return f"{name} (joined)" if name in {each.name for each in taken} else name
 
 
 def _sentence(members: Sequence[Member], weighting: Weighting) -> str:
     parts = [
-        f"{member.contestant.name} ({weight:.2f})"
+        f"{member.finished_run.name} ({weight:.2f})"
         for member, weight in zip(members, _weights(weighting), strict=True)
         if weight > 0
     ]

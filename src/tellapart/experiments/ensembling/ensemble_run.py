@@ -19,8 +19,8 @@ from tellapart.evaluation.measure import calibrate, measure_sides
 from tellapart.evaluation.predict import predict_pictures, prediction_table
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.ensembling.members import Member
-from tellapart.experiments.finished_run import Contestant
-from tellapart.experiments.shared_test_set import common_sides
+from tellapart.experiments.finished_run import FinishedRun
+from tellapart.experiments.shared_test_set import shared_splits
 from tellapart.files import read_json, write_json, write_text
 from tellapart.models.ensemble import joined
 from tellapart.records import Progress
@@ -57,7 +57,7 @@ def write_joined(
     folder: Path,
     members: Sequence[Member],
     weights: Sequence[float],
-    everyone: Sequence[Contestant],
+    everyone: Sequence[FinishedRun],
     *,
     cache: Path,
     progress: Progress,
@@ -84,7 +84,7 @@ def write_joined(
     classes, recipe = everyone[0].classes, _recipe(members, image_px)
 
     # Everything but what is said of the photos
-    names = {member.contestant.name: float(weight) for member, weight in zip(members, weights, strict=True)}
+    names = {member.finished_run.name: float(weight) for member, weight in zip(members, weights, strict=True)}
     begin(folder, recipe, {"photos": str(root), "time_budget": None, "split_from": None, "ensemble": names})
     about = {
         "root": str(root), "classes": classes, "num_photos": len(frame), "data_sha256": data_hash(frame),
@@ -118,15 +118,15 @@ def write_joined(
 
 def _recipe(members: Sequence[Member], image_px: int) -> Recipe:
     """Return the recipe of the heaviest member, with the size of the pictures that the joined network takes."""
-    paths = [member.contestant.folder / "recipe.toml" for member in members]
+    paths = [member.finished_run.folder / "recipe.toml" for member in members]
     recipe = next((load_recipe(path) for path in paths if path.is_file()), Recipe())
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_px": image_px})})
 
 
-def _all_photos(everyone: Sequence[Contestant]) -> tuple[Path, pd.DataFrame]:
+def _all_photos(everyone: Sequence[FinishedRun]) -> tuple[Path, pd.DataFrame]:
     """Return (root, rows) of the photos of all runs, each content once beyond the first run, with their common side."""
     root = Path(os.path.commonpath([os.path.abspath(each.root) for each in everyone]))
-    sides, parts, known, units = common_sides(everyone), [], set[str](), 0
+    sides, parts, known, units = shared_splits(everyone), [], set[str](), 0
     for each in everyone:
         new = each.photos[~each.photos["sha256"].isin(known)]
         prefix = Path(os.path.abspath(each.root)).relative_to(root).as_posix()
@@ -146,7 +146,7 @@ def _sizes(model: keras.Model) -> int:
 
 def _cost(members: Sequence[Member]) -> dict[str, Any]:
     """Return what the members' runs took together; a run with several members counts once."""
-    costs = [cost_of(run) for run in {member.contestant.folder.resolve(): None for member in members}]
+    costs = [cost_of(run) for run in {member.finished_run.folder.resolve(): None for member in members}]
     return {
         "seconds_training": sum(cost.seconds_training or 0.0 for cost in costs),
         "seconds_total": sum(cost.seconds_total or 0.0 for cost in costs),
@@ -163,14 +163,14 @@ def _agreement(
 ) -> Agreement:
     rows = pd.Series(np.arange(len(frame)), frame["sha256"])
     rows = rows[~rows.index.duplicated()]
-    known = [member.contestant.photos["sha256"] for member in members]
+    known = [member.finished_run.photos["sha256"] for member in members]
     everywhere = set.intersection(*map(set, known))
     digests = [digest for digest in rows.index if digest in everywhere]
     mean = np.zeros((len(digests), said.shape[1]))
     for member, photos, weight in zip(members, known, weights, strict=True):
         places = pd.Series(np.arange(len(photos)), photos)
         at = places[~places.index.duplicated()][digests].to_numpy()
-        mean += weight / sum(weights) * member.contestant.probabilities[at]
+        mean += weight / sum(weights) * member.finished_run.probabilities[at]
     ours = said[rows[digests].to_numpy()]
     apart = np.abs(ours - mean)
     return Agreement(

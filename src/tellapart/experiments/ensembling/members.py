@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tellapart.data.cache import open_rows
 from tellapart.errors import InputError, RunError
 from tellapart.evaluation.predict import load, predict_pictures
-from tellapart.experiments.finished_run import Contestant, names_of, open_contestant
+from tellapart.experiments.finished_run import FinishedRun, names_of, open_finished_run
 from tellapart.records import Progress
 from tellapart.settings import load_recipe
 from tellapart.training.snapshots import kept_networks
@@ -24,11 +24,11 @@ class Member:
     """A network that can be in an ensemble.
 
     Attributes:
-        contestant: the network with what it said of the photos of its run.
+        finished_run: the network with what it said of the photos of its run.
         kept: its name among the `kept_networks` of the run; "" is the run's own network.
     """
 
-    contestant: Contestant
+    finished_run: FinishedRun
     kept: str = ""
 
     def network(self) -> keras.Model:
@@ -38,9 +38,9 @@ class Member:
             RunError: the run has lost its model.
         """
         if not self.kept:
-            return load(self.contestant.folder).model
-        recipe = load_recipe(self.contestant.folder / "recipe.toml")
-        return kept_networks(self.contestant.folder, recipe, len(self.contestant.classes))[self.kept]
+            return load(self.finished_run.folder).model
+        recipe = load_recipe(self.finished_run.folder / "recipe.toml")
+        return kept_networks(self.finished_run.folder, recipe, len(self.finished_run.classes))[self.kept]
 
 
 def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress: Progress) -> list[Member]:
@@ -58,12 +58,12 @@ def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress
             raise InputError(f"{run} is named {places.count(place)} times. Expected each run once: it gets a weight.")
     members = []
     for run, name in zip(runs, names_of(runs), strict=True) if runs else ():
-        contestant = open_contestant(run, name)
+        finished_run = open_finished_run(run, name)
         if not (run / "model.keras").is_file():
             raise RunError(f"{run} has no model.keras. Expected a finished run folder with its network.")
-        members.append(Member(contestant))
+        members.append(Member(finished_run))
         if snapshots:
-            members += _kept(contestant, cache, progress)
+            members += _kept(finished_run, cache, progress)
     if len(members) < 2:
         hint = (
             f"{runs[0]} kept no further networks: train with --set train.snapshots=4."
@@ -74,21 +74,21 @@ def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress
     return members
 
 
-def _kept(contestant: Contestant, cache: Path, progress: Progress) -> Iterator[Member]:
-    run = contestant.folder
+def _kept(finished_run: FinishedRun, cache: Path, progress: Progress) -> Iterator[Member]:
+    run = finished_run.folder
     if not (run / "recipe.toml").is_file():
         return
     recipe = load_recipe(run / "recipe.toml")
-    networks = kept_networks(run, recipe, len(contestant.classes))
+    networks = kept_networks(run, recipe, len(finished_run.classes))
     if not networks:
         return
     with open_rows(
-        contestant.root, contestant.photos, recipe.data.image_px, folder=cache, max_pixels=recipe.data.max_pixels,
+        finished_run.root, finished_run.photos, recipe.data.image_px, folder=cache, max_pixels=recipe.data.max_pixels,
         progress=progress,
     ) as pictures:  # fmt: skip
         for name, network in networks.items():
             said = predict_pictures(network, pictures, progress)
-            yield Member(replace(contestant, name=f"{contestant.name}/{name}", probabilities=_whole(said)), name)
+            yield Member(replace(finished_run, name=f"{finished_run.name}/{name}", probabilities=_whole(said)), name)
 
 
 def _whole(said: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ _LEAST_LOSS = 0.00005
 
 
 @dataclass(frozen=True)
-class Standing:
+class MemberScore:
     """One network that could be a member.
 
     Attributes:
@@ -33,7 +33,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Way:
+class WeightingScore:
     """One way to weigh the networks.
 
     Attributes:
@@ -85,8 +85,8 @@ class Ensemble:
 
     path: Path
     name: str
-    standings: tuple[Standing, ...]
-    ways: tuple[Way, ...]
+    standings: tuple[MemberScore, ...]
+    ways: tuple[WeightingScore, ...]
     method: str
     best: str
     num_validation: int
@@ -98,7 +98,7 @@ class Ensemble:
     student: Student | None = None
 
     @property
-    def members(self) -> tuple[Standing, ...]:
+    def members(self) -> tuple[MemberScore, ...]:
         """Those with a weight."""
         return tuple(each for each in self.standings if each.weight > 0)
 

@@ -128,12 +128,12 @@ def greedy(of_truth: Floats, seed: int = 0, *, steps: int = STEPS, bags: int = B
     """
     count = len(of_truth)
     if count < BAGGED_FROM:
-        return _without_trifles(_climbed(of_truth, steps))
+        return _drop_small_weights(_climbed(of_truth, steps))
     rng, total = generator(seed, "bags"), np.zeros(count)
     for _ in range(bags):
         bag = np.sort(rng.choice(count, math.ceil(count / 2), replace=False))
         total[bag] += _climbed(of_truth[bag], steps)
-    return _without_trifles(total / bags)
+    return _drop_small_weights(total / bags)
 
 
 def fitted(of_truth: Floats, seed: int = 0) -> Floats:
@@ -152,7 +152,7 @@ def fitted(of_truth: Floats, seed: int = 0) -> Floats:
             break
         weights = weights * ratio
         weights /= weights.sum()
-    return _without_trifles(weights)
+    return _drop_small_weights(weights)
 
 
 METHODS: dict[str, Callable[[Floats, int], Floats]] = {
@@ -182,7 +182,7 @@ def _climbed(of_truth: Floats, steps: int) -> Floats:
     return np.asarray(best / best.sum())
 
 
-def _without_trifles(weights: Floats) -> Floats:
+def _drop_small_weights(weights: Floats) -> Floats:
     kept = np.where(weights < _TRIFLE * weights.max(), 0.0, weights)
     return np.asarray(kept / kept.sum())
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.evaluation.multi_seed import compare_over_seeds
-from tellapart.experiments.tuning.result import Answer
+from tellapart.experiments.tuning.result import Confirmation
 from tellapart.files import read_json
 from tellapart.records import Progress
 from tellapart.settings import Recipe
@@ -32,7 +32,7 @@ def confirm(
     cache: Path | None,
     progress: Progress,
     announce: Announce,
-) -> Answer:
+) -> Confirmation:
     """Train both recipes with each seed and compare them on the test photos; what is trained already stays.
 
     Args:
@@ -61,7 +61,7 @@ def confirm(
             announce(f"{'tuned' if side == 'tuned' else name}, seed {seed}: {right[side][-1].mean():.3f} on test")
     first, second = np.stack(right["recipe"]), np.stack(right["tuned"])
     accuracies = tuple((float(a), float(b)) for a, b in zip(first.mean(axis=1), second.mean(axis=1), strict=True))
-    return Answer(name, tuple(seeds), accuracies, first.shape[1], compare_over_seeds(first, second, groups))
+    return Confirmation(name, tuple(seeds), accuracies, first.shape[1], compare_over_seeds(first, second, groups))
 
 
 def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, progress: Progress) -> None:
@@ -80,9 +80,9 @@ def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, pro
 
 def _right_on_test(run: Path) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None]:
     """Return which test photos a finished run classified correctly, and their groups, in the order of its table."""
-    from tellapart.experiments.finished_run import open_contestant
+    from tellapart.experiments.finished_run import open_finished_run
 
-    found = open_contestant(run, run.name)
+    found = open_finished_run(run, run.name)
     tested = (found.photos["split"] == "test").to_numpy()
     named = np.array(found.classes)[found.probabilities[tested].argmax(axis=1)]
     groups = found.photos["unit"].to_numpy(np.int64)[tested] if "unit" in found.photos else None

@@ -42,7 +42,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Confirmation:
     """Whether the winner is better than the recipe that the search began from, on photos and with seeds new to both.
 
     Attributes:
@@ -103,7 +103,7 @@ class Tuning:
     space: dict[str, str]
     rung: int | None
     seconds: dict[str, float]
-    answer: Answer | None = None
+    answer: Confirmation | None = None
     note: str = ""
 
     @property

@@ -21,7 +21,7 @@ from tellapart.experiments.tuning.result import Tuning, front_of, table_of, winn
 from tellapart.experiments.tuning.search_space import recipe_with, search_space, space_text
 from tellapart.experiments.tuning.study import Heartbeat, close, locked, num_finished, optuna_or_error, without_password
 from tellapart.experiments.tuning.trial import Search
-from tellapart.experiments.tuning.work import News, Order, seconds_of, trials_of, work
+from tellapart.experiments.tuning.work import SearchJob, TrialReporter, seconds_of, trials_of, work
 from tellapart.files import read_json, sha256, write_json, write_text
 from tellapart.records import Progress, no_progress
 from tellapart.settings import Recipe, load_recipe, save_recipe
@@ -114,7 +114,7 @@ def tune(
         if storage or not is_first:  # whoever else works on the study must not draw the same numbers
             search = replace(search, seed=seed + int.from_bytes(os.urandom(3)))
         url = storage or _file_storage(folder)
-        order = Order(search, url, _study_name(search), trials, deadline, heartbeat)
+        order = SearchJob(search, url, _study_name(search), trials, deadline, heartbeat)
         try:
             _search(order, progress, announce)
         except KeyboardInterrupt:
@@ -247,7 +247,7 @@ def _file_storage(folder: Path) -> str:
     return "sqlite:///" + path.replace("{", "{{").replace("}", "}}")  # Optuna fills in braces
 
 
-def _search(order: Order, progress: Progress, announce: Announce) -> None:
+def _search(order: SearchJob, progress: Progress, announce: Announce) -> None:
     """Run the trials here, or in several processes."""
     if order.search.workers == 1:
         work(order, worker=0, progress=progress, announce=announce)
@@ -258,14 +258,14 @@ def _search(order: Order, progress: Progress, announce: Announce) -> None:
     try:
         if num_finished(study) >= order.trials:
             return
-        news = News(study, order, announce)
+        news = TrialReporter(study, order, announce)
         progress("trials", news.tell(), order.trials)
         work_together(order, look=lambda: progress("trials", news.tell(), order.trials), announce=announce)
     finally:
         close(study)
 
 
-def _summary(order: Order) -> Tuning:
+def _summary(order: SearchJob) -> Tuning:
     """Read what was found from the study.
 
     Raises:

@@ -32,7 +32,7 @@ _TIMES = "seconds of worker "
 
 
 @dataclass(frozen=True)
-class Order:
+class SearchJob:
     """What is wanted of the workers of a search.
 
     Attributes:
@@ -60,7 +60,7 @@ class Order:
         )  # fmt: skip
 
 
-def work(order: Order, *, worker: int, progress: Progress, announce: Announce) -> None:
+def work(order: SearchJob, *, worker: int, progress: Progress, announce: Announce) -> None:
     """Run trials until enough are finished or the time is over.
 
     Args:
@@ -70,8 +70,8 @@ def work(order: Order, *, worker: int, progress: Progress, announce: Announce) -
         announce: called with a line for each trial that has ended, whoever ran it.
     """
     study = order.open(worker)
-    news = News(study, order, announce)
-    clock = Clock()
+    news = TrialReporter(study, order, announce)
+    clock = Stopwatch()
 
     def objective(trial: optuna.Trial) -> Any:
         news.tell()
@@ -98,7 +98,7 @@ def work(order: Order, *, worker: int, progress: Progress, announce: Announce) -
         close(study)
 
 
-class Clock:
+class Stopwatch:
     """Counts the seconds of training and measuring alone: what the search adds between epochs is its own cost."""
 
     def __init__(self) -> None:
@@ -114,7 +114,9 @@ class Clock:
         self.seconds += time.perf_counter() - self._began
 
 
-def _objective(search: Search, trial: optuna.Trial, progress: Progress, clock: Clock) -> float | tuple[float, float]:
+def _objective(
+    search: Search, trial: optuna.Trial, progress: Progress, clock: Stopwatch
+) -> float | tuple[float, float]:
     """Run one trial; its worth is the accuracy on the validation photos."""
     library = optuna_or_error()
     values = suggest(trial, search.space)
@@ -200,10 +202,10 @@ def seconds_of(study: optuna.Study) -> dict[str, float]:
     return {name: float(sum(each[name] for each in times)) for name in ("trials", "overhead")}
 
 
-class News:
+class TrialReporter:
     """Says of each trial that has ended how it went, once."""
 
-    def __init__(self, study: optuna.Study, order: Order, announce: Announce) -> None:
+    def __init__(self, study: optuna.Study, order: SearchJob, announce: Announce) -> None:
         self.study, self.order, self.announce = study, order, announce
         self._said = {trial.number for trial in trials_of(study)}
 

@@ -25,7 +25,7 @@ from tellapart.errors import RunError, TellapartError
 from tellapart.files import write_text
 
 if TYPE_CHECKING:
-    from tellapart.experiments.tuning.work import Order
+    from tellapart.experiments.tuning.work import SearchJob
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class _Child:
     process: SpawnProcess
 
 
-def work_together(order: Order, *, look: Callable[[], object], announce: Callable[[str], None]) -> None:
+def work_together(order: SearchJob, *, look: Callable[[], object], announce: Callable[[str], None]) -> None:
     """Run ``order.search.workers`` processes until all have ended.
 
     Args:
