@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 def ablate(
     photos: Annotated[Path, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")],
     seeds: Annotated[int, typer.Option(help="Runs of each variant.", min=1)] = 3,
-    recipe: Annotated[str, typer.Option(help="A recipe's name or file: what is taken apart.")] = "fast",
+    recipe: Annotated[str, typer.Option(help="A recipe's name or file: the baseline.")] = "fast",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: train.epochs=12. Can be repeated.")
+        list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=12. Can be repeated.")
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Only this variant or ingredient: no-flip, 'dropout rate'. Repeatable."),
+        typer.Option(help="Only this variant or factor: no-flip, 'dropout rate'. Can be repeated."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder for all runs [default: ablations/NAME].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for all runs [default: ablations/NAME].")] = None,
 ) -> None:
-    """Say what each ingredient of a recipe is worth on these photos. The same command goes on after a stop."""
+    """Measure what each part of a recipe contributes on these photos. Re-run to resume."""
     from tellapart.cli.machine import cache_of_user
     from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
 

@@ -21,13 +21,11 @@ class Against(enum.StrEnum):
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two or more finished run folders; the first is the baseline.")],
-    out: Annotated[Path, typer.Option(help="The folder for compare.html and compare.json.")] = Path("compare"),
-    against: Annotated[
-        Against, typer.Option(help="Compare each run with the first one, or each with every other.")
-    ] = Against.first,
-    speed: Annotated[bool, typer.Option("--speed", help="Also open each model and measure its speed.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.json.")] = Path("compare"),
+    against: Annotated[Against, typer.Option(help="Compare each run with the first, or every pair.")] = Against.first,
+    speed: Annotated[bool, typer.Option("--speed", help="Also load each model and measure its latency.")] = False,
 ) -> None:
-    """Say which of several runs is better on photos new to all of them, by how much, and whether it could be chance."""
+    """Compare runs on held-out photos: which is better, by how much, and whether the difference is significant."""
     from tellapart.cli.show import console, escaped, import_quietly, progress_bar
 
     if speed:

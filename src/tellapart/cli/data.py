@@ -9,11 +9,11 @@ import typer
 
 
 def draw(
-    folder: Annotated[Path, typer.Argument(help="Where the pictures go: a folder per class.")],
-    images: Annotated[int, typer.Option(help="How many pictures.", min=10)] = 1000,
-    seed: Annotated[int, typer.Option(help="Another number draws other pictures.")] = 0,
+    folder: Annotated[Path, typer.Argument(help="Output folder; one folder per class is made in it.")],
+    images: Annotated[int, typer.Option(help="Number of pictures.", min=10)] = 1000,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Draw a data set of ten classes: no photos and no network needed."""
+    """Draw a synthetic data set of ten classes. Needs no photos and no internet."""
     from tellapart.cli.show import progress_bar
     from tellapart.data.drawn import draw as draw_pictures
 
@@ -24,9 +24,9 @@ def draw(
 
 def check(
     photos: Annotated[Path, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")],
-    out: Annotated[Path | None, typer.Option(help="Where health.json goes.", dir_okay=True)] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write health.json.", dir_okay=True)] = None,
 ) -> None:
-    """Look for what would make numbers from these photos untrue. Nothing is changed or deleted.
+    """Check photos for problems that would invalidate your metrics. Nothing is changed or deleted.
 
     Exit code 1 when a finding would falsify a result.
     """

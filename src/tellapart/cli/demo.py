@@ -17,10 +17,10 @@ from tellapart.cli.training import STARTED, show_run
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the pictures and the run go.")] = Path("demo"),
-    images: Annotated[int, typer.Option(help="How many pictures to draw.", min=200)] = 2000,
+    folder: Annotated[Path, typer.Option(help="Output folder for the pictures and the run.")] = Path("demo"),
+    images: Annotated[int, typer.Option(help="Number of pictures to draw.", min=200)] = 2000,
 ) -> None:
-    """Draw a data set, train on it, show the metrics, name new pictures, and ship the model as a server."""
+    """Run the whole story on drawn pictures: train, measure, classify new ones, export, serve."""
     from tellapart.cli.show import announce, console, import_quietly, progress_bar
 
     import_quietly("keras")

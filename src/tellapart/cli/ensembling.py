@@ -17,22 +17,24 @@ if TYPE_CHECKING:
 
 def ensemble(
     runs: Annotated[list[Path], typer.Argument(help="Finished run folders; one is enough with --snapshots.")],
-    out: Annotated[Path | None, typer.Option(help="The new run folder [default: runs/ensemble-DATE].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run [default: runs/ensemble-DATE].")] = None,
     snapshots: Annotated[
-        bool, typer.Option("--snapshots", help="Choose also from what each run kept on its way (train.snapshots).")
+        bool,
+        typer.Option("--snapshots", help="Also use the snapshots that runs kept while training (train.snapshots)."),
     ] = False,
     distill: Annotated[
-        bool, typer.Option("--distill", help="Also train one student that says the same, in the folder OUT-student.")
+        bool, typer.Option("--distill", help="Also distill the ensemble into one student, in OUT-student.")
     ] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="Of the student: a TOML file, or a name [default: the best run's].")
+        str | None, typer.Option(help="The student's recipe: a TOML file or a name [default: the best run's].")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting of the student: distill.temperature=4.")
+        list[str] | None,
+        typer.Option("--set", help="Override a setting of the student: distill.temperature=4. Can be repeated."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of folds and bags.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of folds and bags.")] = 0,
 ) -> None:
-    """Join runs into one network with weights that validation chose, and say what it gains on new photos."""
+    """Combine runs into one network, weighted on the validation set; reports the gain on test photos."""
     from tellapart.cli.comparison import table_of_pairs, table_of_runs
     from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
 

@@ -13,11 +13,11 @@ from tellapart.cli.machine import cache_of_user
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     photos: Annotated[
-        Path | None, typer.Argument(help="Other labelled photos [default: the run's own, judged on its test side].")
+        Path | None, typer.Argument(help="Other labelled photos [default: the run's own test split].")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder for the report [default: RUN/report].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report [default: RUN/report].")] = None,
 ) -> None:
-    """Write a report on a run: one page that says how good it is, why, and what to do next."""
+    """Write a report on a run: one HTML page on how good it is, why, and what to do next."""
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
@@ -31,16 +31,16 @@ def evaluate(
 def explain(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("explanations"),
+    out: Annotated[Path, typer.Option(help="Folder for the heat maps.")] = Path("explanations"),
     method: Annotated[
         str | None,
         typer.Option(
             help="grad-cam, hires-cam, layer-cam, integrated-gradients or occlusion [default: integrated-gradients]."
         ),
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Explain this class [default: the one the model names].")] = None,
+    label: Annotated[str | None, typer.Option(help="Class to explain [default: the predicted one].")] = None,
 ) -> None:
-    """Show what the model looked at: a picture with its heat map for each image, and a sheet of all."""
+    """Draw heat maps of what the model looked at: one picture per image, and a contact sheet."""
     from tellapart.cli.show import import_quietly, progress_bar
 
     import_quietly("keras")

@@ -25,7 +25,7 @@ def _layers(backend: str, is_accelerated: bool) -> str:
 
 
 def doctor() -> None:
-    """Say what this machine has and what training would use."""
+    """Show this machine's hardware and libraries, and what training would use."""
     from rich.table import Table
 
     from tellapart.cli.show import console, escaped, import_quietly

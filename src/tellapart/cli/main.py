@@ -51,7 +51,7 @@ app.command("doctor")(machine.doctor)
 
 @app.callback(invoke_without_command=True)
 def options(
-    version: bool = typer.Option(False, "--version", help="Say which version this is.", is_eager=True),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     """Turn a folder of photos into a measured image classifier."""
     if version:

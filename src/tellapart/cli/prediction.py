@@ -28,20 +28,22 @@ class Format(enum.StrEnum):
 def predict(
     model: Annotated[Path, typer.Argument(help="A finished run folder, or a bundle made by tellapart export.")],
     images: Annotated[
-        list[Path], typer.Argument(help="Images, folders of images, or .txt files that name an image in each line.")
+        list[Path], typer.Argument(help="Images, folders of images, or .txt files with one path per line.")
     ],
-    top: Annotated[int, typer.Option(help="How many classes to list for each image.", min=1)] = 3,
-    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+    top: Annotated[int, typer.Option(help="Number of classes to list for each image.", min=1)] = 3,
+    format_: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.table,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write to this file instead: .csv, .jsonl or .parquet. Goes on after a kill."),
+        typer.Option(help="Write to this file instead: .csv, .jsonl or .parquet. Re-run to resume."),
     ] = None,
-    runtime: Annotated[str | None, typer.Option(help="Of a bundle [default: the fastest here that is right].")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Inference runtime of a bundle [default: fastest verified on this machine].")
+    ] = None,
     quality: Annotated[
-        bool, typer.Option(help="From a bundle: say which photos are worse than those it was measured on.")
+        bool, typer.Option(help="With a bundle: warn about photos of lower quality than it was measured on.")
     ] = True,
 ) -> None:
-    """Name images. One that cannot be read costs the others nothing; exit code 1 then."""
+    """Classify images. Unreadable files are reported and skipped (exit code 1)."""
     from tellapart.bundles.tables import predict_files
     from tellapart.cli.show import progress_bar
 

@@ -16,52 +16,52 @@ if TYPE_CHECKING:
 def serve(
     bundles: Annotated[
         list[Path] | None,
-        typer.Argument(help="Bundles made by tellapart export. One that is exported anew takes over."),
+        typer.Argument(
+            help="Bundles made by tellapart export. A bundle that is exported again replaces the running one."
+        ),
     ] = None,
     *,
-    models: Annotated[Path | None, typer.Option(help="A folder of bundles: each is a model.")] = None,
+    models: Annotated[Path | None, typer.Option(help="A folder of bundles; each becomes a model.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")
+        str, typer.Option(help="Address to listen on; anything but loopback needs an API key.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 8000,
-    workers: Annotated[int, typer.Option(help="Processes; they share the threads.", min=1)] = 1,
-    threads: Annotated[int | None, typer.Option(help="That work [default: one per processor].", min=1)] = None,
-    max_batch_size: Annotated[int, typer.Option(help="Images in one run of the network.", min=1, max=1024)] = 16,
-    max_wait_ms: Annotated[float, typer.Option(help="How long a free thread waits for more images.", min=0)] = 0.0,
-    max_queue: Annotated[int, typer.Option(help="Images that may wait; more are refused at once.", min=1)] = 256,
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.", min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(help="Worker processes; they share the threads.", min=1)] = 1,
+    threads: Annotated[int | None, typer.Option(help="Inference threads [default: one per processor].", min=1)] = None,
+    max_batch_size: Annotated[int, typer.Option(help="Largest batch for one forward pass.", min=1, max=1024)] = 16,
+    max_wait_ms: Annotated[float, typer.Option(help="Milliseconds a free thread waits for more images.", min=0)] = 0.0,
+    max_queue: Annotated[int, typer.Option(help="Images that may wait; further ones get 503.", min=1)] = 256,
     max_queue_ms: Annotated[
-        float, typer.Option(help="How long the wait may be before more is refused; 0: any time.", min=0)
+        float, typer.Option(help="Longest expected wait before requests get 503; 0: no limit.", min=0)
     ] = 80.0,
-    deadline_ms: Annotated[float, typer.Option(help="From arrival to answer.", min=1)] = 10_000.0,
-    max_body_mb: Annotated[float, typer.Option(help="Of one request.", min=0.001)] = 32.0,
+    deadline_ms: Annotated[float, typer.Option(help="Milliseconds from arrival to answer.", min=1)] = 10_000.0,
+    max_body_mb: Annotated[float, typer.Option(help="Largest request body.", min=0.001)] = 32.0,
     max_pixels: Annotated[
         int | None,
-        typer.Option(help="Larger images are not decoded [default: data.max_pixels of the run; never more].", min=1),
+        typer.Option(help="Larger images are rejected [default and maximum: data.max_pixels of the run].", min=1),
     ] = None,
     max_held_mb: Annotated[
         float | None,
-        typer.Option(
-            help="Of all requests in memory, with what they are parsed to [default: 2.75 bodies, 88 at least].", min=1
-        ),
+        typer.Option(help="Memory for all requests in flight, parsed [default: 2.75 bodies, at least 88].", min=1),
     ] = None,
-    rate: Annotated[float, typer.Option(help="Requests per second and client address; 0: no limit.", min=0)] = 0.0,
+    rate: Annotated[float, typer.Option(help="Requests per second for each client address; 0: no limit.", min=0)] = 0.0,
     api_key: Annotated[
-        str | None, typer.Option(envvar="TELLAPART_API_KEY", show_envvar=True, help="That clients must send.")
+        str | None, typer.Option(envvar="TELLAPART_API_KEY", show_envvar=True, help="API key that clients must send.")
     ] = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Let everybody who reaches the server use it.")] = False,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Serve without an API key.")] = False,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="A further name under which a server on this machine may be called.")
+        list[str] | None, typer.Option(help="Further host name that is allowed in requests.")
     ] = None,
-    runtime: Annotated[str | None, typer.Option(help="[default: the fastest here that is right]")] = None,
-    feedback: Annotated[
-        Path | None, typer.Option(help="A .jsonl file to which verdicts of users are appended.")
+    runtime: Annotated[
+        str | None, typer.Option(help="Inference runtime [default: fastest verified on this machine].")
     ] = None,
-    log: Annotated[bool, typer.Option(help="Write a line of JSON to stderr for each request.")] = True,
+    feedback: Annotated[Path | None, typer.Option(help="A .jsonl file to which users' feedback is appended.")] = None,
+    log: Annotated[bool, typer.Option(help="Log each request to stderr as a line of JSON.")] = True,
     drain_seconds: Annotated[
-        float, typer.Option(help="How long a server that was told to stop says so before it listens no more.", min=0)
+        float, typer.Option(help="Seconds between failing readiness and closing the listener.", min=0)
     ] = 1.0,
 ) -> None:
-    """Answer over HTTP what is on pictures, with a page for people at /."""
+    """Serve models over HTTP, with a web page at /."""
     import os
 
     from tellapart.serving.options import BatchOptions, Limits, ServerOptions, check_access

@@ -12,14 +12,14 @@ from tellapart.cli.machine import cache_of_user
 
 def export(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
-    to: Annotated[Path, typer.Option(help="The folder to make; a bundle that stands there is replaced.")],
+    to: Annotated[Path, typer.Option(help="Output folder; an existing bundle is replaced.")],
     format_: Annotated[
-        str, typer.Option("--format", help="Beside ONNX, any of openvino,litert,saved_model,keras, with commas.")
+        str, typer.Option("--format", help="Formats beside ONNX, comma-separated: openvino,litert,saved_model,keras.")
     ] = "",
-    name: Annotated[str | None, typer.Option(help="Of the model [default: the run folder's name].")] = None,
-    coverage: Annotated[float, typer.Option(help="That the prediction sets promise.")] = 0.95,
+    name: Annotated[str | None, typer.Option(help="Model name [default: the run folder's name].")] = None,
+    coverage: Annotated[float, typer.Option(help="Target coverage of the prediction sets.")] = 0.95,
 ) -> None:
-    """Make one folder that is all anyone needs to run the model, and prove that it says what the run's model says."""
+    """Export a run to a self-contained bundle, verified against the Keras model."""
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
@@ -37,10 +37,10 @@ def export(
 
 def benchmark(
     bundle: Annotated[Path, typer.Argument(help="A bundle made by tellapart export.")],
-    threads: Annotated[int | None, typer.Option(help="For one call [default: all processors].", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads for one call [default: all processors].", min=1)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure every runtime that is installed here: latency, images per second, memory, agreement with Keras."""
+    """Measure every installed runtime: latency, images per second, memory, agreement with Keras."""
     import json
     from dataclasses import asdict
 

@@ -18,21 +18,21 @@ def train(
     photos: Annotated[
         Path | None, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A TOML file, or reference, fast or demo.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A TOML file, or reference, fast, transfer or demo.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: train.epochs=3. Can be repeated.")
+        list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=3. Can be repeated.")
     ] = None,
     time_: Annotated[
         str | None,
-        typer.Option("--time", help="Fit the work into this time: 90s, 10m, 1h. Uses the fast recipe."),
+        typer.Option("--time", help="Time budget for the whole run: 90s, 10m, 1h. Uses the fast recipe."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The new run folder [default: runs/NAME-DATE].")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run [default: runs/NAME-DATE].")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume an interrupted run.")] = None,
     split_from: Annotated[
-        Path | None, typer.Option(help="An earlier run: photos that it knows keep their side of the split.")
+        Path | None, typer.Option(help="An earlier run: photos that it knows stay in their split.")
     ] = None,
     cache_limit: Annotated[
-        float | None, typer.Option(help="GB of decoded pictures kept on disk; 0 keeps none.", min=0)
+        float | None, typer.Option(help="GB of decoded pictures to cache on disk; 0 disables the cache.", min=0)
     ] = None,
 ) -> None:
     """Train a classifier on photos and measure it."""
@@ -56,9 +56,9 @@ def train(
 
 def reproduce(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
-    out: Annotated[Path | None, typer.Option(help="The new run folder [default: RUN-again].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new run [default: RUN-again].")] = None,
 ) -> None:
-    """Train again from a run's own record and say whether the weights are the same."""
+    """Train again from a run's own record and check that the weights are identical."""
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")

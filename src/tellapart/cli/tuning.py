@@ -18,12 +18,12 @@ _SHOWN = 5
 def tune(
     photos: Annotated[Path, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")],
     *,
-    trials: Annotated[int, typer.Option(help="As many are to be finished, earlier ones counted.", min=1)] = 30,
-    time_: Annotated[str | None, typer.Option("--time", help="Begin no trial after this time: 90s, 10m, 1h.")] = None,
-    recipe: Annotated[str, typer.Option(help="What is changed: a TOML file, or the name of a recipe.")] = "fast",
+    trials: Annotated[int, typer.Option(help="Trials to finish, including earlier ones.", min=1)] = 30,
+    time_: Annotated[str | None, typer.Option("--time", help="Start no trial after this time: 90s, 10m, 1h.")] = None,
+    recipe: Annotated[str, typer.Option(help="The recipe to improve: a TOML file or a name.")] = "fast",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change a setting of all trials: train.epochs=12. Can be repeated."),
+        typer.Option("--set", help="Override a setting of all trials: train.epochs=12. Can be repeated."),
     ] = None,
     space: Annotated[
         list[str] | None,
@@ -40,18 +40,18 @@ def tune(
             show_envvar=True,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder of the search [default: tuning/NAME].")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that run trials side by side.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the search [default: tuning/NAME].")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that run trials in parallel.", min=1)] = 1,
     confirm: Annotated[
-        int, typer.Option(help="Fresh seeds with which the winner and the recipe are trained in the end.", min=0)
+        int, typer.Option(help="Fresh seeds with which the winner and the recipe are trained at the end.", min=0)
     ] = 3,
     pareto: Annotated[
-        bool, typer.Option("--pareto", help="Weigh accuracy against milliseconds per image; stops no trial early.")
+        bool, typer.Option("--pareto", help="Trade accuracy against milliseconds per image; disables pruning.")
     ] = False,
     prune: Annotated[bool, typer.Option(help="Stop poor trials early.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the search.")] = 0,
 ) -> None:
-    """Search for settings that suit the photos better, and say if they do. The same command goes on, or joins in."""
+    """Search for better settings and confirm them on fresh seeds. Run it again, here or elsewhere, to join in."""
     from tellapart.cli.show import announce, import_quietly, progress_bar
     from tellapart.experiments.tuning.study import optuna_or_error
     from tellapart.settings import parse_duration
