@@ -18,7 +18,7 @@ import numpy as np
 from accuracy import train
 from machine import write_result
 
-RATES = (3e-5, 1e-4, 3e-4)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 
 
 def main() -> None:
