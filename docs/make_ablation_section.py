@@ -16,7 +16,7 @@ def section(sets: list[Values]) -> str:
     """Return hyperparameter impact, architecture variations and key insights of all sets side by side, as Markdown."""
     names = [each["photos"] for each in sets]
     first = sets[0]
-    lines = [_head("ingredient", "in the recipe", "here", *names, "processor s")]
+    lines = [_head("factor", "baseline", "changed to", *names, "processor s")]
     accuracies = [_accuracy(each["recipe"]) for each in sets]
     lines.append(_row("**the recipe**", "", "", *accuracies, _seconds(first["recipe"])))
     for row in first["hyperparameters"]:
@@ -29,7 +29,7 @@ def section(sets: list[Values]) -> str:
         others = [_find(each["architecture"], row["name"]) for each in sets]
         cells = [f"{_accuracy(each)}; {_gain(each)}".removesuffix("; ") if each else "" for each in others]
         lines.append(_row(row["value"], f"{row['parameters']:,}", *cells, _seconds(row)))
-    lines += ["", _head("photos", "about", "finding", "beyond chance")]
+    lines += ["", _head("photos", "about", "finding", "significant")]
     for each in sets:
         for insight in each["insights"]:
             said = {True: "yes", False: "no", None: ""}[insight["is_detectable"]]

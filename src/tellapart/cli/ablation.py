@@ -40,7 +40,7 @@ def ablate(
     output = console()
     output.print(_table("Hyperparameter impact: one ingredient changed", [found.recipe, *found.hyperparameters]))
     if found.architecture:
-        output.print(_table("Architecture variations: more than the step before", list(found.architecture)))
+        output.print(_table("Architecture: gain over the step before", list(found.architecture)))
     for insight in found.insights:
         mark = {True: "+", False: "·", None: "!"}[insight.is_detectable]
         output.print(f"{mark} {escaped(insight.sentence)}")

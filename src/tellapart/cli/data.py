@@ -49,7 +49,7 @@ def check(
         if finding.examples:
             output.print(escaped("          for example " + ", ".join(finding.examples[:3])), style="dim")
     if not health.findings:
-        output.print("Nothing is the matter with these photos.")
+        output.print("No problems found.")
     output.print(f"Written to {escaped(str(target))}.")
     if not health.trustworthy:
         raise typer.Exit(1)

@@ -157,7 +157,7 @@ class AccessMiddleware:
         """
         if self._hosts is not None and (host := _host(visit.headers.get(b"host", b""))) not in self._hosts:
             raise ApiError(
-                421, f"This server is not called {host!r}. Expected one of {', '.join(sorted(self._hosts))}; "
+                421, f"Host {host!r} is not allowed. Expected one of {', '.join(sorted(self._hosts))}; "
                 "tellapart serve --allowed-host adds a name.",
             )  # fmt: skip
         if (origin := visit.headers.get(b"origin")) is not None and self._key is None:

@@ -82,7 +82,7 @@ class ServerOptions:
         feedback: file to which verdicts are appended, or None.
         log: whether to write a line of JSON to stderr for each request.
         poll_seconds: how often served folders are looked at.
-        drain_seconds: how long a server that was told to stop says so before it listens no more.
+        drain_seconds: seconds between failing readiness and closing the listener.
         metrics_folder: where several processes keep their counts, or None.
         batches: how images become batches.
         limits: for clients.

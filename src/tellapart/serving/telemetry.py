@@ -40,7 +40,7 @@ class Telemetry:
         self.images = Counter("tellapart_images", "Images that went through the network.", _MODEL, registry=own)
         self.errors = Counter("tellapart_errors", "Requests that were refused or failed.", ("kind",), registry=own)
         self.unreadable = Counter(
-            "tellapart_unreadable_images", "Images that no decoder could read.", _MODEL, registry=own
+            "tellapart_unreadable_images", "Images that could not be decoded.", _MODEL, registry=own
         )
         self.queue = Gauge("tellapart_queue_length", "Images that wait.", registry=own, multiprocess_mode="livesum")
         self.in_flight = Gauge(

@@ -48,8 +48,8 @@ def draw_differences(ablation: Ablation) -> bytes:
     from matplotlib.figure import Figure
 
     groups = [
-        ("The ladder: more than the step before", [row for row in ablation.architecture if row.gained is not None]),
-        ("Changed alone: more than the recipe", [row for row in ablation.hyperparameters if row.gained is not None]),
+        ("Additive: gain over the step before", [row for row in ablation.architecture if row.gained is not None]),
+        ("Changed alone: gain over the baseline", [row for row in ablation.hyperparameters if row.gained is not None]),
     ]
     groups = [(title, rows) for title, rows in groups if rows]
     counts = [len(rows) for _, rows in groups] or [1]

@@ -101,16 +101,16 @@ def tables(ablation: Ablation) -> str:
     """Return the three tables as Markdown."""
     return "\n".join([
         "### Hyperparameter impact", "",
-        "| ingredient | in the recipe | here | test accuracy | more than the recipe, points | p | processor s |",
+        "| factor | baseline | changed to | test accuracy | Δ accuracy (points) | p | processor s |",
         "|---|---|---|---|---|---|---|",
         _line("**the recipe**", "", "", ablation.recipe),
         *(_line(row.factor, row.in_recipe, row.value, row) for row in ablation.hyperparameters), "",
         "### Architecture variations", "",
-        "| network | parameters | test accuracy | more than the step before, points | p | processor s |",
+        "| network | parameters | test accuracy | Δ accuracy (points) | p | processor s |",
         "|---|---|---|---|---|---|",
         *(_line(row.value, f"{row.parameters:,}", None, row) for row in ablation.architecture), "",
         "### Key insights", "",
-        "| about | finding | beyond chance |",
+        "| about | finding | significant |",
         "|---|---|---|",
         *(f"| {each.about} | {each.sentence} | {_yes(each.is_detectable)} |" for each in ablation.insights), "",
     ])  # fmt: skip

@@ -46,7 +46,7 @@ function card(photo) {
   const said = data.classes[photo.p[0][0]], truth = data.classes[photo.t];
   const text = photo.p[0][0] === photo.t
     ? `${truth} ${photo.p[0][1].toFixed(2)}`
-    : `${truth}, taken for ${said} ${photo.p[0][1].toFixed(2)}`;
+    : `${truth}, confused with ${said} ${photo.p[0][1].toFixed(2)}`;
   const button = element("button", { className: "card", type: "button" },
     element("img", { src: source(photo.i), alt: data.paths[photo.i], loading: "lazy" }),
     element("span", { className: "text", textContent: text }));
@@ -79,7 +79,7 @@ document.querySelectorAll(".confusion button").forEach((button) => button.addEve
   const more = count - photos.length;
   const place = document.getElementById("cell");
   place.replaceChildren(
-    element("h3", { textContent: `${data.classes[truth]} taken for ${data.classes[said]}: ${count} photo${count === 1 ? "" : "s"}` }),
+    element("h3", { textContent: `${data.classes[truth]} confused with ${data.classes[said]}: ${count} photo${count === 1 ? "" : "s"}` }),
     element("div", { className: "grid" }, ...photos.map(card)));
   if (more > 0) place.append(element("p", { className: "hint", textContent: `and ${more} more that the model is surer of` }));
   place.focus();

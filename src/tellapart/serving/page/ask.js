@@ -91,7 +91,7 @@ async function send(path, options) {
 export function explained(error) {
   const id = error.requestId ? ` Its log has it under ${error.requestId}.` : "";
   return {
-    offline: ["The server cannot be reached", "It is tried again by itself as soon as it answers."],
+    offline: ["The server cannot be reached", "Retrying automatically."],
     broken: ["The connection broke", "The server closed it while the picture was sent. The file may be too large."],
     key: ["A key is needed", "This server answers only with its key."],
     large: ["This file is too large", `Make the picture smaller and try again. ${error.message}`],

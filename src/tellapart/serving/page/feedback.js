@@ -110,7 +110,7 @@ export function feedbackForm(send) {
       $("question").textContent = `Is it ${label}?`;
       input.value = "";
       closeWhich();
-      tell(given ? "Thank you. Your word is noted." : "", Boolean(given));
+      tell(given ? "Feedback saved." : "", Boolean(given));
     },
   };
 }
