@@ -21,16 +21,15 @@ from accuracy import train
 from machine import write_result
 from tellapart.evaluation.intervals import mean_interval
 from tellapart.proportions import wilson
-from tellapart.run_folder import read_manifest
+from tellapart.run_folder import RunFolder
 
 PEER = Path(__file__).parent / "peers" / "keras_transfer.py"
 
 
 def lay_out(run: Path, folder: Path) -> None:
     """Link the photos of a run into train, validation and test."""
-    manifest = read_manifest(run)
-    root = Path(json.loads((run / "environment.json").read_text())["root"])
-    for number, row in enumerate(manifest[manifest["error"] == ""].itertuples()):
+    root = RunFolder(run).root
+    for number, row in enumerate(RunFolder(run).readable().itertuples()):
         place = folder / row.split / row.label
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{number}{Path(row.path).suffix.lower()}").symlink_to((root / row.path).resolve())

@@ -117,12 +117,13 @@ def test_tensorboard_reads_the_run(uninterrupted: Path):
 
 
 @pytest.mark.slow
-def test_killed_in_mid_epoch_resumes_to_the_same_weights(uninterrupted: Path, photos: Path, tmp_path: Path):
+def test_killed_in_mid_epoch_and_moved_resumes_to_the_same_weights(uninterrupted: Path, photos: Path, tmp_path: Path):
     run = tmp_path / "run"
     process = start_training(photos, run, tmp_path / "cache")
     log = run / "log.jsonl"
     kill_when(process, lambda: log.exists() and log.read_text().count('"event": "epoch"') >= 2)
     assert not (run / "metrics.json").exists()
+    run = run.rename(tmp_path / "renamed")
     finish(start_training(None, run, tmp_path / "cache"))
     assert same_weights(run, uninterrupted)
     assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [1, 2, 3, 4, 5, 6]

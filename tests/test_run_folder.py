@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
+from tellapart.errors import RunError
 from tellapart.evaluation.predict import prediction_table
-from tellapart.evaluation.predictions import read_predictions
-from tellapart.run_folder import read_manifest, write_manifest
+from tellapart.run_folder import SCHEMA_VERSION, RunFolder, RunRequest
+from tellapart.settings import Recipe
 from tellapart.tables import csv_text
 
 ODD = ["=cmd|calc", "+1", "@home", "-x", "NA", "a,b", 'say "hi"', "two\nlines", "<!--<script>", "$x_1$", "'=1"]
@@ -21,15 +24,15 @@ def test_odd_names_come_back_and_no_cell_is_a_formula(tmp_path: Path):
     labels = pd.Series([*ODD, "plain"], dtype=object)
     frame = pd.DataFrame({"path": pd.Series(paths, dtype=object), "label": labels, "split": "test", "group": "",
                           "sha256": [f"{n:064d}" for n in range(len(paths))], "error": ""})  # fmt: skip
-    write_manifest(tmp_path, frame)
-    found = read_manifest(tmp_path)
+    RunFolder(tmp_path).write_manifest(frame)
+    found = RunFolder(tmp_path).manifest()
     assert found["path"].tolist() == paths
     assert found["label"].tolist() == labels.tolist()
     classes = sorted(labels)
     probabilities = np.eye(len(classes), dtype=np.float32)[[classes.index(label) for label in labels]]
     text = csv_text(prediction_table(frame, probabilities, classes))
     (tmp_path / "predictions.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
-    photos, known, said = read_predictions(tmp_path)
+    photos, known, said = RunFolder(tmp_path).predictions()
     assert photos["path"].tolist() == paths
     assert known == classes
     np.testing.assert_allclose(said, probabilities, atol=1e-6)
@@ -38,3 +41,59 @@ def test_odd_names_come_back_and_no_cell_is_a_formula(tmp_path: Path):
             cells = [cell for row in csv.reader(stream) for cell in row]
         assert len(cells) > 60
         assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+
+
+def test_a_record_gains_what_each_stage_knows_and_keeps_the_rest(tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    assert not run.is_begun
+    run.create(Recipe(), RunRequest(photos="/photos", time_budget=60), {"backend": "tensorflow", "accelerators": []})
+    assert run.is_begun
+    assert not run.has_photos
+    record = run.record()
+    assert (record.schema_version, record.seed, record.request.time_budget) == (SCHEMA_VERSION, 0, 60)
+    assert len(record.run_id) == 32
+    run.update_record(classes=["a", "b"], root="/photos")
+    changed = run.record()
+    assert (changed.run_id, changed.classes, run.root) == (record.run_id, ["a", "b"], Path("/photos"))
+    written = json.loads(run.record_path.read_text())
+    assert written["accelerators"] == []
+    assert "segments" not in written, "what is not known yet is not written"
+    assert run.recipe() == Recipe()
+    assert run.metrics() == {}
+
+
+def test_records_of_earlier_versions_open_and_of_later_ones_do_not(tmp_path: Path):
+    file = tmp_path / "environment.json"
+    file.write_text(json.dumps({"order": {"photos": "/cats", "split_from": None}, "seed": 3, "classes": ["a", "b"]}))
+    record = RunFolder(tmp_path).record()
+    assert (record.request.photos, record.seed, record.run_id) == ("/cats", 3, "")
+    assert RunFolder(tmp_path).update_record(root="/cats").request.photos == "/cats"
+    file.write_text(json.dumps({"schema_version": SCHEMA_VERSION + 1}))
+    with pytest.raises(RunError, match="Install a later one"):
+        RunFolder(tmp_path).record()
+    file.write_text(json.dumps({"classes": 3}))
+    with pytest.raises(RunError, match="cannot be read"):
+        RunFolder(tmp_path).record()
+    file.unlink()
+    with pytest.raises(RunError, match=r"no environment\.json"):
+        RunFolder(tmp_path).record()
+
+
+def test_photos_are_taken_over_with_their_split_and_an_ensemble_is_not_trained(tmp_path: Path):
+    frame = pd.DataFrame({"path": ["a.jpg"], "label": ["a"], "split": ["test"], "sha256": ["0" * 64], "error": [""]})
+    old, new = RunFolder(tmp_path / "old"), RunFolder(tmp_path / "new")
+    old.create(Recipe(), RunRequest(photos="/cats", ensemble={"x": 0.5, "y": 0.5}), {})
+    old.update_record(root="/cats", classes=["a"], num_photos=1, data_sha256="d")
+    with pytest.raises(RunError, match=r"no manifest\.csv"):
+        new.copy_photos_from(old)
+    old.write_manifest(frame)
+    new.create(Recipe(), RunRequest(photos="/cats"), {}, parents=(old.record().run_id,))
+    new.copy_photos_from(old)
+    assert new.splits() == {"0" * 64: "test"}
+    assert new.record().known("root", "classes", "num_photos", "data_sha256") == {
+        "root": "/cats", "classes": ["a"], "num_photos": 1, "data_sha256": "d",
+    }  # fmt: skip
+    assert new.record().parents == (old.record().run_id,)
+    new.refuse_ensemble()
+    with pytest.raises(RunError, match="an ensemble of x, y"):
+        old.refuse_ensemble()

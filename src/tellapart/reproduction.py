@@ -7,18 +7,16 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tellapart.errors import RunError
-from tellapart.files import read_json
 from tellapart.records import Progress, no_progress
-from tellapart.run import Run, run_stages
-from tellapart.run_folder import begin, copy_from, new_folder, refuse_ensemble
-from tellapart.settings import load_recipe
+from tellapart.run import Run, parents_of, run_stages
+from tellapart.run_folder import RunFolder, RunRecord, RunRequest, new_folder
 from tellapart.training.callbacks import Announce
 from tellapart.training.checkpoint import load_weights
+from tellapart.training.environment import environment
 
 logger = logging.getLogger(__name__)
 
@@ -66,37 +64,31 @@ def reproduce(
         RunError: `run` is not a finished run, or an ensemble.
         InputError: a photo that is not in the cache has changed or vanished.
     """
-    old = Path(run)
-    if not (old / "metrics.json").is_file():
-        raise RunError(f"{old} is not a finished run. Finish it first: tellapart train --resume {old}.")
-    record = read_json(old / "environment.json")
-    refuse_ensemble(old, record)
-    recipe = load_recipe(old / "recipe.toml")
-    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": record["precision"]})})
-    folder = new_folder(out or f"{old}-again", old)
-    order = {
-        "photos": record["order"]["photos"], "time_budget": None, "split_from": None,
-        "replay": os.path.abspath(old),
-    }  # fmt: skip
-    begin(folder, recipe, order)
-    copy_from(folder, old)
-    again = run_stages(folder, order, cache, time.time(), progress, announce)
+    old = RunFolder(Path(run))
+    if not old.is_finished:
+        raise RunError(f"{old.path} is not a finished run. Finish it first: tellapart train --resume {old.path}.")
+    record, recipe = old.record(), old.recipe()
+    old.refuse_ensemble()
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": record.precision})})
+    folder = RunFolder(new_folder(out or f"{old.path}-again", old.path))
+    request = RunRequest(photos=record.request.photos, replay=os.path.abspath(old.path))
+    folder.create(recipe, request, environment(), parents_of(recipe, old.path))
+    folder.copy_photos_from(old)
+    again = run_stages(folder, cache, time.time(), progress, announce)
     return _compare(old, again, record)
 
 
-def _compare(old: Path, again: Run, record: dict[str, Any]) -> Reproduction:
-    before, _ = load_weights(old / "checkpoints" / "best.npz")
-    after, _ = load_weights(again.path / "checkpoints" / "best.npz")
+def _compare(old: RunFolder, again: Run, record: RunRecord) -> Reproduction:
+    new = RunFolder(again.path)
+    (before, _), (after, _) = load_weights(old.best_weights), load_weights(new.best_weights)
     differences = [float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(before, after, strict=True)]
-    now = read_json(again.path / "environment.json")
+    now = new.record()
     keys = ("python", "backend", "processor", "cpu_count", "commit", "data_sha256")
-    changed = [f"{key}: {record.get(key)} → {now.get(key)}" for key in keys if record.get(key) != now.get(key)]
-    for name in sorted(set(record["packages"]) | set(now["packages"])):
-        versions = record["packages"].get(name), now["packages"].get(name)
+    pairs = {key: (getattr(record, key), getattr(now, key)) for key in keys}
+    changed = [f"{key}: {before} → {after}" for key, (before, after) in pairs.items() if before != after]
+    for name in sorted(set(record.packages) | set(now.packages)):
+        versions = record.packages.get(name), now.packages.get(name)
         if versions[0] != versions[1]:
             changed.append(f"{name}: {versions[0]} → {versions[1]}")
-    accuracy = [
-        metrics.get("test", {}).get("accuracy", float("nan"))
-        for metrics in (read_json(old / "metrics.json"), again.metrics)
-    ]
+    accuracy = [metrics.get("test", {}).get("accuracy", float("nan")) for metrics in (old.metrics(), again.metrics)]
     return Reproduction(again, max(differences) == 0.0, max(differences), (accuracy[0], accuracy[1]), tuple(changed))

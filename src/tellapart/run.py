@@ -15,27 +15,19 @@ from tellapart.data.duplicates import near_duplicates, units
 from tellapart.data.health import examine, to_json
 from tellapart.data.scan import find_photos, scan
 from tellapart.data.split import split
-from tellapart.errors import InputError
+from tellapart.errors import InputError, RunError
 from tellapart.evaluation.measure import measure
 from tellapart.evaluation.predictions import teacher_for
-from tellapart.files import read_json, write_json
+from tellapart.files import write_json
 from tellapart.records import SPLITS, Manifest, Progress, no_progress
-from tellapart.run_folder import (
-    begin,
-    copy_from,
-    new_folder,
-    plan_of,
-    read_manifest,
-    reopen,
-    seconds_spent,
-    splits_of,
-    write_manifest,
-)
+from tellapart.run_folder import RunFolder, RunRequest, new_folder
 from tellapart.settings import Recipe, fitting_recipe, load_recipe, save_recipe
-from tellapart.training.callbacks import Announce, Watch, unwatched, write_log
+from tellapart.training.callbacks import Announce, Watch, unwatched
+from tellapart.training.checkpoint import seconds_spent
 from tellapart.training.distillation import loss_in_words
-from tellapart.training.environment import accelerator_peak_memory_mb, data_hash, peak_memory_mb
+from tellapart.training.environment import accelerator_peak_memory_mb, data_hash, environment, peak_memory_mb
 from tellapart.training.inputs import Photos
+from tellapart.training.planning import TrainingPlan
 from tellapart.training.time_plan import plan_for_time
 from tellapart.training.timing import Deadline
 from tellapart.training.train import Training, precision_ahead, train_network
@@ -110,22 +102,48 @@ def train(
             "recipe (--recipe)": recipe, "changes (--set, --cache-limit)": changes, "time_budget (--time)": time_budget,
             "out (--out)": out, "split_from (--split-from)": split_from, "prepared": prepared,
         })  # fmt: skip
-        folder, order = reopen(Path(resume), photos)
+        folder = reopen(Path(resume), photos)
     else:
         if photos is None:
             raise InputError("No photos were given. Expected a folder of photos, or a run to resume.")
         recipe = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_budget)), changes)
         find_photos(Path(photos))  # a wrong folder is found out before a run folder exists
-        folder = new_folder(out, Path(photos))
-        order = {
-            "photos": os.path.abspath(photos),
-            "time_budget": time_budget,
-            "split_from": None if split_from is None else os.path.abspath(split_from),
-        }
-        begin(folder, recipe, order)
+        folder = RunFolder(new_folder(out, Path(photos)))
+        request = RunRequest(
+            photos=os.path.abspath(photos),
+            time_budget=time_budget,
+            split_from=None if split_from is None else os.path.abspath(split_from),
+        )
+        folder.create(recipe, request, environment(), parents_of(recipe, split_from))
         if prepared is not None:
-            copy_from(folder, Path(prepared))
-    return run_stages(folder, order, cache, started, progress, announce, watch)
+            folder.copy_photos_from(RunFolder(Path(prepared)))
+    return run_stages(folder, cache, started, progress, announce, watch)
+
+
+def reopen(path: Path, photos: str | os.PathLike[str] | None) -> RunFolder:
+    """Return an interrupted run's folder; `photos` says where they are now, if they have moved.
+
+    Raises:
+        RunError: it is not a run folder, or an ensemble.
+    """
+    folder = RunFolder(path)
+    if not folder.is_begun:
+        raise RunError(f"{path} is not a run folder (no recipe.toml). Expected one made by tellapart train.")
+    folder.refuse_ensemble()
+    if photos is not None:
+        record = folder.record()
+        request = record.request.model_copy(update={"photos": os.path.abspath(photos)})
+        folder.update_record(request=request.model_dump(mode="json", exclude_none=True))
+        if record.root:
+            folder.update_record(root=str(find_photos(Path(photos))[0]))
+    return folder
+
+
+def parents_of(recipe: Recipe, *runs: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    """Return the ids of a recipe's teacher and of further runs; those that are no runs, or have no id, are left out."""
+    folders = [RunFolder(Path(run)) for run in (recipe.distill.teacher or None, *runs) if run is not None]
+    ids = [folder.record().run_id for folder in folders if folder.record_path.is_file()]
+    return tuple(dict.fromkeys(each for each in ids if each))
 
 
 def _refuse_beside_resume(given: dict[str, Any]) -> None:
@@ -139,39 +157,39 @@ def _refuse_beside_resume(given: dict[str, Any]) -> None:
 
 
 def run_stages(
-    folder: Path, order: dict[str, Any], cache: str | os.PathLike[str] | None, started: float,
+    folder: RunFolder, cache: str | os.PathLike[str] | None, started: float,
     progress: Progress, announce: Announce, watch: Watch = unwatched,
 ) -> Run:  # fmt: skip
     """Do what is not done yet: each stage leaves a file that says so."""
-    if (folder / "metrics.json").exists():
-        announce(f"{folder} is already finished.")
-        return Run(folder, read_json(folder / "metrics.json"))
-    recipe = load_recipe(folder / "recipe.toml")
-    announce(f"Run folder: {folder}")
+    if folder.is_finished:
+        announce(f"{folder.path} is already finished.")
+        return Run(folder.path, folder.metrics())
+    recipe, request = folder.recipe(), folder.record().request
+    announce(f"Run folder: {folder.path}")
     if recipe.distill.teacher:
         announce(f"Learning from {recipe.distill.teacher}: {loss_in_words(recipe)}.")
 
     # Time
-    spent, budget = seconds_spent(folder), order.get("time_budget")
+    spent, budget = seconds_spent(folder.last_checkpoint), request.time_budget
     deadline = None
     if budget:
-        recipe, deadline = _fit_into(folder, recipe, order, started - spent + budget, announce)
+        recipe, deadline = _fit_into(folder, recipe, started - spent + budget, announce)
 
     # Photos
     ahead = precision_ahead(recipe, Path(cache) if cache is not None else default_cache())
-    if not (folder / "manifest.csv").exists():
-        prepare(folder, recipe, order, progress, announce)
+    if not folder.has_photos:
+        prepare(folder, recipe, progress, announce)
     photos = open_photos(folder, recipe, cache, progress, ahead=True)
 
     # Training
-    replayed = order.get("replay")
+    replayed = RunFolder(Path(request.replay)).record() if request.replay else None
     with photos.pictures, photos.sources:
         training = train_network(
-            folder,
+            folder.path,
             recipe,
             photos,
             deadline=deadline,
-            replay=plan_of(Path(replayed)) if replayed else None,
+            replay=TrainingPlan.of_record(replayed) if replayed else None,
             ahead=ahead,
             progress=progress,
             announce=announce,
@@ -180,11 +198,11 @@ def run_stages(
 
         # Measurement
         cached = photos.pictures.num_cached
-        metrics = measure(folder, photos.pictures, photos.frame, photos.classes, progress=progress)
+        metrics = measure(folder.path, photos.pictures, photos.frame, photos.classes, progress=progress)
     how = _how(training, cached)
     if recipe.distill.teacher:
         how["loss"] = loss_in_words(recipe)
-    write_json(folder / "environment.json", read_json(folder / "environment.json") | how)
+    folder.update_record(**how)
     metrics |= {
         "best_epoch": training.best_epoch,
         "seconds_training": training.seconds,
@@ -194,22 +212,20 @@ def run_stages(
         "peak_memory_mb": peak_memory_mb(),
         "peak_device_memory_mb": accelerator_peak_memory_mb(),
     }
-    write_json(folder / "metrics.json", metrics)
-    write_log(folder, "finished", seconds_total=metrics["seconds_total"])
-    return Run(folder, metrics)
+    write_json(folder.metrics_path, metrics)  # last of all: where it stands, the run is finished
+    folder.log("finished", seconds_total=metrics["seconds_total"])
+    return Run(folder.path, metrics)
 
 
-def _fit_into(
-    folder: Path, recipe: Recipe, order: dict[str, Any], ends: float, announce: Announce
-) -> tuple[Recipe, Deadline]:
+def _fit_into(folder: RunFolder, recipe: Recipe, ends: float, announce: Announce) -> tuple[Recipe, Deadline]:
     """Choose picture sizes and how many photos the time allows; a run that goes on keeps what it began with."""
-    record = read_json(folder / "environment.json")
-    if "time_plan" in record:
-        return recipe, Deadline(ends, record["time_plan"]["seconds_per_photo"]["forward"])
-    root, files, _ = find_photos(Path(order["photos"]))
+    record = folder.record()
+    if record.time_plan:
+        return recipe, Deadline(ends, record.time_plan["seconds_per_photo"]["forward"])
+    root, files, _ = find_photos(Path(record.request.photos))
     paths = [root / path for path in files["path"]]
     plan = plan_for_time(paths, files["label"].nunique(), recipe, ends - time.time())
-    if (folder / "manifest.csv").exists():  # a table that was taken over from another run is used whole
+    if folder.has_photos:  # a table that was taken over from another run is used whole
         plan = replace(plan, share=1.0)
     costs = plan.costs
     announce(
@@ -218,23 +234,21 @@ def _fit_into(
     )
     if plan.recipe != recipe:
         announce(f"Pictures of {plan.recipe.data.image_px} px instead of {recipe.data.image_px} px.")
-        save_recipe(plan.recipe, folder / "recipe.toml")
+        save_recipe(plan.recipe, folder.recipe_path)
     if plan.share < 1:
         announce(f"warning: the time allows about {plan.share:.0%} of the {len(files):,} photos: the rest is left out.")
-    write_json(folder / "environment.json", record | {"time_plan": plan.to_dict()})
+    folder.update_record(time_plan=plan.to_dict())
     return plan.recipe, Deadline(ends, costs.forward, plan.precision)
 
 
 def open_photos(
-    folder: Path, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress, *, ahead: bool = False
+    folder: RunFolder, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress, *, ahead: bool = False
 ) -> Photos:
     """Open the readable photos of the manifest, decoding what the cache lacks; `ahead`: while the caller goes on."""
-    manifest = read_manifest(folder)
-    root = Path(read_json(folder / "environment.json")["root"])
-    frame = manifest[manifest["error"] == ""].reset_index(drop=True)
+    manifest, frame = folder.manifest(), folder.readable()
     pictures, sources = (
         open_rows(
-            root,
+            folder.root,
             frame,
             image_px,
             folder=Path(cache) if cache is not None else default_cache(),
@@ -277,35 +291,36 @@ def prepared_folder(
     Returns:
         `folder`.
     """
-    if not (folder / "manifest.csv").exists():
+    run = RunFolder(folder)
+    if not run.has_photos:
         find_photos(Path(photos))
-        order = {"photos": os.path.abspath(photos), "time_budget": None, "split_from": None}
-        begin(folder, recipe, order)
-        prepare(folder, recipe, order, progress, announce)
+        run.create(recipe, RunRequest(photos=os.path.abspath(photos)), environment())
+        prepare(run, recipe, progress, announce)
     return folder
 
 
-def prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progress, announce: Announce) -> None:
-    """Scan, check and split the photos of a folder that `begin` made; ``manifest.csv`` comes last: then all is done."""
-    record = read_json(folder / "environment.json")
+def prepare(folder: RunFolder, recipe: Recipe, progress: Progress, announce: Announce) -> None:
+    """Scan, check and split the photos of a folder that was created; ``manifest.csv`` comes last: then all is done."""
+    record = folder.record()
+    request = record.request
     manifest = scan(
-        order["photos"],
+        request.photos,
         max_pixels=recipe.data.max_pixels,
-        share=record.get("time_plan", {}).get("share", 1.0),
+        share=(record.time_plan or {}).get("share", 1.0),
         seed=recipe.data.split_seed,
         progress=progress,
     )
     pairs = near_duplicates(manifest)
     health = examine(manifest, pairs, seed=recipe.data.split_seed, progress=progress)
-    write_json(folder / "health.json", to_json(health))
+    write_json(folder.health_path, to_json(health))
     serious = [finding for finding in health.findings if finding.severity != "note"]
     for finding in serious:
         announce(f"{finding.severity}: {finding.kind}: {finding.message.split('. ')[0]}.")
     if serious:
         announce(
-            f"What follows, and how to mend it: tellapart check {order['photos']}, or health.json in the run folder."
+            f"What follows, and how to fix it: tellapart check {request.photos}, or health.json in the run folder."
         )
-    earlier = splits_of(Path(order["split_from"])) if order.get("split_from") else None
+    earlier = RunFolder(Path(request.split_from)).splits() if request.split_from else None
     unit = units(manifest, pairs)
     sides = split(
         manifest,
@@ -316,16 +331,15 @@ def prepare(folder: Path, recipe: Recipe, order: dict[str, Any], progress: Progr
     )
     manifest = replace(manifest, frame=manifest.frame.assign(split=sides, unit=unit))
     _refuse_unusable(manifest)
-    record |= {
-        "root": str(manifest.root),
-        "classes": manifest.classes,
-        "num_photos": len(manifest.readable),
-        "data_sha256": data_hash(manifest.readable),
-    }
-    write_json(folder / "environment.json", record)
+    folder.update_record(
+        root=str(manifest.root),
+        classes=manifest.classes,
+        num_photos=len(manifest.readable),
+        data_sha256=data_hash(manifest.readable),
+    )
     counts = manifest.readable["split"].value_counts()
     announce("Split: " + ", ".join(f"{counts.get(side, 0):,} {side}" for side in SPLITS) + ".")
-    write_manifest(folder, manifest.frame)
+    folder.write_manifest(manifest.frame)
 
 
 def _refuse_unusable(manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ from tellapart.errors import InputError
 from tellapart.evaluation.predict import outputs_for
 from tellapart.files import atomic_file
 from tellapart.records import Progress, no_progress
+from tellapart.run_folder import RunFolder
 
 Floats = NDArray[np.float32]
 
@@ -47,14 +48,14 @@ def features_and_probabilities(
 def save_outputs(run: Path, features: Floats, probabilities: Floats) -> None:
     """Keep what the final measurement found for the report, which would need the network for minutes; not if large."""
     if features.nbytes <= _MOST_KEPT_BYTES:
-        with atomic_file(run / "features.npz") as stream:
+        with atomic_file(RunFolder(run).features_path) as stream:
             np.savez(stream, features=features, probabilities=probabilities)
 
 
 def saved_outputs(run: Path, model: keras.Model, pictures: Pictures) -> tuple[Floats, Floats] | None:
     """Return what `save_outputs` kept of these pictures; None where it is missing, or the model says something else."""
     try:
-        with np.load(run / "features.npz") as found:
+        with np.load(RunFolder(run).features_path) as found:
             features, probabilities = found["features"], found["probabilities"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None

@@ -19,6 +19,7 @@ from tellapart.evaluation.predict import predict_arrays, prediction_table
 from tellapart.files import write_text
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
+from tellapart.run_folder import RunFolder
 from tellapart.tables import csv_text
 from tellapart.training.network import save_network
 from tellapart.training.selection import best_epoch
@@ -52,8 +53,8 @@ def measure(
         ``temperature`` (None without validation photos), and ``train``, ``validation`` and ``test``, each as
         `classification_metrics` gives it, ``train`` without intervals; a split without photos is missing.
     """
-    model = keras.saving.load_model(run / "model.keras", compile=False)
-    history = pd.read_csv(run / "history.csv")
+    model = keras.saving.load_model(RunFolder(run).model_path, compile=False)
+    history = RunFolder(run).history()
     best = best_epoch(history.to_dict("records"))
     features, predicted = (best == 0 and _by_features(run, model, pictures)) or features_and_probabilities(
         model, pictures, progress
@@ -61,7 +62,7 @@ def measure(
     probabilities, temperature = calibrate(run, model, predicted, frame, classes)
     save_outputs(run, features, probabilities)
     table = prediction_table(frame, probabilities, classes)
-    write_text(run / "predictions.csv", csv_text(table))
+    write_text(RunFolder(run).predictions_path, csv_text(table))
     draw_curves(history, best, run / "curves.png")
     return {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
 
@@ -104,7 +105,7 @@ def calibrate(
         return probabilities, None
     true = class_numbers(frame, classes)
     temperature = fit_temperature(true[held_out], probabilities[held_out].astype(np.float64))
-    save_network(with_temperature(model, temperature), run / "model.keras")
+    save_network(with_temperature(model, temperature), RunFolder(run).model_path)
     return at_temperature(probabilities.astype(np.float64), temperature).astype(np.float32), temperature
 
 

@@ -21,9 +21,9 @@ from tellapart.data.cache import Pictures
 from tellapart.data.decode import decode_square, resize
 from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError, RunError
-from tellapart.files import read_json, sha256
+from tellapart.files import sha256
 from tellapart.records import Prediction, Progress, no_progress
-from tellapart.settings import Recipe, load_recipe
+from tellapart.run_folder import RunFolder
 
 
 def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress = no_progress) -> NDArray[np.float32]:
@@ -204,25 +204,27 @@ def load(run: str | os.PathLike[str]) -> Classifier:
     Raises:
         RunError: `run` is no run folder, has no model yet, or its ``model.keras`` is not the run's.
     """
-    folder = Path(run)
-    if not (folder / "model.keras").is_file():
-        state = "has no model yet; finish it with tellapart train --resume" if folder.is_dir() else "does not exist"
-        raise RunError(f"{folder} {state}. Expected a run folder made by tellapart train.")
-    environment = read_json(folder / "environment.json")
+    folder = RunFolder(Path(run))
+    file = folder.model_path
+    if not file.is_file():
+        known = folder.path.is_dir()
+        state = "has no model yet; finish it with tellapart train --resume" if known else "does not exist"
+        raise RunError(f"{folder.path} {state}. Expected a run folder made by tellapart train.")
+    classes = folder.record().classes
     try:
-        model = keras.saving.load_model(folder / "model.keras", compile=False)
+        model = keras.saving.load_model(file, compile=False)
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{folder / 'model.keras'} cannot be opened: {error}") from error
-    classes = environment["classes"]
+        raise RunError(f"{file} cannot be opened: {error}") from error
     shapes = tuple(getattr(model, "input_shape", None) or ()), tuple(getattr(model, "output_shape", None) or ())
     if shapes[0] != (None, *shapes[0][1:2] * 2, 3) or shapes[1] != (None, len(classes)) or None in shapes[0][1:]:
         raise RunError(
-            f"{folder / 'model.keras'} maps {shapes[0]} to {shapes[1]}. Expected (None, side, side, 3) to "
+            f"{file} maps {shapes[0]} to {shapes[1]}. Expected (None, side, side, 3) to "
             f"(None, {len(classes)}), one output for each class of the run: the file is another model's."
         )
-    recipe = load_recipe(folder / "recipe.toml") if (folder / "recipe.toml").is_file() else Recipe()
-    identity = sha256((folder / "model.keras").read_bytes())[:12]
-    metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").is_file() else {}
     return Classifier(
-        model, classes, max_pixels=recipe.data.max_pixels, identity=identity, temperature=metrics.get("temperature")
+        model,
+        classes,
+        max_pixels=folder.recipe().data.max_pixels,
+        identity=sha256(file.read_bytes())[:12],
+        temperature=folder.metrics().get("temperature"),
     )

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tellapart.files import read_json
 from tellapart.records import Progress, no_progress
+from tellapart.run_folder import RunFolder
 
 BATCH_SIZES = (1, 32)
 """Pictures in one call, for which speed is measured."""
@@ -47,18 +47,16 @@ class Cost:
 
 def cost_of(run: Path) -> Cost:
     """Return what the files of a finished run say of its cost."""
-    from tellapart.settings import load_recipe
-
-    metrics, record = read_json(run / "metrics.json"), read_json(run / "environment.json")
-    model, recipe = run / "model.keras", run / "recipe.toml"
+    folder = RunFolder(run)
+    metrics, model = folder.metrics(), folder.model_path
     return Cost(
         seconds_training=metrics.get("seconds_training"),
         seconds_total=metrics.get("seconds_total"),
         images_per_second=metrics.get("images_per_second"),
-        parameters=_parameters(run / "checkpoints" / "best.npz"),
+        parameters=_parameters(folder.best_weights),
         model_bytes=model.stat().st_size if model.is_file() else None,
-        image_px=load_recipe(recipe).data.image_px if recipe.is_file() else None,
-        precision=record.get("precision"),
+        image_px=folder.recipe().data.image_px if folder.recipe_path.is_file() else None,
+        precision=folder.record().precision or None,
     )
 
 

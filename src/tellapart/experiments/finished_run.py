@@ -12,8 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.errors import RunError
-from tellapart.evaluation.predictions import read_predictions
-from tellapart.files import read_json
+from tellapart.run_folder import RunFolder
 
 _NEEDED = ("metrics.json", "environment.json", "manifest.csv", "predictions.csv")
 
@@ -43,20 +42,21 @@ def open_finished_run(folder: Path, name: str) -> FinishedRun:
     """Read what a finished run said of its photos; neither its model nor its photos are opened.
 
     Raises:
-        RunError: it is no finished run, or its files are not of one run.
+        RunError: it is not a finished run, or its files are not of one run.
     """
+    run = RunFolder(folder)
     missing = [file for file in _NEEDED if not (folder / file).is_file()]
     if missing:
-        hint = f" Finish it: tellapart train --resume {folder}." if (folder / "recipe.toml").is_file() else ""
+        hint = f" Finish it: tellapart train --resume {folder}." if run.is_begun else ""
         raise RunError(
             f"{folder} is not a finished run: it has no {missing[0]}. Expected a run folder made by tellapart train."
             + hint
         )
-    photos, classes, probabilities = read_predictions(folder)
+    photos, classes, probabilities = run.predictions()
     return FinishedRun(
         name=name,
         folder=folder,
-        root=Path(read_json(folder / "environment.json").get("root", "")),
+        root=run.root,
         classes=classes,
         photos=photos,
         probabilities=probabilities,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.evaluation.features import nearest_neighbours
@@ -22,7 +21,7 @@ from tellapart.report.attribution import SUREST
 from tellapart.report.examine import Findings
 from tellapart.report.photos import coarse_heat, encoded, thumbnails
 from tellapart.report.verdict import percent, verdict
-from tellapart.settings import load_recipe
+from tellapart.run_folder import RunFolder, RunRecord
 from tellapart.training.selection import best_epoch
 
 _MANY = 2500
@@ -49,7 +48,7 @@ def write_page(path: Path, run: Path, found: Findings, *, progress: Progress) ->
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     templates.filters |= {"percent": percent, "words": lambda name: str(name).replace("_", " ")}
-    health = read_json(run / "health.json")["findings"] if (run / "health.json").is_file() else []
+    health = read_json(RunFolder(run).health_path)["findings"] if RunFolder(run).health_path.is_file() else []
     progress("drawing the page", 0, 2)
     photos = _photos(found)
     progress("drawing the page", 1, 2)
@@ -167,8 +166,8 @@ def _figures(run: Path, found: Findings) -> dict[str, Any]:
         ],
         "curves": [],
     }
-    if (run / "history.csv").is_file():
-        history = pd.read_csv(run / "history.csv")
+    if RunFolder(run).history_path.is_file():
+        history = RunFolder(run).history()
         best = best_epoch(history.to_dict("records"))
         names = [name for name in ("loss", "accuracy", "learning_rate") if name in history]
         drawn["curves"] = [figures.learning_curve(history, name, best) for name in names]
@@ -271,28 +270,24 @@ def _grey(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def _again(run: Path) -> dict[str, Any]:
     """Return what it takes to do the run again."""
-    record = read_json(run / "environment.json")
-    recipe = load_recipe(run / "recipe.toml")
+    folder = RunFolder(run)
+    record = folder.record()
     return {
         "commands": [made_by(run, record), f"tellapart evaluate {run}"],
-        "recipe": json.dumps(recipe.model_dump(mode="json"), indent=1),
-        "facts": {
-            name: record[name]
-            for name in ("commit", "data_sha256", "seed", "processor", "python", "backend", "precision")
-            if name in record
-        },
-        "packages": record.get("packages", {}),
+        "recipe": json.dumps(folder.recipe().model_dump(mode="json"), indent=1),
+        "facts": record.known("commit", "data_sha256", "seed", "processor", "python", "backend", "precision"),
+        "packages": record.packages,
     }
 
 
-def made_by(run: Path, record: dict[str, Any]) -> str:
-    """Return the command that makes a run again: an ensemble is joined again, not trained.
+def made_by(run: Path, record: RunRecord) -> str:
+    """Return the command that makes a run again: an ensemble is combined again, not trained.
 
     Args:
         run: a finished run folder.
-        record: its ``environment.json``.
+        record: its own.
     """
-    if not record.get("order", {}).get("ensemble"):
+    if not record.request.ensemble:
         return f"tellapart reproduce {run}"
     standings = read_json(run / "ensemble.json")["standings"]
     members = list(dict.fromkeys(each["run"] for each in standings))

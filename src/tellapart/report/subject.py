@@ -16,9 +16,8 @@ from tellapart.data.scan import scan
 from tellapart.errors import InputError, nearest
 from tellapart.evaluation.features import features_and_probabilities, saved_outputs
 from tellapart.evaluation.predict import Classifier
-from tellapart.files import read_json
 from tellapart.records import SPLITS, Progress, no_progress
-from tellapart.run_folder import read_manifest
+from tellapart.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Subject:
 
 def photos_of_run(run: Path) -> tuple[Path, pd.DataFrame]:
     """Return (root, manifest) of the photos that a run was made from."""
-    return Path(read_json(run / "environment.json")["root"]), read_manifest(run)
+    return RunFolder(run).root, RunFolder(run).manifest()
 
 
 def other_photos(photos: Path, classes: list[str], progress: Progress = no_progress) -> tuple[Path, pd.DataFrame]:

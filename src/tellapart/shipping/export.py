@@ -42,12 +42,11 @@ from tellapart.evaluation.features import features_and_probabilities
 from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import envelope
 from tellapart.explain.maps import grad_cam_values
-from tellapart.files import read_json, write_text
+from tellapart.files import write_text
 from tellapart.models.layers import LayerReader
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
-from tellapart.run_folder import read_manifest
-from tellapart.settings import load_recipe
+from tellapart.run_folder import RunFolder
 from tellapart.shipping import formats as written
 from tellapart.shipping.card import model_card
 from tellapart.shipping.proofs import prove
@@ -97,7 +96,7 @@ def export(
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[:100] if name is None else name
     _check(place, name, formats, coverage)
     classifier = load(folder)
-    classifier.max_pixels = load_recipe(folder / "recipe.toml").data.max_pixels
+    classifier.max_pixels = RunFolder(folder).recipe().data.max_pixels
     photos = _photos(folder, classifier, Path(cache), progress)
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -121,7 +120,7 @@ def export(
                 coverage=coverage,
                 threshold=known.threshold,
                 envelope=_envelope(known, photos, progress),
-                metrics={side: found for side, found in read_json(folder / "metrics.json").items() if side in SPLITS},
+                metrics={side: found for side, found in RunFolder(folder).metrics().items() if side in SPLITS},
                 source=_source(folder),
                 artefacts=artefacts,
                 explains=_write_explanation(known.model, part, photos, announce),
@@ -204,13 +203,16 @@ def _check(place: Path, name: str, formats: Sequence[str], coverage: float) -> N
 
 def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) -> _Photos:
     """Open the run's validation and test photos, or all where there are none of those."""
-    manifest = read_manifest(run)
-    readable = manifest[manifest["error"] == ""]
+    readable = RunFolder(run).readable()
     held_out = readable[readable["split"].isin(["validation", "test"])]
     frame = (held_out if len(held_out) else readable).reset_index(drop=True)
-    root = Path(read_json(run / "environment.json")["root"])
     pictures = open_rows(
-        root, frame, classifier.image_px, folder=cache, max_pixels=classifier.max_pixels, progress=progress
+        RunFolder(run).root,
+        frame,
+        classifier.image_px,
+        folder=cache,
+        max_pixels=classifier.max_pixels,
+        progress=progress,
     )
     numbers = np.array([classifier.classes.index(label) for label in frame["label"]], np.int64)
     return _Photos(frame, pictures, numbers)
@@ -220,7 +222,7 @@ def _calibrated(run: Path, classifier: Classifier, photos: _Photos, coverage: fl
     """Fit the threshold on validation photos, and the temperature where the run has none; without any, neither."""
     features, probabilities = features_and_probabilities(classifier.model, photos.pictures, progress)
     held_out, threshold, model = photos.at("validation"), None, classifier.model
-    metrics = read_json(run / "metrics.json")
+    metrics = RunFolder(run).metrics()
     temperature = metrics.get("temperature") or 1.0  # it is inside the network
     if len(held_out) and "temperature" not in metrics:  # made before runs were calibrated
         temperature = fit_temperature(photos.numbers[held_out], probabilities[held_out].astype(np.float64))
@@ -367,9 +369,8 @@ def _as_png(data: bytes) -> bytes:
 
 
 def _source(run: Path) -> dict[str, Any]:
-    environment = read_json(run / "environment.json")
-    kept = ("created", "commit", "packages", "data_sha256", "num_photos", "seed", "precision")
-    return {"run": run.resolve().name, **{key: environment[key] for key in kept if key in environment}}
+    kept = ("run_id", "commit", "packages", "data_sha256", "num_photos", "seed", "precision")
+    return {"run": run.resolve().name, **RunFolder(run).record().known(*kept)}
 
 
 def _limit(value: float) -> float | None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import pandas as pd
 
 from tellapart.data.batches import CleanBatches
 from tellapart.errors import TrainingStoppedError
-from tellapart.files import write_text
 from tellapart.records import Progress
+from tellapart.run_folder import RunFolder
 from tellapart.training.checkpoint import Arrays, save_checkpoint, save_weights
 from tellapart.training.schedule import snapshots_due
 from tellapart.training.selection import best_epoch, was_validated
@@ -268,29 +265,19 @@ class Journal(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the history so far."""
         del logs
-        write_history(self.run, self.state["history"])
-        write_log(self.run, "epoch", **self.state["history"][-1], best_epoch=self.state.get("best", {}).get("epoch"))
+        RunFolder(self.run).write_history(self.state["history"])
+        RunFolder(self.run).log(
+            "epoch", **self.state["history"][-1], best_epoch=self.state.get("best", {}).get("epoch")
+        )
         del epoch
         self.watch(self.state["history"][-1])
-
-
-def write_history(run: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the run's ``history.csv``, a row for each epoch."""
-    write_text(run / "history.csv", pd.DataFrame(rows).to_csv(index=False))
-
-
-def write_log(run: Path, event: str, **values: Any) -> None:
-    """Append one line to the run's ``log.jsonl``."""
-    line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
-    with open(run / "log.jsonl", "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line, default=str) + "\n")
 
 
 def tensorboard(run: Path) -> Sequence[keras.callbacks.Callback]:
     """Return Keras' TensorBoard writer where the backend is TensorFlow; elsewhere none."""
     if keras.backend.backend() != "tensorflow":
         return ()
-    return (keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False, profile_batch=0),)
+    return (keras.callbacks.TensorBoard(RunFolder(run).tensorboard, write_graph=False, profile_batch=0),)
 
 
 Announce = Callable[[str], None]

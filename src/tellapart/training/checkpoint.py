@@ -81,3 +81,8 @@ def _load(path: Path) -> tuple[dict[str, Arrays], dict[str, Any]]:
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is not a whole checkpoint ({error}).") from error
     return groups, state
+
+
+def seconds_spent(last: Path) -> float:
+    """Return the seconds that interrupted tries trained for, from the last checkpoint; 0 without one."""
+    return float(load_weights(last)[1].get("seconds_training", 0.0)) if last.exists() else 0.0

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from tellapart.run_folder import RunRecord
 from tellapart.training.inputs import Inputs
 from tellapart.training.network import forget_compiled_step
 from tellapart.training.schedule import PlannedRate, Segment, plan, stages_of
@@ -50,6 +51,11 @@ class TrainingPlan:
     def of(cls, state: dict[str, Any]) -> TrainingPlan:
         """Return what the state of a run says was done."""
         return cls(tuple(Segment.from_dict(values) for values in state["segments"]), state["planned_steps"])
+
+    @classmethod
+    def of_record(cls, record: RunRecord) -> TrainingPlan:
+        """Return what a finished run did."""
+        return cls(tuple(map(Segment.from_dict, record.segments)), record.planned_steps)
 
 
 class Planner:

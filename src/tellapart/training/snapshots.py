@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
 from tellapart.training.checkpoint import load_checkpoint, load_weights
 from tellapart.training.network import compiled, plain_network
@@ -24,7 +25,7 @@ def kept_networks(run: Path, recipe: Recipe, num_classes: int) -> dict[str, kera
     Raises:
         RunError: a checkpoint is damaged or of another network.
     """
-    folder = run / "checkpoints"
+    folder = RunFolder(run).checkpoints
     found = {
         path.stem: plain_network(recipe, num_classes, path)
         for path in (folder / f"snapshot-{number}.npz" for number in range(1, recipe.train.snapshots + 1))

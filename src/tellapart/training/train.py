@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from tellapart.records import Progress, no_progress
+from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import (
     Announce,
@@ -27,7 +28,6 @@ from tellapart.training.callbacks import (
     Watch,
     tensorboard,
     unwatched,
-    write_log,
 )
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
 from tellapart.training.environment import accelerators
@@ -101,7 +101,7 @@ def train_network(
     """
     # Plan
     inputs = Inputs(recipe, photos)
-    last = run / "checkpoints" / "last.npz"
+    last = RunFolder(run).last_checkpoint
     saved = load_weights(last)[1] if last.exists() else {}
     if recipe.train.deterministic:
         _be_deterministic(announce)
@@ -127,7 +127,7 @@ def train_network(
     if saved:
         state = load_checkpoint(last, model)
     elif begun:
-        model.set_weights(load_weights(run / "checkpoints" / "best.npz")[0])
+        model.set_weights(load_weights(RunFolder(run).best_weights)[0])
 
     # Fit
     evaluated = EvaluatedWeights(inputs.clean())
@@ -170,7 +170,9 @@ def _be_deterministic(announce: Announce) -> None:
 def _training(run: Path, inputs: Inputs, state: dict[str, Any], precision: Precision) -> Training:
     """Say how it went, in ``log.jsonl`` too."""
     seconds = state.get("seconds_training", 0.0)
-    write_log(run, "trained", epochs=state["epoch"], best=state["best"], seconds=seconds, segments=state["segments"])
+    RunFolder(run).log(
+        "trained", epochs=state["epoch"], best=state["best"], seconds=seconds, segments=state["segments"]
+    )
     rate_seen = state["epoch"] * inputs.images_per_epoch / seconds if seconds else 0.0
     busy = state.get("processor_seconds_training", 0.0)
     return Training(int(state["best"]["epoch"]), seconds, busy, rate_seen, precision, TrainingPlan.of(state))
@@ -195,7 +197,7 @@ def _fit_segment(
     rate.enter(segment, state["first_step"], segment.epochs * len(batches))
     first_epoch, last_epoch = state["epoch"], state["first_epoch"] + segment.epochs
     looks = _looks(settings.validate_every, last_epoch)
-    checkpoints = partial(Checkpoints, run / "checkpoints", evaluated, state, settings.patience)
+    checkpoints = partial(Checkpoints, RunFolder(run).checkpoints, evaluated, state, settings.patience)
     journal = partial(Journal, run, state, len(batches), progress, watch, ends)
     if device is not None:
         callbacks = [checkpoints(snapshots=settings.snapshots, pause=_PAUSE), journal(every=1)]
@@ -288,7 +290,7 @@ def _keep_last(run: Path, model: keras.Model, evaluated: EvaluatedWeights, state
     evaluated.on_test_begin()
     evaluated.on_test_end()
     state["best"] = {"epoch": state["epoch"], "score": None}
-    save_weights(run / "checkpoints" / "best.npz", evaluated.weights, state["best"])
+    save_weights(RunFolder(run).best_weights, evaluated.weights, state["best"])
 
 
 def _looks(validate_every: int, last_epoch: int) -> list[int]:
@@ -298,4 +300,4 @@ def _looks(validate_every: int, last_epoch: int) -> list[int]:
 
 def _save_plain(run: Path, recipe: Recipe, num_classes: int) -> None:
     """Write the best weights as a model of plain Keras layers, for any Keras to open."""
-    save_network(plain_network(recipe, num_classes, run / "checkpoints" / "best.npz"), run / "model.keras")
+    save_network(plain_network(recipe, num_classes, RunFolder(run).best_weights), RunFolder(run).model_path)

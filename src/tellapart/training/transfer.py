@@ -21,7 +21,7 @@ from tellapart.files import atomic_file
 from tellapart.models.backbones import features_of, load_pretrained
 from tellapart.randomness import generator
 from tellapart.records import Progress
-from tellapart.training.callbacks import write_history, write_log
+from tellapart.run_folder import RunFolder
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.inputs import Inputs
 from tellapart.training.network import compiled
@@ -69,15 +69,15 @@ def begin_pretrained(
         row |= _measured(model, validation, numbers, "val_")
     row["seconds"] = time.perf_counter() - began
     best = {"epoch": 0, "score": row.get("val_loss")}
-    save_weights(run / "checkpoints" / "best.npz", model.get_weights(), best)
-    write_history(run, [row])
-    write_log(run, "head", penalty=penalty, **row)
+    save_weights(RunFolder(run).best_weights, model.get_weights(), best)
+    RunFolder(run).write_history([row])
+    RunFolder(run).log("head", penalty=penalty, **row)
     return {"best": best, "history": [row], "seconds_training": row["seconds"]}
 
 
 def features_file(run: Path) -> Path:
     """Return where the features of all photos of a run lie, (num_photos, num_features) float32."""
-    return run / "checkpoints" / "features.npy"
+    return RunFolder(run).head_features
 
 
 def fit_head(

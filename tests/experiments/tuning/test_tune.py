@@ -27,7 +27,7 @@ from tellapart.experiments.tuning.result import Confirmation, Trial, Tuning, fro
 from tellapart.experiments.tuning.search_space import Choice, Range
 from tellapart.experiments.tuning.study import Heartbeat, first_rung, open_study, work_through
 from tellapart.records import Interval
-from tellapart.run_folder import read_manifest
+from tellapart.run_folder import RunFolder
 
 QUICK = [
     "data.image_px=32", "train.source_px=32", "train.epochs=4", "train.warmup_epochs=0", "train.batch_size=16",
@@ -228,7 +228,7 @@ def tuned(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_trials_never_see_a_test_photo(tuned: Path, photos: Path, tmp_path: Path):
     """Not one is named in what trials leave, and with all of them gone from the disk the trials are the same."""
-    table = read_manifest(tuned / "photos")
+    table = RunFolder(tuned / "photos").manifest()
     tested = table[table["split"] == "test"]
     assert len(tested) > 5
     for file in (tuned / "trials").rglob("*.*"):
@@ -236,7 +236,7 @@ def test_trials_never_see_a_test_photo(tuned: Path, photos: Path, tmp_path: Path
             text = file.read_text()
             assert not any(path in text for path in [*tested["path"], *tested["sha256"]]), file
     for run in (tuned / "trials").iterdir():
-        assert set(read_manifest(run)["split"]) == {"train", "validation"}
+        assert set(RunFolder(run).manifest()["split"]) == {"train", "validation"}
         if (run / "metrics.json").exists():
             assert "test" not in json.loads((run / "metrics.json").read_text())
             assert set(pd.read_csv(run / "predictions.csv")["split"]) == {"train", "validation"}
@@ -249,7 +249,7 @@ def test_trials_never_see_a_test_photo(tuned: Path, photos: Path, tmp_path: Path
     for name in ("photos", "visible"):
         shutil.copytree(tuned / name, again / name)
         record = json.loads((again / name / "environment.json").read_text())
-        record |= {"root": str(moved), "order": record["order"] | {"photos": str(moved)}}
+        record |= {"root": str(moved), "request": record["request"] | {"photos": str(moved)}}
         (again / name / "environment.json").write_text(json.dumps(record))
     shutil.copy(tuned / "precision.json", again)
     kept = json.loads((tuned / "search.json").read_text()) | {"photos": str(moved)}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from tellapart.errors import InputError, TrainingStoppedError
 from tellapart.experiments.ablation.plan import RECIPE, Variant, chosen, ingredients, ladder, setting_of
@@ -24,9 +23,8 @@ from tellapart.experiments.cost import cost_of
 from tellapart.files import read_json, write_json, write_text
 from tellapart.records import Progress, no_progress
 from tellapart.run import prepared_folder, train
-from tellapart.run_folder import read_manifest
+from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe, load_recipe, save_recipe, with_settings
-from tellapart.tables import read_csv
 from tellapart.training.callbacks import Announce
 from tellapart.training.network import forget_networks
 
@@ -139,9 +137,10 @@ def _run(
     progress: Progress,
 ) -> bool:
     """Train once, or go on; return whether there was anything to do."""
-    if (folder / "metrics.json").exists() or (folder / _STOPPED).exists():
+    run = RunFolder(folder)
+    if run.is_finished or (folder / _STOPPED).exists():
         return False
-    if folder.exists() and not (folder / "manifest.csv").exists():  # killed before it began
+    if folder.exists() and not run.has_photos:  # killed before it began
         shutil.rmtree(folder)
     try:
         if folder.exists():
@@ -150,8 +149,8 @@ def _run(
             train(photos, recipe=recipe, prepared=table, out=folder, cache=cache, progress=progress)
     except TrainingStoppedError as error:
         write_json(folder / _STOPPED, {"error": str(error)})
-    (folder / "checkpoints" / "last.npz").unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    run.last_checkpoint.unlink(missing_ok=True)
+    shutil.rmtree(run.tensorboard, ignore_errors=True)
     forget_networks()
     return True
 
@@ -164,7 +163,7 @@ def _precision_of(run: Path) -> str:
     """
     if (run / _STOPPED).exists():
         raise TrainingStoppedError(f"The recipe itself does not train. {read_json(run / _STOPPED)['error']}")
-    return str(read_json(run / "environment.json")["precision"])
+    return RunFolder(run).record().precision
 
 
 def _write(
@@ -197,16 +196,17 @@ def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
     for seed in range(num_seeds):
         run = _place(folder, variant, seed)
         stopped += (run / _STOPPED).exists()
-        if not (run / "metrics.json").exists():
+        finished = RunFolder(run)
+        if not finished.is_finished:
             continue
-        metrics, history = read_json(run / "metrics.json"), pd.read_csv(run / "history.csv")
-        said = read_csv(run / "predictions.csv", ("path", "split", "true_label", "predicted_label"))
-        photos = read_manifest(run)
-        photos = photos[(photos["error"] == "") & (photos["split"] == "test")]
+        metrics, history = finished.metrics(), finished.history()
+        photos, classes, probabilities = finished.predictions()
+        tested = (photos["split"] == "test").to_numpy()
+        photos, probabilities = photos[tested], probabilities[tested]
         groups = photos["unit"].to_numpy(np.int64) if "unit" in photos else None
-        said = said[said["split"] == "test"]
         found["seeds"].append(seed)
-        found["right"].append((said["true_label"] == said["predicted_label"]).to_numpy())
+        predicted = np.array(classes, object)[probabilities.argmax(axis=1)]
+        found["right"].append(predicted == photos["label"].to_numpy(object))
         found["train"].append(metrics["train"]["accuracy"])
         found["curve"].append(history.get("val_accuracy", history["accuracy"]).to_numpy(np.float64))
         found["seconds"].append(metrics["seconds_training"])

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 from tellapart.errors import RunError
-from tellapart.files import read_json
 from tellapart.records import Progress
-from tellapart.run import Run, run_stages
-from tellapart.run_folder import begin, copy_from, new_folder, reopen
-from tellapart.settings import Recipe, load_recipe
+from tellapart.run import Run, parents_of, reopen, run_stages
+from tellapart.run_folder import RunFolder, RunRequest, new_folder
+from tellapart.settings import Recipe
 from tellapart.training.callbacks import Announce
+from tellapart.training.environment import environment
 
 
 def student_recipe(recipe: Recipe, teacher: Path) -> Recipe:
@@ -35,18 +35,19 @@ def distil(student: Path, recipe: Recipe, teacher: Path, *, cache: Path, progres
     Raises:
         RunError: `student` holds something else.
     """
-    if (student / "recipe.toml").is_file():
-        if load_recipe(student / "recipe.toml") != recipe:
+    folder, parent = RunFolder(student), RunFolder(teacher)
+    if folder.recipe_path.is_file():
+        if folder.recipe() != recipe:
             raise RunError(
                 f"{student} holds a run of another recipe. To go on with that: tellapart train --resume {student}. "
                 "For another student remove it, or give the ensemble another folder with --out."
             )
-        _, order = reopen(student, None)
+        reopen(student, None)
     else:
-        photos = read_json(teacher / "environment.json")["root"]
+        new_folder(student, teacher)
         # Should the table below be lost to a kill, the split is the teacher's all the same.
-        order = {"photos": photos, "time_budget": None, "split_from": os.path.abspath(teacher)}
-        begin(new_folder(student, teacher), recipe, order)
-    if not (student / "manifest.csv").is_file():
-        copy_from(student, teacher)
-    return run_stages(student, order, cache, time.time(), progress, announce)
+        request = RunRequest(photos=str(parent.root), split_from=os.path.abspath(teacher))
+        folder.create(recipe, request, environment(), parents_of(recipe))
+    if not folder.has_photos:
+        folder.copy_photos_from(parent)
+    return run_stages(folder, cache, time.time(), progress, announce)

@@ -29,7 +29,7 @@ from tellapart.experiments.finished_run import FinishedRun, open_finished_run
 from tellapart.experiments.shared_test_set import refuse_other_classes, shared_photos
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress, no_progress
-from tellapart.run_folder import new_folder
+from tellapart.run_folder import RunFolder, new_folder
 from tellapart.settings import Recipe, load_recipe
 from tellapart.training.callbacks import Announce
 from tellapart.training.distillation import loss_in_words
@@ -135,7 +135,7 @@ def _weighting(
 def _recipe_of_student(recipe: Recipe | str | Path | None, changes: Sequence[str], best: Member) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
-    return load_recipe(recipe or best.finished_run.folder / "recipe.toml", changes)
+    return load_recipe(recipe or RunFolder(best.finished_run.folder).recipe_path, changes)
 
 
 def _folder(out: str | os.PathLike[str] | None, members: Sequence[Member], weighting: Weighting) -> Path:

@@ -24,11 +24,12 @@ from tellapart.experiments.shared_test_set import shared_splits
 from tellapart.files import read_json, write_json, write_text
 from tellapart.models.ensemble import joined
 from tellapart.records import Progress
-from tellapart.run_folder import begin, write_manifest
-from tellapart.settings import Recipe, load_recipe
+from tellapart.run import parents_of
+from tellapart.run_folder import RunFolder, RunRequest
+from tellapart.settings import Recipe
 from tellapart.tables import csv_text
 from tellapart.training.checkpoint import save_weights
-from tellapart.training.environment import data_hash
+from tellapart.training.environment import data_hash, environment
 
 TOLERANCE = 1e-3
 """Of a probability, between the joined network and its members, where all see pictures of one size."""
@@ -85,17 +86,17 @@ def write_joined(
 
     # Everything but what is said of the photos
     names = {member.finished_run.name: float(weight) for member, weight in zip(members, weights, strict=True)}
-    begin(folder, recipe, {"photos": str(root), "time_budget": None, "split_from": None, "ensemble": names})
-    about = {
-        "root": str(root), "classes": classes, "num_photos": len(frame), "data_sha256": data_hash(frame),
-        "precision": "float32",
-    }  # fmt: skip
-    write_json(folder / "environment.json", read_json(folder / "environment.json") | about)
-    if (health := everyone[0].folder / "health.json").is_file():
-        write_json(folder / "health.json", read_json(health))
-    write_manifest(folder, frame)
-    model.save(folder / "model.keras")
-    save_weights(folder / "checkpoints" / "best.npz", model.get_weights(), {"epoch": 0, "score": None})
+    run = RunFolder(folder)
+    parents = parents_of(recipe, *(member.finished_run.folder for member in members))
+    run.create(recipe, RunRequest(photos=str(root), ensemble=names), environment(), parents)
+    run.update_record(
+        root=str(root), classes=classes, num_photos=len(frame), data_sha256=data_hash(frame), precision="float32"
+    )
+    if (health := RunFolder(everyone[0].folder).health_path).is_file():
+        write_json(run.health_path, read_json(health))
+    run.write_manifest(frame)
+    model.save(run.model_path)
+    save_weights(run.best_weights, model.get_weights(), {"epoch": 0, "score": None})
 
     # What is said of the photos
     with open_rows(
@@ -103,9 +104,9 @@ def write_joined(
     ) as pictures:
         said = predict_pictures(model, pictures, progress)
     probabilities, temperature = calibrate(folder, model, said, frame, classes)
-    write_text(folder / "predictions.csv", csv_text(prediction_table(frame, probabilities, classes)))
+    write_text(run.predictions_path, csv_text(prediction_table(frame, probabilities, classes)))
     metrics = {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
-    write_json(folder / "metrics.json", metrics | _cost(members))
+    write_json(run.metrics_path, metrics | _cost(members))
     agreement = _agreement(frame, said, members, weights, resized=_sizes(model) > 0)
     if not agreement.resized and agreement.largest_difference > TOLERANCE:
         raise RunError(
@@ -118,8 +119,8 @@ def write_joined(
 
 def _recipe(members: Sequence[Member], image_px: int) -> Recipe:
     """Return the recipe of the heaviest member, with the size of the pictures that the joined network takes."""
-    paths = [member.finished_run.folder / "recipe.toml" for member in members]
-    recipe = next((load_recipe(path) for path in paths if path.is_file()), Recipe())
+    folders = [RunFolder(member.finished_run.folder) for member in members]
+    recipe = next((each.recipe() for each in folders if each.recipe_path.is_file()), Recipe())
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_px": image_px})})
 
 

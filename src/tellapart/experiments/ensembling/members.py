@@ -15,7 +15,7 @@ from tellapart.errors import InputError, RunError
 from tellapart.evaluation.predict import load, predict_pictures
 from tellapart.experiments.finished_run import FinishedRun, names_of, open_finished_run
 from tellapart.records import Progress
-from tellapart.settings import load_recipe
+from tellapart.run_folder import RunFolder
 from tellapart.training.snapshots import kept_networks
 
 
@@ -39,7 +39,7 @@ class Member:
         """
         if not self.kept:
             return load(self.finished_run.folder).model
-        recipe = load_recipe(self.finished_run.folder / "recipe.toml")
+        recipe = RunFolder(self.finished_run.folder).recipe()
         return kept_networks(self.finished_run.folder, recipe, len(self.finished_run.classes))[self.kept]
 
 
@@ -59,7 +59,7 @@ def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress
     members = []
     for run, name in zip(runs, names_of(runs), strict=True) if runs else ():
         finished_run = open_finished_run(run, name)
-        if not (run / "model.keras").is_file():
+        if not RunFolder(run).model_path.is_file():
             raise RunError(f"{run} has no model.keras. Expected a finished run folder with its network.")
         members.append(Member(finished_run))
         if snapshots:
@@ -76,9 +76,9 @@ def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress
 
 def _kept(finished_run: FinishedRun, cache: Path, progress: Progress) -> Iterator[Member]:
     run = finished_run.folder
-    if not (run / "recipe.toml").is_file():
+    if not RunFolder(run).recipe_path.is_file():
         return
-    recipe = load_recipe(run / "recipe.toml")
+    recipe = RunFolder(run).recipe()
     networks = kept_networks(run, recipe, len(finished_run.classes))
     if not networks:
         return

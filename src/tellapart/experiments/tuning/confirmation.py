@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from tellapart.evaluation.multi_seed import compare_over_seeds
 from tellapart.experiments.tuning.result import Confirmation
-from tellapart.files import read_json
 from tellapart.records import Progress
+from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import Announce
 
@@ -69,11 +69,11 @@ def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, pro
     from tellapart.training.network import forget_networks
 
     options: dict[str, Any] = {"cache": cache, "progress": progress, "announce": lambda line: None}
-    if (run / "manifest.csv").is_file():
+    if RunFolder(run).has_photos:
         train(resume=run, **options)
     else:
         shutil.rmtree(run, ignore_errors=True)  # it was killed before it had its table of photos
-        photos = read_json(prepared / "environment.json")["order"]["photos"]
+        photos = RunFolder(prepared).record().request.photos
         train(photos, recipe=recipe, prepared=prepared, out=run, **options)
     forget_networks()
 

@@ -17,6 +17,7 @@ from tellapart.experiments.tuning.search_space import Space, Value, recipe_with
 from tellapart.experiments.tuning.study import first_rung
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress
+from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import Watch
 
@@ -117,7 +118,7 @@ def run_trial(
     from tellapart.run import train
     from tellapart.training.network import forget_networks
 
-    photos = read_json(search.visible / "environment.json")["order"]["photos"]
+    photos = RunFolder(search.visible).record().request.photos
     options: dict[str, Any] = {
         "cache": search.cache,
         "progress": progress,
@@ -126,7 +127,7 @@ def run_trial(
     }
     try:
         # Without its table of photos a run would scan them again, test photos among them.
-        if (folder / "manifest.csv").is_file() and (folder / "recipe.toml").is_file():
+        if RunFolder(folder).has_photos and RunFolder(folder).is_begun:
             run = train(resume=folder, **options)
         else:
             shutil.rmtree(folder, ignore_errors=True)
@@ -157,8 +158,9 @@ def milliseconds(search: Search, folder: Path, recipe: Recipe) -> float:
 
 def tidy(folder: Path, *, keep_weights: bool) -> None:
     """Delete what only a run that goes on needs, and the weights too where they are not to be kept."""
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    (folder / "checkpoints" / "last.npz").unlink(missing_ok=True)
+    run = RunFolder(folder)
+    shutil.rmtree(run.tensorboard, ignore_errors=True)
+    run.last_checkpoint.unlink(missing_ok=True)
     if not keep_weights:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        (folder / "model.keras").unlink(missing_ok=True)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        run.model_path.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from tellapart.experiments.tuning.trial import Search
 from tellapart.experiments.tuning.work import SearchJob, TrialReporter, seconds_of, trials_of, work
 from tellapart.files import read_json, sha256, write_json, write_text
 from tellapart.records import Progress, no_progress
+from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe, load_recipe, save_recipe
 from tellapart.tables import csv_text
 from tellapart.training.callbacks import Announce
@@ -186,7 +187,7 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
     if not chosen.exists():
         prepared_folder(photos, search.photos, search.recipe, progress=progress, announce=announce)
         make_visible(search.photos, search.visible)
-        seen = open_photos(search.visible, search.recipe, search.cache, progress)
+        seen = open_photos(RunFolder(search.visible), search.recipe, search.cache, progress)
         with seen.pictures, seen.sources:
             inputs = Inputs(search.recipe, seen)
             progress("choosing the precision", 0, 1)
@@ -218,25 +219,23 @@ def make_visible(prepared: Path, visible: Path) -> None:
     Raises:
         InputError: there are no validation photos.
     """
-    from tellapart.run_folder import read_manifest, write_manifest
     from tellapart.training.environment import data_hash
 
-    whole = read_manifest(prepared)
+    whole = RunFolder(prepared).manifest()
     frame = whole[whole["split"].isin(["train", "validation"]) & (whole["error"] == "")]
     if not (frame["split"] == "validation").any():
         raise InputError(
             "The split has no validation photos, and trials are judged on them. Expected a share for validation, as in "
             "--set data.split=[0.7,0.2,0.1], or more photos."
         )
-    record = read_json(prepared / "environment.json")
-    known = {name: record[name] for name in ("order", "root", "classes")}
-    write_json(visible / "environment.json", known | {"num_photos": len(frame), "data_sha256": data_hash(frame)})
-    write_manifest(visible, frame)
+    known, folder = RunFolder(prepared).record().known("request", "root", "classes"), RunFolder(visible)
+    write_json(folder.record_path, known | {"num_photos": len(frame), "data_sha256": data_hash(frame)})
+    folder.write_manifest(frame)
 
 
 def _study_name(search: Search) -> str:
     """Return a name that two searches share only if they are the same, whichever machines they run on."""
-    photos = [read_json(folder / "environment.json")["data_sha256"] for folder in (search.photos, search.visible)]
+    photos = [RunFolder(folder).record().data_sha256 for folder in (search.photos, search.visible)]
     space = {name: space_text(part) for name, part in search.space.items()}
     same = [photos, space, search.pareto, search.prunes, search.recipe.model_dump(mode="json")]
     return f"tellapart-{sha256(json.dumps(same).encode())[:20]}"
@@ -302,11 +301,11 @@ def _confirmed(
 ) -> Tuning:
     """Train the winner and the recipe it is to beat with seeds that no trial had."""
     from tellapart.experiments.tuning.confirmation import confirm
-    from tellapart.run_folder import read_manifest
+    from tellapart.run_folder import RunFolder
 
     if found.recipe == search.recipe:
         return replace(found, note=f"Nothing that was tried is better on the validation photos than {name} as it is.")
-    tested = int((read_manifest(search.photos)["split"] == "test").sum())
+    tested = int((RunFolder(search.photos).manifest()["split"] == "test").sum())
     if not seeds or tested < 2:
         why = "no fresh seeds were asked for" if not seeds else f"there are {tested} test photos"
         return replace(found, note=f"The winner is not confirmed, since {why}: part of its accuracy is luck.")
