@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,6 +11,9 @@ import pytest
 
 from tellapart.training.callbacks import Checkpoints, EvaluatedWeights, recalibrate
 from tellapart.training.checkpoint import load_weights
+from tellapart.training.schedule import Segment
+from tellapart.training.state import TrainingState
+from tellapart.training.timing import Precision
 
 
 class Clean:
@@ -26,11 +29,13 @@ class Clean:
         return (self.parts[index],)
 
 
-def run_state() -> dict[str, Any]:
-    return {"epoch": 0, "first_epoch": 0, "image_px": 8, "segment": {"progress": [0.0, 1.0], "epochs": 9}}
+def run_state() -> TrainingState:
+    return TrainingState(Precision("float32", {}, ""), planned_steps=9, segment=Segment(8, 9, (0.0, 1.0)))
 
 
-def fit(folder: Path, epochs: int, validated: list[int], *, validation: bool = True, patience: int = 100) -> dict:
+def fit(
+    folder: Path, epochs: int, validated: list[int], *, validation: bool = True, patience: int = 100
+) -> TrainingState:
     """Train one weight with an average of it; the training loss falls to 0, that of validation to 1, at 0.35."""
     inputs = keras.Input((1,))
     outputs = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")(inputs)
@@ -56,26 +61,26 @@ def average_after(epochs: int) -> float:
 
 def test_epochs_without_validation_never_win_and_the_average_is_kept(tmp_path):
     state = fit(tmp_path, 9, [3, 6, 9])
-    assert state["best"]["epoch"] == 3  # the average passes 0.35 between epochs 3 and 4, the training loss falls on
+    assert state.best.epoch == 3  # the average passes 0.35 between epochs 3 and 4, the training loss falls on
     weights, about = load_weights(tmp_path / "best.npz")
-    assert about == state["best"]
+    assert about == asdict(state.best)
     assert weights[0].item() == pytest.approx(average_after(3), abs=1e-6)
-    assert state["best"]["score"] == pytest.approx(1 + (average_after(3) - 0.35) ** 2, abs=1e-6)
+    assert state.best.score == pytest.approx(1 + (average_after(3) - 0.35) ** 2, abs=1e-6)
 
 
 def test_without_validation_nothing_is_chosen_and_nothing_stops(tmp_path):
     state = fit(tmp_path, 5, [1, 2, 3, 4, 5], validation=False, patience=1)
-    assert state["epoch"] == 5
-    assert "best" not in state
+    assert state.epoch == 5
+    assert state.best is None
     assert not (tmp_path / "best.npz").exists()
 
 
 def test_training_stops_when_validation_no_longer_improves(tmp_path):
     state = fit(tmp_path, 9, list(range(1, 10)), patience=2)
-    losses = [row["val_loss"] for row in state["history"]]
+    losses = [row["val_loss"] for row in state.history]
     best = int(np.argmin(losses)) + 1
-    assert state["best"]["epoch"] == best
-    assert state["stopped"]
+    assert state.best.epoch == best
+    assert state.stopped
     assert len(losses) == best + 2 < 9
     assert load_weights(tmp_path / "best.npz")[0][0].item() == pytest.approx(average_after(best), abs=1e-6)
 

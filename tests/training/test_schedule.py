@@ -99,9 +99,7 @@ def test_segments_survive_json():
 
 def test_snapshots_divide_the_second_half_of_the_schedule():
     """Three of them in 16 epochs: due after 5/8, 6/8 and 7/8, in the second of two segments of 8."""
-    state = {"segment": {"progress": [0.5, 1.0], "epochs": 8}, "first_epoch": 8}
-    due = [snapshots_due(state | {"epoch": epoch}, 3) for epoch in range(9, 17)]
-    assert due == [0, 1, 1, 2, 2, 3, 3, 3]
-    first = {"segment": {"progress": [0.0, 0.5], "epochs": 8}, "first_epoch": 0, "epoch": 8}
-    assert snapshots_due(first, 3) == 0
-    assert snapshots_due(first | {"epoch": 8}, 0) == 0
+    second = Segment(64, 8, (0.5, 1.0))
+    assert [snapshots_due(second, epochs, 3) for epochs in range(1, 9)] == [0, 1, 1, 2, 2, 3, 3, 3]
+    assert snapshots_due(Segment(64, 8, (0.0, 0.5)), 8, 3) == 0
+    assert snapshots_due(second, 8, 0) == 0

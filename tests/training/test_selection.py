@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tellapart.training.selection import best_epoch
+from tellapart.training.selection import Decision, best_epoch, decide
 
 NAN = math.nan
 
@@ -36,3 +36,24 @@ def test_a_fitted_head_is_epoch_0_and_competes():
     assert best_epoch(rows) == 0
     with pytest.raises(ValueError, match="at least one epoch"):
         best_epoch([])
+
+
+@pytest.mark.parametrize(
+    ("losses", "decision"),
+    [
+        ([0.5], Decision(keep=True, stop=False)),
+        ([0.5, 0.4], Decision(keep=True, stop=False)),
+        ([0.4, 0.5], Decision(keep=False, stop=False)),
+        ([0.4, 0.5, 0.4], Decision(keep=False, stop=True)),  # equal is no better
+        ([0.4, None, None], Decision(keep=False, stop=True)),  # waiting counts epochs, validated or not
+        ([0.4, 0.5, 0.3], Decision(keep=True, stop=False)),
+        ([None, None, None, None], Decision(keep=False, stop=False)),
+        ([NAN, NAN, NAN], Decision(keep=False, stop=False)),
+    ],
+)
+def test_what_follows_from_an_epoch_with_a_patience_of_two(losses, decision):
+    rows = [
+        {"epoch": number, "loss": 1.0} | ({} if loss is None else {"val_loss": loss})
+        for number, loss in enumerate(losses, start=1)
+    ]
+    assert decide(rows, patience=2) == decision

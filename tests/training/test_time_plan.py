@@ -13,10 +13,12 @@ from tellapart.settings import Recipe, load_recipe
 from tellapart.training import time_plan
 from tellapart.training.planning import Planner, TrainingPlan
 from tellapart.training.schedule import Segment
+from tellapart.training.state import TrainingState
 from tellapart.training.time_plan import plan_for_time
 from tellapart.training.timing import Budget, Precision
 
 FAST = load_recipe("fast")
+FLOAT32 = Precision("float32", {}, "")
 TRANSFER = load_recipe("transfer")
 
 
@@ -108,21 +110,20 @@ def planner(budget: Budget | None, replay: TrainingPlan | None = None) -> Planne
     from types import SimpleNamespace
 
     recipe = load_recipe(changes=["train.epochs=8", "data.image_px=64"])
-    return Planner(SimpleNamespace(recipe=recipe), Precision("float32", {}, ""), budget, replay)
+    return Planner(SimpleNamespace(recipe=recipe), FLOAT32, budget, replay)
 
 
 def test_training_ends_when_no_further_epoch_fits(monkeypatch):
     clock = {"now": 1000.0}
     monkeypatch.setattr(time, "time", lambda: clock["now"])
     plan = planner(Budget(1100.0, {64: 20.0}, {}, 0.0, 10.0, 1))
-    state = {"epoch": 0, "done": 0.0, "segments": []}
+    state = TrainingState(FLOAT32, 80)
     assert plan.enter_next(state, 0)
-    clock["now"], state["epoch"] = 1073.0, 1  # 17 s left for an epoch of 20 s
-    state.pop("segment")
-    state["done"] = 0.25
+    clock["now"], state.epoch = 1073.0, 1  # 17 s left for an epoch of 20 s
+    state.segment, state.done = None, 0.25
     assert not plan.enter_next(state, 10)
-    assert state["done"] == 1
-    late = {"epoch": 0, "done": 0.0, "segments": []}
+    assert state.done == 1
+    late = TrainingState(FLOAT32, 80)
     clock["now"] = 5000.0
     assert plan.enter_next(late, 0), "a run without any epoch has nothing to keep: one is trained, however late"
 
@@ -130,18 +131,17 @@ def test_training_ends_when_no_further_epoch_fits(monkeypatch):
 def test_a_segment_that_was_cut_short_is_replayed_as_far_as_it_went():
     plan = planner(None)
     whole = Segment(64, 4, (0.5, 1.0))
-    state = {
-        "epoch": 5, "first_epoch": 4, "done": 0.5, "segment": whole.to_dict(),
-        "segments": [Segment(64, 4, (0.0, 0.5)).to_dict(), whole.to_dict()], "planned_steps": 80,
-    }  # fmt: skip
+    segments = (Segment(64, 4, (0.0, 0.5)), whole)
+    state = TrainingState(FLOAT32, 80, epoch=5, first_epoch=4, done=0.5, segment=whole, segments=segments)
     plan.cut_short(state)
-    assert state["done"] == 1
-    assert "segment" not in state
+    assert state.done == 1
+    assert state.segment is None
     done = TrainingPlan.of(state)
     assert done.segments == (Segment(64, 4, (0.0, 0.5)), Segment(64, 1, (0.5, 0.625)))
-    again, repeated = planner(None, done), {"epoch": 0, "done": 0.0, "segments": []}
+    again, repeated = planner(None, done), TrainingState(FLOAT32, 80)
     for segment in done.segments:
         assert again.enter_next(repeated, 0)
-        assert Segment.from_dict(repeated.pop("segment")) == segment
-        repeated["done"], repeated["epoch"] = segment.progress[1], repeated["epoch"] + segment.epochs
+        assert repeated.current == segment
+        repeated.segment, repeated.done = None, segment.progress[1]
+        repeated.epoch += segment.epochs
     assert not again.enter_next(repeated, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tellapart.records import Progress
 from tellapart.run_folder import RunFolder
 from tellapart.training.checkpoint import Arrays, save_checkpoint, save_weights
 from tellapart.training.schedule import snapshots_due
-from tellapart.training.selection import best_epoch, was_validated
+from tellapart.training.selection import decide
+from tellapart.training.state import Best, TrainingState
 
 Watch = Callable[[dict[str, Any]], None]
 """Called with each epoch's row of the history; what it raises ends the training."""
@@ -135,8 +137,7 @@ class Checkpoints(keras.callbacks.Callback):
     Args:
         folder: where ``last.npz`` and ``best.npz`` go.
         evaluated: holds the weights that validation saw.
-        state: what else belongs to the run; gains ``epoch``, ``history``, ``best``, ``seconds_training``,
-            ``processor_seconds_training`` and ``snapshots``, how many were kept.
+        state: of the run; each epoch is written into it.
         patience: epochs without a lower validation loss before the run stops.
         snapshots: how many weights to keep on the way, as ``snapshot-1.npz`` and so on.
         pause: seconds without a new ``last.npz``, where nothing else asks for one: epochs may take milliseconds.
@@ -146,7 +147,7 @@ class Checkpoints(keras.callbacks.Callback):
         self,
         folder: Path,
         evaluated: EvaluatedWeights,
-        state: dict[str, Any],
+        state: TrainingState,
         patience: int,
         *,
         snapshots: int = 0,
@@ -171,43 +172,36 @@ class Checkpoints(keras.callbacks.Callback):
         """Record the epoch and write the checkpoints: best before last, so that last names no lost best."""
         row = {name: float(value) for name, value in (logs or {}).items()}
         wall, processor = self._clocks
-        seconds = time.perf_counter() - wall
-        self.state["seconds_training"] = self.state.get("seconds_training", 0.0) + seconds
-        busy = self.state.get("processor_seconds_training", 0.0) + time.process_time() - processor
-        self.state["processor_seconds_training"] = busy
-        self.state["epoch"] = epoch + 1
+        seconds, state = time.perf_counter() - wall, self.state
+        state.seconds_training += seconds
+        state.processor_seconds_training += time.process_time() - processor
+        state.epoch = epoch + 1
         kept = self._keep_snapshot() if "val_loss" in row else False
-        history = self.state.setdefault("history", [])
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "image_px": self.state["image_px"],
-                "learning_rate": float(self.model.optimizer.learning_rate),
-                **row,
-                "seconds": seconds,
-            }
-        )
-        if was_validated(history[-1]) and best_epoch(history) == epoch + 1:
-            self.state["best"] = {"epoch": epoch + 1, "score": row["val_loss"]}
-            save_weights(self.folder / "best.npz", self.evaluated.weights, self.state["best"])
-            kept = True
-        # Without validation nothing says that training no longer helps.
-        waited = epoch + 1 - best_epoch(history) if any(map(was_validated, history)) else 0
-        self.state["stopped"] = waited >= self.patience
-        ends = self.state["stopped"] or epoch + 1 == self.state["first_epoch"] + self.state["segment"]["epochs"]
-        if kept or ends or time.perf_counter() - self._saved >= self.pause:
-            save_checkpoint(self.folder / "last.npz", self.model, self.state)
+        about = {
+            "epoch": epoch + 1,
+            "image_px": state.current.image_px,
+            "learning_rate": float(self.model.optimizer.learning_rate),
+        }
+        state.history.append({**about, **row, "seconds": seconds})
+        decision = decide(state.history, self.patience)
+        state.stopped = decision.stop
+        if decision.keep:
+            state.best = Best(epoch + 1, row["val_loss"])
+            save_weights(self.folder / "best.npz", self.evaluated.weights, asdict(state.best))
+        ends = decision.stop or state.epoch == state.last_epoch
+        if kept or decision.keep or ends or time.perf_counter() - self._saved >= self.pause:
+            save_checkpoint(self.folder / "last.npz", self.model, state.to_dict())
             self._saved = time.perf_counter()
-        if self.state["stopped"]:
+        if decision.stop:
             self.model.stop_training = True
 
     def _keep_snapshot(self) -> bool:
         """Keep the weights that validation saw where a snapshot is due: before last, as the best weights are."""
-        due = snapshots_due(self.state, self.snapshots)
-        if due > self.state.get("snapshots", 0):
-            weights = self.evaluated.weights
-            save_weights(self.folder / f"snapshot-{due}.npz", weights, {"epoch": self.state["epoch"]})
-            self.state["snapshots"] = due
+        state = self.state
+        due = snapshots_due(state.current, state.epoch - state.first_epoch, self.snapshots)
+        if due > state.snapshots:
+            save_weights(self.folder / f"snapshot-{due}.npz", self.evaluated.weights, {"epoch": state.epoch})
+            state.snapshots = due
             return True
         return False
 
@@ -222,7 +216,7 @@ class Journal(keras.callbacks.Callback):
     def __init__(
         self,
         run: Path,
-        state: dict[str, Any],
+        state: TrainingState,
         steps: int,
         progress: Progress,
         watch: Watch,
@@ -242,8 +236,8 @@ class Journal(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Name the epoch that is shown."""
         del logs
-        self._what = f"epoch {epoch + 1} of {self.state['epochs']} at {self.state['image_px']} px"
-        seen = [row["val_accuracy"] for row in self.state.get("history", []) if "val_accuracy" in row]
+        self._what = f"epoch {epoch + 1} of {self.state.epochs} at {self.state.current.image_px} px"
+        seen = [row["val_accuracy"] for row in self.state.history if "val_accuracy" in row]
         if seen:
             self._what += f", validation accuracy {seen[-1]:.3f}"
 
@@ -254,23 +248,22 @@ class Journal(keras.callbacks.Callback):
         loss = float((logs or {}).get("loss", 0.0))
         if not np.isfinite(loss):
             raise TrainingStoppedError(
-                f"The loss became {loss} in epoch {self.state.get('epoch', 0) + 1}, step {batch + 1}. The last good "
+                f"The loss became {loss} in epoch {self.state.epoch + 1}, step {batch + 1}. The last good "
                 "checkpoint is kept. A run keeps its recipe: train a new one with a lower "
                 "--set train.learning_rate=…, or with --set train.precision=float32."
             )
-        if self.ends is not None and time.time() > self.ends and self.state["epoch"] and batch + 1 < self.steps:
+        if self.ends is not None and time.time() > self.ends and self.state.epoch and batch + 1 < self.steps:
             raise OutOfTimeError
         self.progress(self._what, batch + 1, self.steps)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the history so far."""
         del logs
-        RunFolder(self.run).write_history(self.state["history"])
-        RunFolder(self.run).log(
-            "epoch", **self.state["history"][-1], best_epoch=self.state.get("best", {}).get("epoch")
-        )
+        run, history, best = RunFolder(self.run), self.state.history, self.state.best
+        run.write_history(history)
+        run.log("epoch", **history[-1], best_epoch=best.epoch if best else None)
         del epoch
-        self.watch(self.state["history"][-1])
+        self.watch(history[-1])
 
 
 def tensorboard(run: Path) -> Sequence[keras.callbacks.Callback]:

@@ -1,16 +1,11 @@
-"""What a run will do, from its recipe, its budget or another run's record. Knows nothing about networks' insides.
-
-The state of a run is a dictionary that goes into every checkpoint: ``epoch`` (done so far), ``done`` (of the schedule,
-0 to 1), ``segments`` (entered so far), ``planned_steps``, and while a segment is being trained ``segment``,
-``first_step`` and ``first_epoch``.
-"""
+"""What a run will do, from its recipe, its budget or another run's record. Knows nothing about networks' insides."""
 
 from __future__ import annotations
 
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -18,6 +13,7 @@ from tellapart.run_folder import RunRecord
 from tellapart.training.inputs import Inputs
 from tellapart.training.network import forget_compiled_step
 from tellapart.training.schedule import PlannedRate, Segment, plan, stages_of
+from tellapart.training.state import TrainingState
 from tellapart.training.timing import Budget, Deadline, Precision, StepTime, step_time
 
 if TYPE_CHECKING:
@@ -48,9 +44,9 @@ class TrainingPlan:
     steps: int
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> TrainingPlan:
+    def of(cls, state: TrainingState) -> TrainingPlan:
         """Return what the state of a run says was done."""
-        return cls(tuple(Segment.from_dict(values) for values in state["segments"]), state["planned_steps"])
+        return cls(state.segments, state.planned_steps)
 
     @classmethod
     def of_record(cls, record: RunRecord) -> TrainingPlan:
@@ -77,40 +73,38 @@ class Planner:
         self.stages = stages_of(inputs.recipe)
         self.budget = None if replay else budget
 
-    def begin(self) -> dict[str, Any]:
+    def begin(self) -> TrainingState:
         """Return the state of a run that begins."""
         if self.replay:
             steps = self.replay.steps
         else:
             steps = self.epochs_left(0.0) * self.inputs.images_per_epoch // self.inputs.recipe.train.batch_size
-        return {"epoch": 0, "done": 0.0, "segments": [], "planned_steps": steps}
+        return TrainingState(self.precision, steps)
 
-    def enter_next(self, state: dict[str, Any], first_step: int) -> bool:
+    def enter_next(self, state: TrainingState, first_step: int) -> bool:
         """Choose the next segment and write it into the state: what a resumed run needs to go on inside it.
 
         Returns:
             False where training ends instead, since no further epoch fits the time.
         """
         if self._is_over(state):
-            state["done"] = 1.0
+            state.done = 1.0
             return False
         segment = self._next(state)
-        state["segment"] = segment.to_dict()
-        state["segments"] = [*state["segments"], segment.to_dict()]
-        state["first_step"], state["first_epoch"] = first_step, state["epoch"]
-        state["image_px"] = segment.image_px
+        state.segment, state.segments = segment, (*state.segments, segment)
+        state.first_step, state.first_epoch = first_step, state.epoch
         left = 1 - segment.progress[1]
         per_epoch = (segment.progress[1] - segment.progress[0]) / segment.epochs
-        state["epochs"] = state["epoch"] + segment.epochs + round(left / per_epoch)
+        state.epochs = state.epoch + segment.epochs + round(left / per_epoch)
         return True
 
-    def leave(self, state: dict[str, Any], epochs: int, seconds: float) -> None:
+    def leave(self, state: TrainingState, epochs: int, seconds: float) -> None:
         """Take note that `epochs` of the segment took `seconds`, and leave the segment if it is done."""
         if self.budget is not None and epochs:
-            self.budget.learn(state["image_px"], seconds / epochs)
-        if state["epoch"] == state["first_epoch"] + state["segment"]["epochs"]:
-            done = state.pop("segment")["progress"][1]
-            state["done"] = 1.0 if done > 1 - 1e-9 else done
+            self.budget.learn(state.current.image_px, seconds / epochs)
+        if state.epoch == state.last_epoch:
+            done = state.current.progress[1]
+            state.segment, state.done = None, 1.0 if done > 1 - 1e-9 else done
 
     def epochs_left(self, done: float) -> int:
         """Return the epochs that are left when the share `done` of the schedule is; at least 1."""
@@ -126,22 +120,21 @@ class Planner:
             return bool(self.replay.segments)
         return self.budget is None or self.budget.epochs_that_fit(self.stages, 0.0) >= 1
 
-    def cut_short(self, state: dict[str, Any]) -> None:
+    def cut_short(self, state: TrainingState) -> None:
         """End training inside a segment: what was not finished of it counts as never begun, also for a replay."""
-        segment = Segment.from_dict(state.pop("segment"))
-        epochs = state["epoch"] - state["first_epoch"]
+        segment, epochs = state.current, state.epoch - state.first_epoch
         low, high = segment.progress
         done = Segment(segment.image_px, epochs, (low, low + (high - low) * epochs / segment.epochs))
-        state["segments"] = [*state["segments"][:-1], *([done.to_dict()] if epochs else [])]
-        state["done"] = 1.0
+        state.segments = (*state.segments[:-1], *([done] if epochs else []))
+        state.segment, state.done = None, 1.0
 
-    def _is_over(self, state: dict[str, Any]) -> bool:
+    def _is_over(self, state: TrainingState) -> bool:
         """Whether a run that has something to keep has no time for another epoch, or a replay no further segment."""
         if self.replay is not None:
-            return len(state["segments"]) >= len(self.replay.segments)
-        if self.budget is None or not state["epoch"]:
+            return len(state.segments) >= len(self.replay.segments)
+        if self.budget is None or not state.epoch:
             return False
-        return self.budget.epochs_that_fit(self.stages, state["done"]) < _NEARLY_FITS
+        return self.budget.epochs_that_fit(self.stages, state.done) < _NEARLY_FITS
 
     def describe(self) -> str:
         """Say in one line what training will do."""
@@ -158,14 +151,14 @@ class Planner:
                 line += ". Even one epoch takes longer than the time given: it will run over"
         return line + "."
 
-    def _next(self, state: dict[str, Any]) -> Segment:
+    def _next(self, state: TrainingState) -> Segment:
         if self.replay:
-            return self.replay.segments[len(state["segments"])]
-        left = self.epochs_left(state["done"])
+            return self.replay.segments[len(state.segments)]
+        left = self.epochs_left(state.done)
         longest = None
         if self.budget is not None:
-            longest = math.ceil(left / (1 - state["done"]) / _PARTS_OF_A_BUDGET)
-        return plan(self.stages, left, start=state["done"], longest=longest)[0]
+            longest = math.ceil(left / (1 - state.done) / _PARTS_OF_A_BUDGET)
+        return plan(self.stages, left, start=state.done, longest=longest)[0]
 
 
 def time_budget(

@@ -76,17 +76,18 @@ def plan(stages: Sequence[Stage], epochs: int, *, start: float = 0.0, longest: i
     return segments
 
 
-def snapshots_due(state: dict[str, Any], count: int) -> int:
+def snapshots_due(segment: Segment, epochs: int, count: int) -> int:
     """Return how many of `count` snapshots belong to what is done of the schedule.
 
     They divide the schedule from `SNAPSHOTS_FROM` to its end into equal parts; the end itself is the run's own network.
 
     Args:
-        state: of the run, with the segment that is under way.
+        segment: the one under way.
+        epochs: of it that are done.
         count: how many there are in all.
     """
-    low, high = state["segment"]["progress"]
-    done = low + (high - low) * (state["epoch"] - state["first_epoch"]) / state["segment"]["epochs"]
+    low, high = segment.progress
+    done = low + (high - low) * epochs / segment.epochs
     return sum(
         done >= SNAPSHOTS_FROM + (1 - SNAPSHOTS_FROM) * number / (count + 1) - 1e-9 for number in range(1, count + 1)
     )

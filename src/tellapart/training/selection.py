@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -34,6 +35,34 @@ def best_epoch(history: Sequence[Mapping[Any, Any]]) -> int:
         raise ValueError("Expected at least one epoch; the history is empty.")
     validated = [row for row in history if was_validated(row)]
     return int(min(validated, key=lambda row: row["val_loss"])["epoch"] if validated else history[-1]["epoch"])
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows from an epoch.
+
+    Attributes:
+        keep: its weights are the best so far.
+        stop: validation has not improved for too long.
+    """
+
+    keep: bool
+    stop: bool
+
+
+def decide(history: Sequence[Mapping[Any, Any]], patience: int) -> Decision:
+    """Decide what follows from the last epoch of a history.
+
+    Args:
+        history: the rows so far, at least one.
+        patience: epochs without a lower validation loss before training stops. Without validation nothing says that
+            training no longer helps, and nothing stops.
+    """
+    last, best = int(history[-1]["epoch"]), best_epoch(history)
+    return Decision(
+        keep=was_validated(history[-1]) and best == last,
+        stop=any(map(was_validated, history)) and last - best >= patience,
+    )
 
 
 def was_validated(row: Mapping[Any, Any]) -> bool:

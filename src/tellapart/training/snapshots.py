@@ -14,6 +14,7 @@ from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
 from tellapart.training.checkpoint import load_checkpoint, load_weights
 from tellapart.training.network import compiled, plain_network
+from tellapart.training.state import TrainingState
 
 
 def kept_networks(run: Path, recipe: Recipe, num_classes: int) -> dict[str, keras.Model]:
@@ -32,8 +33,8 @@ def kept_networks(run: Path, recipe: Recipe, num_classes: int) -> dict[str, kera
         if path.is_file()
     }
     if (folder / "last.npz").is_file() and (folder / "best.npz").is_file():
-        state = load_weights(folder / "last.npz")[1]
-        model, _ = compiled(recipe, num_classes, state["name"], state["planned_steps"])
+        state = TrainingState.from_dict(load_weights(folder / "last.npz")[1])
+        model, _ = compiled(recipe, num_classes, state.precision.name, state.planned_steps)
         load_checkpoint(folder / "last.npz", model)
         last, best = model.get_weights(), load_weights(folder / "best.npz")[0]
         if not all(np.array_equal(ours, theirs) for ours, theirs in zip(last, best, strict=True)):

@@ -34,8 +34,9 @@ from tellapart.training.environment import accelerators
 from tellapart.training.inputs import Inputs, Photos
 from tellapart.training.network import compiled, forget_compiled_step, plain_network, save_network, set_average
 from tellapart.training.planning import Planner, TrainingPlan, final_seconds, time_budget
-from tellapart.training.schedule import PlannedRate, Segment, stages_of
+from tellapart.training.schedule import PlannedRate, stages_of
 from tellapart.training.selection import was_validated
+from tellapart.training.state import Best, TrainingState
 from tellapart.training.timing import Budget, Deadline, Precision, choose_precision, precision_on_device
 from tellapart.training.transfer import begin_pretrained
 
@@ -102,58 +103,61 @@ def train_network(
     # Plan
     inputs = Inputs(recipe, photos)
     last = RunFolder(run).last_checkpoint
-    saved = load_weights(last)[1] if last.exists() else {}
+    saved = TrainingState.from_dict(load_weights(last)[1]) if last.exists() else None
     if recipe.train.deterministic:
         _be_deterministic(announce)
     known = deadline.precision if deadline else None
-    precision = _precision_of(saved) if saved else known or (ahead and ahead.result()) or _choose_precision(inputs)
+    precision = saved.precision if saved else known or (ahead and ahead.result()) or _choose_precision(inputs)
     begins = bool(recipe.model.weights) and not saved
     until = deadline.at - final_seconds(inputs, 0.0) if deadline else inf
-    begun = begin_pretrained(run, inputs, precision.name, progress, until) if begins else {}
-    trains = recipe.model.unfreeze or not begun
+    head = begin_pretrained(run, inputs, precision.name, progress, until) if begins else None
+    trains = recipe.model.unfreeze or not head
     built = _built(inputs, precision) if trains and _is_accelerated() else None
     budget = _time_budget(inputs, precision, deadline, built, fine_tunes=begins) if deadline and not replay else None
     planner = Planner(inputs, precision, budget, replay)
-    state = saved or {**planner.begin(), **asdict(precision), **begun}
-    if begun and (not recipe.model.unfreeze or not planner.has_time()):
+    state = saved or planner.begin()
+    if head:
+        state.history, state.best = [head], Best(0, head.get("val_loss"))
+        state.seconds_training = head["seconds"]
+    if head and (not recipe.model.unfreeze or not planner.has_time()):
         announce("The fitted head is kept as it is: nothing is fine-tuned.")
         _save_plain(run, recipe, inputs.num_classes)
-        return _training(run, inputs, state | {"done": 1.0}, precision)
-    announce(f"Going on after epoch {saved['epoch']}." if saved else planner.describe())
+        return _training(run, inputs, state)
+    announce(f"Going on after epoch {state.epoch}." if saved else planner.describe())
 
     # Model and optimiser
     model, rate, device = built or _built(inputs, precision)
-    set_average(model.optimizer, recipe, state["planned_steps"])
+    set_average(model.optimizer, recipe, state.planned_steps)
     if saved:
-        state = load_checkpoint(last, model)
-    elif begun:
+        load_checkpoint(last, model)
+    elif head:
         model.set_weights(load_weights(RunFolder(run).best_weights)[0])
 
     # Fit
     evaluated = EvaluatedWeights(inputs.clean())
     ends = budget.training_ends if budget else None
-    while not state.get("stopped") and (state["done"] < 1 or "segment" in state):
-        if "segment" not in state and not planner.enter_next(state, int(model.optimizer.iterations)):
+    while state.goes_on:
+        if state.segment is None and not planner.enter_next(state, int(model.optimizer.iterations)):
             break
-        started, first_epoch = time.perf_counter(), state["epoch"]
+        started, first_epoch = time.perf_counter(), state.epoch
         try:
             _fit_segment(
                 run, inputs, model, rate, state, device,
                 evaluated=evaluated, progress=progress, watch=watch, ends=ends,
             )  # fmt: skip
         except OutOfTimeError:
-            announce(f"Epoch {state['epoch'] + 1} would end too late: it is given up.")
+            announce(f"Epoch {state.epoch + 1} would end too late: it is given up.")
             planner.cut_short(state)
             if device is None:
                 load_checkpoint(last, model)  # the weights are in the middle of an epoch
             break
-        planner.leave(state, state["epoch"] - first_epoch, time.perf_counter() - started)
+        planner.leave(state, state.epoch - first_epoch, time.perf_counter() - started)
 
     # Save
-    if not any(map(was_validated, state["history"])) and state["epoch"]:
+    if not any(map(was_validated, state.history)) and state.epoch:
         _keep_last(run, model, evaluated, state)
     _save_plain(run, recipe, inputs.num_classes)
-    return _training(run, inputs, state, precision)
+    return _training(run, inputs, state)
 
 
 def _be_deterministic(announce: Announce) -> None:
@@ -167,15 +171,19 @@ def _be_deterministic(announce: Announce) -> None:
         announce(f"warning: on this GPU the same bits are not promised: start again with XLA_FLAGS={_JAX_FLAG}=true.")
 
 
-def _training(run: Path, inputs: Inputs, state: dict[str, Any], precision: Precision) -> Training:
+def _training(run: Path, inputs: Inputs, state: TrainingState) -> Training:
     """Say how it went, in ``log.jsonl`` too."""
-    seconds = state.get("seconds_training", 0.0)
-    RunFolder(run).log(
-        "trained", epochs=state["epoch"], best=state["best"], seconds=seconds, segments=state["segments"]
+    seconds, best = state.seconds_training, state.best or Best(state.epoch, None)
+    segments = [segment.to_dict() for segment in state.segments]
+    RunFolder(run).log("trained", epochs=state.epoch, best=asdict(best), seconds=seconds, segments=segments)
+    return Training(
+        best_epoch=best.epoch,
+        seconds=seconds,
+        processor_seconds=state.processor_seconds_training,
+        images_per_second=state.epoch * inputs.images_per_epoch / seconds if seconds else 0.0,
+        precision=state.precision,
+        plan=TrainingPlan.of(state),
     )
-    rate_seen = state["epoch"] * inputs.images_per_epoch / seconds if seconds else 0.0
-    busy = state.get("processor_seconds_training", 0.0)
-    return Training(int(state["best"]["epoch"]), seconds, busy, rate_seen, precision, TrainingPlan.of(state))
 
 
 def _fit_segment(
@@ -183,7 +191,7 @@ def _fit_segment(
     inputs: Inputs,
     model: keras.Model,
     rate: PlannedRate,
-    state: dict[str, Any],
+    state: TrainingState,
     device: OnDevice | None,
     *,
     evaluated: EvaluatedWeights,
@@ -191,11 +199,11 @@ def _fit_segment(
     watch: Watch,
     ends: float | None,
 ) -> None:
-    """Train the epochs of ``state["segment"]`` that are not done yet."""
-    settings, segment = inputs.recipe.train, Segment.from_dict(state["segment"])
-    batches = inputs.training(segment.image_px, state["epoch"])
-    rate.enter(segment, state["first_step"], segment.epochs * len(batches))
-    first_epoch, last_epoch = state["epoch"], state["first_epoch"] + segment.epochs
+    """Train the epochs of the segment under way that are not done yet."""
+    settings, segment = inputs.recipe.train, state.current
+    batches = inputs.training(segment.image_px, state.epoch)
+    rate.enter(segment, state.first_step, segment.epochs * len(batches))
+    first_epoch, last_epoch = state.epoch, state.last_epoch
     looks = _looks(settings.validate_every, last_epoch)
     checkpoints = partial(Checkpoints, RunFolder(run).checkpoints, evaluated, state, settings.patience)
     journal = partial(Journal, run, state, len(batches), progress, watch, ends)
@@ -257,9 +265,9 @@ def _built(inputs: Inputs, precision: Precision) -> tuple[keras.Model, PlannedRa
     return model, rate, OnDevice(model, rate, inputs, [stage.image_px for stage in stages_of(inputs.recipe)])
 
 
-def _size_before(state: dict[str, Any]) -> int | None:
+def _size_before(state: TrainingState) -> int | None:
     """Return the picture size of the segment before the one that is under way."""
-    return int(state["segments"][-2]["image_px"]) if len(state["segments"]) > 1 else None
+    return state.segments[-2].image_px if len(state.segments) > 1 else None
 
 
 def _time_budget(inputs: Inputs, precision: Precision, deadline: Deadline, built: Any, *, fine_tunes: bool) -> Budget:
@@ -268,11 +276,6 @@ def _time_budget(inputs: Inputs, precision: Precision, deadline: Deadline, built
         return Budget(deadline.at, {stage.image_px: inf for stage in stages_of(inputs.recipe)}, {}, 0.0, 0.0, 1)
     model, rate, device = built or _built(inputs, precision)
     return time_budget(inputs, model, rate, precision, deadline, device)
-
-
-def _precision_of(saved: dict[str, Any]) -> Precision:
-    """Return the precision of a run that goes on."""
-    return Precision(saved["name"], saved["milliseconds_per_image"], saved["reason"], saved.get("compile_seconds", 0.0))
 
 
 def _choose_precision(inputs: Inputs) -> Precision:
@@ -284,13 +287,13 @@ def _choose_precision(inputs: Inputs) -> Precision:
     )
 
 
-def _keep_last(run: Path, model: keras.Model, evaluated: EvaluatedWeights, state: dict[str, Any]) -> None:
+def _keep_last(run: Path, model: keras.Model, evaluated: EvaluatedWeights, state: TrainingState) -> None:
     """Keep the last weights, averaged and with clean statistics: without validation none are known to be better."""
     evaluated.set_model(model)
     evaluated.on_test_begin()
     evaluated.on_test_end()
-    state["best"] = {"epoch": state["epoch"], "score": None}
-    save_weights(RunFolder(run).best_weights, evaluated.weights, state["best"])
+    state.best = Best(state.epoch, None)
+    save_weights(RunFolder(run).best_weights, evaluated.weights, asdict(state.best))
 
 
 def _looks(validate_every: int, last_epoch: int) -> list[int]:

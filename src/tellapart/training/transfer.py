@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tellapart.run_folder import RunFolder
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.inputs import Inputs
 from tellapart.training.network import compiled
+from tellapart.training.state import Best
 
 Floats = NDArray[np.float32]
 
@@ -48,7 +50,7 @@ def begin_pretrained(
         until: when the head must be fitted, by `time.time`.
 
     Returns:
-        What the state of the run gains: the head is epoch 0, and fine-tuned weights are kept only if they are better.
+        The first row of the history: the head is epoch 0, and fine-tuned weights are kept only if they are better.
 
     Raises:
         InputError: the pretrained weights are not to be had.
@@ -68,11 +70,11 @@ def begin_pretrained(
     if len(validation):
         row |= _measured(model, validation, numbers, "val_")
     row["seconds"] = time.perf_counter() - began
-    best = {"epoch": 0, "score": row.get("val_loss")}
-    save_weights(RunFolder(run).best_weights, model.get_weights(), best)
+    best = Best(0, row.get("val_loss"))
+    save_weights(RunFolder(run).best_weights, model.get_weights(), asdict(best))
     RunFolder(run).write_history([row])
     RunFolder(run).log("head", penalty=penalty, **row)
-    return {"best": best, "history": [row], "seconds_training": row["seconds"]}
+    return row
 
 
 def features_file(run: Path) -> Path:
