@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError
 from tellapart.experiments.comparison import Comparison, Flip, Pair, SliceDifference, p_text, points
 from tellapart.experiments.cost import BATCH_SIZES
-from tellapart.files import sha256, write_text
+from tellapart.files import sha256
 from tellapart.records import Progress
+from tellapart.report import html
 from tellapart.report.photos import thumbnails
 
 _SHOWN = 24
@@ -31,29 +30,20 @@ def write_page(path: Path, comparison: Comparison, whereabouts: dict[str, list[P
         whereabouts: where each photo may lie, by SHA-256.
         progress: called with ("drawing the page", done, total).
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("tellapart.experiments", "page"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    templates.filters |= {"percent": _percent, "points": points, "p_text": p_text, "duration": _duration}
     progress("drawing the page", 0, 2)
     shown = [flip for pair in comparison.pairs for flips in _directions(pair) for flip in flips[:_SHOWN]]
     pictures = _pictures(shown, whereabouts)
     progress("drawing the page", 1, 2)
-    text = templates.get_template("compare.html").render(
-        comparison=comparison,
-        headline=_headline(comparison.pairs),
-        reach=max(abs(end) for pair in comparison.pairs for end in _ends(pair)) or 0.01,
-        pictures=pictures,
-        slices=[_worth_listing(pair.slices) for pair in comparison.pairs],
-        shown_at_most=_SHOWN,
-        at_once=BATCH_SIZES,
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        css=_source("tellapart.report", "page.css") + _source("tellapart.experiments", "compare.css"),
-    )
-    write_text(path, text)
+    values = {
+        "comparison": comparison,
+        "headline": _headline(comparison.pairs),
+        "reach": max(abs(end) for pair in comparison.pairs for end in _ends(pair)) or 0.01,
+        "pictures": pictures,
+        "slices": [_worth_listing(pair.slices) for pair in comparison.pairs],
+        "shown_at_most": _SHOWN,
+        "at_once": BATCH_SIZES,
+    }
+    html.write_page(path, "compare.html", values, {"points": points, "p_text": p_text})
     progress("drawing the page", 2, 2)
     return path
 
@@ -96,20 +86,3 @@ def _directions(pair: Pair) -> tuple[tuple[Flip, ...], tuple[Flip, ...]]:
 def _ends(pair: Pair) -> tuple[float, float]:
     interval = pair.differences["accuracy"].interval
     return interval.low, interval.high
-
-
-def _source(package: str, name: str) -> str:
-    from importlib.resources import files
-
-    return (files(package) / "page" / name).read_text("utf-8")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _duration(seconds: float | None) -> Any:
-    """Return seconds as a person would say them."""
-    if seconds is None:
-        return "–"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

@@ -47,7 +47,7 @@ def open_finished_run(folder: Path, name: str) -> FinishedRun:
     run = RunFolder(folder)
     missing = [file for file in _NEEDED if not (folder / file).is_file()]
     if missing:
-        hint = f" Finish it: tellapart train --resume {folder}." if run.is_begun else ""
+        hint = f" Finish it: tellapart train --resume {folder}." if run.recipe_path.is_file() else ""
         raise RunError(
             f"{folder} is not a finished run: it has no {missing[0]}. Expected a run folder made by tellapart train."
             + hint

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from tellapart.evaluation.features import nearest_neighbours
 from tellapart.evaluation.metrics import confusion_matrix
 from tellapart.evaluation.ranking import macro_average
 from tellapart.explain.overlay import overlay
-from tellapart.files import json_in_html, read_json, write_text
+from tellapart.files import json_in_html, read_json
 from tellapart.records import SPLITS, Progress
-from tellapart.report import figures
+from tellapart.report import figures, html
 from tellapart.report.attribution import SUREST
 from tellapart.report.examine import Findings
 from tellapart.report.photos import coarse_heat, encoded, thumbnails
-from tellapart.report.verdict import percent, verdict
+from tellapart.report.verdict import verdict
 from tellapart.run_folder import RunFolder, RunRecord
 from tellapart.training.selection import best_epoch
 
@@ -41,40 +40,30 @@ def write_page(path: Path, run: Path, found: Findings, *, progress: Progress) ->
         found: all that was computed.
         progress: called with ("drawing the page", done, total).
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("tellapart.report", "page"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    templates.filters |= {"percent": percent, "words": lambda name: str(name).replace("_", " ")}
     health = read_json(RunFolder(run).health_path)["findings"] if RunFolder(run).health_path.is_file() else []
     progress("drawing the page", 0, 2)
     photos = _photos(found)
     progress("drawing the page", 1, 2)
-    loader = templates.loader
-    assert loader is not None
-    source = {name: loader.get_source(templates, name)[0] for name in ("page.css", "page.js")}
-    text = templates.get_template("page.html").render(
-        found=found,
-        side=found.subject.main,
-        metrics=found.metrics[found.subject.main],
-        sides=[name for name in SPLITS if name in found.metrics],
-        verdict=verdict(found, health),
-        health=health,
-        confusion=_confusion(found),
-        averages=macro_average(found.ranking),
-        drawn=_figures(run, found),
-        suspects=_suspects(found),
-        looks=_looks(found),
-        sanity=list(zip(found.looks.sanity.layers, found.looks.sanity.correlation, strict=True)) if found.looks else [],
-        photos=json_in_html(photos),
-        again=_again(run),
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        css=source["page.css"],
-        js=source["page.js"],
-    )
-    write_text(path, text)
+    values = {
+        "found": found,
+        "side": found.subject.main,
+        "metrics": found.metrics[found.subject.main],
+        "sides": [name for name in SPLITS if name in found.metrics],
+        "verdict": verdict(found, health),
+        "health": health,
+        "confusion": _confusion(found),
+        "averages": macro_average(found.ranking),
+        "drawn": _figures(run, found),
+        "suspects": _suspects(found),
+        "looks": _looks(found),
+        "sanity": list(zip(found.looks.sanity.layers, found.looks.sanity.correlation, strict=True))
+        if found.looks
+        else [],
+        "photos": json_in_html(photos),
+        "again": _again(run),
+        "js": html.source("page.js"),
+    }
+    html.write_page(path, "page.html", values)
     progress("drawing the page", 2, 2)
     return path
 

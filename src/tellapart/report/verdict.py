@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tellapart.report.examine import Findings
+from tellapart.report.html import percent
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,3 @@ def _overfits(found: Findings) -> bool:
     if "train" not in found.metrics or "intervals" not in side:
         return False
     return bool(found.subject.main != "train" and found.metrics["train"]["accuracy"] > side["intervals"]["accuracy"][1])
-
-
-def percent(share: float) -> str:
-    """Return a share as text with one decimal."""
-    return f"{100 * share:.1f} %"

@@ -4,42 +4,25 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tellapart.experiments.ablation.result import Ablation, Row
 from tellapart.experiments.comparison import p_text, points
-from tellapart.files import atomic_file, write_text
+from tellapart.files import atomic_file
+from tellapart.report import html
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#8c959f"
 
 
 def write_page(folder: Path, ablation: Ablation) -> None:
     """Write ``ablation.html`` and ``ablation.png`` into the folder."""
-    from importlib.resources import files
-
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     drawn = draw_differences(ablation)
     with atomic_file(folder / "ablation.png") as stream:
         stream.write(drawn)
-    templates = Environment(
-        loader=PackageLoader("tellapart.experiments", "page"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    templates.filters |= {"points": points, "p_text": p_text}
-    styles = [("tellapart.report", "page.css"), ("tellapart.experiments", "compare.css")]
-    styles.append(("tellapart.experiments", "ablation.css"))
-    css = "".join((files(package) / "page" / name).read_text("utf-8") for package, name in styles)
-    text = templates.get_template("ablation.html").render(
-        ablation=ablation,
-        picture=base64.b64encode(drawn).decode(),
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        css=css,
-    )
-    write_text(folder / "ablation.html", text)
+    values = {"ablation": ablation, "picture": base64.b64encode(drawn).decode()}
+    html.write_page(folder / "ablation.html", "ablation.html", values, {"points": points, "p_text": p_text})
 
 
 def draw_differences(ablation: Ablation) -> bytes:

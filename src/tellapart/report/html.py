@@ -1,0 +1,67 @@
+"""The one renderer: a template and values become one HTML file that needs nothing else. Knows no numbers.
+
+All pages share ``base.html`` and ``page.css``; a new page is a template that extends the one and, where it must, adds
+to the other under the class of its body.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tellapart.files import write_text
+
+_PACKAGES = ("tellapart.report", "tellapart.experiments")
+"""Their folders ``page`` hold the templates; names differ."""
+
+
+def write_page(
+    path: Path, template: str, values: Mapping[str, Any], filters: Mapping[str, Callable[..., str]] | None = None
+) -> Path:
+    """Render a template into a file. Text is escaped, unless the template calls it safe.
+
+    Args:
+        path: the file.
+        template: its name, "compare.html".
+        values: by name; what a template asks for and does not get is an error.
+        filters: beside Jinja's own.
+
+    Returns:
+        `path`.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    loader = ChoiceLoader([PackageLoader(package, "page") for package in _PACKAGES])
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pages.filters |= {**_FILTERS, **(filters or {})}
+    css = loader.get_source(pages, "page.css")[0]
+    write_text(path, pages.get_template(template).render(**values, css=css, made=time.strftime("%Y-%m-%d %H:%M")))
+    return path
+
+
+def source(name: str) -> str:
+    """Return the text of a file beside the report's templates, such as its script."""
+    from importlib.resources import files
+
+    return (files("tellapart.report") / "page" / name).read_text("utf-8")
+
+
+def percent(share: float) -> str:
+    """Return a share as text with one decimal."""
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as a person would say them."""
+    if seconds is None:
+        return "–"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+_FILTERS: dict[str, Callable[..., str]] = {
+    "percent": percent,
+    "duration": duration,
+    "words": lambda name: str(name).replace("_", " "),
+}
