@@ -116,7 +116,7 @@ def test_what_cannot_be_compared_says_why(runs: list[Path], tmp_path: Path):
         tellapart.compare(runs, against="last")
     lines = (runs[1] / "predictions.csv").read_text().splitlines(keepends=True)
     (runs[1] / "predictions.csv").write_text("".join(lines[:-1]))
-    with pytest.raises(RunError, match=r"does not speak of the photos in manifest\.csv"):
+    with pytest.raises(RunError, match=r"does not match manifest\.csv"):
         tellapart.compare(runs)
 
 

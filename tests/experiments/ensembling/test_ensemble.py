@@ -265,7 +265,7 @@ def test_a_teacher_that_does_not_know_the_photos_is_refused(tmp_path: Path):
     assert said[60].tolist() == [1 / 3] * 3
     with pytest.raises(InputError, match=r"Expected the student's classes, NA, cat, fox"):
         teacher_for(run, photos, ["NA", "cat", "fox"])
-    with pytest.raises(InputError, match="no finished run folder"):
+    with pytest.raises(InputError, match="not a finished run folder"):
         teacher_for(tmp_path, photos, ["NA", "cat", "dog"])
 
 
