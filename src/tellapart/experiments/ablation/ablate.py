@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,13 @@ from tellapart.experiments.ablation.plan import RECIPE, Variant, chosen, ingredi
 from tellapart.experiments.ablation.result import Ablation, tables
 from tellapart.experiments.ablation.summary import Outcome, summarise
 from tellapart.experiments.cost import cost_of
+from tellapart.experiments.jobs import Job, run_job, tidy
 from tellapart.files import read_json, write_json, write_text
 from tellapart.records import Progress, no_progress
-from tellapart.run import prepared_folder, train
+from tellapart.run import prepared_folder
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe, load_recipe, save_recipe, with_settings
 from tellapart.training.callbacks import Announce
-from tellapart.training.network import forget_networks
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,8 @@ def ablate(
 
     # The recipe itself, whose first run settles the precision of all
     base = Variant(RECIPE, "", "final: the recipe", {})
-    _run(_place(folder, base, 0), photos, base.recipe(recipe, 0), table, cache=cache, progress=progress)
+    pictures = Path(cache) if cache is not None else None
+    _run(Job(_place(folder, base, 0), base.recipe(recipe, 0), table), cache=pictures, progress=progress)
     precision = _precision_of(_place(folder, base, 0))
     recipe = with_settings(recipe, {"train.precision": precision})
     others = ingredients(recipe, precision)
@@ -95,7 +95,7 @@ def ablate(
     started, trained = time.time(), 0
     for done, (variant, seed) in enumerate(todo, start=1):
         began, where = time.time(), _place(folder, variant, seed)
-        if _run(where, photos, variant.recipe(recipe, seed), table, cache=cache, progress=progress):
+        if _run(Job(where, variant.recipe(recipe, seed), table), cache=pictures, progress=progress):
             trained += 1
             left = (time.time() - started) / trained * (len(todo) - done) / 60
             announce(
@@ -127,31 +127,15 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         save_recipe(recipe, kept)
 
 
-def _run(
-    folder: Path,
-    photos: str | os.PathLike[str],
-    recipe: Recipe,
-    table: Path,
-    *,
-    cache: str | os.PathLike[str] | None,
-    progress: Progress,
-) -> bool:
-    """Train once, or go on; return whether there was anything to do."""
-    run = RunFolder(folder)
-    if run.is_finished or (folder / _STOPPED).exists():
+def _run(job: Job, *, cache: Path | None, progress: Progress) -> bool:
+    """Train once, or resume; return whether there was anything to do."""
+    if job.run.is_finished or (job.folder / _STOPPED).exists():
         return False
-    if folder.exists() and not run.has_photos:  # killed before it began
-        shutil.rmtree(folder)
     try:
-        if folder.exists():
-            train(resume=folder, cache=cache, progress=progress, announce=logger.info)
-        else:
-            train(photos, recipe=recipe, prepared=table, out=folder, cache=cache, progress=progress)
+        run_job(job, cache=cache, progress=progress)
     except TrainingStoppedError as error:
-        write_json(folder / _STOPPED, {"error": str(error)})
-    run.last_checkpoint.unlink(missing_ok=True)
-    shutil.rmtree(run.tensorboard, ignore_errors=True)
-    forget_networks()
+        write_json(job.folder / _STOPPED, {"error": str(error)})
+    tidy(job.folder)
     return True
 
 

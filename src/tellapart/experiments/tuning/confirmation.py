@@ -6,18 +6,16 @@ is new: seeds and test photos.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.evaluation.multi_seed import compare_over_seeds
+from tellapart.experiments.jobs import Job, run_job
 from tellapart.experiments.tuning.result import Confirmation
 from tellapart.records import Progress
-from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import Announce
 
@@ -55,27 +53,13 @@ def confirm(
             def named(what: str, done: int, total: int, run: Path = run) -> None:
                 progress(f"confirming, {run.name}: {what}", done, total)
 
-            _train(run, prepared, seeded, cache=cache, progress=named)
+            run_job(Job(run, seeded, prepared), cache=cache, progress=named)
             correct, groups = _right_on_test(run)
             right[side].append(correct)
             announce(f"{'tuned' if side == 'tuned' else name}, seed {seed}: {right[side][-1].mean():.3f} on test")
     first, second = np.stack(right["recipe"]), np.stack(right["tuned"])
     accuracies = tuple((float(a), float(b)) for a, b in zip(first.mean(axis=1), second.mean(axis=1), strict=True))
     return Confirmation(name, tuple(seeds), accuracies, first.shape[1], compare_over_seeds(first, second, groups))
-
-
-def _train(run: Path, prepared: Path, recipe: Recipe, *, cache: Path | None, progress: Progress) -> None:
-    from tellapart.run import train
-    from tellapart.training.network import forget_networks
-
-    options: dict[str, Any] = {"cache": cache, "progress": progress, "announce": lambda line: None}
-    if RunFolder(run).has_photos:
-        train(resume=run, **options)
-    else:
-        shutil.rmtree(run, ignore_errors=True)  # it was killed before it had its table of photos
-        photos = RunFolder(prepared).record().request.photos
-        train(photos, recipe=recipe, prepared=prepared, out=run, **options)
-    forget_networks()
 
 
 def _right_on_test(run: Path) -> tuple[NDArray[np.bool_], NDArray[np.int64] | None]:

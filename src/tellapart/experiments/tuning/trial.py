@@ -6,18 +6,16 @@ A trial leaves its folder small: of all runs only the few best keep their weight
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tellapart.errors import TrainingStoppedError
+from tellapart.experiments.jobs import Job, run_job
 from tellapart.experiments.tuning.search_space import Space, Value, recipe_with
 from tellapart.experiments.tuning.study import first_rung
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress
-from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
 from tellapart.training.callbacks import Watch
 
@@ -115,30 +113,13 @@ def run_trial(
     Returns:
         What it reached; None where its loss was no longer finite.
     """
-    from tellapart.run import train
-    from tellapart.training.network import forget_networks
-
-    photos = RunFolder(search.visible).record().request.photos
-    options: dict[str, Any] = {
-        "cache": search.cache,
-        "progress": progress,
-        "watch": watch,
-        "announce": lambda line: None,
-    }
+    job = Job(folder, trial_recipe(search, values), search.visible)
     try:
-        # Without its table of photos a run would scan them again, test photos among them.
-        if RunFolder(folder).has_photos and RunFolder(folder).is_begun:
-            run = train(resume=folder, **options)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            recipe = trial_recipe(search, values)
-            run = train(photos, recipe=recipe, prepared=search.visible, out=folder, **options)
+        metrics = run_job(job, cache=search.cache, progress=progress, watch=watch)
     except TrainingStoppedError:
         return None
-    finally:
-        forget_networks()
-    found = run.metrics["validation"]
-    return Measured(found["accuracy"], found["loss"], run.metrics["best_epoch"])
+    found = metrics["validation"]
+    return Measured(found["accuracy"], found["loss"], metrics["best_epoch"])
 
 
 def milliseconds(search: Search, folder: Path, recipe: Recipe) -> float:
@@ -154,13 +135,3 @@ def milliseconds(search: Search, folder: Path, recipe: Recipe) -> float:
         (measured,) = with_speed([folder], [cost])
         write_json(known, {"ms_per_image": (measured.ms_per_image or {})[1]})
     return float(read_json(known)["ms_per_image"])
-
-
-def tidy(folder: Path, *, keep_weights: bool) -> None:
-    """Delete what only a run that goes on needs, and the weights too where they are not to be kept."""
-    run = RunFolder(folder)
-    shutil.rmtree(run.tensorboard, ignore_errors=True)
-    run.last_checkpoint.unlink(missing_ok=True)
-    if not keep_weights:
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        run.model_path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tellapart.experiments.jobs import tidy
 from tellapart.experiments.tuning.result import Trial, winner_of
 from tellapart.experiments.tuning.search_space import values_of
 from tellapart.experiments.tuning.study import (
@@ -21,7 +22,7 @@ from tellapart.experiments.tuning.study import (
     suggest,
     work_through,
 )
-from tellapart.experiments.tuning.trial import KEPT, Search, milliseconds, run_trial, tidy, trial_recipe
+from tellapart.experiments.tuning.trial import KEPT, Search, milliseconds, run_trial, trial_recipe
 from tellapart.records import Progress
 from tellapart.training.callbacks import Announce
 

@@ -1,0 +1,78 @@
+"""One way to run many runs: a job is a recipe, a prepared table of photos and a folder. Knows nothing of what for.
+
+An experiment lists its jobs; `run_job` does one of them, here and now. What runs them elsewhere, or several at once,
+needs no more than a job holds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tellapart.records import Progress
+from tellapart.run_folder import RunFolder
+from tellapart.settings import Recipe
+from tellapart.training.callbacks import Watch, unwatched
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run that an experiment needs.
+
+    Attributes:
+        folder: of the run.
+        recipe: what to do.
+        prepared: a folder with the table of photos and their split; nothing else is looked at.
+    """
+
+    folder: Path
+    recipe: Recipe
+    prepared: Path
+
+    @property
+    def run(self) -> RunFolder:
+        """The run's files."""
+        return RunFolder(self.folder)
+
+
+def run_job(job: Job, *, cache: Path | None, progress: Progress, watch: Watch = unwatched) -> dict[str, Any]:
+    """Do a job, or what is left of it, and forget its network.
+
+    Args:
+        job: what to do.
+        cache: the folder for decoded pictures; None: the user's.
+        progress: called often with (what, done, total).
+        watch: called with each epoch's row of the history; what it raises ends the run, which can be resumed.
+
+    Returns:
+        The contents of ``metrics.json``.
+
+    Raises:
+        InputError: the photos or the recipe cannot be used.
+        TrainingStoppedError: the loss is no longer finite; its checkpoints stay.
+    """
+    from tellapart.run import train
+    from tellapart.training.network import forget_networks
+
+    options: dict[str, Any] = {"cache": cache, "progress": progress, "watch": watch, "announce": lambda line: None}
+    try:
+        # Without its table of photos a run would scan them again, and a trial would see its test photos.
+        if job.run.is_begun and job.run.has_photos:
+            return train(resume=job.folder, **options).metrics
+        shutil.rmtree(job.folder, ignore_errors=True)
+        photos = RunFolder(job.prepared).record().request.photos
+        return train(photos, recipe=job.recipe, prepared=job.prepared, out=job.folder, **options).metrics
+    finally:
+        forget_networks()
+
+
+def tidy(folder: Path, *, keep_weights: bool = True) -> None:
+    """Delete what only a resumed run needs, and the weights too where they are not to be kept."""
+    run = RunFolder(folder)
+    shutil.rmtree(run.tensorboard, ignore_errors=True)
+    run.last_checkpoint.unlink(missing_ok=True)
+    if not keep_weights:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        run.model_path.unlink(missing_ok=True)
