@@ -52,7 +52,7 @@ def _table(title: str, rows: list[Row]) -> object:
     from rich.table import Table
 
     from tellapart.cli.show import escaped
-    from tellapart.experiments.comparison import points
+    from tellapart.evaluation.wording import points
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("", overflow="fold", min_width=16)
@@ -76,6 +76,6 @@ def _table(title: str, rows: list[Row]) -> object:
 
 
 def _chance(p_value: float | None) -> str:
-    from tellapart.experiments.comparison import p_text
+    from tellapart.evaluation.wording import p_text
 
     return "–" if p_value is None else p_text(p_value).removeprefix("p = ").removeprefix("p ")

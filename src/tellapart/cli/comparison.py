@@ -73,7 +73,7 @@ def table_of_pairs(found: Comparison) -> object:
     from rich.table import Table
 
     from tellapart.cli.show import escaped
-    from tellapart.experiments.comparison import p_text, points
+    from tellapart.evaluation.wording import p_text, points
 
     table = Table(
         title="Second less first; flips: photos that only the first, only the second got right",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tellapart.data.image_file import read_file
 from tellapart.errors import DecodeError
-from tellapart.experiments.comparison import Comparison, Flip, Pair, SliceDifference, p_text, points
+from tellapart.experiments.comparison import Comparison, Flip, Pair, SliceDifference
 from tellapart.experiments.cost import BATCH_SIZES
 from tellapart.files import sha256
 from tellapart.records import Progress
@@ -43,7 +43,7 @@ def write_page(path: Path, comparison: Comparison, whereabouts: dict[str, list[P
         "shown_at_most": _SHOWN,
         "at_once": BATCH_SIZES,
     }
-    html.write_page(path, "compare.html", values, {"points": points, "p_text": p_text})
+    html.write_page(path, "compare.html", values)
     progress("drawing the page", 2, 2)
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from tellapart.evaluation.wording import p_text, points
 from tellapart.experiments.cost import Cost
 from tellapart.records import Interval
 
@@ -158,17 +159,6 @@ class Comparison:
         for pair, found in zip(values["pairs"], self.pairs, strict=True):
             pair |= {"winner": found.winner, "verdict": found.verdict}
         return dict(values)
-
-
-def points(share: float) -> str:
-    """Return a difference of shares in percentage points, with its sign."""
-    text = f"{100 * share:+.1f}".replace("-", "−")
-    return "0.0" if text in ("−0.0", "+0.0") else text
-
-
-def p_text(p_value: float) -> str:
-    """Return a p-value as text, "p = 0.012"."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{3 if p_value < 0.1 else 2}f}"
 
 
 def plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tellapart.evaluation.wording import p_text, percent, points
 from tellapart.files import write_text
 
 _PACKAGES = ("tellapart.report", "tellapart.experiments")
@@ -48,11 +49,6 @@ def source(name: str) -> str:
     return (files("tellapart.report") / "page" / name).read_text("utf-8")
 
 
-def percent(share: float) -> str:
-    """Return a share as text with one decimal."""
-    return f"{100 * share:.1f} %"
-
-
 def duration(seconds: float | None) -> str:
     """Return seconds as a person would say them."""
     if seconds is None:
@@ -62,6 +58,8 @@ def duration(seconds: float | None) -> str:
 
 _FILTERS: dict[str, Callable[..., str]] = {
     "percent": percent,
+    "points": points,
+    "p_text": p_text,
     "duration": duration,
     "words": lambda name: str(name).replace("_", " "),
 }

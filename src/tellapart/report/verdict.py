@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tellapart.evaluation.wording import percent
 from tellapart.report.examine import Findings
-from tellapart.report.html import percent
 
 
 @dataclass(frozen=True)

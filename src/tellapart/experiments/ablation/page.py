@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.experiments.ablation.result import Ablation, Row
-from tellapart.experiments.comparison import p_text, points
 from tellapart.files import atomic_file
 from tellapart.report import html
 
@@ -22,7 +21,7 @@ def write_page(folder: Path, ablation: Ablation) -> None:
     with atomic_file(folder / "ablation.png") as stream:
         stream.write(drawn)
     values = {"ablation": ablation, "picture": base64.b64encode(drawn).decode()}
-    html.write_page(folder / "ablation.html", "ablation.html", values, {"points": points, "p_text": p_text})
+    html.write_page(folder / "ablation.html", "ablation.html", values)
 
 
 def draw_differences(ablation: Ablation) -> bytes:

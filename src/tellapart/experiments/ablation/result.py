@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tellapart.evaluation.multi_seed import Estimate
-from tellapart.experiments.comparison import p_text, plain, points
+from tellapart.evaluation.wording import p_text, points
+from tellapart.experiments.comparison import plain
 
 _CHANCE = 0.05
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tellapart.evaluation.intervals import mean_interval
 from tellapart.evaluation.multi_seed import Estimate, Right, accuracy_over_seeds, compare_over_seeds
 from tellapart.evaluation.paired import holm
+from tellapart.evaluation.wording import p_text, points
 from tellapart.experiments.ablation.plan import RECIPE, Variant
 from tellapart.experiments.ablation.result import Ablation, Insight, Row
-from tellapart.experiments.comparison import p_text, points
 from tellapart.records import Interval
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tellapart.experiments.comparison import p_text, points
 from tellapart.experiments.tuning import figures
 from tellapart.experiments.tuning.result import Tuning
 from tellapart.report import html
@@ -22,7 +21,7 @@ def write_page(path: Path, found: Tuning) -> None:
         "figures": _figures(found),
         "slices": figures.slices(found),
     }
-    html.write_page(path, "tune.html", values, {"points": points, "p_text": p_text, "value": _value})
+    html.write_page(path, "tune.html", values, {"value": _value})
 
 
 def _figures(found: Tuning) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.evaluation.multi_seed import Estimate
-from tellapart.experiments.comparison import p_text, points
+from tellapart.evaluation.wording import p_text, points
 from tellapart.experiments.tuning.search_space import Value
 from tellapart.settings import Recipe
 
