@@ -269,3 +269,10 @@ def test_a_watched_run_stops_when_told_and_goes_on_from_there(uninterrupted: Pat
     run = tellapart.train(resume=again, cache=cache)
     assert run.metrics["processor_seconds_training"] > 0
     assert same_weights(again, uninterrupted)
+
+
+def test_a_run_has_the_verbs_of_the_package(uninterrupted: Path, photos: Path):
+    run = tellapart.Run(uninterrupted, json.loads((uninterrupted / "metrics.json").read_text()))
+    images = sorted(photos.glob("*/*.*"))[:3]
+    assert run.predict(images, top_k=1) == tellapart.predict(uninterrupted, images, top_k=1)
+    assert run.load().classes == tellapart.load(uninterrupted).classes

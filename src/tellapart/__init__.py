@@ -5,9 +5,16 @@ Nothing heavy is imported until it is used.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tellapart.records import Prediction, Progress, no_progress
+
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tellapart.bundles.bundle import open_bundle
     from tellapart.bundles.latency import benchmark
     from tellapart.bundles.predictor import BundleClassifier
@@ -21,19 +28,22 @@ if TYPE_CHECKING:
     from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
-    from tellapart.run import train
+    from tellapart.run import Run, train
     from tellapart.settings import Recipe, load_recipe
+    from tellapart.shipping.export import export
 
 __version__ = "0.1.0"
 __all__ = [
-    "BundleClassifier", "Classifier", "Recipe", "ablate", "benchmark", "check", "compare", "draw", "ensemble",
-    "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce", "train", "tune",
+    "BundleClassifier", "Classifier", "Prediction", "Recipe", "Run", "ablate", "benchmark", "check", "compare", "draw",
+    "ensemble", "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce", "train",
+    "tune",
 ]  # fmt: skip
 
 _HOMES = {
     "BundleClassifier": "bundles.predictor",
     "Classifier": "evaluation.predict",
     "Recipe": "settings",
+    "Run": "run",
     "ablate": "experiments.ablation.ablate",
     "benchmark": "bundles.latency",
     "check": "data.health",
@@ -41,6 +51,7 @@ _HOMES = {
     "draw": "data.drawn",
     "ensemble": "experiments.ensembling.ensemble",
     "evaluate": "report.evaluate",
+    "export": "shipping.export",
     "heat_maps": "explain.files",
     "load_recipe": "settings",
     "open_bundle": "bundles.bundle",
@@ -50,7 +61,7 @@ _HOMES = {
 }
 
 
-def load(model: Any) -> Any:
+def load(model: str | os.PathLike[str]) -> Classifier | BundleClassifier:
     """Open a finished run, or a bundle made from one, for prediction. A bundle needs neither Keras nor TensorFlow.
 
     Args:
@@ -74,17 +85,25 @@ def load(model: Any) -> Any:
     return load_run(model)
 
 
-def export(run: Any, to: Any, *, cache: Any = None, **options: Any) -> Any:
-    """Make a bundle of a finished run: `tellapart.shipping.export.export`, with the user's cache folder."""
-    from tellapart.data.cache import default_cache
-    from tellapart.shipping.export import export as export_run
+def predict(
+    model: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str] | NDArray[np.uint8]],
+    *,
+    top_k: int = 3,
+    progress: Progress = no_progress,
+) -> list[Prediction]:
+    """Classify images with a finished run or a bundle: ``tellapart.load(model).predict(images)``.
 
-    return export_run(run, to, cache=default_cache() if cache is None else cache, **options)
+    Args:
+        model: a run folder or a bundle.
+        images: files, or pictures as (height, width, 3) uint8 RGB arrays of any size.
+        top_k: how many classes to list.
+        progress: called with ("predicting", done, total).
 
-
-def predict(model: Any, images: Any, **options: Any) -> Any:
-    """Name images with a finished run or a bundle: ``tellapart.load(model).predict(images)``."""
-    return load(model).predict(images, **options)
+    Returns:
+        One `Prediction` per image, in their order; one that cannot be read has an ``error``.
+    """
+    return load(model).predict(images, top_k=top_k, progress=progress)
 
 
 def __getattr__(name: str) -> Any:

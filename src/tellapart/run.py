@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tellapart.data.cache import default_cache, open_rows
 from tellapart.data.duplicates import near_duplicates, units
@@ -19,7 +19,7 @@ from tellapart.errors import InputError, RunError
 from tellapart.evaluation.measure import measure
 from tellapart.evaluation.predictions import teacher_for
 from tellapart.files import write_json
-from tellapart.records import SPLITS, Manifest, Progress, no_progress
+from tellapart.records import SPLITS, Manifest, Prediction, Progress, no_progress
 from tellapart.run_folder import RunFolder, RunRequest, new_folder
 from tellapart.settings import Recipe, fitting_recipe, load_recipe, save_recipe
 from tellapart.training.callbacks import Announce, Watch, unwatched
@@ -31,6 +31,14 @@ from tellapart.training.planning import TrainingPlan
 from tellapart.training.time_plan import plan_for_time
 from tellapart.training.timing import Deadline
 from tellapart.training.train import Training, precision_ahead, train_network
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tellapart.bundles.bundle import Bundle
+    from tellapart.evaluation.predict import Classifier
+    from tellapart.report.evaluate import Report
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +54,57 @@ class Run:
 
     path: Path
     metrics: dict[str, Any]
+
+    def load(self) -> Classifier:
+        """Open the trained network."""
+        from tellapart.evaluation.predict import load
+
+        return load(self.path)
+
+    def predict(
+        self,
+        images: Sequence[str | os.PathLike[str] | NDArray[np.uint8]],
+        *,
+        top_k: int = 3,
+        progress: Progress = no_progress,
+    ) -> list[Prediction]:
+        """Classify images; one that cannot be read gets an error and costs the others nothing.
+
+        The network is opened for each call: for many calls, keep what `load` returns.
+
+        Args:
+            images: files, or pictures as (height, width, 3) uint8 RGB arrays of any size.
+            top_k: how many classes to list.
+            progress: called with ("predicting", done, total).
+        """
+        return self.load().predict(images, top_k=top_k, progress=progress)
+
+    def evaluate(
+        self,
+        photos: str | os.PathLike[str] | None = None,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        progress: Progress = no_progress,
+    ) -> Report:
+        """Write the report: `tellapart.evaluate` of this run."""
+        import tellapart
+
+        return tellapart.evaluate(self.path, photos, out=out, cache=cache, progress=progress)
+
+    def export(
+        self,
+        to: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        formats: Sequence[str] = (),
+        cache: str | os.PathLike[str] | None = None,
+        progress: Progress = no_progress,
+    ) -> Bundle:
+        """Make a bundle, verified against this run's network: `tellapart.export` of this run."""
+        import tellapart
+
+        return tellapart.export(self.path, to, name=name, formats=formats, cache=cache, progress=progress)
 
 
 def train(

@@ -31,7 +31,7 @@ from tellapart.bundles.bundle import (
     write_record,
 )
 from tellapart.bundles.runtimes import RUNTIMES
-from tellapart.data.cache import Pictures, open_rows
+from tellapart.data.cache import Pictures, default_cache, open_rows
 from tellapart.data.decode import DECODER_VERSION, decode, decode_square
 from tellapart.data.image_file import read_file
 from tellapart.data.metadata import without_metadata
@@ -71,7 +71,7 @@ def export(
     name: str | None = None,
     formats: Sequence[str] = (),
     coverage: float = COVERAGE,
-    cache: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
     announce: Callable[[str], None] = logger.info,
 ) -> Bundle:
@@ -83,7 +83,7 @@ def export(
         name: of the model; None: the run folder's.
         formats: any of "openvino", "litert", "saved_model", "keras", beside ONNX.
         coverage: that the prediction sets promise, 0 to 1.
-        cache: the folder for decoded pictures.
+        cache: the folder for decoded pictures; None: the user's.
         progress: called often with (what, done, total).
         announce: called with single lines.
 
@@ -97,7 +97,7 @@ def export(
     _check(place, name, formats, coverage)
     classifier = load(folder)
     classifier.max_pixels = RunFolder(folder).recipe().data.max_pixels
-    photos = _photos(folder, classifier, Path(cache), progress)
+    photos = _photos(folder, classifier, default_cache() if cache is None else Path(cache), progress)
     part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
