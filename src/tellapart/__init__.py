@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BundleClassifier", "Classifier", "Prediction", "Recipe", "Run", "ablate", "benchmark", "check", "compare", "draw",
-    "ensemble", "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce", "train",
-    "tune",
+    "ensemble", "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce",
+    "train", "tune",
 ]  # fmt: skip
 
 _HOMES = {
