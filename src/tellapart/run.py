@@ -134,7 +134,7 @@ def train(
         out: the new run folder; None: ``runs/NAME-DATE``.
         resume: an interrupted run folder to go on with, by its own recipe and time budget; only `photos`, where they
             have moved, can be given beside it.
-        split_from: an earlier run; photos it knows keep their side.
+        split_from: an earlier run; photos it knows stay in their split.
         cache: the folder for decoded pictures; None: the user's cache folder.
         prepared: a run folder of the same photos, or one that `prepare` made: its table of photos and its split are
             taken over, and nothing is scanned or checked.

@@ -161,7 +161,7 @@ def test_an_unknown_class_is_refused_and_the_nearest_is_named(tmp_path):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one epoch on a table that gives a train and a validation side and no test side."""
+    """A run of one epoch on a table that gives a train and a validation split and no test split."""
     here = tmp_path_factory.mktemp("subject")
     make_classes(here / "photos", {"ant": 12, "bee": 12})
     (here / "photos" / "bee" / "broken.jpg").write_bytes(b"\xff\xd8\xff no")

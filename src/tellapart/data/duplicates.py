@@ -123,7 +123,7 @@ def _beside_another_kind(
 
 
 def units(manifest: Manifest, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each row of the manifest the number of its unit: photos that must stay on one side.
+    """Return for each row of the manifest the number of its unit: photos that must stay in one split.
 
     A unit joins near duplicates, and all photos of one group (the ``group`` column) with them.
     """

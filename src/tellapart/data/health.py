@@ -276,7 +276,7 @@ def duplicates(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
                 kind,
                 "warning" if share > DUPLICATE_SHARE else "note",
                 f"{count:,} photos ({share:.1%}) {what}, in {least}{num_pairs:,} pairs. tellapart keeps them on "
-                "one side of the split it draws, so no test photo is known from training; but they count "
+                "one split that it draws, so no test photo is known from training; but they count "
                 "more than once. Delete all but one of each.",
                 count,
                 _pair_paths(manifest, found),

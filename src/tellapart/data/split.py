@@ -21,7 +21,7 @@ def split(
 ) -> pd.Series:
     """Give every readable photo a side.
 
-    A unit (near duplicates and groups, see `duplicates.units`) stays on one side. Its side follows
+    A unit (near duplicates and groups, see `duplicates.units`) stays in one split. Its side follows
     from the content of its photos and `seed` alone: the smallest SHA-256 among them becomes a number
     in [0, 1), and the number falls into a side. So a photo's side does not depend on the other
     photos, and adding photos moves none, with one exception that no rule without memory can avoid: a

@@ -37,7 +37,7 @@ def measure(
     *,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Predict every photo with the run's ``model.keras``, calibrate it, and measure each side of the split.
+    """Predict every photo with the run's ``model.keras``, calibrate it, and measure each split.
 
     Writes ``predictions.csv``, ``features.npz``, ``curves.png`` and the calibrated ``model.keras`` into the run folder:
     every command that opens the run gives the probabilities that were measured here.

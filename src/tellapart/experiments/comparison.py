@@ -141,7 +141,7 @@ class Comparison:
     Attributes:
         runs: those compared, in their order.
         pairs: each with every other, or each with the first.
-        num_photos: that all were judged on: in every run's test side, and in no run's training or validation side.
+        num_photos: that all were judged on: in every run's test split, and in no run's training or validation split.
         num_groups: in how many groups they stand, of near copies or of one object, in any of the runs; tests and
             intervals count these.
         relabelled: photos left out since their label is not the same everywhere.

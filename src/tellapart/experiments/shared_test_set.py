@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from tellapart.errors import InputError
 from tellapart.experiments.finished_run import FinishedRun
 
-_WANTED = {"test": "is in the test side of all", "validation": "one was validated on and none trained on"}
+_WANTED = {"test": "is in the test split of all", "validation": "one was validated on and none trained on"}
 
 
 def refuse_other_classes(runs: Sequence[FinishedRun]) -> None:
@@ -38,7 +38,7 @@ def refuse_other_classes(runs: Sequence[FinishedRun]) -> None:
 def shared_photos(runs: Sequence[FinishedRun], side: str = "test") -> tuple[list[NDArray[np.int64]], int]:
     """Return for each run the rows of the photos that all know and none learned from, and how many have two labels.
 
-    Photos are matched by content. "test": those in the test side of all, which none was trained or validated on.
+    Photos are matched by content. "test": those in the test split of all, which none was trained or validated on.
     "validation": those that none was trained on, and at least one was validated on.
 
     Args:
@@ -63,7 +63,7 @@ def shared_photos(runs: Sequence[FinishedRun], side: str = "test") -> tuple[list
         counts = ", ".join(f"{each.name} has {count_on(each, side):,}" for each in runs)
         raise InputError(
             f"The runs have no photo in common that {_WANTED[side]}, with one label ({counts} {side} photos). Expected "
-            "runs of the same photos: train one with --split-from the other, so that photos keep their side."
+            "runs of the same photos: train one with --split-from the other, so that photos stay in their split."
         )
     return [pd.Series(photos.index, photos["sha256"])[order].to_numpy(np.int64) for photos in known], len(relabelled)
 

@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
         run: a finished run folder.
-        photos: other labelled photos; None: those of the run, judged on its test side.
+        photos: other labelled photos; None: those of the run, judged on its test split.
         out: the folder for ``report.html``, ``evaluation.json``, ``envelope.json`` and ``labels.csv``; None:
             ``RUN/report``, or ``RUN/report-NAME`` for other photos.
         cache: the folder for decoded pictures; None: the user's cache folder.

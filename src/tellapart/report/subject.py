@@ -53,7 +53,7 @@ class Subject:
     temperature: float | None
 
     def at(self, side: str) -> NDArray[np.int64]:
-        """Return the positions of the photos on one side of the split."""
+        """Return the positions of the photos in one split."""
         return np.flatnonzero((self.frame["split"] == side).to_numpy())
 
 

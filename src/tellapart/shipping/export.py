@@ -151,7 +151,7 @@ class _Photos:
     numbers: NDArray[np.int64]
 
     def at(self, side: str) -> NDArray[np.int64]:
-        """Return the positions on one side of the split."""
+        """Return the positions in one split."""
         return np.flatnonzero((self.frame["split"] == side).to_numpy())
 
     @property

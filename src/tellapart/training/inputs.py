@@ -38,7 +38,7 @@ class Photos:
     teacher: NDArray[np.float64] | None = None
 
     def side(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return (positions, class numbers) of the photos on one side of the split."""
+        """Return (positions, class numbers) of the photos in one split."""
         positions = np.flatnonzero((self.frame["split"] == name).to_numpy())
         numbers = self.frame["label"].map({label: i for i, label in enumerate(self.classes)}).to_numpy(np.int64)
         return positions.astype(np.int64), numbers[positions].astype(np.int64)

@@ -1,4 +1,4 @@
-"""One trial: an ordinary training run on photos without the test side. Knows nothing about stores or pages.
+"""One trial: an ordinary training run on photos without the test split. Knows nothing about stores or pages.
 
 A trial leaves its folder small: of all runs only the few best keep their weights.
 """
