@@ -275,8 +275,8 @@ def duplicates(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
             yield Finding(
                 kind,
                 "warning" if share > DUPLICATE_SHARE else "note",
-                f"{count:,} photos ({share:.1%}) {what}, in {least}{num_pairs:,} pairs. tellapart keeps them on "
-                "one split that it draws, so no test photo is known from training; but they count "
+                f"{count:,} photos ({share:.1%}) {what}, in {least}{num_pairs:,} pairs. tellapart keeps them in "
+                "one split, so no test photo is known from training; but they count "
                 "more than once. Delete all but one of each.",
                 count,
                 _pair_paths(manifest, found),
