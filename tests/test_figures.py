@@ -21,9 +21,7 @@ MEASURE_AGAIN = {
     "mixing",
     "overload",
     "throughput",
-    "transfer-antsbees",
     "transfer-photos9",
-    "transfer-trash6",
     "tuning",
 }
 """Measured on a tree with changes, before that was refused: to be measured again, and taken out of this list then."""
