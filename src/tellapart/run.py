@@ -234,7 +234,7 @@ def run_stages(
     if budget:
         recipe, deadline = _fit_into(folder, recipe, started - spent + budget, announce)
 
-    # Photos
+    # Photos. Each stage leaves its file last of all it does: a killed run does again only what is not whole.
     ahead = precision_ahead(recipe, Path(cache) if cache is not None else default_cache())
     if not folder.has_photos:
         prepare(folder, recipe, progress, announce)
@@ -398,6 +398,7 @@ def prepare(folder: RunFolder, recipe: Recipe, progress: Progress, announce: Ann
     )
     counts = manifest.readable["split"].value_counts()
     announce("Split: " + ", ".join(f"{counts.get(side, 0):,} {side}" for side in SPLITS) + ".")
+    # Last: where the manifest stands, a resumed run scans and splits nothing again.
     folder.write_manifest(manifest.frame)
 
 

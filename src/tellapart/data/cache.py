@@ -94,6 +94,7 @@ class Pictures:
         if self._filling is None:
             return
         with self._settling:
+            # Looked at again under the lock: many threads come here at once, and one of them may just have settled it.
             if self._filling is not None:
                 cache = self._filling.result()
                 if cache is not None and not self._closing.is_set():
@@ -125,11 +126,13 @@ class Pictures:
         row, size = int(self._rows[position]), picture_bytes(self.image_px)
         if row >= 0:
             data = os.pread(self._file, size, row * size)
+            # Shorter where somebody emptied the cache meanwhile: then the photo itself is read, as if never cached.
             if len(data) == size:
                 return np.frombuffer(data, np.uint8).reshape(self.image_px, self.image_px, 3)
         path = self.paths[position]
         try:
             content = read_file(path)
+            # Another picture under this name would be learned with the old one's label, and nobody would notice.
             if sha256(content) != self.digests[position]:
                 raise InputError(f"{path} has changed since the run began. Bring it back, or begin a new run.")
             return decode_square(content, self.image_px, max_pixels=self.max_pixels)
@@ -147,6 +150,7 @@ class Pictures:
         """Close the file. The pictures cannot be read from the cache afterwards."""
         self._closing.set()
         if self._filling is not None:
+            # It must be over before this returns: it holds the cache's lock, and the caller may delete the folder.
             if not self._filling.cancel():
                 wait([self._filling])
             self._filling = None
@@ -247,6 +251,7 @@ def _extend(
     paths, digests, image_px = pictures.paths, pictures.digests, pictures.image_px
     known = read_index(cache, image_px)
     have, size = set(known), picture_bytes(image_px)
+    # By digest: copies of a photo are decoded once.
     missing = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in have}
     room = max(0, limit_bytes // size - len(known))
     todo = list(missing.items())[:room]
@@ -263,6 +268,7 @@ def _extend(
         open(cache / "index.bin", "ab") as index,
         ThreadPoolExecutor(decoding_threads(paths)) as pool,
     ):
+        # What lies beyond was left by a process that was killed between the two writes below; no digest names it.
         stream.truncate(len(known) * size)
         index.truncate(len(known) * _DIGEST_BYTES)
         done = 0
@@ -309,6 +315,7 @@ def _decoded_chunks(
             digests = [digest for (digest, _), is_good in zip(part, good, strict=True) if is_good]
             yield buffer[: len(part)] if good.all() else buffer[: len(part)][good], digests, len(part)
             waiting.popleft()
+            # Not before: the chunk after the next one is decoded into the buffer that the caller has just written out.
             for start in itertools.islice(starts, 1):
                 begin(start)
     finally:

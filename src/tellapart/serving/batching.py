@@ -169,6 +169,7 @@ class Batcher:
                 raise QueueFullError(f"{self._waiting} images wait already, for about {1000 * self._wait():.0f} ms")
             call = Call(worker, items, loop.create_future(), self.options.deadline_ms / 1000)
             call.pace = self._paces.get(worker, 0.0)
+            # Counted before the queue has it: a thread that takes it at once would else count below zero.
             self._enter(call, len(items))
         call.timer = loop.call_later(self.options.deadline_ms / 1000, self._expire, call)
         for index in range(len(call.items)):
@@ -202,6 +203,7 @@ class Batcher:
             call.timer.cancel()
         with self._lock:
             for index, item in enumerate(call.items):
+                # None: a thread has taken it, or it was given up. Whoever sets it frees the place, so it is freed once.
                 if item is not None:
                     call.items[index] = None
                     self._enter(call, -1)
@@ -266,6 +268,7 @@ class Batcher:
             with self._lock:
                 self._busy -= 1
             if self._loop is not None and finished:
+                # Futures are the event loop's. One hop for the batch: each wakes the loop through a socket.
                 self._loop.call_soon_threadsafe(self._deliver, finished)
 
     def _work_on_group(
@@ -280,6 +283,7 @@ class Batcher:
                 now = time.perf_counter()
                 call.decode += now - at
                 at = now
+            # Read without the lock: a wrong guess costs a little time, a lock here would cost it every time.
             alone = self._busy == 1 and self._queue.empty()
             answers = worker.run(prepared, thread, alone)
         except Exception as error:  # the edge of the server: it costs this batch and nothing else

@@ -124,6 +124,8 @@ class Models:
             source.absent = 0
             if source.served is not None and version == source.served.version:
                 continue
+            # Seen twice the same: a bundle that is still being copied changes from one look to the next. One that was
+            # refused is not tried again until it changes.
             state = _fingerprint(source.folder)
             if state == source.seen and state != source.refused:
                 self._swap(source, state)
@@ -147,6 +149,7 @@ class Models:
             kept = f"{source.served.version} goes on" if source.served else "it is not served"
             logger.error("The bundle in %s was refused, %s: %s", source.folder, kept, error)
             return
+        # Requests in flight hold the old version, and it goes when the last of them is answered.
         old, source.served = source.served, fresh
         self._publish()
         if old is not None:

@@ -187,6 +187,7 @@ class Checkpoints(keras.callbacks.Callback):
         state.stopped = decision.stop
         if decision.keep:
             state.best = Best(epoch + 1, row["val_loss"])
+            # Before last.npz: a run killed in between repeats the epoch, and never names a best that is not there.
             save_weights(self.folder / "best.npz", self.evaluated.weights, asdict(state.best))
         ends = decision.stop or state.epoch == state.last_epoch
         if kept or decision.keep or ends or time.perf_counter() - self._saved >= self.pause:

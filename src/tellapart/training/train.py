@@ -126,6 +126,7 @@ def train_network(
     announce(f"Going on after epoch {state.epoch}." if saved else planner.describe())
 
     # Model and optimiser
+    # Anew where steps were timed: timing trains, and would leave its steps in the weights.
     model, rate, device = built or _built(inputs, precision)
     set_average(model.optimizer, recipe, state.planned_steps)
     if saved:
