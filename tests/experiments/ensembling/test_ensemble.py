@@ -160,7 +160,7 @@ def test_an_ensemble_cannot_be_trained_further_and_another_one_takes_no_place(pl
         lambda: tellapart.train(resume=place / "ab", cache=place / "cache"),
         lambda: tellapart.reproduce(place / "ab", out=place / "again", cache=place / "cache"),
     ):
-        with pytest.raises(RunError, match=r"ab is an ensemble of .*join them again with tellapart ensemble"):
+        with pytest.raises(RunError, match=r"ab is an ensemble of .*combine them again with tellapart ensemble"):
             act()
     before = (place / "ab" / "model.keras").read_bytes()
     with pytest.raises(RunError, match=r"ab holds another ensemble, of a, b\. Name a new folder"):
