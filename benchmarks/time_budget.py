@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--time", default="2m")
     parser.add_argument("--weights", type=Path, help="of MobileNetV2 without its top")
     parser.add_argument("--only", nargs="*", help="some of the sets")
+    parser.add_argument("--name", help="of the results file, after time-budget-; else the time")
     parser.add_argument("--work", type=Path, default=Path("runs/time-budget"))
     arguments = parser.parse_args()
     work, data = arguments.work, arguments.data
@@ -126,7 +127,8 @@ def main() -> None:
             rows[f"{name}, {way}"] = found
             print(f"{name}, {way}: {found}", flush=True)
     worst = max(row["ratio"] for row in rows.values())
-    path = write_result(f"time-budget-{arguments.time}", {"budget_seconds": budget, "worst_ratio": worst, "runs": rows})
+    name = f"time-budget-{arguments.name or arguments.time}"
+    path = write_result(name, {"budget_seconds": budget, "worst_ratio": worst, "runs": rows})
     print(f"worst ratio to the budget: {worst:.3f}\nWritten to {path}")
 
 

@@ -27,7 +27,7 @@ _NEARLY_FITS = 0.9
 """Of an epoch: the last one ends the schedule at its low rate, and is worth running over by a little."""
 _FIXED_SECONDS = {"from scratch": 4.0, "pretrained": 7.0}
 """For opening the network, intervals, pictures and files at the end; a pretrained network is larger."""
-_SECONDS_PER_ROW = 2e-4
+SECONDS_PER_ROW = 2e-4
 """For a photo's place in tables and intervals at the end."""
 
 
@@ -206,4 +206,4 @@ def time_budget(
 def final_seconds(inputs: Inputs, forward: float) -> float:
     """Return the seconds from the end of training to the end of the run."""
     fixed = _FIXED_SECONDS["pretrained" if inputs.recipe.model.weights else "from scratch"]
-    return fixed + (forward + _SECONDS_PER_ROW) * len(inputs.photos.pictures)
+    return fixed + (forward + SECONDS_PER_ROW) * len(inputs.photos.pictures)
