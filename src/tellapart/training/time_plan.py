@@ -157,18 +157,23 @@ def _once(costs: Costs) -> float:
     return costs.scan + costs.decode + costs.forward + _SECONDS_TO_CHECK + SECONDS_PER_ROW
 
 
+def _for_photos(seconds: float) -> float:
+    """Return the seconds that are left for photos; of a short budget at least a quarter."""
+    return max(seconds - _SECONDS_BESIDES, seconds / 4)
+
+
 def _epochs(recipe: Recipe, costs: Costs, num_photos: float, seconds: float) -> float:
     validation = recipe.data.split[1] * costs.forward / recipe.train.validate_every
-    left = seconds - _SECONDS_BESIDES - num_photos * _once(costs)
+    left = _for_photos(seconds) - num_photos * _once(costs)
     return left / (num_photos * (recipe.data.split[0] * costs.step + validation))
 
 
 def _share_that_fits(recipe: Recipe, costs: Costs, num_photos: int, seconds: float) -> float:
     # Of so few epochs each ends a part of the schedule, and is validated.
     epoch = recipe.data.split[0] * costs.step + recipe.data.split[1] * costs.forward
-    left = max(seconds - _SECONDS_BESIDES, seconds / 4)
     once = num_photos * _once(costs)
-    return min(1.0, _READING_SHARE * seconds / once, left / (once + _FEWEST_OF_A_PART * num_photos * epoch))
+    all_of_them = once + _FEWEST_OF_A_PART * num_photos * epoch
+    return min(1.0, _READING_SHARE * seconds / once, _for_photos(seconds) / all_of_them)
 
 
 def _no_larger_than(recipe: Recipe, photo_px: int) -> Recipe:
