@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.data.batches import clean_batch_size
 from tellapart.data.decode import decode_square
 from tellapart.data.image_file import read_file
 from tellapart.data.scan import inspect
@@ -261,5 +262,6 @@ def _time_forward(recipe: Recipe, num_classes: int) -> float:
     """Return the seconds that one picture takes through the network as it is saved."""
     model = build(recipe.model, num_classes, recipe.data.image_px)
     network = features_of(model) if recipe.model.weights else model
-    noise = _Noise(recipe.data.image_px, 32, num_classes, num_classes)
+    # As many as a prediction takes at once: small pictures in batches of 32 take twice the time.
+    noise = _Noise(recipe.data.image_px, clean_batch_size(recipe.data.image_px), num_classes, num_classes)
     return seconds_per_prediction(network, noise[0][0])
