@@ -304,7 +304,8 @@ def open_photos(
     folder: RunFolder, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress, *, ahead: bool = False
 ) -> Photos:
     """Open the readable photos of the manifest, decoding what the cache lacks; `ahead`: while the caller goes on."""
-    manifest, frame = folder.manifest(), folder.readable()
+    manifest = folder.manifest()
+    frame = manifest[manifest["error"] == ""].reset_index(drop=True)
     pictures, sources = (
         open_rows(
             folder.root,
