@@ -14,13 +14,8 @@ RESULTS = sorted((ROOT / "results").glob("*.json"))
 MEASURE_AGAIN = {
     "ablation-photos9",
     "accuracy-photos9-reference",
-    "batch-prediction",
-    "heat-maps",
     "label-errors-10m",
     "label-errors-3m",
-    "mixing",
-    "overload",
-    "throughput",
     "transfer-photos9",
     "tuning",
 }
