@@ -53,6 +53,7 @@ test-by-hand: install-dev .venv-jax/installed
 
 docs: install-dev
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_floors_picture.py
 
 # Pins every package for every platform; the file names no registry.
 lock: install-dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,10 @@ def test_looking_at_photos_and_measuring_loads_no_framework():
     modules = [f"tellapart.data.{name}" for name in data]
     modules += ["tellapart.evaluation.intervals", "tellapart.evaluation.metrics"]
     assert loaded_by("\n".join(f"import {name}" for name in modules)) & FRAMEWORKS == set()
+
+
+def test_the_picture_of_the_floors_is_that_of_the_imports(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    from make_floors_picture import PICTURE, drawing
+
+    assert PICTURE.read_text("utf-8") == drawing(), "run make docs"

@@ -18,7 +18,10 @@ import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 import tellapart
-from tellapart.errors import InputError, TrainingStoppedError
+from tellapart import Observer
+from tellapart.errors import InputError, RunError, TrainingStoppedError
+from tellapart.run import begin, run_stages
+from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.training.checkpoint import load_weights
 
 pytestmark = pytest.mark.integration
@@ -186,33 +189,17 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_goes_on(
             raise EnoughError
 
     with pytest.raises(EnoughError):
-        tellapart.train(photos, changes=QUICK, out=run, cache=cache, watch=until_the_second)
+        tellapart.train(photos, changes=QUICK, out=run, cache=cache, observer=Observer(watch=until_the_second))
     good, recipe = (run / "checkpoints" / "last.npz").read_bytes(), (run / "recipe.toml").read_text()
     (run / "recipe.toml").write_text(recipe.replace("\nlearning_rate = 0.002\n", "\nlearning_rate = 1e30\n"))
     with pytest.raises(TrainingStoppedError, match=r"in epoch 3.*last good checkpoint is kept.*train a new one"):
-        tellapart.train(resume=run, cache=cache)
+        tellapart.resume(run, cache=cache)
     assert (run / "checkpoints" / "last.npz").read_bytes() == good
     assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [1, 2]
     assert not (run / "model.keras").exists()
     (run / "recipe.toml").write_text(recipe)
-    tellapart.train(resume=run, cache=cache)
+    tellapart.resume(run, cache=cache)
     assert same_weights(run, uninterrupted)
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({"changes": ["train.epochs=3"]}, r"changes \(--set, --cache-limit\)"),
-        ({"time_budget": 60, "recipe": "fast"}, r"recipe \(--recipe\), time_budget \(--time\)"),
-        ({"out": "elsewhere"}, r"out \(--out\)"),
-        ({"split_from": "other"}, r"split_from \(--split-from\)"),
-    ],
-)
-def test_a_resumed_run_refuses_what_it_would_have_to_drop(given: dict, named: str, uninterrupted: Path):
-    before = (uninterrupted / "recipe.toml").read_bytes()
-    with pytest.raises(InputError, match=named + r" as well\. Leave that out to go on"):
-        tellapart.train(resume=uninterrupted, **given)
-    assert (uninterrupted / "recipe.toml").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -220,7 +207,7 @@ def test_a_time_budget_is_kept_and_the_run_can_be_done_again(photos: Path, tmp_p
     lines: list[str] = []
     run = tellapart.train(
         photos, changes=[*QUICK, "train.deterministic=false"], recipe="reference", time_budget=25, out=tmp_path / "run",
-        cache=tmp_path / "cache", announce=lines.append,
+        cache=tmp_path / "cache", observer=Observer(announce=lines.append),
     )  # fmt: skip
     assert any(line.startswith("Plan: ") and "about" in line for line in lines)
     assert json.loads((run.path / "environment.json").read_text())["time_plan"]["share"] == 1
@@ -259,16 +246,46 @@ def test_a_watched_run_stops_when_told_and_goes_on_from_there(uninterrupted: Pat
             raise EnoughError
 
     again, cache = tmp_path / "again", tmp_path / "cache"
+    recipe = tellapart.load_recipe(uninterrupted / "recipe.toml")
+    folder = begin(recipe, RunRequest(photos=str(photos)), again, prepared=uninterrupted)
     with pytest.raises(EnoughError):
-        tellapart.train(
-            photos, recipe=tellapart.load_recipe(uninterrupted / "recipe.toml"), prepared=uninterrupted, out=again,
-            cache=cache, watch=until_the_third,
-        )  # fmt: skip
+        run_stages(folder, cache, Observer(watch=until_the_third))
     assert [row["epoch"] for row in seen] == [1, 2, 3]
     assert (again / "manifest.csv").read_bytes() == (uninterrupted / "manifest.csv").read_bytes()
-    run = tellapart.train(resume=again, cache=cache)
+    run = tellapart.resume(again, cache=cache)
     assert run.metrics["processor_seconds_training"] > 0
     assert same_weights(again, uninterrupted)
+
+
+def test_a_run_begins_with_the_weights_of_another_and_keeps_its_split(
+    uninterrupted: Path, photos: Path, tmp_path: Path
+):
+    """At a rate of nearly nothing the first epoch ends where the other run did."""
+    changes = [*QUICK, "train.epochs=1", "train.stages=[]", "train.learning_rate=1e-9", "train.final_learning_rate=0"]
+    cache = tmp_path / "cache"
+    run = tellapart.train(
+        photos, changes=[*changes, "data.split_seed=5"], begin_from=uninterrupted, out=tmp_path / "run", cache=cache
+    )
+    origin, folder = RunFolder(uninterrupted), RunFolder(run.path)
+    assert folder.splits() == origin.splits()
+    assert origin.record().run_id in folder.record().parents
+    other = tellapart.train(photos, changes=[*changes, "data.split_seed=5"], out=tmp_path / "other", cache=cache)
+    paths = uninterrupted, run.path, other.path
+    first, kept, fresh = (load_weights(path / "checkpoints" / "best.npz")[0] for path in paths)
+    kernels = [place for place, weight in enumerate(first) if weight.ndim == 4]
+    for place in kernels:
+        np.testing.assert_allclose(kept[place], first[place], atol=1e-5)
+        assert np.abs(fresh[place] - first[place]).max() > 1e-2
+    with pytest.raises(InputError, match=r"The run to begin from .* was trained or validated on .* --split-from"):
+        tellapart.train(
+            photos, changes=changes, begin_from=uninterrupted, split_from=other.path, out=tmp_path / "leak", cache=cache
+        )
+    with pytest.raises(RunError, match="another network than the recipe asks for"):
+        tellapart.train(
+            photos, changes=[*changes, "model.width=2"], begin_from=uninterrupted, out=tmp_path / "wide", cache=cache
+        )
+    with pytest.raises(RunError, match="no weights to begin from"):
+        tellapart.train(photos, changes=changes, begin_from=tmp_path, out=tmp_path / "none", cache=cache)
 
 
 def test_a_run_has_the_verbs_of_the_package(uninterrupted: Path, photos: Path):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tellapart.records import Prediction, Progress, no_progress
+from tellapart.records import Observer, Prediction, Progress, no_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
-    from tellapart.run import Run, train
+    from tellapart.run import Run, resume, train
     from tellapart.settings import Recipe, load_recipe
     from tellapart.shipping.export import export
 
 __version__ = "0.1.0"
 __all__ = [
-    "BundleClassifier", "Classifier", "Prediction", "Recipe", "Run", "ablate", "benchmark", "check", "compare", "draw",
-    "ensemble", "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle", "predict", "reproduce",
-    "train", "tune",
+    "BundleClassifier", "Classifier", "Observer", "Prediction", "Recipe", "Run", "ablate", "benchmark", "check",
+    "compare", "draw", "ensemble", "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle", "predict",
+    "reproduce", "resume", "train", "tune",
 ]  # fmt: skip
 
 _HOMES = {
@@ -56,6 +56,7 @@ _HOMES = {
     "load_recipe": "settings",
     "open_bundle": "bundles.bundle",
     "reproduce": "reproduction",
+    "resume": "run",
     "train": "run",
     "tune": "experiments.tuning.tune",
 }

@@ -1,8 +1,9 @@
-"""A share and its 95 % interval. Knows nothing about what is counted."""
+"""A share, or the difference of two, and its 95 % interval. Knows nothing about what is counted."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tellapart.records import Interval
 
@@ -31,3 +32,42 @@ def wilson(successes: float, trials: float) -> Interval:
     low = 0.0 if successes <= 0 else max(0.0, middle - half)
     high = 1.0 if successes >= trials else min(1.0, middle + half)
     return Interval(float(low), float(high))
+
+
+def difference_interval(both: float, only_first: float, only_second: float, neither: float) -> Interval:
+    """Return the interval of a difference of accuracies on the same photos (Newcombe 1998, paired, method 10).
+
+    Made of both models' Wilson intervals and of how much they agree, so that it keeps its width where a bootstrap has
+    none: in a small slice without a single photo on which they differ.
+
+    Args:
+        both: photos that both got right.
+        only_first: only the first.
+        only_second: only the second.
+        neither: none of them; with no photos at all the interval is [-1, 1]. All may be parts of photos, where
+            photos of a group count as less.
+    """
+    total = both + only_first + only_second + neither
+    if total == 0:
+        return Interval(-1.0, 1.0)
+    rights = both + only_first, both + only_second
+    product = both * neither - only_first * only_second
+    margins = math.prod(rights) * math.prod(total - right for right in rights)
+    agreement = (max(product - total / 2, 0.0) if product > 0 else product) / math.sqrt(margins) if margins else 0.0
+    return of_both([right / total for right in rights], [wilson(right, total) for right in rights], agreement)
+
+
+def of_both(values: Sequence[float], ends: Sequence[Interval], agreement: float) -> Interval:
+    """Return the interval of a difference of two values from those of each (Zou & Donner 2008, equation 4).
+
+    Args:
+        values: of the first and the second, from 0 to 1.
+        ends: the interval of each.
+        agreement: correlation of the two, -1 to 1: what makes photos hard for both cancels out.
+    """
+    below = [value - interval.low for value, interval in zip(values, ends, strict=True)]
+    above = [interval.high - value for value, interval in zip(values, ends, strict=True)]
+    difference = values[1] - values[0]
+    low = difference - math.sqrt(max(below[1] ** 2 - 2 * agreement * below[1] * above[0] + above[0] ** 2, 0.0))
+    high = difference + math.sqrt(max(above[1] ** 2 - 2 * agreement * above[1] * below[0] + below[0] ** 2, 0.0))
+    return Interval(max(-1.0, low), min(1.0, high))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 SPLITS = ("train", "validation", "test")
 """The three sides of a split, in the order in which they are reported."""
@@ -17,8 +20,34 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much is done, how much there is)."""
 
 
+Announce = Callable[[str], None]
+"""Called with one line that says what is about to happen."""
+
+Watch = Callable[[dict[str, Any]], None]
+"""Called with each epoch's row of the history."""
+
+
 def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""
+
+
+def unwatched(row: dict[str, Any]) -> None:
+    """Let an epoch pass."""
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Whom a run tells what it does. It decides nothing, but what it raises ends the run, which can be resumed.
+
+    Attributes:
+        progress: called often with (what, done, total).
+        announce: called with single lines that say what comes next.
+        watch: called with each epoch's row of the history, after everything of the epoch is on disk.
+    """
+
+    progress: Progress = no_progress
+    announce: Announce = logging.getLogger("tellapart").info
+    watch: Watch = unwatched
 
 
 @dataclass(frozen=True)
@@ -108,10 +137,12 @@ class Prediction:
         top: up to k (label, probability) pairs, most probable first.
         error: why there is no label; "" when there is one.
         abstains: whether the model would rather not answer; only a bundle says so.
-        outside: measures of quality in which the photo is worse than those that the accuracy was measured on; only a
-            bundle says so.
-        among: the prediction set, most probable class first: the classes of which one is the right one, as often as the
-            bundle promises; only a bundle says so.
+        quality_warnings: measures of quality in which the photo is worse than those that the accuracy was measured on;
+            only a bundle says so.
+        prediction_set: classes of which one is the right one, as often as the bundle promises, most probable first;
+            only a bundle says so.
+        embedding: (num_features,) float32, what the network's last layer sees of the image; None where there is no
+            label, or the model was exported without. It takes no part in comparisons.
     """
 
     path: str
@@ -120,8 +151,9 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     error: str = ""
     abstains: bool = False
-    outside: tuple[str, ...] = ()
-    among: tuple[str, ...] = ()
+    quality_warnings: tuple[str, ...] = ()
+    prediction_set: tuple[str, ...] = ()
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

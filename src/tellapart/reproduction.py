@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tellapart.errors import RunError
-from tellapart.records import Progress, no_progress
+from tellapart.records import Observer
 from tellapart.run import Run, parents_of, run_stages
 from tellapart.run_folder import RunFolder, RunRecord, RunRequest, new_folder
-from tellapart.training.callbacks import Announce
 from tellapart.training.checkpoint import load_weights
 from tellapart.training.environment import environment
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,7 @@ def reproduce(
     *,
     out: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
-    progress: Progress = no_progress,
-    announce: Announce = logger.info,
+    observer: Observer | None = None,
 ) -> Reproduction:
     """Train again from a run's own record and compare the weights.
 
@@ -57,8 +51,7 @@ def reproduce(
         run: a finished run folder.
         out: the new run folder; None: the old one's name with "-again".
         cache: the folder for decoded pictures; None: the user's cache folder.
-        progress: called often with (what, done, total).
-        announce: called with single lines that say what comes next.
+        observer: whom to tell what is done; None: announcements are logged.
 
     Raises:
         RunError: `run` is not a finished run, or an ensemble.
@@ -71,10 +64,12 @@ def reproduce(
     old.refuse_ensemble()
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": record.precision})})
     folder = RunFolder(new_folder(out or f"{old.path}-again", old.path))
-    request = RunRequest(photos=record.request.photos, replay=os.path.abspath(old.path))
+    request = RunRequest(
+        photos=record.request.photos, begin_from=record.request.begin_from, replay=os.path.abspath(old.path)
+    )
     folder.create(recipe, request, environment(), parents_of(recipe, old.path))
     folder.copy_photos_from(old)
-    again = run_stages(folder, cache, time.time(), progress, announce)
+    again = run_stages(folder, cache, observer)
     return _compare(old, again, record)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -10,27 +9,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tellapart.data.cache import default_cache, open_rows
-from tellapart.data.duplicates import near_duplicates, units
-from tellapart.data.health import examine, to_json
-from tellapart.data.scan import find_photos, scan
-from tellapart.data.split import split
-from tellapart.errors import InputError, RunError
+from tellapart.data.cache import default_cache
+from tellapart.data.scan import find_photos
+from tellapart.errors import RunError
 from tellapart.evaluation.measure import measure
-from tellapart.evaluation.predictions import teacher_for
 from tellapart.files import write_json
-from tellapart.records import SPLITS, Manifest, Prediction, Progress, no_progress
+from tellapart.preparation import open_photos, prepare
+from tellapart.records import Announce, Observer, Prediction, Progress, no_progress
 from tellapart.run_folder import RunFolder, RunRequest, new_folder
 from tellapart.settings import Recipe, fitting_recipe, load_recipe, save_recipe
-from tellapart.training.callbacks import Announce, Watch, unwatched
 from tellapart.training.checkpoint import seconds_spent
 from tellapart.training.distillation import loss_in_words
-from tellapart.training.environment import accelerator_peak_memory_mb, data_hash, environment, peak_memory_mb
-from tellapart.training.inputs import Photos
+from tellapart.training.environment import accelerator_peak_memory_mb, environment, peak_memory_mb
 from tellapart.training.planning import TrainingPlan
 from tellapart.training.time_plan import plan_for_time
 from tellapart.training.timing import Deadline
-from tellapart.training.train import Training, precision_ahead, train_network
+from tellapart.training.train import Training, TrainingRequest, precision_ahead, train_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +33,6 @@ if TYPE_CHECKING:
     from tellapart.bundles.bundle import Bundle
     from tellapart.evaluation.predict import Classifier
     from tellapart.report.evaluate import Report
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,75 +100,111 @@ class Run:
 
 
 def train(
-    photos: str | os.PathLike[str] | None = None,
+    photos: str | os.PathLike[str],
     *,
     recipe: Recipe | str | Path | None = None,
     changes: Sequence[str] = (),
     time_budget: float | None = None,
-    out: str | os.PathLike[str] | None = None,
-    resume: str | os.PathLike[str] | None = None,
     split_from: str | os.PathLike[str] | None = None,
+    begin_from: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
-    prepared: str | os.PathLike[str] | None = None,
-    started: float | None = None,
-    progress: Progress = no_progress,
-    announce: Announce = logger.info,
-    watch: Watch = unwatched,
+    observer: Observer | None = None,
 ) -> Run:
     """Train a classifier on photos and measure it.
 
     Args:
-        photos: a folder per class, train/val/test folders of those, or a table; not needed with `resume`.
+        photos: a folder per class, train/val/test folders of those, or a table.
         recipe: a `Recipe`, a TOML file or the name of one; None: "transfer" where `changes` name pretrained weights,
             else "fast" with a `time_budget`, else "reference".
         changes: settings as "section.key=value", on top of the recipe.
-        time_budget: seconds from `started` to the finished run; the number of epochs is fitted to it.
-        out: the new run folder; None: ``runs/NAME-DATE``.
-        resume: an interrupted run folder to go on with, by its own recipe and time budget; only `photos`, where they
-            have moved, can be given beside it.
+        time_budget: seconds from now to the finished run; the number of epochs is fitted to it.
         split_from: an earlier run; photos it knows stay in their split.
+        begin_from: an earlier run of the same network, whose weights training begins with; photos it knows stay in
+            their split.
+        out: the new run folder; None: ``runs/NAME-DATE``.
         cache: the folder for decoded pictures; None: the user's cache folder.
-        prepared: a run folder of the same photos, or one that `prepare` made: its table of photos and its split are
-            taken over, and nothing is scanned or checked.
-        started: when the time began to count, by `time.time`; None: now.
-        progress: called often with (what, done, total).
-        announce: called with single lines that say what comes next.
-        watch: called with each epoch's row of the history; what it raises ends the run, which can be resumed.
+        observer: whom to tell what is done; None: announcements are logged.
 
     Returns:
         The finished run.
 
     Raises:
-        InputError: the photos or the recipe cannot be used, or something contradicts `resume`.
-        RunError: `out` is not empty, or `resume` is no run.
+        InputError: the photos or the recipe cannot be used.
+        RunError: `out` is not empty, or `begin_from` has another network.
         TrainingStoppedError: the loss is no longer finite.
 
     Example:
         >>> run = tellapart.train("photos", time_budget=600)
         >>> run.metrics["test"]["accuracy"]
     """
-    started = time.time() if started is None else started
-    if resume is not None:
-        _refuse_beside_resume({
-            "recipe (--recipe)": recipe, "changes (--set, --cache-limit)": changes, "time_budget (--time)": time_budget,
-            "out (--out)": out, "split_from (--split-from)": split_from, "prepared": prepared,
-        })  # fmt: skip
-        folder = reopen(Path(resume), photos)
-    else:
-        if photos is None:
-            raise InputError("No photos were given. Expected a folder of photos, or a run to resume.")
-        recipe = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_budget)), changes)
-        find_photos(Path(photos))  # a wrong folder is found out before a run folder exists
-        folder = RunFolder(new_folder(out, Path(photos)))
-        request = RunRequest(
-            photos=os.path.abspath(photos),
-            time_budget=time_budget,
-            split_from=None if split_from is None else os.path.abspath(split_from),
-        )
-        folder.create(recipe, request, environment(), parents_of(recipe, split_from))
-        if prepared is not None:
-            folder.copy_photos_from(RunFolder(Path(prepared)))
-    return run_stages(folder, cache, started, progress, announce, watch)
+    started = time.time()
+    recipe = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_budget)), changes)
+    request = RunRequest(
+        photos=os.fspath(photos),
+        time_budget=time_budget,
+        split_from=None if split_from is None else os.fspath(split_from),
+        begin_from=None if begin_from is None else os.fspath(begin_from),
+    )
+    return run_stages(begin(recipe, request, out), cache, observer, started=started)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    photos: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Go on with an interrupted run, by its own recipe and time budget.
+
+    Args:
+        run: its folder, wherever it is now.
+        photos: where they are now, if they have moved.
+        cache: the folder for decoded pictures; None: the user's cache folder.
+        observer: whom to tell what is done; None: announcements are logged.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: the photos cannot be used.
+        RunError: `run` is no run folder, or an ensemble.
+        TrainingStoppedError: the loss is no longer finite.
+
+    Example:
+        >>> run = tellapart.resume("runs/photos-20261127-101500")
+    """
+    return run_stages(reopen(Path(run), photos), cache, observer)
+
+
+def begin(
+    recipe: Recipe, request: RunRequest, out: str | os.PathLike[str] | None = None, *, prepared: Path | None = None
+) -> RunFolder:
+    """Make the folder of a new run; `run_stages` does what it asks for.
+
+    Args:
+        recipe: what to do.
+        request: what is asked beside it; relative paths are those of the current folder.
+        out: the new folder; None: ``runs/NAME-DATE``.
+        prepared: a run folder of the same photos, or one that `prepared_folder` made: its table of photos and its
+            split are taken over, and nothing is scanned or checked.
+
+    Raises:
+        InputError: there are no such photos.
+        RunError: `out` is not empty.
+    """
+    find_photos(Path(request.photos))  # a wrong folder is found out before a run folder exists
+    origin = None if request.begin_from is None else RunFolder(Path(request.begin_from))
+    if origin is not None and not origin.best_weights.is_file():
+        raise RunError(f"{origin.path} has no weights to begin from. Expected a finished run with its checkpoints.")
+    folder = RunFolder(new_folder(out, Path(request.photos)))
+    # Photos that the first run learned from must not be tested on: without another order its split is kept.
+    request = request.absolute(split_from=request.split_from or request.begin_from)
+    folder.create(recipe, request, environment(), parents_of(recipe, request.split_from, request.begin_from))
+    if prepared is not None:
+        folder.copy_photos_from(RunFolder(prepared))
+    return folder
 
 
 def reopen(path: Path, photos: str | os.PathLike[str] | None) -> RunFolder:
@@ -205,59 +233,56 @@ def parents_of(recipe: Recipe, *runs: str | os.PathLike[str] | None) -> tuple[st
     return tuple(dict.fromkeys(each for each in ids if each))
 
 
-def _refuse_beside_resume(given: dict[str, Any]) -> None:
-    """Refuse what a resumed run would have to ignore: half of it by one recipe and half by another is no run."""
-    contradicting = [name for name, value in given.items() if value]
-    if contradicting:
-        raise InputError(
-            f"A resumed run keeps its recipe, time budget and folder; got {', '.join(contradicting)} as well. Leave "
-            "that out to go on with the run, or leave out resume (--resume) to train a new one."
-        )
-
-
 def run_stages(
-    folder: RunFolder, cache: str | os.PathLike[str] | None, started: float,
-    progress: Progress, announce: Announce, watch: Watch = unwatched,
-) -> Run:  # fmt: skip
-    """Do what is not done yet: each stage leaves a file that says so."""
+    folder: RunFolder,
+    cache: str | os.PathLike[str] | None = None,
+    observer: Observer | None = None,
+    *,
+    started: float | None = None,
+) -> Run:
+    """Do what a run folder asks for and has not got yet: each stage leaves a file that says so.
+
+    Args:
+        folder: made by `begin`, or interrupted.
+        cache: the folder for decoded pictures; None: the user's cache folder.
+        observer: whom to tell.
+        started: when its time budget began to count, by `time.time`; None: now.
+    """
+    started, observer = started or time.time(), observer or Observer()
     if folder.is_finished:
-        announce(f"{folder.path} is already finished.")
+        observer.announce(f"{folder.path} is already finished.")
         return Run(folder.path, folder.metrics())
     recipe, request = folder.recipe(), folder.record().request
-    announce(f"Run folder: {folder.path}")
+    observer.announce(f"Run folder: {folder.path}")
     if recipe.distill.teacher:
-        announce(f"Learning from {recipe.distill.teacher}: {loss_in_words(recipe)}.")
+        observer.announce(f"Learning from {recipe.distill.teacher}: {loss_in_words(recipe)}.")
 
     # Time
     spent, budget = seconds_spent(folder.last_checkpoint), request.time_budget
     deadline = None
     if budget:
-        recipe, deadline = _fit_into(folder, recipe, started - spent + budget, announce)
+        recipe, deadline = _fit_into(folder, recipe, started - spent + budget, observer.announce)
 
     # Photos. Each stage leaves its file last of all it does: a killed run does again only what is not whole.
     ahead = precision_ahead(recipe, Path(cache) if cache is not None else default_cache())
     if not folder.has_photos:
-        prepare(folder, recipe, progress, announce)
-    photos = open_photos(folder, recipe, cache, progress, ahead=True)
+        prepare(folder, recipe, observer)
+    photos = open_photos(folder, recipe, cache, observer.progress, ahead=True)
 
     # Training
     replayed = RunFolder(Path(request.replay)).record() if request.replay else None
+    asked = TrainingRequest(
+        deadline=deadline,
+        replay=TrainingPlan.of_record(replayed) if replayed else None,
+        begin_from=RunFolder(Path(request.begin_from)) if request.begin_from else None,
+        precision=ahead,
+    )
     with photos.pictures, photos.sources:
-        training = train_network(
-            folder.path,
-            recipe,
-            photos,
-            deadline=deadline,
-            replay=TrainingPlan.of_record(replayed) if replayed else None,
-            ahead=ahead,
-            progress=progress,
-            announce=announce,
-            watch=watch,
-        )
+        training = train_network(folder, recipe, photos, request=asked, observer=observer)
 
         # Measurement
         cached = photos.pictures.num_cached
-        metrics = measure(folder.path, photos.pictures, photos.frame, photos.classes, progress=progress)
+        metrics = measure(folder, photos.pictures, photos.frame, photos.classes, progress=observer.progress)
     how = _how(training, cached)
     if recipe.distill.teacher:
         how["loss"] = loss_in_words(recipe)
@@ -300,30 +325,6 @@ def _fit_into(folder: RunFolder, recipe: Recipe, ends: float, announce: Announce
     return plan.recipe, Deadline(ends, costs.forward, plan.precision)
 
 
-def open_photos(
-    folder: RunFolder, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress, *, ahead: bool = False
-) -> Photos:
-    """Open the readable photos of the manifest, decoding what the cache lacks; `ahead`: while the caller goes on."""
-    manifest = folder.manifest()
-    frame = manifest[manifest["error"] == ""].reset_index(drop=True)
-    pictures, sources = (
-        open_rows(
-            folder.root,
-            frame,
-            image_px,
-            folder=Path(cache) if cache is not None else default_cache(),
-            limit_bytes=int(recipe.data.cache_limit_gb * 1e9),
-            max_pixels=recipe.data.max_pixels,
-            progress=progress,
-            ahead=ahead,
-        )
-        for image_px in (recipe.data.image_px, recipe.train.source_px or recipe.data.image_px)
-    )
-    classes = sorted(manifest["label"].unique().tolist())
-    teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
-    return Photos(pictures, sources, frame, classes, teacher)
-
-
 def _how(training: Training, cached: int) -> dict[str, Any]:
     """Return what ``environment.json`` says of how the training went: enough to do it again."""
     return {
@@ -334,85 +335,3 @@ def _how(training: Training, cached: int) -> dict[str, Any]:
         "planned_steps": training.plan.steps,
         "cached_photos": cached,
     }
-
-
-def prepared_folder(
-    photos: str | os.PathLike[str], folder: Path, recipe: Recipe, *, progress: Progress, announce: Announce
-) -> Path:
-    """Scan, check and split photos once, for many runs with the same ``data.split`` to begin from.
-
-    Args:
-        photos: as `train` takes them.
-        folder: where the table goes; where it lies already, nothing is done.
-        recipe: only its section ``data`` counts.
-        progress: called often with (what, done, total).
-        announce: called with what is wrong with the photos.
-
-    Returns:
-        `folder`.
-    """
-    run = RunFolder(folder)
-    if not run.has_photos:
-        find_photos(Path(photos))
-        run.create(recipe, RunRequest(photos=os.path.abspath(photos)), environment())
-        prepare(run, recipe, progress, announce)
-    return folder
-
-
-def prepare(folder: RunFolder, recipe: Recipe, progress: Progress, announce: Announce) -> None:
-    """Scan, check and split the photos of a folder that was created; ``manifest.csv`` comes last: then all is done."""
-    record = folder.record()
-    request = record.request
-    manifest = scan(
-        request.photos,
-        max_pixels=recipe.data.max_pixels,
-        share=(record.time_plan or {}).get("share", 1.0),
-        seed=recipe.data.split_seed,
-        progress=progress,
-    )
-    pairs = near_duplicates(manifest)
-    health = examine(manifest, pairs, seed=recipe.data.split_seed, progress=progress)
-    write_json(folder.health_path, to_json(health))
-    serious = [finding for finding in health.findings if finding.severity != "note"]
-    for finding in serious:
-        announce(f"{finding.severity}: {finding.kind}: {finding.message.split('. ')[0]}.")
-    if serious:
-        announce(
-            f"What follows, and how to fix it: tellapart check {request.photos}, or health.json in the run folder."
-        )
-    earlier = RunFolder(Path(request.split_from)).splits() if request.split_from else None
-    unit = units(manifest, pairs)
-    sides = split(
-        manifest,
-        unit,
-        shares=recipe.data.split,
-        seed=recipe.data.split_seed,
-        earlier=earlier,
-    )
-    manifest = replace(manifest, frame=manifest.frame.assign(split=sides, unit=unit))
-    _refuse_unusable(manifest)
-    folder.update_record(
-        root=str(manifest.root),
-        classes=manifest.classes,
-        num_photos=len(manifest.readable),
-        data_sha256=data_hash(manifest.readable),
-    )
-    counts = manifest.readable["split"].value_counts()
-    announce("Split: " + ", ".join(f"{counts.get(side, 0):,} {side}" for side in SPLITS) + ".")
-    # Last: where the manifest stands, a resumed run scans and splits nothing again.
-    folder.write_manifest(manifest.frame)
-
-
-def _refuse_unusable(manifest: Manifest) -> None:
-    readable = manifest.readable
-    if len(manifest.classes) < 2:
-        raise InputError(
-            f"{manifest.root} has only the class {manifest.classes[0]!r}. Expected at least two classes to tell apart."
-        )
-    empty = sorted(set(manifest.classes) - set(readable["label"][readable["split"] == "train"]))
-    if empty:
-        raise InputError(
-            f"Class {empty[0]!r} has no readable photo to train on"
-            + (f" (and {len(empty) - 1} more classes)" if len(empty) > 1 else "")
-            + ". Add photos, or take the class out. tellapart check says more."
-        )

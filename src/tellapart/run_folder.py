@@ -38,9 +38,10 @@ class RunRequest(BaseModel):
     """What a run was asked to do, beside its recipe.
 
     Attributes:
-        photos: absolute path of the photos, or of their table.
+        photos: the photos, or their table; absolute where it is recorded.
         time_budget: seconds for the whole run.
         split_from: a run folder whose photos keep their split.
+        begin_from: a run folder whose weights training begins with.
         replay: a run folder whose training plan is done again.
         ensemble: weights by name of the members; such a run was not trained.
     """
@@ -50,8 +51,15 @@ class RunRequest(BaseModel):
     photos: str = ""
     time_budget: float | None = None
     split_from: str | None = None
+    begin_from: str | None = None
     replay: str | None = None
     ensemble: dict[str, float] | None = None
+
+    def absolute(self, **changes: Any) -> RunRequest:
+        """Return it with some fields changed, and with absolute paths: a run goes on from any folder."""
+        values = self.model_dump() | changes
+        paths = {name: values[name] for name in ("photos", "split_from", "begin_from", "replay") if values[name]}
+        return RunRequest(**values | {name: os.path.abspath(path) for name, path in paths.items()})
 
 
 class RunRecord(BaseModel):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tellapart.bundles.bundle import Artefact, BundleRecord, Proof, is_bundle, open_bundle, write_record
-from tellapart.bundles.predictor import named
+from tellapart.bundles.bundle import Artefact, BundleRecord, Preprocessing, Proof, is_bundle, open_bundle, write_record
+from tellapart.bundles.predictor import to_prediction
 from tellapart.errors import BundleError
 
 PROOF = Proof(passed=True, reason="equal", num_images=9, agreement=1.0, largest_difference=1e-6)
@@ -20,11 +20,12 @@ PROOF = Proof(passed=True, reason="equal", num_images=9, agreement=1.0, largest_
 
 def record(**changes: object) -> BundleRecord:
     values = {
-        "name": "pets", "created": "2026-01-01T00:00:00Z", "classes": ("cat", "dog", "owl"), "image_px": 32,
-        "max_pixels": 10**8, "decoder_version": 2, "temperature": 1.2, "coverage": 0.9, "threshold": 0.4,
-        "envelope": {"sharpness": (3.0, None), "brightness": (20.0, 230.0)}, "metrics": {}, "source": {"run": "r"},
-        "artefacts": {"onnx": Artefact(path="model.onnx", bytes=3, proofs={"onnxruntime": PROOF})}, "explains": None,
-        "golden": {"golden/01.png": (0.7, 0.2, 0.1)},
+        "name": "pets", "created": "2026-01-01T00:00:00Z", "classes": ("cat", "dog", "owl"),
+        "preprocessing": Preprocessing(image_px=32, decoder_version=2), "max_pixels": 10**8, "temperature": 1.2,
+        "coverage": 0.9, "threshold": 0.4,
+        "quality_range": {"sharpness": (3.0, None), "brightness": (20.0, 230.0)}, "metrics": {}, "source": {"run": "r"},
+        "artefacts": (Artefact(id="onnx", format="onnx", path="model.onnx", bytes=3, proofs={"onnxruntime": PROOF}),),
+        "explains": None, "reference_images": {"reference_images/01.png": (0.7, 0.2, 0.1)},
     }  # fmt: skip
     return BundleRecord(**(values | changes))
 
@@ -32,18 +33,27 @@ def record(**changes: object) -> BundleRecord:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     place = tmp_path / "bundle"
-    (place / "golden").mkdir(parents=True)
+    (place / "reference_images").mkdir(parents=True)
     (place / "model.onnx").write_bytes(b"abc")
-    (place / "golden" / "01.png").write_bytes(b"png")
+    (place / "reference_images" / "01.png").write_bytes(b"png")
     write_record(place, record())
     return place
+
+
+def rewritten(folder: Path, values: dict) -> None:
+    """Write another record, with its checksum."""
+    (folder / "bundle.json").write_text(json.dumps(values))
+    sums = (folder / "SHA256SUMS").read_text().splitlines()
+    digest = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
+    lines = [f"{digest}  bundle.json" if line.endswith("  bundle.json") else line for line in sums]
+    (folder / "SHA256SUMS").write_text("".join(f"{line}\n" for line in lines))
 
 
 def test_what_is_written_is_read_again(folder: Path):
     bundle = open_bundle(folder)
     assert is_bundle(folder)
     assert bundle.record == record()
-    assert bundle.path() == folder / "model.onnx"
+    assert bundle.path(bundle.record.artefacts[0]) == folder / "model.onnx"
     assert len(bundle.version) == 12
     (folder.parent / "empty").mkdir()
     assert not is_bundle(folder.parent / "empty")
@@ -60,7 +70,7 @@ def test_a_changed_bundle_has_another_version(folder: Path):
     ("harm", "message"),
     [
         (lambda f: (f / "model.onnx").write_bytes(b"abd"), "model.onnx is not what it was"),
-        (lambda f: (f / "golden" / "01.png").unlink(), "01.png is missing"),
+        (lambda f: (f / "reference_images" / "01.png").unlink(), "01.png is missing"),
         (lambda f: (f / "extra.py").write_text("import os"), "extra.py does not belong to the bundle"),
         (lambda f: (f / "bundle.json").write_text("{}"), "bundle.json is not what it was"),
         (lambda f: (f / "SHA256SUMS").unlink(), "has no SHA256SUMS"),
@@ -82,7 +92,8 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "has schema version 2; this tellapart reads 1"),
+        ({"schema_version": 3}, "has schema version 3; this tellapart reads 1 to 2"),
+        ({"schema_version": 1}, "is not a whole record: 'envelope'"),
         ({"temperature": -1}, "temperature: Input should be greater than 0"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"name": "../../etc"}, "name: String should match pattern"),
@@ -90,13 +101,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
 )
 def test_a_record_that_does_not_fit_is_refused(folder: Path, change: dict, message: str):
     values = json.loads((folder / "bundle.json").read_text()) | change
-    (folder / "bundle.json").write_text(json.dumps(values))
-    import hashlib
-
-    lines = (folder / "SHA256SUMS").read_text().splitlines()
-    digest = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
-    lines = [f"{digest}  bundle.json" if line.endswith("  bundle.json") else line for line in lines]
-    (folder / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    rewritten(folder, values)
     with pytest.raises(BundleError, match=message):
         open_bundle(folder)
 
@@ -104,30 +109,28 @@ def test_a_record_that_does_not_fit_is_refused(folder: Path, change: dict, messa
 def test_sets_and_abstention_by_hand(folder: Path):
     bundle = open_bundle(folder)
     probabilities = np.array([[0.7, 0.2, 0.1], [0.45, 0.1, 0.45], [0.34, 0.33, 0.33]], np.float32)
-    found = [named(bundle, "a.jpg", row, 2, ()) for row in probabilities]
-    assert [each.among for each in found] == [("cat",), ("cat", "owl"), ()]
+    found = [to_prediction(bundle, "a.jpg", row, 2) for row in probabilities]
+    assert [each.prediction_set for each in found] == [("cat",), ("cat", "owl"), ()]
     assert [each.abstains for each in found] == [False, True, True]
     assert [each.top[0][0] for each in found] == ["cat", "cat", "cat"]
     without = replace(bundle, record=bundle.record.model_copy(update={"threshold": None}))
-    assert [named(without, "", row, 1, ()).among for row in probabilities] == [("cat",)] * 3
-    assert named(bundle, "", np.array([np.nan, 0.5, 0.5], np.float32), 1, ()).label is None
+    assert [to_prediction(without, "", row, 1).prediction_set for row in probabilities] == [("cat",)] * 3
+    assert to_prediction(bundle, "", np.array([np.nan, 0.5, 0.5], np.float32), 1).label is None
 
 
 def test_a_photo_is_outside_where_it_is_beyond_a_limit(folder: Path):
     bundle = open_bundle(folder)
-    assert bundle.outside({"sharpness": 3.0, "brightness": 230.0}) == []
-    assert bundle.outside({"sharpness": 2.9, "brightness": 231.0}) == ["sharpness", "brightness"]
+    assert bundle.quality_warnings({"sharpness": 3.0, "brightness": 230.0}) == []
+    assert bundle.quality_warnings({"sharpness": 2.9, "brightness": 231.0}) == ["sharpness", "brightness"]
 
 
-@pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "golden/../../model.onnx", "..\\model.onnx", ""])
+@pytest.mark.parametrize(
+    "path", ["../model.onnx", "/etc/passwd", "reference_images/../../model.onnx", "..\\model.onnx", ""]
+)
 def test_paths_that_lead_out_of_the_bundle_are_refused(folder: Path, path: str):
     values = json.loads((folder / "bundle.json").read_text())
-    values["artefacts"]["onnx"]["path"] = path
-    (folder / "bundle.json").write_text(json.dumps(values))
-    sums = (folder / "SHA256SUMS").read_text().splitlines()
-    digest = hashlib.sha256((folder / "bundle.json").read_bytes()).hexdigest()
-    lines = [f"{digest}  bundle.json" if line.endswith("bundle.json") else line for line in sums]
-    (folder / "SHA256SUMS").write_text("".join(f"{line}\n" for line in lines))
+    values["artefacts"][0]["path"] = path
+    rewritten(folder, values)
     with pytest.raises(BundleError, match="leads out of the bundle"):
         open_bundle(folder)
 
@@ -137,4 +140,28 @@ def test_links_are_no_part_of_a_bundle(folder: Path):
     (folder / "model.onnx").unlink()
     (folder / "model.onnx").symlink_to(folder.parent / "elsewhere.onnx")
     with pytest.raises(BundleError, match="is a link"):
+        open_bundle(folder)
+
+
+def test_a_bundle_of_schema_1_opens_as_it_was(folder: Path):
+    values = json.loads((folder / "bundle.json").read_text())
+    old = {name: values[name] for name in values if name not in ("preprocessing", "quality_range", "reference_images")}
+    proofs = values["artefacts"][0]["proofs"]
+    old |= {
+        "schema_version": 1, "image_px": 32, "decoder_version": 2, "envelope": values["quality_range"],
+        "golden": values["reference_images"],
+        "artefacts": {"onnx": {"path": "model.onnx", "bytes": 3, "proofs": proofs}},
+    }  # fmt: skip
+    rewritten(folder, old)
+    assert open_bundle(folder).record == record()
+
+
+def test_artefacts_have_ids_of_their_own_and_onnx_is_among_them(folder: Path):
+    values = json.loads((folder / "bundle.json").read_text())
+    first = values["artefacts"][0]
+    rewritten(folder, values | {"artefacts": [first, first]})
+    with pytest.raises(BundleError, match="two artefacts are called 'onnx'"):
+        open_bundle(folder)
+    rewritten(folder, values | {"artefacts": [first | {"id": "other"}]})
+    with pytest.raises(BundleError, match='no artefact is called "onnx"'):
         open_bundle(folder)

@@ -215,10 +215,28 @@ def test_a_full_disk_is_a_message_and_the_run_goes_on_to_the_same_weights(photos
     assert "Traceback" not in ended.stderr
     assert "File too large" in ended.stderr
     assert not list((tmp_path / "run").rglob("*.part"))
-    tellapart.train(resume=tmp_path / "run", cache=tmp_path / "cache")
+    tellapart.resume(tmp_path / "run", cache=tmp_path / "cache")
     whole = tellapart.train(photos, changes=changes[1::2], out=tmp_path / "whole", cache=tmp_path / "cache")
     ours, theirs = (load_weights(at / "checkpoints" / "best.npz")[0] for at in (tmp_path / "run", whole.path))
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["--set", "train.epochs=3"], "--set"),
+        (["--time", "60", "--recipe", "fast"], "--recipe, --time"),
+        (["--out", "elsewhere"], "--out"),
+        (["--split-from", "other"], "--split-from"),
+        (["--begin-from", "other"], "--begin-from"),
+    ],
+)
+def test_a_resumed_run_refuses_what_it_would_have_to_drop(command, given: list[str], named: str, run: Path):
+    before = (run / "recipe.toml").read_bytes()
+    ended = command("train", "--resume", str(run), *given)
+    assert ended.code == 2
+    assert f"got {named} as well. Leave that out to go on" in ended.err
+    assert (run / "recipe.toml").read_bytes() == before
 
 
 def test_doctor_names_what_is_used(command, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Robustness of a predictor whose answers can be worked out, and envelopes of photos that fail at a known quality."""
+"""Robustness of a predictor whose answers can be worked out, and quality ranges of photos that fail at a known one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy import stats
 from tellapart.data.corrupt import CORRUPTIONS
 from tellapart.data.quality import DIRECTIONS
 from tellapart.evaluation.intervals import skewed_mean_interval
-from tellapart.evaluation.robustness import Envelope, Robustness, envelope, robustness
+from tellapart.evaluation.robustness import QualityRange, Robustness, find_quality_range, robustness
 
 LEVELS, TRUE = np.array([40, 100, 115, 200, 90]), np.array([0, 0, 0, 1, 1])
 """Plain grey pictures, and whether each is meant to be bright; the last one is not."""
@@ -100,7 +100,7 @@ def test_each_picture_has_its_own_noise_and_has_it_again_next_time(measured):
     np.testing.assert_array_equal(first[1], measured[1].seen[1][1], err_msg="the second picture, of the same grey")
 
 
-# Envelope -------------------------------------------------------------------------------------------------
+# Quality range -------------------------------------------------------------------------------------------------
 
 ORDER = np.arange(1000)
 MIXED = ORDER * 619 % 1000
@@ -113,11 +113,11 @@ def qualities(**columns: np.ndarray) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("measure", DIRECTIONS)
-def test_the_envelope_ends_where_accuracy_falls_and_only_at_the_bad_end(measure: str):
+def test_the_range_ends_where_accuracy_falls_and_only_at_the_bad_end(measure: str):
     """Of 1,000 photos the 400 worst are named wrongly, half of them at each end where both are bad."""
     bad = DIRECTIONS[measure]
     wrong = {"low": ORDER < 400, "high": ORDER >= 600, "both": (ORDER < 200) | (ORDER >= 800)}[bad]
-    found = envelope(qualities(**{measure: ORDER / 10}), ~wrong)
+    found = find_quality_range(qualities(**{measure: ORDER / 10}), ~wrong)
     expected = {"low": (40, np.inf), "high": (-np.inf, 60), "both": (20, 80)}[bad]
     assert found.limits[measure] == pytest.approx(expected, abs=0.1)
     assert found.accuracy == 0.6
@@ -140,7 +140,7 @@ def test_the_envelope_ends_where_accuracy_falls_and_only_at_the_bad_end(measure:
     ],
 )
 def test_what_does_not_fall_at_the_bad_end_sets_no_limit(wrong: np.ndarray, why: str):
-    found = envelope(qualities(sharpness=ORDER / 10, noise=99.9 - ORDER / 10), ~wrong)
+    found = find_quality_range(qualities(sharpness=ORDER / 10, noise=99.9 - ORDER / 10), ~wrong)
     assert found.limits["sharpness"] == pytest.approx((0.999, np.inf)), why
     assert found.limits["noise"] == pytest.approx((-np.inf, 98.901)), why
     assert found.bins.loc[found.bins["measure"].isin(["sharpness", "noise"]), "inside"].all(), why
@@ -148,7 +148,7 @@ def test_what_does_not_fall_at_the_bad_end_sets_no_limit(wrong: np.ndarray, why:
 
 def test_the_ranges_hold_equal_numbers_and_their_accuracy_is_counted():
     correct = np.random.default_rng(0).random(1000) < 0.3 + 0.6 * ORDER / 1000
-    bins = envelope(qualities(contrast=ORDER / 10), correct).bins
+    bins = find_quality_range(qualities(contrast=ORDER / 10), correct).bins
     found = bins[bins["measure"] == "contrast"]
     expected = pd.Series(correct).groupby(pd.qcut(ORDER, 5, labels=False)).agg(["count", "sum", "mean"])
     assert found["num_images"].tolist() == expected["count"].tolist() == [200] * 5
@@ -161,7 +161,7 @@ def test_the_ranges_hold_equal_numbers_and_their_accuracy_is_counted():
 
 def test_a_measure_with_one_value_is_limited_to_it():
     """Where all photos are PNG, nothing is known of compressed ones."""
-    found = envelope(qualities(jpeg_quality=np.full(1000, 100.0)), MIXED >= 100)
+    found = find_quality_range(qualities(jpeg_quality=np.full(1000, 100.0)), MIXED >= 100)
     assert found.limits["jpeg_quality"] == (100, np.inf)
     (row,) = found.bins[found.bins["measure"] == "jpeg_quality"].itertuples()
     assert (row.num_images, row.accuracy, row.inside) == (1000, 0.9, True)
@@ -171,10 +171,10 @@ def test_photos_of_unknown_quality_are_left_out_but_count_for_the_accuracy():
     table, correct = qualities(sharpness=ORDER / 10), ORDER >= 400
     unknown = pd.DataFrame({name: [-1e6, 1e6] * 50 for name in DIRECTIONS}).assign(noise=np.nan)
     mixed = np.random.default_rng(0).permutation(1100)
-    found = envelope(
+    found = find_quality_range(
         pd.concat([table, unknown], ignore_index=True).iloc[mixed], np.append(correct, np.arange(100) < 50)[mixed]
     )
-    expected = envelope(table, correct)
+    expected = find_quality_range(table, correct)
     assert found.limits == expected.limits
     pd.testing.assert_frame_equal(found.bins, expected.bins)
     assert found.accuracy == pytest.approx((600 + 50) / 1100)
@@ -184,21 +184,27 @@ def test_photos_of_unknown_quality_do_not_make_the_others_look_bad():
     """Half of the known photos are named rightly whatever their quality, so their quality limits nothing."""
     unknown = pd.DataFrame({name: np.full(1000, np.nan) for name in DIRECTIONS})
     known = qualities(brightness=ORDER / 10, noise=ORDER / 10)
-    found = envelope(pd.concat([known, unknown], ignore_index=True), np.append(MIXED % 2 == 0, np.ones(1000, bool)))
+    found = find_quality_range(
+        pd.concat([known, unknown], ignore_index=True), np.append(MIXED % 2 == 0, np.ones(1000, bool))
+    )
     assert found.limits["brightness"] == pytest.approx((0.999, 98.901))
     assert found.limits["noise"] == pytest.approx((-np.inf, 98.901))
 
 
 def test_where_no_quality_is_known_nothing_is_limited():
     """The photos have been moved since the run, and are read from the cache."""
-    found = envelope(pd.DataFrame({name: [np.nan] * 4 for name in DIRECTIONS}), np.array([True, True, True, False]))
+    found = find_quality_range(
+        pd.DataFrame({name: [np.nan] * 4 for name in DIRECTIONS}), np.array([True, True, True, False])
+    )
     assert found.accuracy == 0.75
     assert found.bins.empty
     assert found.outside(dict.fromkeys(DIRECTIONS, 50.0)) == []
 
 
 def test_a_photo_is_outside_where_it_is_beyond_a_limit():
-    found = Envelope({"sharpness": (5, np.inf), "noise": (-np.inf, 20), "brightness": (30, 220)}, pd.DataFrame(), 0.9)
+    found = QualityRange(
+        {"sharpness": (5, np.inf), "noise": (-np.inf, 20), "brightness": (30, 220)}, pd.DataFrame(), 0.9
+    )
     assert found.outside({"sharpness": 5, "noise": 20, "brightness": 220}) == []
     assert found.outside({"sharpness": 4.9, "noise": 3, "brightness": 29}) == ["sharpness", "brightness"]
     assert found.outside({"sharpness": 400, "noise": 20.1, "brightness": 221}) == ["noise", "brightness"]

@@ -23,6 +23,8 @@ from tellapart.data.batches import TrainingBatches
 from tellapart.data.cache import Pictures
 from tellapart.errors import TrainingStoppedError
 from tellapart.models.fused_jax import FusedBlock
+from tellapart.records import Observer
+from tellapart.run_folder import RunFolder
 from tellapart.settings import Augment, recipe_from
 from tellapart.training import device_batches
 from tellapart.training.callbacks import EvaluatedWeights
@@ -195,7 +197,7 @@ def a_run_that_was_stopped_goes_on_as_if_it_had_not_been() -> None:
 
     def train(run: Path, **options: Any) -> Any:
         inputs = _inputs(**recipe, train__stages=stages)
-        return train_network(run, inputs.recipe, inputs.photos, **options)
+        return train_network(RunFolder(run), inputs.recipe, inputs.photos, **options)
 
     class Stop(Exception):  # noqa: N818
         pass
@@ -205,7 +207,7 @@ def a_run_that_was_stopped_goes_on_as_if_it_had_not_been() -> None:
             raise Stop
 
     first = train(whole)
-    _raised(Stop, lambda: train(parts, watch=stop))
+    _raised(Stop, lambda: train(parts, observer=Observer(watch=stop)))
     second = train(parts)
     assert first.plan == second.plan
     tables = [pd.read_csv(run / "history.csv").drop(columns="seconds") for run in (whole, parts)]
@@ -218,10 +220,12 @@ def a_run_that_was_stopped_goes_on_as_if_it_had_not_been() -> None:
 
 def a_loss_that_is_not_finite_stops_at_its_step() -> None:
     """The step is named, and the message says what to do."""
-    run = Path(sys.argv[1]) / "nan"
-    (run / "checkpoints").mkdir(parents=True)
+    run = RunFolder(Path(sys.argv[1]) / "nan")
+    run.checkpoints.mkdir(parents=True)
     inputs = _inputs(train__learning_rate=1e30, train__optimizer="sgd", train__weight_decay=0.0, model__batchnorm=False)
-    assert "step" in str(_raised(TrainingStoppedError, lambda: train_network(run, inputs.recipe, inputs.photos)))
+    assert "step" in str(
+        _raised(TrainingStoppedError, lambda: train_network(RunFolder(run), inputs.recipe, inputs.photos))
+    )
 
 
 def _raised(kind: type[Exception], call: Any) -> Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tellapart.report.page import made_by
+from tellapart.report.parts.reproduce import made_by
 from tellapart.run_folder import RunRecord
 
 

@@ -76,7 +76,7 @@ def test_a_new_export_takes_over_when_it_is_whole(bundle: Path, tmp_path: Path, 
     assert refused(telemetry) == 0
 
 
-@pytest.mark.parametrize("damage", ["truncated", "record", "missing", "golden", "garbage"])
+@pytest.mark.parametrize("damage", ["truncated", "record", "missing", "reference_images", "garbage"])
 def test_a_damaged_bundle_is_refused_once_and_the_old_one_goes_on(
     bundle: Path, tmp_path: Path, serve, caplog: pytest.LogCaptureFixture, damage: str
 ):
@@ -85,8 +85,8 @@ def test_a_damaged_bundle_is_refused_once_and_the_old_one_goes_on(
     models, telemetry = serve(place)
     old = models.find()
     record = open_bundle(bundle).record
-    wrong = {name: row[::-1] for name, row in record.golden.items()}
-    changed(bundle, fresh, **({"golden": wrong} if damage == "golden" else {"threshold": 0.8}))
+    wrong = {name: row[::-1] for name, row in record.reference_images.items()}
+    changed(bundle, fresh, **({"reference_images": wrong} if damage == "reference_images" else {"threshold": 0.8}))
     model = fresh / "model.onnx"
     if damage == "truncated":
         model.write_bytes(model.read_bytes()[:1000])

@@ -127,7 +127,7 @@ def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(weights: Path,
     process.communicate()
     assert not (folder / "model.keras").exists()
     before = features.stat().st_mtime_ns
-    run = tellapart.train(resume=folder, cache=cache)
+    run = tellapart.resume(folder, cache=cache)
     assert features.stat().st_mtime_ns == before, "they were there already"
     history = pd.read_csv(run.path / "history.csv")
     assert history["epoch"].tolist() == [0, 1, 2]
@@ -137,7 +137,7 @@ def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(weights: Path,
     events = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     assert next(each for each in events if each["event"] == "head")["penalty"] in PENALTIES
     bundle = tellapart.export(run.path, tmp_path / "bundle", cache=tmp_path / "cache")
-    assert bundle.record.artefacts["onnx"].proofs["onnxruntime"].passed
+    assert bundle.record.artefact("onnx").proofs["onnxruntime"].passed
     assert bundle.record.explains
 
 

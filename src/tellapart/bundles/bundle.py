@@ -1,10 +1,10 @@
 """A bundle: one folder with all that is needed to run a model. Knows nothing about how it is made or run.
 
-bundle.json      what it is: classes, picture size, temperature, thresholds, envelope, metrics, proofs of equality
-model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities, preprocessing inside
+bundle.json      what it is: classes, preprocessing, temperature, thresholds, quality range, metrics, proofs of equality
+model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities and embeddings
 explain.onnx     the same pictures and a class → heat maps; absent where the network has no feature maps
 reference.npz    embeddings of validation photos: what new photos are compared with
-golden/          a few photos with the probabilities that must come out
+reference_images/ a few photos with the probabilities that must come out
 card.md          the model card
 formats/         the other formats that were asked for
 SHA256SUMS       of every file, as `sha256sum --check` reads it
@@ -15,16 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tellapart.errors import BundleError
 from tellapart.files import read_json, write_json, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of ``bundle.json``. 1: artefacts by format, `quality_range` was "envelope", `reference_images` was "golden"."""
 SUMS = "SHA256SUMS"
 RECORD = "bundle.json"
 NAME = r"^[\w.-]{1,100}$"
@@ -60,6 +62,11 @@ class Artefact(BaseModel):
     """One file or folder that runs the model.
 
     Attributes:
+        id: its name in the bundle.
+        format: "onnx", "openvino", "litert", "saved_model" or "keras".
+        precision: of its weights, such as "float32".
+        sparsity: share of its weights that are zero by pruning, 0 to 1.
+        parent: id of the artefact that it was made from; None: made from the Keras model.
         path: inside the bundle, with "/".
         bytes: its size.
         proofs: runtime → what its comparison with Keras found.
@@ -67,9 +74,42 @@ class Artefact(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    id: str = Field(pattern=NAME)
+    format: str
+    precision: str = "float32"
+    sparsity: float = Field(0.0, ge=0, lt=1)
+    parent: str | None = None
     path: Inside
     bytes: int
     proofs: dict[str, Proof]
+
+
+class Preprocessing(BaseModel):
+    """What happens to an image file before the model: enough to do it on a phone or in a browser.
+
+    Attributes:
+        image_px: side of the square picture that the model takes.
+        layout: of the model's input: number of images, height, width, channels.
+        channels: their order.
+        dtype: of the input, 0 to 255; scaling and normalisation are inside the model.
+        steps: what is done, in this order.
+        decoder_version: of `tellapart.data.decode`, which does it here.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_px: int = Field(gt=0)
+    layout: str = "NHWC"
+    channels: str = "RGB"
+    dtype: str = "uint8"
+    steps: tuple[str, ...] = (
+        "Decode the file; of an animation take the first picture.",
+        "Turn it as its EXIF orientation says.",
+        "Convert grey, palette, CMYK and 16-bit images to 8-bit RGB; lay transparent pixels on white.",
+        "Shrink each side that is at least twice image_px to image_px, averaging over areas.",
+        "Resize to image_px × image_px, bilinear; the aspect ratio is not kept, nothing is cropped or padded.",
+    )
+    decoder_version: int
 
 
 class BundleRecord(BaseModel):
@@ -80,18 +120,17 @@ class BundleRecord(BaseModel):
         name: of the model.
         created: date and time, UTC.
         classes: in the order of the outputs.
-        image_px: side of the pictures that the model takes.
+        preprocessing: from a file to the model's input.
         max_pixels: images that declare more are refused, as they were by the run (`data.max_pixels`).
-        decoder_version: of `tellapart.data.decode`.
         temperature: that the probabilities were divided by, in the logits; it is inside the model.
         coverage: that the prediction sets promise.
         threshold: classes at or above it are in the set; None: there were no validation photos to fit it on.
-        envelope: photo quality for which the accuracy was measured, measure → (low, high), None: no limit.
+        quality_range: photo quality for which the accuracy was measured, measure → (low, high), None: no limit.
         metrics: of the run, by side.
         source: run, data, versions, date of training.
-        artefacts: format → artefact; "onnx" is always there.
+        artefacts: with different ids; "onnx" is always there.
         explains: the method of ``explain.onnx``; None: there is none.
-        golden: file → probabilities.
+        reference_images: file → probabilities.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -100,18 +139,35 @@ class BundleRecord(BaseModel):
     name: str = Field(pattern=NAME)
     created: str
     classes: tuple[str, ...] = Field(min_length=1)
-    image_px: int = Field(gt=0)
+    preprocessing: Preprocessing
     max_pixels: int = Field(100_000_000, gt=0)
-    decoder_version: int
     temperature: float = Field(gt=0)
     coverage: float = Field(gt=0, lt=1)
     threshold: float | None = Field(ge=0, le=1)
-    envelope: dict[str, tuple[float | None, float | None]]
+    quality_range: dict[str, tuple[float | None, float | None]]
     metrics: dict[str, Any]
     source: dict[str, Any]
-    artefacts: dict[str, Artefact]
+    artefacts: tuple[Artefact, ...]
     explains: str | None
-    golden: dict[Inside, tuple[float, ...]]
+    reference_images: dict[Inside, tuple[float, ...]]
+
+    @property
+    def image_px(self) -> int:
+        """Side of the pictures that the model takes."""
+        return self.preprocessing.image_px
+
+    def artefact(self, id_: str = "onnx") -> Artefact | None:
+        """Return the artefact with an id; None: there is none."""
+        return next((artefact for artefact in self.artefacts if artefact.id == id_), None)
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> BundleRecord:
+        ids = [artefact.id for artefact in self.artefacts]
+        if twice := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
+            raise ValueError(f"two artefacts are called {twice[0]!r}")
+        if "onnx" not in ids:
+            raise ValueError('no artefact is called "onnx"')
+        return self
 
 
 @dataclass(frozen=True)
@@ -128,19 +184,19 @@ class Bundle:
     record: BundleRecord
     version: str
 
-    def path(self, artefact: str = "onnx") -> Path:
-        """Return the file or folder of a format."""
-        return self.folder / self.record.artefacts[artefact].path
+    def path(self, artefact: Artefact) -> Path:
+        """Return the file or folder of an artefact."""
+        return self.folder / artefact.path
 
     @property
     def explain_path(self) -> Path | None:
         """The explanation graph, or None."""
         return self.folder / "explain.onnx" if self.record.explains else None
 
-    def outside(self, quality: dict[str, float]) -> list[str]:
+    def quality_warnings(self, quality: dict[str, float]) -> list[str]:
         """Return the measures of `tellapart.data.quality` in which a photo is worse than what was measured."""
         beyond = []
-        for name, (low, high) in self.record.envelope.items():
+        for name, (low, high) in self.record.quality_range.items():
             value = quality[name]
             if (low is not None and value < low) or (high is not None and value > high):
                 beyond.append(name)
@@ -178,17 +234,34 @@ def write_record(folder: Path, record: BundleRecord) -> None:
 def _read_record(place: Path) -> BundleRecord:
     values = read_json(place / RECORD)
     version = values.get("schema_version") if isinstance(values, dict) else None
-    if version != SCHEMA_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
         raise BundleError(
-            f"{place / RECORD} has schema version {version!r}; this tellapart reads {SCHEMA_VERSION}. "
+            f"{place / RECORD} has schema version {version!r}; this tellapart reads 1 to {SCHEMA_VERSION}. "
             "Export the run again, or install the tellapart that made the bundle."
         )
     try:
+        for older in range(version, SCHEMA_VERSION):
+            values = _UPGRADES[older](values)
         return BundleRecord.model_validate_json(json.dumps(values))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{place / RECORD} is not a whole record: {error}. Export the run again.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{place / RECORD}: {where}: {first['msg']}. Export the run again.") from error
+
+
+def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
+    """Upgrade a record in which formats were ids, and two things had other names."""
+    new = {**old, "schema_version": 2}
+    new["quality_range"], new["reference_images"] = new.pop("envelope"), new.pop("golden")
+    new["preprocessing"] = {"image_px": new.pop("image_px"), "decoder_version": new.pop("decoder_version")}
+    new["artefacts"] = [{"id": name, "format": name, **artefact} for name, artefact in old["artefacts"].items()]
+    return new
+
+
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1}
+"""From each older schema version to the next one."""
 
 
 def _check_sums(place: Path, text: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tellapart.bundles.bundle import open_bundle
-from tellapart.bundles.runtimes import RUNTIMES, open_runtime
+from tellapart.bundles.runtimes import RUNTIMES, artefact_for, open_runtime
 from tellapart.errors import BundleError
 from tellapart.records import Progress, no_progress
 
@@ -68,12 +68,13 @@ def benchmark(
         BundleError: the bundle is damaged.
     """
     bundle, found = open_bundle(folder), []
-    names = [
-        name for name, runtime in RUNTIMES.items() if runtime.installed and runtime.artefact in bundle.record.artefacts
-    ]
-    for done, name in enumerate(names):
-        progress("measuring", done, len(names))
-        artefact = bundle.record.artefacts[RUNTIMES[name].artefact]
+    artefacts = {
+        name: artefact
+        for name, runtime in RUNTIMES.items()
+        if runtime.installed and (artefact := artefact_for(bundle, runtime)) is not None
+    }
+    for done, (name, artefact) in enumerate(artefacts.items()):
+        progress("measuring", done, len(artefacts))
         proof = artefact.proofs.get(name)
         values: dict[str, Any] = {"agreement": proof.agreement if proof else _NAN, "size_mb": artefact.bytes / 1e6}
         if proof is not None and not proof.passed:
@@ -81,7 +82,7 @@ def benchmark(
             continue
         values |= _measured_apart(Path(folder), name, threads or os.cpu_count() or 1, seconds)
         found.append(Speed(name, **values))
-    progress("measuring", len(names), len(names))
+    progress("measuring", len(artefacts), len(artefacts))
     return sorted(found, key=lambda speed: (bool(speed.error), speed.p50_ms))
 
 

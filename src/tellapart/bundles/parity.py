@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Proof
+from tellapart.proportions import difference_interval
 
 Floats = NDArray[np.float32]
 
-AGREEMENT = 0.999
-REDUCED_AGREEMENT = 0.995
-TOLERANCE = 1e-3
-"""Of a probability at full precision. float32 sums in another order differ by about 1e-6."""
-NEAR_TIE = 0.1
-"""In reduced precision a disagreement is forgiven where Keras' own two best classes lie this near to each other."""
 SIGNIFICANT = 0.05
 
 
-def parity(keras: Floats, found: Floats, true: NDArray[np.int64] | None, *, reduced: bool) -> Proof:
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an artefact may be from the Keras model.
+
+    Attributes:
+        agreement: share of the pictures in which the first classes must agree, 0 to 1.
+        largest_difference: that a probability may differ by; None: any.
+        near_tie: a disagreement is forgiven where Keras' own two best classes lie this near each other; None: each is.
+        margin: share of the pictures by which it may be less accurate. This must be shown: the upper end of the 95 %
+            interval of the loss lies below it. 0: a loss must not be detectable. None: accuracy is not looked at.
+    """
+
+    agreement: float = 0.0
+    largest_difference: float | None = None
+    near_tie: float | None = None
+    margin: float | None = None
+
+
+EXACT = Tolerance(agreement=0.999, largest_difference=1e-3)
+"""For float32: sums in another order differ by about 1e-6."""
+REDUCED = Tolerance(agreement=0.995, near_tie=0.1, margin=0.0)
+"""For the same weights in arithmetic of less than float32."""
+
+
+def no_worse(margin: float) -> Tolerance:
+    """Return the tolerance of other weights, quantized or pruned: accuracy alone counts, and may fall by `margin`."""
+    return Tolerance(margin=margin)
+
+
+def parity(keras: Floats, found: Floats, true: NDArray[np.int64] | None, tolerance: Tolerance) -> Proof:
     """Compare an artefact's probabilities with the Keras model's.
 
-    At full precision the first classes must agree in 99.9 % of the pictures and no probability may differ by more than
-    `TOLERANCE`. In reduced precision 99.5 % are enough, when each disagreement is a near tie and the accuracy shows no
-    detectable loss (exact McNemar test, one-sided; McNemar 1947).
+    A loss of accuracy is tested one-sided (exact McNemar test; McNemar 1947), or, with a margin, bounded by Newcombe's
+    interval of a paired difference (1998, method 10).
 
     Args:
         keras: (num_images, num_classes), the Keras model's.
         found: the artefact's.
         true: (num_images,) class numbers, -1 where unknown; None: unknown.
-        reduced: whether the artefact computes in less than float32.
+        tolerance: what is let through.
     """
     if found.shape != keras.shape:
         reason = f"it gives {found.shape}, Keras {keras.shape}"
@@ -39,12 +64,15 @@ def parity(keras: Floats, found: Floats, true: NDArray[np.int64] | None, *, redu
     difference = float(np.abs(keras - found).max()) if finite else 1.0
     agreement = float((first == ours).mean())
     accuracies: tuple[float | None, float | None] = (None, None)
-    p_value = None
+    p_value, reason = None, "" if finite else "not finite"
     if true is not None and (known := true >= 0).any():
-        right, wrong = (first == true)[known], (ours == true)[known]
-        accuracies = float(right.mean()), float(wrong.mean())
-        p_value = _mcnemar(int((right & ~wrong).sum()), int((~right & wrong).sum()))
-    reason = _reason(keras, first != ours, agreement, difference, p_value, reduced) if finite else "not finite"
+        before, after = (first == true)[known], (ours == true)[known]
+        accuracies = float(before.mean()), float(after.mean())
+        p_value = _mcnemar(int((before & ~after).sum()), int((~before & after).sum()))
+        reason = reason or _loss(before, after, p_value, tolerance.margin)
+    elif tolerance.margin:
+        reason = reason or "its accuracy is not known: there are no labelled photos"
+    reason = reason or _difference(keras, first != ours, agreement, difference, tolerance)
     return Proof(
         passed=not reason,
         reason=reason or "equal within the tolerance",
@@ -57,28 +85,32 @@ def parity(keras: Floats, found: Floats, true: NDArray[np.int64] | None, *, redu
     )
 
 
-def _reason(
-    keras: Floats,
-    differs: NDArray[np.bool_],
-    agreement: float,
-    difference: float,
-    p_value: float | None,
-    reduced: bool,
+def _difference(
+    keras: Floats, differs: NDArray[np.bool_], agreement: float, difference: float, tolerance: Tolerance
 ) -> str:
-    """Return why the artefact is refused, or nothing."""
-    needed = REDUCED_AGREEMENT if reduced else AGREEMENT
-    if agreement < needed:
-        return f"it agrees with Keras in {agreement:.2%} of the pictures; {needed:.1%} are needed"
-    if not reduced:
-        return f"a probability differs by {difference:.1g}; {TOLERANCE:g} is allowed" if difference > TOLERANCE else ""
-    if differs.any():
+    """Return in which way the probabilities are too different, or nothing."""
+    if agreement < tolerance.agreement:
+        return f"it agrees with Keras in {agreement:.2%} of the pictures; {tolerance.agreement:.1%} are needed"
+    most = tolerance.largest_difference
+    if most is not None and difference > most:
+        return f"a probability differs by {difference:.1g}; {most:g} is allowed"
+    if tolerance.near_tie is not None and differs.any():
         two = np.sort(keras[differs], axis=1)[:, -2:]
         gap = float((two[:, 1] - two[:, 0]).max())
-        if gap > NEAR_TIE:
-            return f"it disagrees where Keras' two best classes are {gap:.2f} apart; {NEAR_TIE} is allowed"
-    if p_value is not None and p_value < SIGNIFICANT:
-        return f"it is less accurate (p = {p_value:.3f})"
+        if gap > tolerance.near_tie:
+            return f"it disagrees where Keras' two best classes are {gap:.2f} apart; {tolerance.near_tie} is allowed"
     return ""
+
+
+def _loss(before: NDArray[np.bool_], after: NDArray[np.bool_], p_value: float, margin: float | None) -> str:
+    """Return how much accuracy is lost where that is too much, or nothing."""
+    if margin is None:
+        return ""
+    if margin:
+        counts = [int(part.sum()) for part in (after & before, after & ~before, before & ~after, ~after & ~before)]
+        most = difference_interval(*counts).high
+        return f"it may be less accurate by {most:.2%}; {margin:.2%} is allowed" if most > margin else ""
+    return f"it is less accurate (p = {p_value:.3f})" if p_value < SIGNIFICANT else ""
 
 
 def _mcnemar(lost: int, won: int) -> float:

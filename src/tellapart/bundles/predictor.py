@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle, open_bundle
-from tellapart.bundles.runtimes import FRAMEWORKS, RUNTIMES, Predictor, check_golden, open_runtime, usable
+from tellapart.bundles.runtimes import (
+    FRAMEWORKS,
+    RUNTIMES,
+    Outputs,
+    Predictor,
+    check_reference_images,
+    open_runtime,
+    usable,
+)
 from tellapart.data.decode import decode_square, resize
 from tellapart.data.image_file import read_file
 from tellapart.data.quality import decode_and_measure, quality_of
@@ -33,12 +41,12 @@ class DecodedImage:
 
     Attributes:
         square: (image_px, image_px, 3) uint8; None: it could not be read.
-        outside: measures of quality in which it is worse than what was measured.
+        quality_warnings: measures of quality in which it is worse than what was measured.
         error: why it could not be read.
     """
 
     square: NDArray[np.uint8] | None
-    outside: tuple[str, ...]
+    quality_warnings: tuple[str, ...]
     error: str = ""
 
 
@@ -66,10 +74,19 @@ class BundleClassifier:
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
-        return np.concatenate([
+        return self.outputs(pictures).probabilities
+
+    def outputs(self, pictures: NDArray[np.uint8]) -> Outputs:
+        """Map (num_images, image_px, image_px, 3) uint8 to probabilities and embeddings."""
+        parts = [
             self._predict(np.ascontiguousarray(pictures[start : start + BATCH_SIZES]))
             for start in range(0, len(pictures), BATCH_SIZES)
-        ])  # fmt: skip
+        ]
+        seen = [part.embeddings for part in parts if part.embeddings is not None]
+        return Outputs(
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate(seen) if len(seen) == len(parts) else None,
+        )
 
     def predict(
         self,
@@ -148,23 +165,31 @@ class BundleClassifier:
                     square, quality = decode_square(data, self.image_px, max_pixels=self.max_pixels), None
         except DecodeError as error:
             return DecodedImage(None, (), str(error))
-        return DecodedImage(square, tuple(self.bundle.outside(quality)) if quality else ())
+        return DecodedImage(square, tuple(self.bundle.quality_warnings(quality)) if quality else ())
 
     def _named(self, seen: list[DecodedImage], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
         squares = {index: each.square for index, each in enumerate(seen) if each.square is not None}
-        good = list(squares)
-        rows = self._predict(np.stack(list(squares.values()))) if good else np.zeros((0, len(self.classes)), np.float32)
-        found = dict(zip(good, rows, strict=True))
+        outputs = self._predict(np.stack(list(squares.values()))) if squares else None
+        row_of = {index: row for row, index in enumerate(squares)}
         for index, each in enumerate(seen):
             image = images[start + index]
             path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {start + index}"
-            if index not in found:
+            if outputs is None or index not in row_of:
                 yield Prediction(path, None, float("nan"), (), each.error)
                 continue
-            yield named(self.bundle, path, found[index], top_k, each.outside)
+            row, seen_by_head = row_of[index], outputs.embeddings
+            embedding = None if seen_by_head is None else seen_by_head[row]
+            yield to_prediction(self.bundle, path, outputs.probabilities[row], top_k, each.quality_warnings, embedding)
 
 
-def named(bundle: Bundle, path: str, row: NDArray[np.float32], top_k: int, outside: tuple[str, ...]) -> Prediction:
+def to_prediction(
+    bundle: Bundle,
+    path: str,
+    row: NDArray[np.float32],
+    top_k: int,
+    quality_warnings: tuple[str, ...] = (),
+    embedding: NDArray[np.float32] | None = None,
+) -> Prediction:
     """Return what a row of probabilities says; without a threshold the first class alone is the prediction set."""
     values, classes, threshold = row.tolist(), bundle.record.classes, bundle.record.threshold
     if not math.isfinite(sum(values)):
@@ -172,13 +197,13 @@ def named(bundle: Bundle, path: str, row: NDArray[np.float32], top_k: int, outsi
     order: list[int] = np.argsort(-row, kind="stable").tolist()
     top = tuple([(classes[i], values[i]) for i in order[:top_k]])
     if threshold is None:
-        return Prediction(path, *top[0], top, "", False, outside, (top[0][0],))
-    among = tuple([classes[i] for i in order if values[i] >= threshold])
-    return Prediction(path, *top[0], top, "", len(among) != 1, outside, among)
+        return Prediction(path, *top[0], top, "", False, quality_warnings, (top[0][0],), embedding)
+    chosen = tuple([classes[i] for i in order if values[i] >= threshold])
+    return Prediction(path, *top[0], top, "", len(chosen) != 1, quality_warnings, chosen, embedding)
 
 
 def abstains(bundle: Bundle, row: NDArray[np.float32]) -> bool:
-    """Return whether a model says of a row of probabilities (num_classes,) that it is not sure, as `named` has it."""
+    """Return whether a model abstains, as `to_prediction` has it, from a row of probabilities (num_classes,)."""
     threshold = bundle.record.threshold
     return threshold is not None and int(np.count_nonzero(row >= threshold)) != 1
 
@@ -191,7 +216,7 @@ def open_classifier(
     Args:
         folder: the bundle.
         runtime: one of `tellapart.bundles.runtimes.RUNTIMES`; None: the fastest here of those
-            that give the golden photos' probabilities.
+            that give the reference images' probabilities.
         threads: for one call; None: all processors.
 
     Raises:
@@ -202,7 +227,7 @@ def open_classifier(
 
 
 def choose(bundle: Bundle, runtime: str | None, *, threads: int | None = None) -> tuple[str, Predictor]:
-    """Open the runtime that was named, or the fastest one here, if it gives the golden photos' probabilities.
+    """Open the runtime that was named, or the fastest one here, if it gives the reference images' probabilities.
 
     Raises:
         BundleError: it does not, or there is none.
@@ -210,13 +235,15 @@ def choose(bundle: Bundle, runtime: str | None, *, threads: int | None = None) -
     if runtime is None:
         return _fastest(bundle, threads=threads)
     predict = open_runtime(bundle, runtime, threads=threads)
-    if wrong := check_golden(bundle, predict, reduced=RUNTIMES[runtime].reduced):
-        raise BundleError(f"{runtime} does not give the golden photos' probabilities of {bundle.folder} here: {wrong}.")
+    if wrong := check_reference_images(bundle, predict, RUNTIMES[runtime].tolerance):
+        raise BundleError(
+            f"{runtime} does not give the reference images' probabilities of {bundle.folder} here: {wrong}."
+        )
     return runtime, predict
 
 
 def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predictor]:
-    """Return the runtime that is fastest on one picture here, of those that give the golden photos' probabilities.
+    """Return the runtime that is fastest on one picture here, of those that give the reference images' probabilities.
 
     Takes about `_CHOICE_SECONDS` at most.
 
@@ -231,7 +258,7 @@ def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predic
         if times and time.perf_counter() - began > _CHOICE_SECONDS:
             break
         predict = open_runtime(bundle, name, threads=threads)
-        if wrong := check_golden(bundle, predict, reduced=RUNTIMES[name].reduced):
+        if wrong := check_reference_images(bundle, predict, RUNTIMES[name].tolerance):
             refused.append(f"{name}: {wrong}")
             continue
         laps = []

@@ -1,42 +1,58 @@
 """Runs the model of a bundle: ONNX Runtime, OpenVINO, LiteRT, TensorFlow. Knows nothing about photos or HTTP.
 
-A predictor maps (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32.
+A predictor maps (num_images, image_px, image_px, 3) uint8 to `Outputs`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.bundles.bundle import Bundle
+from tellapart.bundles.bundle import Artefact, Bundle
+from tellapart.bundles.parity import EXACT, REDUCED, Tolerance, parity
 from tellapart.errors import BundleError, TellapartError, nearest
 
-Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+class Outputs(NamedTuple):
+    """What a model gives for a batch.
+
+    Attributes:
+        probabilities: (num_images, num_classes) float32.
+        embeddings: (num_images, num_features) float32, what its last layer sees; None: the artefact has no such output.
+    """
+
+    probabilities: NDArray[np.float32]
+    embeddings: NDArray[np.float32] | None
+
+
+Predictor = Callable[[NDArray[np.uint8]], Outputs]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A way to run an artefact.
+    """A way to run artefacts of one format and precision.
 
     Attributes:
-        artefact: which format of the bundle it opens.
+        format: of the artefacts that it opens.
+        precision: of their weights.
         package: that must be installed.
-        reduced: whether it computes in less than float32.
+        tolerance: how far what it says may be from the Keras model.
         opens: (file, threads) → predictor.
         opens_several: (file, callers) → as many predictors, on one processor each, to be called at the same time; None:
             it is the same as to open it several times.
     """
 
-    artefact: str
+    format: str
+    precision: str
     package: str
-    reduced: bool
+    tolerance: Tolerance
     opens: Callable[[Path, int], Predictor]
     opens_several: Callable[[Path, int], list[Predictor]] | None = None
 
@@ -44,6 +60,10 @@ class Runtime:
     def installed(self) -> bool:
         """Whether its package is there."""
         return importlib.util.find_spec(self.package) is not None
+
+    def runs(self, artefact: Artefact) -> bool:
+        """Whether it opens an artefact."""
+        return (artefact.format, artefact.precision) == (self.format, self.precision)
 
 
 def _onnxruntime(path: Path, threads: int) -> Predictor:
@@ -54,9 +74,10 @@ def _onnxruntime(path: Path, threads: int) -> Predictor:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
+    wanted = [output for output in _OUTPUTS if output in {found.name for found in session.get_outputs()}]
 
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(session.run(["probabilities"], {name: images})[0], np.float32)
+    def predict(images: NDArray[np.uint8]) -> Outputs:
+        return _outputs(session.run(wanted, {name: images}))
 
     return predict
 
@@ -90,11 +111,14 @@ def _openvino_model(path: Path, precision: str, settings: dict[str, Any]) -> Any
 
 
 def _openvino_request(model: Any) -> Predictor:
-    request, output = model.create_infer_request(), model.output("probabilities")
+    request = model.create_infer_request()
+    named = {name for output in model.outputs for name in output.get_names()}
+    wanted = [model.output(name) for name in _OUTPUTS if name in named]
 
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(images: NDArray[np.uint8]) -> Outputs:
         request.infer([images], share_inputs=True)
-        return np.array(request.get_tensor(output).data, np.float32)
+        # Copies: the next call writes into the same tensors.
+        return _outputs([np.array(request.get_tensor(output).data, np.float32) for output in wanted])
 
     return predict
 
@@ -105,17 +129,18 @@ def _litert(path: Path, threads: int) -> Predictor:
     interpreter = Interpreter(model_path=str(path), num_threads=threads)
     runner = interpreter.get_signature_runner("serving_default")
     given = next(iter(runner.get_input_details().values()))["index"]
-    output = runner.get_output_details()["probabilities"]["index"]
+    details = runner.get_output_details()
+    wanted = [details[name]["index"] for name in _OUTPUTS if name in details]
     state = {"count": 0}
 
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def predict(images: NDArray[np.uint8]) -> Outputs:
         if state["count"] != len(images):
             interpreter.resize_tensor_input(given, images.shape)
             interpreter.allocate_tensors()
             state["count"] = len(images)
         interpreter.set_tensor(given, images)
         interpreter.invoke()
-        return np.asarray(interpreter.get_tensor(output), np.float32)
+        return _outputs([interpreter.get_tensor(index) for index in wanted])
 
     return predict
 
@@ -127,8 +152,9 @@ def _tensorflow(path: Path, threads: int) -> Predictor:
     served = tf.saved_model.load(str(path)).signatures["serving_default"]
     (name,) = served.structured_input_signature[1]
 
-    def predict(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(served(**{name: tf.constant(images)})["probabilities"], np.float32)
+    def predict(images: NDArray[np.uint8]) -> Outputs:
+        found = served(**{name: tf.constant(images)})
+        return _outputs([found[output] for output in _OUTPUTS if output in found])
 
     return predict
 
@@ -138,17 +164,27 @@ def _keras(path: Path, threads: int) -> Predictor:
 
     del threads  # the backend's threads are the process's
     model = keras.saving.load_model(path, compile=False)
-    return lambda images: np.asarray(model.predict_on_batch(images), np.float32)
+    return lambda images: _outputs([model.predict_on_batch(images)])
+
+
+_OUTPUTS = "probabilities", "embedding"
+"""Of an artefact, by name; bundles of other makers may lack the second."""
+
+
+def _outputs(found: Sequence[Any]) -> Outputs:
+    """Return what an artefact gave for `_OUTPUTS`, or for the first of them alone."""
+    probabilities, *rest = (np.asarray(values, np.float32) for values in found)
+    return Outputs(probabilities, rest[0] if rest else None)
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "openvino-bf16": Runtime("onnx", "openvino", True, _openvino("bf16"), _openvino_streams("bf16")),
-    "openvino-f32": Runtime("onnx", "openvino", False, _openvino("f32"), _openvino_streams("f32")),
-    "onnxruntime": Runtime("onnx", "onnxruntime", False, _onnxruntime),
-    "openvino-ir": Runtime("openvino", "openvino", False, _openvino("f32"), _openvino_streams("f32")),
-    "litert": Runtime("litert", "ai_edge_litert", False, _litert),
-    "tensorflow": Runtime("saved_model", "tensorflow", False, _tensorflow),
-    "keras": Runtime("keras", "keras", False, _keras),
+    "openvino-bf16": Runtime("onnx", "float32", "openvino", REDUCED, _openvino("bf16"), _openvino_streams("bf16")),
+    "openvino-f32": Runtime("onnx", "float32", "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
+    "onnxruntime": Runtime("onnx", "float32", "onnxruntime", EXACT, _onnxruntime),
+    "openvino-ir": Runtime("openvino", "float32", "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
+    "litert": Runtime("litert", "float32", "ai_edge_litert", EXACT, _litert),
+    "tensorflow": Runtime("saved_model", "float32", "tensorflow", EXACT, _tensorflow),
+    "keras": Runtime("keras", "float32", "keras", EXACT, _keras),
 }
 """Every way to run a bundle, those first that are mostly the fastest: a choice that takes too long stops early."""
 
@@ -158,14 +194,19 @@ FRAMEWORKS = frozenset({"tensorflow", "keras"})
 
 def usable(bundle: Bundle) -> list[str]:
     """Return the runtimes that are installed, whose artefact is there and passed the parity gate when it was made."""
-    names = []
-    for name, runtime in RUNTIMES.items():
-        artefact = bundle.record.artefacts.get(runtime.artefact)
-        if artefact is not None and runtime.installed:
-            proof = artefact.proofs.get(name)
-            if proof is not None and proof.passed:
-                names.append(name)
-    return names
+    return [
+        name
+        for name, runtime in RUNTIMES.items()
+        if runtime.installed
+        and (artefact := artefact_for(bundle, runtime)) is not None
+        and (proof := artefact.proofs.get(name)) is not None
+        and proof.passed
+    ]
+
+
+def artefact_for(bundle: Bundle, runtime: Runtime) -> Artefact | None:
+    """Return the first artefact of a bundle that a runtime opens; None: there is none."""
+    return next(filter(runtime.runs, bundle.record.artefacts), None)
 
 
 def open_runtime(bundle: Bundle, name: str, *, threads: int | None = None) -> Predictor:
@@ -204,20 +245,21 @@ def _checked(bundle: Bundle, name: str) -> tuple[Runtime, Path]:
     runtime = RUNTIMES[name]
     if not runtime.installed:
         raise BundleError(f"The runtime {name} needs the package {runtime.package}, which is not installed.")
-    if runtime.artefact not in bundle.record.artefacts:
+    artefact = artefact_for(bundle, runtime)
+    if artefact is None:
         raise BundleError(
-            f"{bundle.folder} has no {runtime.artefact} model for {name}. Export with --format {runtime.artefact}."
+            f"{bundle.folder} has no {runtime.format} model for {name}. Export with --format {runtime.format}."
         )
-    proof = bundle.record.artefacts[runtime.artefact].proofs.get(name)
+    proof = artefact.proofs.get(name)
     if proof is not None and not proof.passed:
         raise BundleError(f"{name} was refused when {bundle.folder} was made: {proof.reason}.")
-    return runtime, bundle.path(runtime.artefact)
+    return runtime, bundle.path(artefact)
 
 
 def answers(
     runtime: Runtime, path: Path, batches: Iterable[NDArray[np.uint8]], *, threads: int | None = None
 ) -> Iterator[NDArray[np.float32]]:
-    """Open an artefact and yield what it says of each batch.
+    """Open an artefact and yield its probabilities for each batch.
 
     Raises:
         BundleError: it cannot be opened or run.
@@ -225,7 +267,7 @@ def answers(
     try:
         predict = runtime.opens(path, threads or os.cpu_count() or 1)
         for batch in batches:
-            yield predict(batch)
+            yield predict(batch).probabilities
     except TellapartError:  # a photo that is gone is no fault of the runtime
         raise
     except Exception as error:  # each runtime has errors of its own, with no common base
@@ -233,19 +275,18 @@ def answers(
         raise BundleError(f"{path.name} does not run in {runtime.package}: {first}") from error
 
 
-def check_golden(bundle: Bundle, predict: Predictor, *, reduced: bool) -> str:
-    """Run the golden photos from their files and return what is wrong; "" when all is as it was."""
-    from tellapart.bundles.parity import parity
+def check_reference_images(bundle: Bundle, predict: Predictor, tolerance: Tolerance) -> str:
+    """Run the reference images from their files and return what is wrong; "" when all is as it was."""
     from tellapart.data.decode import decode_square
     from tellapart.data.image_file import read_file
 
-    names = list(bundle.record.golden)
+    record, names = bundle.record, list(bundle.record.reference_images)
     if not names:
         return ""
-    record: Any = bundle.record
     pictures = np.stack([
         decode_square(read_file(bundle.folder / name), record.image_px, max_pixels=record.max_pixels) for name in names
     ])  # fmt: skip
-    expected = np.array([record.golden[name] for name in names], np.float32)
-    proof = parity(expected, np.concatenate([predict(picture[None]) for picture in pictures]), None, reduced=reduced)
+    expected = np.array([record.reference_images[name] for name in names], np.float32)
+    found = np.concatenate([predict(picture[None]).probabilities for picture in pictures])
+    proof = parity(expected, found, None, replace(tolerance, margin=None))  # a handful of images shows no accuracy
     return "" if proof.passed else proof.reason

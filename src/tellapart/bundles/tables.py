@@ -36,7 +36,7 @@ class Written:
         num_images: rows in it.
         num_unreadable: of them, with an error instead of a label.
         num_abstained: of them, without a clear answer.
-        num_outside: of them, worse than the photos that the accuracy was measured on.
+        num_warned: of them, worse than the photos that the accuracy was measured on.
         num_resumed: rows that an earlier, killed try had written.
     """
 
@@ -44,7 +44,7 @@ class Written:
     num_images: int
     num_unreadable: int
     num_abstained: int
-    num_outside: int
+    num_warned: int
     num_resumed: int
 
 
@@ -79,7 +79,7 @@ def predict_files(
         images: files, in an order that stays the same.
         out: the table; an old one is replaced at the end.
         top_k: how many classes to list.
-        with_quality: also say which photos are outside the envelope.
+        with_quality: also say which photos are worse than those that the accuracy was measured on.
         progress: called with ("predicting", done, total).
 
     Raises:
@@ -92,7 +92,7 @@ def predict_files(
         _need_pyarrow()
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    line = _CsvLines(top_k) if kind == "csv" else _JsonLines()
+    line = CsvLines(top_k) if kind == "csv" else JsonLines()
     counts, done = _resumed(part, line, images)
     _same_model(part, classifier.identity, done)
     resumed = done
@@ -101,7 +101,7 @@ def predict_files(
             stream.write(line.header().encode())
         for found in classifier.stream(images[done:], top_k=top_k, with_quality=with_quality):
             stream.write(line.row(found).encode("utf-8", "surrogateescape"))
-            _count(counts, found.label is None, found.abstains, bool(found.outside))
+            _count(counts, found.label is None, found.abstains, bool(found.quality_warnings))
             done += 1
             if done % _FLUSHED == 0 or done == len(images):
                 _to_disk(stream)
@@ -114,59 +114,67 @@ def predict_files(
     return Written(out, done, counts[0], counts[1], counts[2], resumed)
 
 
-class _CsvLines:
+class CsvLines:
     """Rows as CSV; what a line cannot hold is escaped as JSON does."""
 
     def __init__(self, top_k: int) -> None:
         self.top_k = top_k
 
     def header(self) -> str:
+        """Return the names of the columns."""
         runners_up = [f"{name}_{rank}" for rank in range(2, self.top_k + 1) for name in ("label", "probability")]
-        return _csv_line(["path", "label", "probability", "abstains", "outside", "error", *runners_up])
+        columns = ["path", "label", "probability", "abstains", "quality_warnings", "prediction_set", "error"]
+        return _csv_line([*columns, *runners_up])
 
     def row(self, found: Prediction) -> str:
+        """Return a prediction as a line."""
         rest: list[Any] = [value for pair in found.top[1:] for value in pair]
         rest += [""] * (2 * (self.top_k - 1) - len(rest))
         probability = "" if found.label is None else f"{found.probability:.6f}"
         path = (
             json.dumps(found.path, ensure_ascii=False)[1:-1] if "\n" in found.path or "\r" in found.path else found.path
         )
-        flags = ["", ""] if found.label is None else [str(found.abstains).lower(), " ".join(found.outside)]
+        flags = ["", "", ""]
+        if found.label is not None:
+            flags = [str(found.abstains).lower(), " ".join(found.quality_warnings), json.dumps(found.prediction_set)]
         rest = [f"{value:.6f}" if isinstance(value, float) else value for value in rest]
         return _csv_line([path, found.label or "", probability, *flags, found.error.replace("\n", " "), *rest])
 
     def facts(self, line: str) -> tuple[str, bool, bool, bool]:
-        """Return (path as written, unreadable, abstains, outside)."""
+        """Return (path as written, unreadable, abstains, warned)."""
         cells = next(csv.reader([line]))
-        return from_cell(cells[0]), bool(cells[5]), cells[3] == "true", bool(cells[4])
+        return from_cell(cells[0]), bool(cells[6]), cells[3] == "true", bool(cells[4])
 
 
-class _JsonLines:
+class JsonLines:
     """Rows as JSON objects."""
 
     def header(self) -> str:
+        """Return nothing: every line names its fields."""
         return ""
 
     def row(self, found: Prediction) -> str:
+        """Return a prediction as a line."""
         known = found.label is not None
         values = {
             "path": found.path,
             "label": found.label,
             "probability": round(found.probability, 6) if known else None,
             "abstains": found.abstains if known else None,
-            "outside": list(found.outside) if known else None,
+            "quality_warnings": list(found.quality_warnings) if known else None,
+            "prediction_set": list(found.prediction_set) if known else None,
             "error": found.error,
             "top": [{"label": label, "probability": round(probability, 6)} for label, probability in found.top],
         }
         return json.dumps(values) + "\n"
 
     def facts(self, line: str) -> tuple[str, bool, bool, bool]:
-        """Return (path, unreadable, abstains, outside)."""
+        """Return (path, unreadable, abstains, warned)."""
         values = json.loads(line)
-        return values["path"], values["label"] is None, bool(values["abstains"]), bool(values["outside"])
+        return values["path"], values["label"] is None, bool(values["abstains"]), bool(values["quality_warnings"])
 
 
-def _resumed(part: Path, line: _CsvLines | _JsonLines, images: Sequence[Path]) -> tuple[list[int], int]:
+def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> tuple[list[int], int]:
     """Return the counts and the number of whole rows that an earlier try left; cut off what is not whole.
 
     Raises:
@@ -220,8 +228,8 @@ def _same_model(part: Path, identity: str, done: int) -> None:
     write_text(note, identity + "\n")
 
 
-def _count(counts: list[int], unreadable: bool, abstains: bool, outside: bool) -> None:
-    for place, flag in enumerate((unreadable, abstains, outside)):
+def _count(counts: list[int], unreadable: bool, abstains: bool, warned: bool) -> None:
+    for place, flag in enumerate((unreadable, abstains, warned)):
         counts[place] += bool(flag)
 
 
@@ -253,7 +261,8 @@ def _to_parquet(part: Path, out: Path) -> None:
     pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
     schema = pa.schema([
         ("path", pa.string()), ("label", pa.string()), ("probability", pa.float32()), ("abstains", pa.bool_()),
-        ("outside", pa.list_(pa.string())), ("error", pa.string()), ("top", pa.list_(pair)),
+        ("quality_warnings", pa.list_(pa.string())), ("prediction_set", pa.list_(pa.string())), ("error", pa.string()),
+        ("top", pa.list_(pair)),
     ])  # fmt: skip
 
     def whole(rows: list[dict]) -> pa.Table:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from tellapart.cli.machine import cache_of_user
-from tellapart.cli.training import STARTED, show_run
+from tellapart.cli.training import show_run
 
 
 def demo(
@@ -27,6 +27,7 @@ def demo(
     from tellapart.data.drawn import draw as draw_pictures
     from tellapart.data.listing import image_files
     from tellapart.evaluation.predict import load
+    from tellapart.records import Observer
     from tellapart.run import train as train_run
     from tellapart.shipping.export import export as export_run
 
@@ -36,8 +37,7 @@ def demo(
         announce(f"Drawing {images} pictures of 10 classes in {photos}")
         draw_pictures(photos, num_images=images, progress=progress)
         draw_pictures(new, num_images=10, seed=1, progress=progress)
-        run = train_run(photos, recipe="demo", out=out, cache=cache_of_user(), started=STARTED, progress=progress,
-                        announce=announce)  # fmt: skip
+        run = train_run(photos, recipe="demo", out=out, cache=cache_of_user(), observer=Observer(progress, announce))
     show_run(run)
     console().print("\nTen pictures that it has never seen:")
     predictions = load(run.path).predict(image_files([new]))

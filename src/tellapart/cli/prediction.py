@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import enum
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tellapart.records import Prediction
-from tellapart.tables import to_cell
 
 
 class Format(enum.StrEnum):
@@ -59,7 +55,9 @@ def predict(
         _report_unreadable(sum(prediction.label is None for prediction in predictions), len(predictions))
         return
     resumed = f" ({written.num_resumed:,} of them from an earlier try)" if written.num_resumed else ""
-    doubts = f", {written.num_abstained:,} without a clear answer, {written.num_outside:,} outside the envelope"
+    doubts = (
+        f", {written.num_abstained:,} without a clear answer, {written.num_warned:,} of lower quality than was measured"
+    )
     by = f"{doubts}, by {classifier.runtime}" if hasattr(classifier, "runtime") else ""
     typer.echo(f"{written.path}: {written.num_images:,} images{resumed}{by}")
     _report_unreadable(written.num_unreadable, written.num_images)
@@ -93,7 +91,7 @@ def _print(predictions: Sequence[Prediction], format_: Format) -> None:
     if format_ is Format.table:
         console().print(prediction_lines(predictions))
     else:
-        sys.stdout.write(_as_csv(predictions) if format_ is Format.csv else _as_json_lines(predictions))
+        sys.stdout.writelines(_lines(predictions, format_))
 
 
 def _report_unreadable(failed: int, total: int) -> None:
@@ -125,27 +123,11 @@ def prediction_lines(predictions: Sequence[Prediction]) -> Any:
     return table
 
 
-def _as_csv(predictions: Sequence[Prediction]) -> str:
-    import io
+def _lines(predictions: Sequence[Prediction], format_: Format) -> Iterator[str]:
+    """Yield the lines that `--out` would write."""
+    from tellapart.bundles.tables import CsvLines, JsonLines
 
-    stream = io.StringIO()
-    writer = csv.writer(stream)
-    width = max((len(prediction.top) for prediction in predictions), default=0)
-    runners_up = [f"{name}_{rank}" for rank in range(2, width + 1) for name in ("label", "probability")]
-    writer.writerow(["path", "label", "probability", "error", *runners_up])
-    for prediction in predictions:
-        rest = [value for pair in prediction.top[1:] for value in pair]
-        probability = "" if prediction.label is None else prediction.probability
-        row = [prediction.path, prediction.label or "", probability, prediction.error, *rest]
-        writer.writerow([to_cell(cell) if isinstance(cell, str) else cell for cell in row])
-    return stream.getvalue()
-
-
-def _as_json_lines(predictions: Sequence[Prediction]) -> str:
-    lines = []
-    for prediction in predictions:
-        values = asdict(prediction)
-        values["probability"] = None if prediction.label is None else prediction.probability
-        values["top"] = [{"label": label, "probability": probability} for label, probability in prediction.top]
-        lines.append(json.dumps(values))
-    return "".join(f"{line}\n" for line in lines)
+    width = max((len(prediction.top) for prediction in predictions), default=1)
+    lines = CsvLines(width) if format_ is Format.csv else JsonLines()
+    yield lines.header()
+    yield from map(lines.row, predictions)

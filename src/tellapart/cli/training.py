@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tellapart.cli.machine import cache_of_user
+from tellapart.errors import InputError
 
 STARTED = time.time()
 """When the process began: a time budget counts from here."""
@@ -18,6 +19,7 @@ def train(
     photos: Annotated[
         Path | None, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")
     ] = None,
+    *,
     recipe: Annotated[str | None, typer.Option(help="A TOML file, or reference, fast, transfer or demo.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=3. Can be repeated.")
@@ -31,6 +33,10 @@ def train(
     split_from: Annotated[
         Path | None, typer.Option(help="An earlier run: photos that it knows stay in their split.")
     ] = None,
+    begin_from: Annotated[
+        Path | None,
+        typer.Option(help="An earlier run of the same network, whose weights training begins with."),
+    ] = None,
     cache_limit: Annotated[
         float | None, typer.Option(help="GB of decoded pictures to cache on disk; 0 disables the cache.", min=0)
     ] = None,
@@ -39,19 +45,44 @@ def train(
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
-    from tellapart.run import train as train_run
-    from tellapart.settings import parse_duration
+    from tellapart.records import Observer
+    from tellapart.run import begin, reopen, run_stages
+    from tellapart.run_folder import RunRequest
+    from tellapart.settings import fitting_recipe, load_recipe, parse_duration
 
-    budget = parse_duration(time_) if time_ else None
-    changes = list(set_ or ())
-    if cache_limit is not None:
-        changes.append(f"data.cache_limit_gb={cache_limit}")
+    if resume is not None:
+        _refuse_beside_resume({
+            "--recipe": recipe, "--set": set_, "--time": time_, "--out": out, "--split-from": split_from,
+            "--begin-from": begin_from, "--cache-limit": cache_limit,
+        })  # fmt: skip
+        folder = reopen(resume, photos)
+    elif photos is None:
+        raise InputError("No photos were given. Expected a folder of photos, or a run to resume: --resume RUN.")
+    else:
+        changes = list(set_ or ())
+        if cache_limit is not None:
+            changes.append(f"data.cache_limit_gb={cache_limit}")
+        chosen = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_)), changes)
+        request = RunRequest(
+            photos=str(photos),
+            time_budget=parse_duration(time_) if time_ else None,
+            split_from=str(split_from) if split_from else None,
+            begin_from=str(begin_from) if begin_from else None,
+        )
+        folder = begin(chosen, request, out)
     with progress_bar() as progress:
-        run = train_run(
-            photos, recipe=recipe, changes=changes, time_budget=budget, out=out, resume=resume,
-            split_from=split_from, cache=cache_of_user(), started=STARTED, progress=progress, announce=announce,
-        )  # fmt: skip
+        run = run_stages(folder, cache_of_user(), Observer(progress, announce), started=STARTED)
     show_run(run)
+
+
+def _refuse_beside_resume(given: dict[str, Any]) -> None:
+    """Refuse what a resumed run would have to ignore: half of it by one recipe and half by another is no run."""
+    contradicting = [name for name, value in given.items() if value]
+    if contradicting:
+        raise InputError(
+            f"A resumed run keeps its recipe, time budget and folder; got {', '.join(contradicting)} as well. Leave "
+            "that out to go on with the run, or leave out --resume to train a new one."
+        )
 
 
 def reproduce(
@@ -62,10 +93,11 @@ def reproduce(
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
+    from tellapart.records import Observer
     from tellapart.reproduction import reproduce as reproduce_run
 
     with progress_bar() as progress:
-        result = reproduce_run(run, out=out, cache=cache_of_user(), progress=progress, announce=announce)
+        result = reproduce_run(run, out=out, cache=cache_of_user(), observer=Observer(progress, announce))
     for line in result.changed:
         typer.echo(f"changed since: {line}")
     old, new = result.accuracies

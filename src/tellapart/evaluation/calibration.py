@@ -135,12 +135,13 @@ def fit_temperature(true: Numbers, probabilities: Floats) -> float:
         Between 0.05 and 20; above 1 where the network is too sure of itself.
     """
     from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
 
     logits = np.log(np.maximum(probabilities, _SMALLEST))
 
     def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        return float(np.mean(_log_sum_exp(scaled) - scaled[np.arange(len(true)), true]))
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return float(-scaled[np.arange(len(true)), true].mean())
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
@@ -148,8 +149,9 @@ def fit_temperature(true: Numbers, probabilities: Floats) -> float:
 
 def at_temperature(probabilities: Floats, temperature: float) -> Floats:
     """Return softmax(log(probabilities) / temperature): the same order, more or less sure."""
-    scaled = np.log(np.maximum(probabilities, _SMALLEST)) / temperature
-    return np.asarray(np.exp(scaled - _log_sum_exp(scaled)[:, None]))
+    from scipy.special import softmax
+
+    return np.asarray(softmax(np.log(np.maximum(probabilities, _SMALLEST)) / temperature, axis=1))
 
 
 def conformal_threshold(true: Numbers, probabilities: Floats, coverage: float) -> float:
@@ -211,8 +213,3 @@ def abstention(true: Numbers, probabilities: Floats, groups: Numbers | None = No
         high=np.array([end.high for end in ends]),
         threshold=sure[order][counts - 1],
     )
-
-
-def _log_sum_exp(values: Floats) -> Floats:
-    largest = values.max(axis=1)
-    return np.asarray(largest + np.log(np.exp(values - largest[:, None]).sum(axis=1)))

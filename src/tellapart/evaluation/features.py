@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.data.cache import Pictures
-from tellapart.errors import InputError
-from tellapart.evaluation.predict import outputs_for
+from tellapart.evaluation.predict import feature_model, outputs_for
 from tellapart.files import atomic_file
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
@@ -24,18 +22,6 @@ _SAME = 1e-3
 """Of a probability, or of the largest feature, between two looks of the same network."""
 
 
-def feature_model(model: keras.Model) -> keras.Model:
-    """Return the network with two outputs: the inputs of its last dense layer, and its probabilities.
-
-    Raises:
-        InputError: it has no dense layer.
-    """
-    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-    if not dense:
-        raise InputError(f"The network {model.name!r} has no Dense layer to take features from.")
-    return keras.Model(model.inputs, [dense[-1].input, model.outputs[0]])
-
-
 def features_and_probabilities(
     model: keras.Model, pictures: Pictures, progress: Progress = no_progress
 ) -> tuple[Floats, Floats]:
@@ -45,17 +31,17 @@ def features_and_probabilities(
     return np.concatenate(flat), np.concatenate([np.asarray(part, np.float32) for part in probabilities])
 
 
-def save_outputs(run: Path, features: Floats, probabilities: Floats) -> None:
+def save_outputs(run: RunFolder, features: Floats, probabilities: Floats) -> None:
     """Keep what the final measurement found for the report, which would need the network for minutes; not if large."""
     if features.nbytes <= _MOST_KEPT_BYTES:
-        with atomic_file(RunFolder(run).features_path) as stream:
+        with atomic_file(run.features_path) as stream:
             np.savez(stream, features=features, probabilities=probabilities)
 
 
-def saved_outputs(run: Path, model: keras.Model, pictures: Pictures) -> tuple[Floats, Floats] | None:
+def saved_outputs(run: RunFolder, model: keras.Model, pictures: Pictures) -> tuple[Floats, Floats] | None:
     """Return what `save_outputs` kept of these pictures; None where it is missing, or the model says something else."""
     try:
-        with np.load(RunFolder(run).features_path) as found:
+        with np.load(run.features_path) as found:
             features, probabilities = found["features"], found["probabilities"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.evaluation.metrics import photo_losses
 from tellapart.records import Progress, no_progress
 
 _FOLDS = 5
@@ -46,7 +47,7 @@ def out_of_sample(
     parts = folds.split(features[positions], labels[positions], units[positions])
     folds_of = [(positions[fitted], positions[held_out]) for fitted, held_out in parts]
     tried = {penalty: _asked(features, labels, *folds_of[0], penalty, result.shape[1]) for penalty in _PENALTIES}
-    penalty = min(tried, key=lambda each: _log_loss(labels[folds_of[0][1]], tried[each]))
+    penalty = min(tried, key=lambda each: photo_losses(labels[folds_of[0][1]], tried[each]).mean())
     for done, (fitted, held_out) in enumerate(folds_of, start=1):
         result[held_out] = (
             tried[penalty] if done == 1 else _asked(features, labels, fitted, held_out, penalty, result.shape[1])
@@ -73,10 +74,6 @@ def _asked(
     rows = np.zeros((len(held_out), num_classes))
     rows[:, model.classes_] = model.predict_proba(features[held_out])
     return rows
-
-
-def _log_loss(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    return float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], _TINY)).mean())
 
 
 def suspected_labels(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -23,14 +22,13 @@ from tellapart.run_folder import RunFolder
 from tellapart.tables import csv_text
 from tellapart.training.network import save_network
 from tellapart.training.selection import best_epoch
-from tellapart.training.transfer import features_file
 
 _SAME = 1e-4
 """Of a probability, between a network and its head on features that were computed before."""
 
 
 def measure(
-    run: Path,
+    run: RunFolder,
     pictures: Pictures,
     frame: pd.DataFrame,
     classes: list[str],
@@ -53,8 +51,8 @@ def measure(
         ``temperature`` (None without validation photos), and ``train``, ``validation`` and ``test``, each as
         `classification_metrics` gives it, ``train`` without intervals; a split without photos is missing.
     """
-    model = keras.saving.load_model(RunFolder(run).model_path, compile=False)
-    history = RunFolder(run).history()
+    model = keras.saving.load_model(run.model_path, compile=False)
+    history = run.history()
     best = best_epoch(history.to_dict("records"))
     features, predicted = (best == 0 and _by_features(run, model, pictures)) or features_and_probabilities(
         model, pictures, progress
@@ -62,21 +60,21 @@ def measure(
     probabilities, temperature = calibrate(run, model, predicted, frame, classes)
     save_outputs(run, features, probabilities)
     table = prediction_table(frame, probabilities, classes)
-    write_text(RunFolder(run).predictions_path, csv_text(table))
-    draw_curves(history, best, run / "curves.png")
+    write_text(run.predictions_path, csv_text(table))
+    draw_curves(history, best, run.path / "curves.png")
     return {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
 
 
 def _by_features(
-    run: Path, model: keras.Model, pictures: Pictures
+    run: RunFolder, model: keras.Model, pictures: Pictures
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Return features and what a head that was fitted to them says; None where the whole network says something else.
 
     The whole network takes minutes for what the head, kept as it was fitted, has in milliseconds.
     """
-    if not features_file(run).exists():
+    if not run.head_features.exists():
         return None
-    head, features = model.get_layer("probabilities"), np.load(features_file(run))
+    head, features = model.get_layer("probabilities"), np.load(run.head_features)
     probabilities = np.asarray(keras.ops.convert_to_numpy(head(features)), np.float32)
     some = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
     whole = predict_arrays(model, pictures.batch(some))
@@ -85,7 +83,7 @@ def _by_features(
 
 
 def calibrate(
-    run: Path, model: keras.Model, probabilities: NDArray[np.float32], frame: pd.DataFrame, classes: list[str]
+    run: RunFolder, model: keras.Model, probabilities: NDArray[np.float32], frame: pd.DataFrame, classes: list[str]
 ) -> tuple[NDArray[np.float32], float | None]:
     """Divide a network's logits by the temperature that suits the validation photos, and save it as ``model.keras``.
 
@@ -105,7 +103,7 @@ def calibrate(
         return probabilities, None
     true = class_numbers(frame, classes)
     temperature = fit_temperature(true[held_out], probabilities[held_out].astype(np.float64))
-    save_network(with_temperature(model, temperature), RunFolder(run).model_path)
+    save_network(with_temperature(model, temperature), run.model_path)
     return at_temperature(probabilities.astype(np.float64), temperature).astype(np.float32), temperature
 
 

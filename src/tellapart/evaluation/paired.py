@@ -10,7 +10,6 @@ probabilities of the same photos in the same order, rows adding up to 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 from tellapart.evaluation.averages import f1_macro
 from tellapart.evaluation.intervals import effective_sizes, several, skewed_mean_interval
 from tellapart.evaluation.metrics import LOSS_BOUNDS, photo_losses
-from tellapart.evaluation.slices import holm
-from tellapart.proportions import wilson
+from tellapart.proportions import difference_interval, of_both
 from tellapart.records import Interval
 
 __all__ = [
@@ -108,45 +106,6 @@ def grouped_difference(
     return difference_interval(*(count * float(size) / len(gained) for count in counts))
 
 
-def difference_interval(both: float, only_first: float, only_second: float, neither: float) -> Interval:
-    """Return the interval of a difference of accuracies on the same photos (Newcombe 1998, paired, method 10).
-
-    Made of both models' Wilson intervals and of how much they agree, so that it keeps its width where a bootstrap has
-    none: in a small slice without a single photo on which they differ.
-
-    Args:
-        both: photos that both got right.
-        only_first: only the first.
-        only_second: only the second.
-        neither: none of them; with no photos at all the interval is [-1, 1]. All may be parts of photos, where
-            photos of a group count as less.
-    """
-    total = both + only_first + only_second + neither
-    if total == 0:
-        return Interval(-1.0, 1.0)
-    rights = both + only_first, both + only_second
-    product = both * neither - only_first * only_second
-    margins = math.prod(rights) * math.prod(total - right for right in rights)
-    agreement = (max(product - total / 2, 0.0) if product > 0 else product) / math.sqrt(margins) if margins else 0.0
-    return of_both([right / total for right in rights], [wilson(right, total) for right in rights], agreement)
-
-
-def of_both(values: Sequence[float], ends: Sequence[Interval], agreement: float) -> Interval:
-    """Return the interval of a difference of two values from those of each (Zou & Donner 2008, equation 4).
-
-    Args:
-        values: of the first and the second, from 0 to 1.
-        ends: the interval of each.
-        agreement: correlation of the two, -1 to 1: what makes photos hard for both cancels out.
-    """
-    below = [value - interval.low for value, interval in zip(values, ends, strict=True)]
-    above = [interval.high - value for value, interval in zip(values, ends, strict=True)]
-    difference = values[1] - values[0]
-    low = difference - math.sqrt(max(below[1] ** 2 - 2 * agreement * below[1] * above[0] + above[0] ** 2, 0.0))
-    high = difference + math.sqrt(max(above[1] ** 2 - 2 * agreement * above[1] * below[0] + below[0] ** 2, 0.0))
-    return Interval(max(-1.0, low), min(1.0, high))
-
-
 def f1_difference(
     true: Numbers, first: Numbers, second: Numbers, num_classes: int, groups: Numbers | None = None
 ) -> Interval:
@@ -194,3 +153,12 @@ def loss_difference(first: Floats, second: Floats, groups: Numbers | None = None
     if not gained.any():
         return Interval(0.0, 0.0)  # the same probabilities to the last bit: one network
     return skewed_mean_interval(gained, groups, bounds=(-LOSS_BOUNDS[1], LOSS_BOUNDS[1]))
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p-values corrected for all being looked at (Holm 1979)."""
+    order = np.argsort(p_values)
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
+    return corrected

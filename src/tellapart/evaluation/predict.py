@@ -6,7 +6,7 @@ The same decoder and the same network serve the final evaluation and later predi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tellapart.data.batches import CleanBatches, clean_batch_size, pictures_ahea
 from tellapart.data.cache import Pictures
 from tellapart.data.decode import decode_square, resize
 from tellapart.data.image_file import read_file
-from tellapart.errors import DecodeError, RunError
+from tellapart.errors import DecodeError, InputError, RunError
 from tellapart.files import sha256
 from tellapart.records import Prediction, Progress, no_progress
 from tellapart.run_folder import RunFolder
@@ -43,18 +43,55 @@ def outputs_for(model: keras.Model, pictures: Pictures, progress: Progress = no_
         progress("predicting", min(number * batches.batch_size, len(pictures)), len(pictures))
 
 
+def feature_model(model: keras.Model) -> keras.Model:
+    """Return the network with two outputs: the inputs of its last dense layer, and its probabilities.
+
+    Raises:
+        InputError: it has no dense layer.
+    """
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    if not dense:
+        raise InputError(f"The network {model.name!r} has no Dense layer to take features from.")
+    return keras.Model(model.inputs, [dense[-1].input, model.outputs[0]])
+
+
 def predict_arrays(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32, a batch at a time.
+    """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32, a batch at a time."""
+    return np.concatenate(list(_filled_batches(model, pictures, lambda values: np.asarray(values, np.float32))))
+
+
+def outputs_of_arrays(
+    features: keras.Model, pictures: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return (num_images, num_classes) probabilities and (num_images, num_features) embeddings, both float32.
+
+    Args:
+        features: made by `feature_model`.
+        pictures: (num_images, image_px, image_px, 3) uint8.
+    """
+
+    def both(values: Any) -> NDArray[np.float32]:
+        embeddings, probabilities = (np.asarray(part, np.float32) for part in values)
+        return np.hstack([probabilities, embeddings.reshape(len(embeddings), -1)])
+
+    rows = np.concatenate(list(_filled_batches(features, pictures, both)))
+    num_classes = int(features.output_shape[1][-1])
+    return rows[:, :num_classes], rows[:, num_classes:]
+
+
+def _filled_batches(
+    model: keras.Model, pictures: NDArray[np.uint8], rows: Callable[[Any], NDArray[np.float32]]
+) -> Iterator[NDArray[np.float32]]:
+    """Yield rows for some pictures at a time.
 
     Batches are filled up to a power of two: TensorFlow compiles anew for each size that it meets.
     """
-    size, results = clean_batch_size(pictures.shape[1]), []
+    size = clean_batch_size(pictures.shape[1])
     for start in range(0, len(pictures), size):
         part = pictures[start : start + size]
         full = min(size, 1 << (len(part) - 1).bit_length())
         filled = np.concatenate([part, np.repeat(part[:1], full - len(part), axis=0)]) if full > len(part) else part
-        results.append(np.asarray(model.predict_on_batch(filled), np.float32)[: len(part)])
-    return np.concatenate(results)
+        yield rows(model.predict_on_batch(filled))[: len(part)]
 
 
 def prediction_table(frame: pd.DataFrame, probabilities: NDArray[np.float32], classes: list[str]) -> pd.DataFrame:
@@ -110,6 +147,7 @@ class Classifier:
     ) -> None:
         self.temperature = temperature
         self.model = model
+        self._features = feature_model(model)
         self.classes = list(classes)
         self.image_px = int(model.input_shape[1])
         self.max_pixels = max_pixels
@@ -176,18 +214,19 @@ class Classifier:
     def _predict_part(
         self, names: list, pictures: list[NDArray[np.uint8] | str], start: int, top_k: int
     ) -> list[Prediction]:
-        good = [index for index, picture in enumerate(pictures) if not isinstance(picture, str)]
-        rows = self.probabilities(np.stack([np.asarray(pictures[i]) for i in good])) if good else np.zeros((0, 1))
-        found = dict(zip(good, rows, strict=True))
+        squares = {index: picture for index, picture in enumerate(pictures) if not isinstance(picture, str)}
+        rows, embeddings = outputs_of_arrays(self._features, np.stack(list(squares.values()))) if squares else ((), ())
+        row_of = {index: row for row, index in enumerate(squares)}
         results = []
         for index, name in enumerate(names):
             path = f"image {start + index}" if isinstance(name, np.ndarray) else str(name)
-            if index not in found:
+            if index not in row_of:
                 results.append(Prediction(path, None, float("nan"), (), str(pictures[index])))
                 continue
-            order = np.argsort(-found[index], kind="stable")[:top_k]
-            top = tuple((self.classes[i], float(found[index][i])) for i in order)
-            results.append(Prediction(path, top[0][0], top[0][1], top))
+            row = rows[row_of[index]]
+            order = np.argsort(-row, kind="stable")[:top_k]
+            top = tuple((self.classes[i], float(row[i])) for i in order)
+            results.append(Prediction(path, top[0][0], top[0][1], top, embedding=embeddings[row_of[index]]))
         return results
 
 

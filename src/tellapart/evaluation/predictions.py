@@ -35,7 +35,7 @@ def teacher_for(run: Path, photos: pd.DataFrame, classes: list[str]) -> NDArray[
         raise InputError(
             f"The teacher {run} tells {', '.join(theirs)} apart. Expected the student's classes, {', '.join(classes)}."
         )
-    _refuse_leak(run, known, photos)
+    refuse_leak(run, photos, "teacher")
     rows = pd.Series(np.arange(len(known)), known["sha256"])
     at = rows[~rows.index.duplicated()].reindex(photos["sha256"]).to_numpy()
     unknown = np.isnan(at)
@@ -48,17 +48,27 @@ def teacher_for(run: Path, photos: pd.DataFrame, classes: list[str]) -> NDArray[
     return np.where(unknown[:, None], 1 / len(classes), said[np.where(unknown, 0, at).astype(np.int64)])
 
 
-def _refuse_leak(run: Path, known: pd.DataFrame, photos: pd.DataFrame) -> None:
-    """Refuse a teacher that has learned the student's test labels: the student would learn them from it, unseen.
+def refuse_leak(run: Path, photos: pd.DataFrame, role: str) -> None:
+    """Refuse a run that has learned test labels which another is measured on: it would learn them from it, unseen.
 
-    A teacher's validation photos have chosen its weights and its temperature, so they may not be tested on either.
+    The earlier run's validation photos have chosen its weights and its temperature, so they may not be tested on
+    either.
+
+    Args:
+        run: the earlier one.
+        photos: ``sha256`` and ``split`` of the new one's.
+        role: of the earlier run, as the message says it: "teacher".
+
+    Raises:
+        InputError: it was trained or validated on some of them.
     """
+    known = RunFolder(run).readable()
     learned = known.loc[known["split"] == "train", "sha256"]
     chosen_by = known.loc[known["split"] == "validation", "sha256"]
     split, digests = photos["split"], photos["sha256"]
     leaks = (split != "train") & digests.isin(learned) | (split == "test") & digests.isin(chosen_by)
     if leaks.any():
         raise InputError(
-            f"The teacher {run} was trained or validated on {int(leaks.sum()):,} of the photos that the student is to "
-            f"be measured on. Expected the same split: train the student with --split-from {run}."
+            f"The {role} {run} was trained or validated on {int(leaks.sum()):,} of the photos that the new run is to "
+            f"be measured on. Expected the same split: --split-from {run}."
         )

@@ -103,13 +103,13 @@ def robustness(
 
 
 @dataclass(frozen=True)
-class Envelope:
+class QualityRange:
     """The quality of photos for which the measured accuracy holds.
 
     Attributes:
         limits: for each measure of `tellapart.data.quality`, (low, high); infinite where nothing limits it.
         bins: a row for each measure and range: ``measure``, ``low``, ``high``, ``num_images``, ``accuracy``,
-            ``accuracy_low`` and ``accuracy_high`` (its interval), ``inside`` (whether it belongs to the envelope).
+            ``accuracy_low`` and ``accuracy_high`` (its interval), ``inside`` (whether it belongs to the range).
         accuracy: of all photos.
     """
 
@@ -122,12 +122,14 @@ class Envelope:
         return [name for name, (low, high) in self.limits.items() if not low <= quality[name] <= high]
 
 
-def envelope(qualities: pd.DataFrame, correct: NDArray[np.bool_], groups: NDArray[np.int64] | None = None) -> Envelope:
+def find_quality_range(
+    qualities: pd.DataFrame, correct: NDArray[np.bool_], groups: NDArray[np.int64] | None = None
+) -> QualityRange:
     """Find out how good photos must be for the accuracy to hold.
 
     For each measure the photos are cut into ranges of equal number. From each bad end inwards, ranges are left out
     whose accuracy is below that of all of them by more than its interval explains. Beyond the worst photo that
-    was looked at (the most extreme hundredth left aside) nothing is known, so the envelope ends there too.
+    was looked at (the most extreme hundredth left aside) nothing is known, so the range ends there too.
 
     Args:
         qualities: a row per photo, a column per measure of `Quality`; rows with NaN are left out, and where there are
@@ -161,7 +163,7 @@ def envelope(qualities: pd.DataFrame, correct: NDArray[np.bool_], groups: NDArra
             share = hit / count if count else np.nan
             rows.append((measure, float(edges[index]), top, count, share, end.low, end.high, kept))
     columns = ["measure", "low", "high", "num_images", "accuracy", "accuracy_low", "accuracy_high", "inside"]
-    return Envelope(limits, pd.DataFrame(rows, columns=columns), overall)
+    return QualityRange(limits, pd.DataFrame(rows, columns=columns), overall)
 
 
 def _corrupted(picture: NDArray[np.uint8], kind: tuple[str, int], at: int, image_px: int) -> NDArray[np.uint8]:

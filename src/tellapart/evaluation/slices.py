@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.evaluation.intervals import effective_sizes, several, share_interval
+from tellapart.evaluation.paired import holm
 from tellapart.records import Interval
 
 SMALLEST = 20
@@ -126,12 +127,3 @@ def _quarters(column: str, values: NDArray[np.float64]) -> Iterator[tuple[str, s
     place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     for index in range(len(edges) - 1):
         yield column, f"{edges[index]:.4g} to {edges[index + 1]:.4g}", finite & (place == index)
-
-
-def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return p-values corrected for all being looked at (Holm 1979)."""
-    order = np.argsort(p_values)
-    factors = np.arange(len(p_values), 0, -1)
-    corrected = np.empty_like(p_values)
-    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
-    return corrected

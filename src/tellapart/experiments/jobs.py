@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart.records import Progress
-from tellapart.run_folder import RunFolder
+from tellapart.records import Observer, Progress, Watch, unwatched
+from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.settings import Recipe
-from tellapart.training.callbacks import Watch, unwatched
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,18 @@ def run_job(job: Job, *, cache: Path | None, progress: Progress, watch: Watch = 
         InputError: the photos or the recipe cannot be used.
         TrainingStoppedError: the loss is no longer finite; its checkpoints stay.
     """
-    from tellapart.run import train
+    from tellapart.run import begin, reopen, run_stages
     from tellapart.training.network import forget_networks
 
-    options: dict[str, Any] = {"cache": cache, "progress": progress, "watch": watch, "announce": lambda line: None}
+    observer = Observer(progress, announce=lambda line: None, watch=watch)
     try:
         # Without its table of photos a run would scan them again, and a trial would see its test photos.
         if job.run.is_begun and job.run.has_photos:
-            return train(resume=job.folder, **options).metrics
+            return run_stages(reopen(job.folder, None), cache, observer).metrics
         shutil.rmtree(job.folder, ignore_errors=True)
-        photos = RunFolder(job.prepared).record().request.photos
-        return train(photos, recipe=job.recipe, prepared=job.prepared, out=job.folder, **options).metrics
+        request = RunRequest(photos=RunFolder(job.prepared).record().request.photos)
+        folder = begin(job.recipe, request, job.folder, prepared=job.prepared)
+        return run_stages(folder, cache, observer).metrics
     finally:
         forget_networks()
 

@@ -10,14 +10,16 @@ from typing import Any
 
 from tellapart.data.cache import default_cache
 from tellapart.evaluation.predict import load
-from tellapart.files import write_json, write_text
-from tellapart.records import Progress, no_progress
-from tellapart.report.examine import examine
+from tellapart.files import read_json, write_json, write_text
+from tellapart.records import Announce, Progress, no_progress
+from tellapart.report.examine import PARTS, examine
 from tellapart.report.page import write_page
+from tellapart.report.part import Examination
+from tellapart.report.parts.quality import range_to_json
 from tellapart.report.subject import open_subject, other_photos, photos_of_run
-from tellapart.report.values import envelope_record, values_of
+from tellapart.report.values import plain
+from tellapart.run_folder import RunFolder
 from tellapart.tables import csv_text
-from tellapart.training.callbacks import Announce
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def evaluate(
     Args:
         run: a finished run folder.
         photos: other labelled photos; None: those of the run, judged on its test split.
-        out: the folder for ``report.html``, ``evaluation.json``, ``envelope.json`` and ``labels.csv``; None:
+        out: the folder for ``report.html``, ``evaluation.json``, ``quality_range.json`` and ``labels.csv``; None:
             ``RUN/report``, or ``RUN/report-NAME`` for other photos.
         cache: the folder for decoded pictures; None: the user's cache folder.
         progress: called often with (what, done, total).
@@ -70,11 +72,17 @@ def evaluate(
     store = Path(cache) if cache is not None else default_cache()
     own = folder if photos is None else None
     with (subject := open_subject(classifier, root, manifest, cache=store, run=own, progress=progress)).pictures:
-        found = examine(subject, own_photos=photos is None, progress=progress, announce=announce)
-        values = values_of(found)
+        examination = Examination(subject, folder, photos is None, _health(folder), progress)
+        values: dict[str, Any] = plain(examine(examination, announce))
         write_json(place / "evaluation.json", values)
-        write_json(place / "envelope.json", envelope_record(found.envelope))
-        if found.labels is not None:
-            write_text(place / "labels.csv", csv_text(found.labels.drop(columns="position")))
-        page = write_page(place / "report.html", folder, found, progress=progress)
+        write_json(place / "quality_range.json", plain(range_to_json(examination.found["quality"])))
+        if (labels := examination.found["labels"]) is not None:
+            write_text(place / "labels.csv", csv_text(labels.drop(columns="position")))
+        page = write_page(place / "report.html", examination, PARTS)
     return Report(page, values)
+
+
+def _health(run: Path) -> list[dict[str, Any]]:
+    """Return what the check of the run's photos found."""
+    path = RunFolder(run).health_path
+    return list(read_json(path)["findings"]) if path.is_file() else []

@@ -138,8 +138,8 @@ def corruption(runs: pd.DataFrame, name: str, clean: float, lowest: float) -> st
     return svg(draw, f"{title}: accuracy {clean:.3f} clean, {worst:.3f} at severity 5.", title, small=True)
 
 
-def envelope_measure(bins: pd.DataFrame, name: str, overall: float) -> str:
-    """Draw accuracy over the ranges of one measure of photo quality; ranges outside the envelope are hollow."""
+def quality_measure(bins: pd.DataFrame, name: str, overall: float) -> str:
+    """Draw accuracy over the ranges of one measure of photo quality; ranges outside the range are hollow."""
 
     def draw(panel: Any) -> None:
         at = np.arange(len(bins))

@@ -32,14 +32,31 @@ def write_page(
     Returns:
         `path`.
     """
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    loader = ChoiceLoader([PackageLoader(package, "page") for package in _PACKAGES])
-    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pages.filters |= {**_FILTERS, **(filters or {})}
-    css = loader.get_source(pages, "page.css")[0]
+    pages = _pages(filters)
+    css = _loader().get_source(pages, "page.css")[0]
     write_text(path, pages.get_template(template).render(**values, css=css, made=time.strftime("%Y-%m-%d %H:%M")))
     return path
+
+
+def rendered(template: str, values: Mapping[str, Any]) -> str:
+    """Return a fragment of a page: a template without styles of its own, and with text escaped."""
+    return str(_pages().get_template(template).render(**values))
+
+
+def _loader() -> Any:
+    from jinja2 import ChoiceLoader, PackageLoader
+
+    return ChoiceLoader([PackageLoader(package, "page") for package in _PACKAGES])
+
+
+def _pages(filters: Mapping[str, Callable[..., str]] | None = None) -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    pages = Environment(
+        loader=_loader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    pages.filters |= {**_FILTERS, **(filters or {})}
+    return pages
 
 
 def source(name: str) -> str:

@@ -102,7 +102,7 @@ def open_subject(
     pictures = open_rows(
         root, frame, classifier.image_px, folder=cache, max_pixels=classifier.max_pixels, progress=progress
     )
-    kept = saved_outputs(run, classifier.model, pictures) if run else None
+    kept = saved_outputs(RunFolder(run), classifier.model, pictures) if run else None
     features, probabilities = kept or features_and_probabilities(classifier.model, pictures, progress)
     finite = np.asarray(np.isfinite(probabilities).all(axis=1))
     probabilities = np.where(finite[:, None], probabilities, 1 / len(classifier.classes)).astype(np.float64)

@@ -5,13 +5,14 @@ Knows nothing about pages.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from tellapart.evaluation.wording import percent
-from tellapart.report.examine import Findings
+from tellapart.report.part import Advice, Examination, Part
+from tellapart.report.parts.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -33,40 +34,46 @@ class Verdict:
     steps: tuple[str, ...]
 
 
-def verdict(found: Findings, health: list[dict[str, Any]]) -> Verdict:
-    """Put the findings into words.
+def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
+    """Put what was found into words.
 
     Args:
-        found: all that was computed.
-        health: the findings of ``health.json``, each with ``kind``, ``severity`` and ``message``; empty for photos that
-            were not checked.
+        examination: all that was computed.
+        parts: whose advice counts.
     """
-    side = found.metrics[found.subject.main]
-    ends = side.get("intervals", {}).get("accuracy")
-    between = f"95 % interval {percent(ends[0])} to {percent(ends[1])}" if ends else "the photos it was trained on"
+    subject, metrics = examination.subject, examination.found["metrics"]
+    side = metrics.of_main
+    limits = side.get("intervals", {}).get("accuracy")
+    between = f"95 % interval {percent(limits[0])} to {percent(limits[1])}" if limits else "photos it was trained on"
     headline = (
-        f"{percent(side['accuracy'])} of {side['num_images']:,} {found.subject.main} photos are named rightly "
+        f"{percent(side['accuracy'])} of {side['num_images']:,} {subject.main} photos are classified correctly "
         f"({between})."
     )
-    problems = [f["message"] for f in health if f["severity"] == "falsifies"]
-    problems += [f["message"] for f in health if f["severity"] == "warning"]
-    if found.subject.num_not_finite:
-        problems.insert(0, f"The model gave no finite probabilities for {found.subject.num_not_finite:,} photos.")
-    if found.subject.unreadable:
-        problems.append(f"{len(found.subject.unreadable):,} photos cannot be read and were left out.")
-    falsified = any(f["severity"] == "falsifies" for f in health)
-    alarm = found.shortcuts is not None and found.shortcuts.alarm
-    trust = "no" if found.subject.num_not_finite else "with care" if falsified or alarm else "trust"
-    return Verdict(headline, trust, tuple(_sentences(found)), tuple(problems), tuple(_steps(found, falsified, alarm)))
+    problems = [f["message"] for f in examination.health if f["severity"] == "falsifies"]
+    problems += [f["message"] for f in examination.health if f["severity"] == "warning"]
+    if subject.num_not_finite:
+        problems.insert(0, f"The model gave no finite probabilities for {subject.num_not_finite:,} photos.")
+    if subject.unreadable:
+        problems.append(f"{len(subject.unreadable):,} photos cannot be read and were left out.")
+    falsified = any(f["severity"] == "falsifies" for f in examination.health)
+    advice = [step for part in parts for step in part.advice(examination, examination.found[part.name])]
+    if falsified:
+        advice.append(Advice(1, "Fix the data first: the findings below would make any model look better than it is."))
+    steps = [step.text for step in sorted(advice, key=lambda step: step.urgency)]
+    shortcuts = examination.found["shortcuts"]
+    doubtful = falsified or (shortcuts is not None and shortcuts.alarm)
+    trust = "no" if subject.num_not_finite else "with care" if doubtful else "trust"
+    steps = steps or ["Nothing stands out. Watch the model on new photos."]
+    return Verdict(headline, trust, tuple(_sentences(examination, metrics)), tuple(problems), tuple(steps))
 
 
-def _sentences(found: Findings) -> list[str]:
-    side, subject = found.metrics[found.subject.main], found.subject
-    chance = float(np.bincount(subject.numbers[subject.at(subject.main)]).max() / side["num_images"])
-    compared = f"Always naming the most frequent class would be right in {percent(chance)}"
-    if found.baseline is not None:
-        value, ends = found.baseline
-        between = f"{percent(ends.low)} to {percent(ends.high)}"
+def _sentences(examination: Examination, metrics: Metrics) -> list[str]:
+    side = metrics.of_main
+    chance = float(np.bincount(examination.true).max() / side["num_images"])
+    compared = f"Always predicting the most frequent class would be right in {percent(chance)}"
+    if metrics.baseline is not None:
+        value, limits = metrics.baseline
+        between = f"{percent(limits.low)} to {percent(limits.high)}"
         compared += f"; a linear model on 8 × 8 coloured squares in {percent(value)} ({between})"
     lines = [compared + "."]
     worst = min(side["per_class"], key=lambda name: side["per_class"][name]["f1"])
@@ -74,42 +81,9 @@ def _sentences(found: Findings) -> list[str]:
         f"The hardest class is {worst}: precision {percent(side['per_class'][worst]['precision'])}, "
         f"recall {percent(side['per_class'][worst]['recall'])}."
     )
-    if "train" in found.metrics and found.subject.main != "train":
+    if "train" in metrics.metrics and metrics.main != "train":
         lines.append(
-            f"On the photos it was trained on it is right in {percent(found.metrics['train']['accuracy'])}: "
-            + ("it has learned some of them by heart." if _overfits(found) else "it has not learned them by heart.")
+            f"On the photos it was trained on it is right in {percent(metrics.metrics['train']['accuracy'])}: "
+            + ("it has memorised some of them." if metrics.overfits else "it has not memorised them.")
         )
     return lines
-
-
-def _steps(found: Findings, falsified: bool, alarm: bool) -> list[str]:
-    side = found.metrics[found.subject.main]
-    steps = []
-    if falsified:
-        steps.append("Mend the data first: the findings below would make any model look better than it is.")
-    if alarm:
-        steps.append(
-            "Take photos of each class in the same surroundings: the surroundings alone give much of the answer away."
-        )
-    if found.labels is not None and found.labels["suspected"].sum() >= 5:
-        steps.append(f"Look through the {int(found.labels['suspected'].sum()):,} labels that look wrong, worst first.")
-    if found.slices and found.slices[0].is_worse:
-        part = found.slices[0]
-        steps.append(
-            f"Add photos where {part.column} is {part.value}: {percent(part.accuracy)} there, "
-            f"{percent(part.accuracy_elsewhere)} elsewhere."
-        )
-    low, high = side["intervals"]["accuracy"] if "intervals" in side else (0.0, 1.0)
-    if high - low > 0.06:
-        steps.append(f"Collect more test photos: the interval is {100 * (high - low):.0f} points wide.")
-    if _overfits(found):
-        steps.append("Collect more training photos, or train with more augmentation: training accuracy is higher.")
-    return steps or ["Nothing stands out. Watch the model on new photos."]
-
-
-def _overfits(found: Findings) -> bool:
-    """Return whether accuracy in training is higher than the interval of held-out photos explains."""
-    side = found.metrics[found.subject.main]
-    if "train" not in found.metrics or "intervals" not in side:
-        return False
-    return bool(found.subject.main != "train" and found.metrics["train"]["accuracy"] > side["intervals"]["accuracy"][1])

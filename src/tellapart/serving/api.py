@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tellapart.bundles.predictor import named
+from tellapart.bundles.predictor import to_prediction
 from tellapart.serving import openapi as d
 from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import parse_json, shown, utf8
@@ -114,17 +114,17 @@ def _prediction(served: ModelVersion, name: str | None, answer: Answer, top_k: i
             "name": name, "label": None, "probability": None, "top": [], "set": [], "abstains": False, "outside": [],
             "error": answer.error,
         }  # fmt: skip
-    found = named(served.bundle, "", answer.row, top_k, answer.outside)
-    for measure in found.outside:
+    found = to_prediction(served.bundle, "", answer.row, top_k, answer.outside)
+    for measure in found.quality_warnings:
         served.counts.outside(measure)
     return {
         "name": name,
         "label": found.label,
         "probability": found.probability,
         "top": [{"label": label, "probability": probability} for label, probability in found.top],
-        "set": found.among,
+        "set": found.prediction_set,
         "abstains": found.abstains,
-        "outside": list(found.outside),
+        "outside": list(found.quality_warnings),
         "error": None,
     }
 
@@ -180,7 +180,7 @@ def _add_models(routes: APIRouter, service: Service) -> None:
         versions = [{"version": each.version, "number": each.number} for each in service.models.of(served.name)]
         return _json(
             _summary(service, served) | {
-                "card": served.card, "metrics": record.metrics, "envelope": record.envelope,
+                "card": served.card, "metrics": record.metrics, "envelope": record.quality_range,
                 "threshold": record.threshold, "coverage": record.coverage, "versions": versions,
             }
         )  # fmt: skip

@@ -158,18 +158,18 @@ class PredictorPool:
         batch = squares[0][None] if size == 1 else np.stack(squares)
         if self._together is None:  # the only network: of the thread, and of the heat maps' one
             with self._free:
-                return self._each[thread](batch)
+                return self._each[thread](batch).probabilities
         if alone and self._free.acquire(blocking=False):
             try:
-                return self._together(batch)
+                return self._together(batch).probabilities
             finally:
                 self._free.release()
-        return self._each[thread](batch)
+        return self._each[thread](batch).probabilities
 
     def of_one(self, square: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map one picture to its row, in a thread that has no network of its own."""
         with self._free:
-            rows = (self._together or self._each[0])(square[None])
+            rows = (self._together or self._each[0])(square[None]).probabilities
         return np.asarray(rows[0], np.float32)
 
 
@@ -275,7 +275,9 @@ class ModelVersion:
             row = next(rows)
             finite = math.isfinite(float(row.sum()))
             answers.append(
-                Answer(row, seen.outside) if finite else Answer(None, (), "the model gave values that are not finite")
+                Answer(row, seen.quality_warnings)
+                if finite
+                else Answer(None, (), "the model gave values that are not finite")
             )
         return answers
 
@@ -396,7 +398,7 @@ def open_served(
         max_pixels: images that declare more are refused; the bundle's limit holds where it is lower.
 
     Raises:
-        BundleError: the bundle is damaged, or no runtime gives the golden photos' probabilities.
+        BundleError: the bundle is damaged, or no runtime gives the reference images' probabilities.
     """
     bundle, threads = open_bundle(folder), batches.num_threads
     runtime, together = choose(bundle, runtime, threads=threads)

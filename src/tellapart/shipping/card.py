@@ -43,7 +43,7 @@ def model_card(record: BundleRecord) -> str:
         "",
         "The accuracy was measured on photos within these limits. Beyond them nothing is known:",
         "",
-        *_envelope_lines(record.envelope),
+        *_quality_lines(record.quality_range),
         "",
         "It always names one of its classes: a picture of anything else gets the class that it resembles most.",
         "",
@@ -85,9 +85,9 @@ def _sets_sentence(record: BundleRecord) -> str:
     )
 
 
-def _envelope_lines(envelope: dict[str, tuple[float | None, float | None]]) -> list[str]:
+def _quality_lines(quality_range: dict[str, tuple[float | None, float | None]]) -> list[str]:
     lines = []
-    for name, (low, high) in envelope.items():
+    for name, (low, high) in quality_range.items():
         ends = [f"at least {low:.3g}" if low is not None else "", f"at most {high:.3g}" if high is not None else ""]
         limits = " and ".join(end for end in ends if end)
         if limits:
@@ -97,8 +97,8 @@ def _envelope_lines(envelope: dict[str, tuple[float | None, float | None]]) -> l
 
 def _proof_lines(record: BundleRecord) -> list[str]:
     lines = []
-    for format_, artefact in record.artefacts.items():
-        lines.append(f"- {format_} (`{artefact.path}`, {artefact.bytes / 1e6:.2f} MB)")
+    for artefact in record.artefacts:
+        lines.append(f"- {artefact.id} (`{artefact.path}`, {artefact.bytes / 1e6:.2f} MB)")
         for runtime, proof in artefact.proofs.items():
             lines.append(
                 f"  - {runtime}: {'equal to Keras' if proof.passed else 'refused'}; {proof.agreement:.2%} of "

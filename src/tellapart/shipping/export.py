@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from tellapart.bundles.bundle import (
     Artefact,
     Bundle,
     BundleRecord,
+    Preprocessing,
     is_bundle,
     open_bundle,
     strange_files,
@@ -40,15 +42,15 @@ from tellapart.errors import BundleError, DecodeError, InputError, nearest
 from tellapart.evaluation.calibration import conformal_threshold, fit_temperature
 from tellapart.evaluation.features import features_and_probabilities
 from tellapart.evaluation.predict import Classifier, load, predict_pictures
-from tellapart.evaluation.robustness import envelope
+from tellapart.evaluation.robustness import find_quality_range
 from tellapart.explain.maps import grad_cam_values
 from tellapart.files import write_text
 from tellapart.models.layers import LayerReader
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import RunFolder
-from tellapart.shipping import formats as written
 from tellapart.shipping.card import model_card
+from tellapart.shipping.formats import FORMATS, Network, save_explanation
 from tellapart.shipping.proofs import prove
 
 logger = logging.getLogger(__name__)
@@ -56,8 +58,8 @@ logger = logging.getLogger(__name__)
 COVERAGE = 0.95
 """Of the prediction sets, and with them of the answer "I am not sure"."""
 
-_GOLDEN = 8
-_GOLDEN_BYTES = 500_000
+_REFERENCE_IMAGES = 8
+_REFERENCE_BYTES = 500_000
 _EMBEDDINGS = 2000
 _EXPLAINED = 8
 _SAME_HEAT = 1e-3
@@ -113,18 +115,17 @@ def export(
                 name=name,
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 classes=tuple(classifier.classes),
-                image_px=classifier.image_px,
+                preprocessing=Preprocessing(image_px=classifier.image_px, decoder_version=DECODER_VERSION),
                 max_pixels=classifier.max_pixels,
-                decoder_version=DECODER_VERSION,
                 temperature=known.temperature,
                 coverage=coverage,
                 threshold=known.threshold,
-                envelope=_envelope(known, photos, progress),
+                quality_range=_quality_range(known, photos, progress),
                 metrics={side: found for side, found in RunFolder(folder).metrics().items() if side in SPLITS},
                 source=_source(folder),
                 artefacts=artefacts,
                 explains=_write_explanation(known.model, part, photos, announce),
-                golden=_write_golden(part, known, photos),
+                reference_images=_write_reference_images(part, known, photos),
             )
             _write_reference(part, known, photos)
         write_text(part / "card.md", model_card(record))
@@ -181,12 +182,11 @@ class _Known:
 
 def _check(place: Path, name: str, formats: Sequence[str], coverage: float) -> None:
     for format_ in formats:
-        if format_ not in written.FORMATS:
+        if format_ not in FORMATS:
             raise InputError(
-                f"There is no format {format_!r}.{nearest(format_, written.FORMATS)} "
-                f"Expected any of {', '.join(written.FORMATS)}."
+                f"There is no format {format_!r}.{nearest(format_, FORMATS)} Expected any of {', '.join(FORMATS)}."
             )
-        if not any(runtime.artefact == format_ and runtime.installed for runtime in RUNTIMES.values()):
+        if not any(runtime.format == format_ and runtime.installed for runtime in RUNTIMES.values()):
             raise InputError(
                 f"Nothing here runs the format {format_!r}, so that the model could not be proved: "
                 f"pip install 'tellapart[{format_}]', or leave the format out."
@@ -241,43 +241,29 @@ def _artefacts(
     formats: Sequence[str],
     progress: Progress,
     announce: Callable[[str], None],
-) -> dict[str, Artefact]:
+) -> tuple[Artefact, ...]:
     """Write the model in every format that was asked for, and prove each."""
-    return {
-        format_: Artefact(
-            path=path.relative_to(part).as_posix(),
-            bytes=_size(path),
-            proofs=prove(format_, path, known.probabilities, photos.pictures, photos.numbers, progress, announce),
+    artefacts = []
+    for format_, path in _write_formats(known.model, part, formats, announce).items():
+        inside = path.relative_to(part).as_posix()
+        artefact = Artefact(id=format_, format=format_, path=inside, bytes=_size(path), proofs={})
+        artefacts.append(
+            prove(artefact, path, known.probabilities, photos.pictures, photos.numbers, progress, announce)
         )
-        for format_, path in _write_formats(known.model, part, formats, announce).items()
-    }
+    return tuple(artefacts)
 
 
 def _write_formats(
     model: keras.Model, part: Path, formats: Sequence[str], announce: Callable[[str], None]
 ) -> dict[str, Path]:
     """Write ONNX and what was asked for; return format → file or folder."""
-    extra = part / "formats"
-    extra.mkdir()
-    written.save_saved_model(model, extra / "saved_model")
-    files = {"onnx": part / "model.onnx"}
-    written.convert_to_onnx(extra / "saved_model", files["onnx"])
-    announce(f"ONNX: {_size(files['onnx']) / 1e6:.2f} MB.")
-    if "openvino" in formats:
-        files["openvino"] = written.save_openvino(files["onnx"], extra / "openvino")
-    if "litert" in formats:
-        files["litert"] = extra / "model.tflite"
-        written.save_litert(extra / "saved_model", files["litert"])
-    if "saved_model" in formats:
-        files["saved_model"] = extra / "saved_model"
-    else:
-        shutil.rmtree(extra / "saved_model")
-    if "keras" in formats:
-        files["keras"] = extra / "model.keras"
-        model.save(files["keras"])
-    if not any(extra.iterdir()):
-        extra.rmdir()
-    return files
+    with tempfile.TemporaryDirectory() as folder:
+        network = Network.of(model, Path(folder) / "saved_model", part / "model.onnx")
+        announce(f"ONNX: {_size(network.onnx) / 1e6:.2f} MB.")
+        extra = part / "formats"
+        if formats:
+            extra.mkdir()
+        return {"onnx": network.onnx, **{format_: FORMATS[format_](network, extra) for format_ in formats}}
 
 
 def _write_explanation(model: keras.Model, part: Path, photos: _Photos, announce: Callable[[str], None]) -> str | None:
@@ -285,7 +271,7 @@ def _write_explanation(model: keras.Model, part: Path, photos: _Photos, announce
     import onnxruntime
 
     try:
-        method = written.save_explanation(model, part / "explain.onnx")
+        method = save_explanation(model, part / "explain.onnx")
     except InputError as error:
         announce(f"No heat maps from this bundle: {error}")
         return None
@@ -322,10 +308,10 @@ def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _envelope(known: _Known, photos: _Photos, progress: Progress) -> dict[str, tuple[float | None, float | None]]:
+def _quality_range(known: _Known, photos: _Photos, progress: Progress) -> dict[str, tuple[float | None, float | None]]:
     at = photos.main
     qualities = _qualities([photos.pictures.paths[i] for i in at], progress)
-    limits = envelope(qualities, known.probabilities[at].argmax(axis=1) == photos.numbers[at]).limits
+    limits = find_quality_range(qualities, known.probabilities[at].argmax(axis=1) == photos.numbers[at]).limits
     return {measure: (_limit(low), _limit(high)) for measure, (low, high) in limits.items()}
 
 
@@ -335,7 +321,7 @@ def _write_reference(part: Path, known: _Known, photos: _Photos) -> None:
     np.savez_compressed(part / "reference.npz", embeddings=embeddings, labels=photos.numbers[chosen])
 
 
-def _write_golden(part: Path, known: _Known, photos: _Photos) -> dict[str, tuple[float, ...]]:
+def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[str, tuple[float, ...]]:
     """Copy a few photos, the clearest of each class in turn; return file → probabilities.
 
     They leave the machine with the bundle: without places, times and whatever else a camera writes into a file.
@@ -343,22 +329,22 @@ def _write_golden(part: Path, known: _Known, photos: _Photos) -> dict[str, tuple
     two = np.sort(known.probabilities[photos.main], axis=1)[:, -2:]
     clearest = photos.main[np.argsort(two[:, 0] - two[:, 1], kind="stable")]
     rank = pd.Series(clearest).groupby(photos.numbers[clearest]).cumcount().to_numpy()  # the how-many-eth of its class
-    golden: dict[str, tuple[float, ...]] = {}
+    chosen: dict[str, tuple[float, ...]] = {}
     for position in clearest[np.argsort(rank, kind="stable")]:
         path = photos.pictures.paths[position]
         try:
             data = read_file(path)
         except DecodeError:
             continue
-        if len(data) <= _GOLDEN_BYTES and len(golden) < _GOLDEN:
+        if len(data) <= _REFERENCE_BYTES and len(chosen) < _REFERENCE_IMAGES:
             data = without_metadata(data) or _as_png(data)
             if not np.array_equal(decode_square(data, photos.pictures.image_px), photos.pictures.read(int(position))):
                 continue
-            name = f"golden/{len(golden) + 1:02d}.{'png' if data[:4] == _PNG else 'jpg'}"
-            (part / "golden").mkdir(exist_ok=True)
+            name = f"reference_images/{len(chosen) + 1:02d}.{'png' if data[:4] == _PNG else 'jpg'}"
+            (part / "reference_images").mkdir(exist_ok=True)
             (part / name).write_bytes(data)
-            golden[name] = tuple(float(value) for value in known.probabilities[position])
-    return golden
+            chosen[name] = tuple(float(value) for value in known.probabilities[position])
+    return chosen
 
 
 def _as_png(data: bytes) -> bytes:

@@ -9,11 +9,13 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,6 @@ from tellapart.errors import BundleError, InputError
 from tellapart.models.layers import feature_layer, layers_of, output_of
 
 OPSET = 18
-
-FORMATS = ("openvino", "litert", "saved_model", "keras")
-"""What can be added to ONNX."""
 
 
 def save_saved_model(model: keras.Model, folder: Path) -> None:
@@ -129,22 +128,65 @@ def _gradient_of_mean(features: Any, target: Any, head: list[keras.layers.Layer]
     return gradient / pixels
 
 
-def save_openvino(onnx: Path, folder: Path) -> Path:
-    """Write OpenVINO's own format, float32, from the ONNX file; return the .xml."""
+@dataclass(frozen=True)
+class Network:
+    """A network in the forms that all others are made from.
+
+    Attributes:
+        model: the Keras model.
+        saved_model: the folder that `save_saved_model` wrote.
+        onnx: the file that `convert_to_onnx` wrote.
+    """
+
+    model: keras.Model
+    saved_model: Path
+    onnx: Path
+
+    @classmethod
+    def of(cls, model: keras.Model, saved_model: Path, onnx: Path) -> Network:
+        """Write both forms."""
+        save_saved_model(model, saved_model)
+        convert_to_onnx(saved_model, onnx)
+        return cls(model, saved_model, onnx)
+
+
+def _to_openvino(network: Network, folder: Path) -> Path:
+    """Write OpenVINO's own format, float32."""
     import openvino
 
-    folder.mkdir(parents=True)
-    openvino.save_model(openvino.convert_model(onnx), folder / "model.xml", compress_to_fp16=False)
-    return folder / "model.xml"
+    path = folder / "openvino" / "model.xml"
+    path.parent.mkdir()
+    openvino.save_model(openvino.convert_model(network.onnx), path, compress_to_fp16=False)
+    return path
 
 
-def save_litert(saved_model: Path, path: Path) -> None:
-    """Write a LiteRT (formerly TensorFlow Lite) file from a SavedModel."""
+def _to_litert(network: Network, folder: Path) -> Path:
+    """Write a LiteRT (formerly TensorFlow Lite) file."""
     import tensorflow as tf
 
+    path = folder / "model.tflite"
     with _quiet():
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
-        path.write_bytes(converter.convert())
+        path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(network.saved_model)).convert())
+    return path
+
+
+def _to_saved_model(network: Network, folder: Path) -> Path:
+    return Path(shutil.copytree(network.saved_model, folder / "saved_model"))
+
+
+def _to_keras(network: Network, folder: Path) -> Path:
+    path = folder / "model.keras"
+    network.model.save(path)
+    return path
+
+
+FORMATS: dict[str, Callable[[Network, Path], Path]] = {
+    "openvino": _to_openvino,
+    "litert": _to_litert,
+    "saved_model": _to_saved_model,
+    "keras": _to_keras,
+}
+"""What can be added to ONNX: each writes a file or folder into a folder, and returns it."""
 
 
 def convert_to_onnx(saved_model: Path, path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.bundles.bundle import Proof
-from tellapart.bundles.parity import parity
+from tellapart.bundles.bundle import Artefact, Proof
+from tellapart.bundles.parity import EXACT, parity
 from tellapart.bundles.runtimes import RUNTIMES, answers
 from tellapart.data.cache import Pictures
 from tellapart.errors import BundleError
@@ -19,18 +19,18 @@ _COMPARED_AT_ONCE = 32
 
 
 def prove(
-    format_: str,
+    artefact: Artefact,
     path: Path,
     expected: NDArray[np.float32],
     pictures: Pictures,
     numbers: NDArray[np.int64],
     progress: Progress,
     announce: Callable[[str], None],
-) -> dict[str, Proof]:
+) -> Artefact:
     """Run an artefact in every runtime that opens it, on all photos, and compare.
 
     Args:
-        format_: of the artefact.
+        artefact: without proofs.
         path: its file or folder.
         expected: (num_images, num_classes) float32, what the Keras model says.
         pictures: the photos.
@@ -38,26 +38,29 @@ def prove(
         progress: called often with (what, done, total).
         announce: called with a line for each runtime.
 
+    Returns:
+        The artefact with its proofs.
+
     Raises:
         BundleError: one of its runtimes at full precision does not say what Keras says.
     """
     proofs: dict[str, Proof] = {}
     for name, runtime in RUNTIMES.items():
-        if runtime.artefact != format_ or not runtime.installed:
+        if not (runtime.runs(artefact) and runtime.installed):
             continue
         found: list[NDArray[np.float32]] = []
         for part in answers(runtime, path, _batches(pictures)):
             found.append(part)
             progress(f"comparing {name} with Keras", sum(map(len, found)), len(pictures))
-        proof = proofs[name] = parity(expected, np.concatenate(found), numbers, reduced=runtime.reduced)
+        proof = proofs[name] = parity(expected, np.concatenate(found), numbers, runtime.tolerance)
         verdict = "passed" if proof.passed else f"refused: {proof.reason}"
         announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(pictures):,} photos agree).")
-        if not proof.passed and not runtime.reduced:
+        if not proof.passed and runtime.tolerance == EXACT:
             raise BundleError(
-                f"The {format_} model does not say what the Keras model says, in {name}: {proof.reason}. "
+                f"The {artefact.id} model does not say what the Keras model says, in {name}: {proof.reason}. "
                 "No bundle was made."
             )
-    return proofs
+    return artefact.model_copy(update={"proofs": proofs})
 
 
 def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,16 @@ import numpy as np
 
 from tellapart.data.batches import CleanBatches
 from tellapart.errors import TrainingStoppedError
-from tellapart.records import Progress
+from tellapart.records import Observer
 from tellapart.run_folder import RunFolder
 from tellapart.training.checkpoint import Arrays, save_checkpoint, save_weights
 from tellapart.training.schedule import snapshots_due
 from tellapart.training.selection import decide
 from tellapart.training.state import Best, TrainingState
 
-Watch = Callable[[dict[str, Any]], None]
-"""Called with each epoch's row of the history; what it raises ends the training."""
-
 
 class OutOfTimeError(Exception):
     """An epoch would end after the run must be over: it is given up."""
-
-
-def unwatched(row: dict[str, Any]) -> None:
-    """Let an epoch pass."""
 
 
 class EvaluatedWeights(keras.callbacks.Callback):
@@ -210,28 +203,27 @@ class Checkpoints(keras.callbacks.Callback):
 class Journal(keras.callbacks.Callback):
     """Writes ``history.csv`` and ``log.jsonl`` and reports progress; stops at a loss that is not finite.
 
-    `watch` is called with each epoch's row of the history, after everything of the epoch is on disk. An epoch that is
-    not over at `ends`, by `time.time`, is given up, but never the first. The loss is looked at every `every` steps.
+    An epoch that is not over at `ends`, by `time.time`, is given up, but never the first. The loss is looked at every
+    `every` steps.
     """
 
     def __init__(
         self,
-        run: Path,
+        run: RunFolder,
         state: TrainingState,
         steps: int,
-        progress: Progress,
-        watch: Watch,
+        observer: Observer,
+        *,
         ends: float | None = None,
         every: int = 16,
     ) -> None:
         super().__init__()
         self.every = every
-        self.watch = watch
+        self.observer = observer
         self.ends = ends
         self.run = run
         self.state = state
         self.steps = steps
-        self.progress = progress
         self._what = "training"
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -255,24 +247,19 @@ class Journal(keras.callbacks.Callback):
             )
         if self.ends is not None and time.time() > self.ends and self.state.epoch and batch + 1 < self.steps:
             raise OutOfTimeError
-        self.progress(self._what, batch + 1, self.steps)
+        self.observer.progress(self._what, batch + 1, self.steps)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the history so far."""
-        del logs
-        run, history, best = RunFolder(self.run), self.state.history, self.state.best
-        run.write_history(history)
-        run.log("epoch", **history[-1], best_epoch=best.epoch if best else None)
-        del epoch
-        self.watch(history[-1])
+        del epoch, logs
+        history, best = self.state.history, self.state.best
+        self.run.write_history(history)
+        self.run.log("epoch", **history[-1], best_epoch=best.epoch if best else None)
+        self.observer.watch(history[-1])
 
 
-def tensorboard(run: Path) -> Sequence[keras.callbacks.Callback]:
+def tensorboard(run: RunFolder) -> Sequence[keras.callbacks.Callback]:
     """Return Keras' TensorBoard writer where the backend is TensorFlow; elsewhere none."""
     if keras.backend.backend() != "tensorflow":
         return ()
-    return (keras.callbacks.TensorBoard(RunFolder(run).tensorboard, write_graph=False, profile_batch=0),)
-
-
-Announce = Callable[[str], None]
-"""Called with one line that says what is about to happen."""
+    return (keras.callbacks.TensorBoard(run.tensorboard, write_graph=False, profile_batch=0),)

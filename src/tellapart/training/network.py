@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from tellapart.errors import RunError
 from tellapart.models.backbones import freeze
 from tellapart.models.build import build, build_for_training
 from tellapart.randomness import derived_seed
+from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
 from tellapart.training.checkpoint import Arrays, load_weights
 from tellapart.training.distillation import accuracy_of, loss_of
@@ -69,6 +71,41 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
     set_average(model.optimizer, recipe, steps)
     model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
     return model, rate
+
+
+def begin_with_weights_of(run: RunFolder, model: keras.Model, classes: list[str]) -> None:
+    """Give a network the kept weights of an earlier run, before its first step.
+
+    The head is taken class by class, by name: a class that the run does not know keeps its first weights, and one that
+    is gone is left out. All other weights are taken as they are.
+
+    Args:
+        run: finished, with its weights.
+        model: the same network, for `classes`.
+        classes: in the order of its outputs.
+
+    Raises:
+        RunError: the run has no weights any more, or another network.
+    """
+    values, known = load_weights(run.best_weights)[0], run.record().classes
+    in_head = {id(variable) for variable in model.get_layer("probabilities").weights}
+    expected = [
+        (*variable.shape[:-1], len(known)) if id(variable) in in_head else tuple(variable.shape)
+        for variable in model.weights
+    ]
+    if [value.shape for value in values] != expected:
+        raise RunError(
+            f"{run.path} has another network than the recipe asks for. Expected the same model settings: take them "
+            f"from {run.recipe_path}."
+        )
+    ours = [number for number, name in enumerate(classes) if name in known]
+    theirs = [known.index(classes[number]) for number in ours]
+    for variable, value in zip(model.weights, values, strict=True):
+        if id(variable) in in_head:
+            first = np.array(keras.ops.convert_to_numpy(variable))  # a copy
+            first[..., ours] = value[..., theirs]
+            value = first  # noqa: PLW2901
+        variable.assign(value)
 
 
 def plain_network(recipe: Recipe, num_classes: int, weights: Path | Arrays) -> keras.Model:

@@ -12,27 +12,25 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 
-from tellapart.records import Progress, no_progress
+from tellapart.records import Announce, Observer
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe
-from tellapart.training.callbacks import (
-    Announce,
-    Checkpoints,
-    EvaluatedWeights,
-    Journal,
-    OutOfTimeError,
-    Watch,
-    tensorboard,
-    unwatched,
-)
+from tellapart.training.callbacks import Checkpoints, EvaluatedWeights, Journal, OutOfTimeError, tensorboard
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_weights
 from tellapart.training.environment import accelerators
 from tellapart.training.inputs import Inputs, Photos
-from tellapart.training.network import compiled, forget_compiled_step, plain_network, save_network, set_average
+from tellapart.training.network import (
+    begin_with_weights_of,
+    compiled,
+    forget_compiled_step,
+    plain_network,
+    save_network,
+    set_average,
+)
 from tellapart.training.planning import Planner, TrainingPlan, final_seconds, time_budget
 from tellapart.training.schedule import PlannedRate, stages_of
 from tellapart.training.selection import was_validated
@@ -48,6 +46,23 @@ _PAUSE = 5.0
 _JAX_FLAG = "--xla_gpu_deterministic_ops"
 _SECONDS_TO_BUILD = 20.0
 """For a network that is fine-tuned, its first step compiled, twice: once to be timed."""
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a training is bound to, beside its recipe.
+
+    Attributes:
+        deadline: when everything must be done, the final measurement too; replaces ``train.epochs``.
+        replay: an earlier run's plan to go through exactly, instead of planning.
+        begin_from: a run whose kept weights training begins with; None: drawn, or those that the recipe names.
+        precision: of `precision_ahead`.
+    """
+
+    deadline: Deadline | None = None
+    replay: TrainingPlan | None = None
+    begin_from: RunFolder | None = None
+    precision: Future[Precision] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,94 +86,121 @@ class Training:
     plan: TrainingPlan
 
 
+class _Trainee(NamedTuple):
+    """A network that can be trained; `device` does it on an accelerator under JAX, elsewhere Keras does."""
+
+    model: keras.Model
+    rate: PlannedRate
+    device: OnDevice | None
+
+
 def train_network(
-    run: Path,
+    run: RunFolder,
     recipe: Recipe,
     photos: Photos,
     *,
-    deadline: Deadline | None = None,
-    replay: TrainingPlan | None = None,
-    ahead: Future[Precision] | None = None,
-    progress: Progress = no_progress,
-    announce: Announce = lambda line: None,
-    watch: Watch = unwatched,
+    request: TrainingRequest | None = None,
+    observer: Observer | None = None,
 ) -> Training:
     """Train the recipe's network, or go on where the run was interrupted, and write ``model.keras``.
 
     Args:
-        run: the run folder; ``checkpoints/last.npz`` in it is gone on from.
+        run: its files; ``checkpoints/last.npz`` is gone on from.
         recipe: what to do.
         photos: what to do it with.
-        deadline: when everything must be done, the final measurement too; replaces ``train.epochs``.
-        replay: an earlier run's plan to go through exactly, instead of planning.
-        ahead: of `precision_ahead`.
-        progress: called often with (what, done, total).
-        announce: called with the plan before the first step.
-        watch: called with each epoch's row of the history; what it raises ends the training.
+        request: what it is bound to beside the recipe.
+        observer: whom to tell.
 
     Raises:
         InputError: too few photos.
+        RunError: the run to begin from has another network.
         TrainingStoppedError: the loss is no longer finite; checkpoints are kept.
     """
+    request, observer = request or TrainingRequest(), observer or Observer()
     # Plan
     inputs = Inputs(recipe, photos)
-    last = RunFolder(run).last_checkpoint
-    saved = TrainingState.from_dict(load_weights(last)[1]) if last.exists() else None
+    saved = _saved_state(run)
     if recipe.train.deterministic:
-        _be_deterministic(announce)
-    known = deadline.precision if deadline else None
-    precision = saved.precision if saved else known or (ahead and ahead.result()) or _choose_precision(inputs)
-    begins = bool(recipe.model.weights) and not saved
-    until = deadline.at - final_seconds(inputs, 0.0) if deadline else inf
-    head = begin_pretrained(run, inputs, precision.name, progress, until) if begins else None
+        _be_deterministic(observer.announce)
+    precision = saved.precision if saved else _precision(inputs, request)
+    head = None if saved or not recipe.model.weights else _fit_head(run, inputs, precision, request, observer)
     trains = recipe.model.unfreeze or not head
-    built = _built(inputs, precision) if trains and _is_accelerated() else None
-    budget = _time_budget(inputs, precision, deadline, built, fine_tunes=begins) if deadline and not replay else None
-    planner = Planner(inputs, precision, budget, replay)
+    trainee = _built(inputs, precision) if trains and _is_accelerated() else None
+    budget = None
+    if request.deadline and not request.replay:
+        budget = _time_budget(inputs, precision, request.deadline, trainee, fine_tunes=bool(head))
+    planner = Planner(inputs, precision, budget, request.replay)
     state = saved or planner.begin()
     if head:
         state.history, state.best = [head], Best(0, head.get("val_loss"))
         state.seconds_training = head["seconds"]
     if head and (not recipe.model.unfreeze or not planner.has_time()):
-        announce("The fitted head is kept as it is: nothing is fine-tuned.")
-        _save_plain(run, recipe, inputs.num_classes)
-        return _training(run, inputs, state)
-    announce(f"Going on after epoch {state.epoch}." if saved else planner.describe())
+        observer.announce("The fitted head is kept as it is: nothing is fine-tuned.")
+        return _finish(run, inputs, state)
+    observer.announce(f"Going on after epoch {state.epoch}." if saved else planner.describe())
 
     # Model and optimiser
     # Anew where steps were timed: timing trains, and would leave its steps in the weights.
-    model, rate, device = built or _built(inputs, precision)
-    set_average(model.optimizer, recipe, state.planned_steps)
+    trainee = trainee or _built(inputs, precision)
+    set_average(trainee.model.optimizer, recipe, state.planned_steps)
     if saved:
-        load_checkpoint(last, model)
+        load_checkpoint(run.last_checkpoint, trainee.model)
     elif head:
-        model.set_weights(load_weights(RunFolder(run).best_weights)[0])
+        trainee.model.set_weights(load_weights(run.best_weights)[0])
+    elif request.begin_from:
+        begin_with_weights_of(request.begin_from, trainee.model, photos.classes)
 
     # Fit
     evaluated = EvaluatedWeights(inputs.clean())
     ends = budget.training_ends if budget else None
     while state.goes_on:
-        if state.segment is None and not planner.enter_next(state, int(model.optimizer.iterations)):
+        if state.segment is None and not planner.enter_next(state, int(trainee.model.optimizer.iterations)):
             break
         started, first_epoch = time.perf_counter(), state.epoch
         try:
-            _fit_segment(
-                run, inputs, model, rate, state, device,
-                evaluated=evaluated, progress=progress, watch=watch, ends=ends,
-            )  # fmt: skip
+            _fit_segment(run, inputs, trainee, state, evaluated, observer=observer, ends=ends)
         except OutOfTimeError:
-            announce(f"Epoch {state.epoch + 1} would end too late: it is given up.")
+            observer.announce(f"Epoch {state.epoch + 1} would end too late: it is given up.")
             planner.cut_short(state)
-            if device is None:
-                load_checkpoint(last, model)  # the weights are in the middle of an epoch
+            if trainee.device is None:
+                load_checkpoint(run.last_checkpoint, trainee.model)  # the weights are in the middle of an epoch
             break
         planner.leave(state, state.epoch - first_epoch, time.perf_counter() - started)
 
     # Save
     if not any(map(was_validated, state.history)) and state.epoch:
-        _keep_last(run, model, evaluated, state)
-    _save_plain(run, recipe, inputs.num_classes)
-    return _training(run, inputs, state)
+        _keep_last(run, trainee.model, evaluated, state)
+    return _finish(run, inputs, state)
+
+
+def _saved_state(run: RunFolder) -> TrainingState | None:
+    """Return how far an interrupted training came; None: it has not begun."""
+    last = run.last_checkpoint
+    return TrainingState.from_dict(load_weights(last)[1]) if last.exists() else None
+
+
+def _precision(inputs: Inputs, request: TrainingRequest) -> Precision:
+    """Return what was measured on the way here, or measure it."""
+    if request.deadline and request.deadline.precision:
+        return request.deadline.precision
+    if request.precision is not None:
+        return request.precision.result()
+    recipe = inputs.recipe
+    return choose_precision(
+        recipe.train.precision,
+        lambda name: compiled(recipe, inputs.num_classes, name)[0],
+        inputs.training(stages_of(recipe)[-1].image_px),
+    )
+
+
+def _fit_head(
+    run: RunFolder, inputs: Inputs, precision: Precision, request: TrainingRequest, observer: Observer
+) -> dict[str, Any]:
+    """Begin a pretrained network; return the first row of its history."""
+    until = request.deadline.at - final_seconds(inputs, 0.0) if request.deadline else inf
+    return begin_pretrained(
+        run, inputs, precision.name, begin_from=request.begin_from, progress=observer.progress, until=until
+    )
 
 
 def _be_deterministic(announce: Announce) -> None:
@@ -172,11 +214,12 @@ def _be_deterministic(announce: Announce) -> None:
         announce(f"warning: on this GPU the same bits are not promised: start again with XLA_FLAGS={_JAX_FLAG}=true.")
 
 
-def _training(run: Path, inputs: Inputs, state: TrainingState) -> Training:
-    """Say how it went, in ``log.jsonl`` too."""
+def _finish(run: RunFolder, inputs: Inputs, state: TrainingState) -> Training:
+    """Write the best weights as a model of plain Keras layers, for any Keras to open, and say how it went."""
+    save_network(plain_network(inputs.recipe, inputs.num_classes, run.best_weights), run.model_path)
     seconds, best = state.seconds_training, state.best or Best(state.epoch, None)
     segments = [segment.to_dict() for segment in state.segments]
-    RunFolder(run).log("trained", epochs=state.epoch, best=asdict(best), seconds=seconds, segments=segments)
+    run.log("trained", epochs=state.epoch, best=asdict(best), seconds=seconds, segments=segments)
     return Training(
         best_epoch=best.epoch,
         seconds=seconds,
@@ -188,47 +231,45 @@ def _training(run: Path, inputs: Inputs, state: TrainingState) -> Training:
 
 
 def _fit_segment(
-    run: Path,
+    run: RunFolder,
     inputs: Inputs,
-    model: keras.Model,
-    rate: PlannedRate,
+    trainee: _Trainee,
     state: TrainingState,
-    device: OnDevice | None,
-    *,
     evaluated: EvaluatedWeights,
-    progress: Progress,
-    watch: Watch,
+    *,
+    observer: Observer,
     ends: float | None,
 ) -> None:
     """Train the epochs of the segment under way that are not done yet."""
     settings, segment = inputs.recipe.train, state.current
     batches = inputs.training(segment.image_px, state.epoch)
-    rate.enter(segment, state.first_step, segment.epochs * len(batches))
-    first_epoch, last_epoch = state.epoch, state.last_epoch
-    looks = _looks(settings.validate_every, last_epoch)
-    checkpoints = partial(Checkpoints, RunFolder(run).checkpoints, evaluated, state, settings.patience)
-    journal = partial(Journal, run, state, len(batches), progress, watch, ends)
-    if device is not None:
-        callbacks = [checkpoints(snapshots=settings.snapshots, pause=_PAUSE), journal(every=1)]
-        device.fit(
+    trainee.rate.enter(segment, state.first_step, segment.epochs * len(batches))
+    looks = _looks(settings.validate_every, state.last_epoch)
+    # The checkpoints come first: what the journal tells others of an epoch must be on disk by then.
+    checkpoints = partial(
+        Checkpoints, run.checkpoints, evaluated, state, settings.patience, snapshots=settings.snapshots
+    )
+    journal = partial(Journal, run, state, len(batches), observer, ends=ends)
+    if trainee.device is not None:
+        trainee.device.fit(
             segment.image_px,
-            first_epoch=first_epoch,
-            last_epoch=last_epoch,
+            first_epoch=state.epoch,
+            last_epoch=state.last_epoch,
             looks=looks,
             evaluated=evaluated,
-            callbacks=callbacks,
+            callbacks=[checkpoints(pause=_PAUSE), journal(every=1)],
         )
         return
     if keras.backend.backend() != "tensorflow" or segment.image_px != _size_before(state):
-        forget_compiled_step(model)
-    model.fit(
+        forget_compiled_step(trainee.model)
+    trainee.model.fit(
         batches,
-        initial_epoch=first_epoch,
-        epochs=last_epoch,
+        initial_epoch=state.epoch,
+        epochs=state.last_epoch,
         shuffle=False,
         validation_data=inputs.validation if inputs.num_validation else None,
         validation_freq=looks,
-        callbacks=[evaluated, checkpoints(snapshots=settings.snapshots), journal(), *tensorboard(run)],
+        callbacks=[evaluated, checkpoints(), journal(), *tensorboard(run)],
         verbose=0,
     )
 
@@ -256,14 +297,15 @@ def _is_accelerated() -> bool:
     return keras.backend.backend() == "jax" and bool(accelerators())
 
 
-def _built(inputs: Inputs, precision: Precision) -> tuple[keras.Model, PlannedRate, OnDevice | None]:
-    """Return the network, its rate, and what trains it on an accelerator under JAX; None: Keras trains."""
+def _built(inputs: Inputs, precision: Precision) -> _Trainee:
+    """Return the network, its rate, and what trains it on an accelerator."""
     model, rate = compiled(inputs.recipe, inputs.num_classes, precision.name)
     if not _is_accelerated():
-        return model, rate, None
+        return _Trainee(model, rate, None)
     from tellapart.training.on_device import OnDevice
 
-    return model, rate, OnDevice(model, rate, inputs, [stage.image_px for stage in stages_of(inputs.recipe)])
+    sizes = [stage.image_px for stage in stages_of(inputs.recipe)]
+    return _Trainee(model, rate, OnDevice(model, rate, inputs, sizes))
 
 
 def _size_before(state: TrainingState) -> int | None:
@@ -271,37 +313,25 @@ def _size_before(state: TrainingState) -> int | None:
     return state.segments[-2].image_px if len(state.segments) > 1 else None
 
 
-def _time_budget(inputs: Inputs, precision: Precision, deadline: Deadline, built: Any, *, fine_tunes: bool) -> Budget:
+def _time_budget(
+    inputs: Inputs, precision: Precision, deadline: Deadline, trainee: _Trainee | None, *, fine_tunes: bool
+) -> Budget:
     """Time the recipe's steps, where there is time for one: for fine-tuning alone building them takes many seconds."""
     if fine_tunes and time.time() + final_seconds(inputs, deadline.forward) + _SECONDS_TO_BUILD > deadline.at:
         return Budget(deadline.at, {stage.image_px: inf for stage in stages_of(inputs.recipe)}, {}, 0.0, 0.0, 1)
-    model, rate, device = built or _built(inputs, precision)
-    return time_budget(inputs, model, rate, precision, deadline, device)
+    trainee = trainee or _built(inputs, precision)
+    return time_budget(inputs, trainee.model, trainee.rate, precision, deadline, trainee.device)
 
 
-def _choose_precision(inputs: Inputs) -> Precision:
-    recipe = inputs.recipe
-    return choose_precision(
-        recipe.train.precision,
-        lambda name: compiled(recipe, inputs.num_classes, name)[0],
-        inputs.training(stages_of(recipe)[-1].image_px),
-    )
-
-
-def _keep_last(run: Path, model: keras.Model, evaluated: EvaluatedWeights, state: TrainingState) -> None:
+def _keep_last(run: RunFolder, model: keras.Model, evaluated: EvaluatedWeights, state: TrainingState) -> None:
     """Keep the last weights, averaged and with clean statistics: without validation none are known to be better."""
     evaluated.set_model(model)
     evaluated.on_test_begin()
     evaluated.on_test_end()
     state.best = Best(state.epoch, None)
-    save_weights(RunFolder(run).best_weights, evaluated.weights, asdict(state.best))
+    save_weights(run.best_weights, evaluated.weights, asdict(state.best))
 
 
 def _looks(validate_every: int, last_epoch: int) -> list[int]:
     """Return the epochs after which Keras validates, counted from 1: every so many, and the last."""
     return sorted({*range(validate_every, last_epoch + 1, validate_every), last_epoch})
-
-
-def _save_plain(run: Path, recipe: Recipe, num_classes: int) -> None:
-    """Write the best weights as a model of plain Keras layers, for any Keras to open."""
-    save_network(plain_network(recipe, num_classes, RunFolder(run).best_weights), RunFolder(run).model_path)

@@ -9,23 +9,23 @@ import math
 import time
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
 from sklearn.exceptions import ConvergenceWarning
 
 from tellapart.data.batches import CleanBatches, pictures_ahead
 from tellapart.files import atomic_file
 from tellapart.models.backbones import features_of, load_pretrained
 from tellapart.randomness import generator
-from tellapart.records import Progress
+from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.inputs import Inputs
-from tellapart.training.network import compiled
+from tellapart.training.network import begin_with_weights_of, compiled
 from tellapart.training.state import Best
 
 Floats = NDArray[np.float32]
@@ -38,14 +38,21 @@ _ITERATIONS, _MOST_ITERATIONS = 100, 500
 
 
 def begin_pretrained(
-    run: Path, inputs: Inputs, precision: str, progress: Progress, until: float = math.inf
+    run: RunFolder,
+    inputs: Inputs,
+    precision: str,
+    *,
+    begin_from: RunFolder | None = None,
+    progress: Progress = no_progress,
+    until: float = math.inf,
 ) -> dict[str, Any]:
     """Load the backbone's weights and fit the head; ``checkpoints/best.npz`` holds both.
 
     Args:
-        run: the run folder.
+        run: its files.
         inputs: the photos, and the recipe.
         precision: "float32" or "mixed_bfloat16".
+        begin_from: a run whose backbone is taken instead of the weights that the recipe names.
         progress: called often with (what, done, total).
         until: when the head must be fitted, by `time.time`.
 
@@ -57,7 +64,10 @@ def begin_pretrained(
     """
     began = time.perf_counter()
     model, _ = compiled(inputs.recipe, inputs.num_classes, precision)
-    load_pretrained(model, inputs.recipe.model)
+    if begin_from is not None:
+        begin_with_weights_of(begin_from, model, inputs.photos.classes)
+    else:
+        load_pretrained(model, inputs.recipe.model)
     features = _features(run, model, inputs, progress)
     held_out, numbers = inputs.photos.side("validation")
     train, validation = features[inputs.positions], features[held_out]
@@ -71,15 +81,10 @@ def begin_pretrained(
         row |= _measured(model, validation, numbers, "val_")
     row["seconds"] = time.perf_counter() - began
     best = Best(0, row.get("val_loss"))
-    save_weights(RunFolder(run).best_weights, model.get_weights(), asdict(best))
-    RunFolder(run).write_history([row])
-    RunFolder(run).log("head", penalty=penalty, **row)
+    save_weights(run.best_weights, model.get_weights(), asdict(best))
+    run.write_history([row])
+    run.log("head", penalty=penalty, **row)
     return row
-
-
-def features_file(run: Path) -> Path:
-    """Return where the features of all photos of a run lie, (num_photos, num_features) float32."""
-    return RunFolder(run).head_features
 
 
 def fit_head(
@@ -170,17 +175,15 @@ def _for_all_classes(fit: Any, num_classes: int) -> tuple[NDArray[np.float64], N
 
 
 def _log_loss(logits: Floats, numbers: NDArray[np.int64]) -> float:
-    highest = logits.max(axis=1, keepdims=True)
-    sums = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
-    return float((sums - logits[np.arange(len(numbers)), numbers]).mean())
+    return float(-log_softmax(logits, axis=1)[np.arange(len(numbers)), numbers].mean())
 
 
-def _features(run: Path, model: keras.Model, inputs: Inputs, progress: Progress) -> Floats:
+def _features(run: RunFolder, model: keras.Model, inputs: Inputs, progress: Progress) -> Floats:
     """Return (num_photos, num_features) float32 of all photos, from the file where a killed run left them.
 
     Those of test photos teach nothing here: they save the final measurement from going through the network again.
     """
-    place = features_file(run)
+    place = run.head_features
     pictures = inputs.photos.pictures
     if place.exists():
         kept: Floats = np.load(place)
@@ -203,8 +206,7 @@ def _measured(model: keras.Model, features: Floats, numbers: NDArray[np.int64], 
     head = model.get_layer("probabilities")
     kernel, bias = head.get_weights()
     logits = features @ kernel + bias
-    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    probabilities = softmax(logits, axis=1)
     targets = np.eye(len(bias), dtype=np.float32)[numbers]
     # With a teacher the loss is a function that returns one value a picture, without one a Keras loss that averages.
     loss = float(np.mean(keras.ops.convert_to_numpy(model.loss(targets, probabilities.astype(np.float32)))))

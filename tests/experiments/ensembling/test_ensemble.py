@@ -141,7 +141,7 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
     said: list[str] = []
     bundle = tellapart.export(place / "ab", place / "bundle", cache=place / "cache", announce=said.append)
     assert "tellapart explain RUN draws the heat maps" in next(line for line in said if "No heat maps" in line)
-    proofs = bundle.record.artefacts["onnx"].proofs
+    proofs = bundle.record.artefact("onnx").proofs
     assert proofs["onnxruntime"].passed
     assert proofs["onnxruntime"].largest_difference < 1e-4
     assert bundle.record.metrics["test"]["accuracy"] == pytest.approx(pair.test.runs[1].measures["accuracy"].value)
@@ -157,7 +157,7 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
 @pytest.mark.slow
 def test_an_ensemble_cannot_be_trained_further_and_another_one_takes_no_place(place: Path, pair):
     for act in (
-        lambda: tellapart.train(resume=place / "ab", cache=place / "cache"),
+        lambda: tellapart.resume(place / "ab", cache=place / "cache"),
         lambda: tellapart.reproduce(place / "ab", out=place / "again", cache=place / "cache"),
     ):
         with pytest.raises(RunError, match=r"ab is an ensemble of .*combine them again with tellapart ensemble"):

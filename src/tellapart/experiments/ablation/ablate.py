@@ -21,11 +21,10 @@ from tellapart.experiments.ablation.summary import Outcome, summarise
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.jobs import Job, run_job, tidy
 from tellapart.files import read_json, write_json, write_text
-from tellapart.records import Progress, no_progress
-from tellapart.run import prepared_folder
+from tellapart.preparation import prepared_folder
+from tellapart.records import Announce, Observer, Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe, load_recipe, save_recipe, with_settings
-from tellapart.training.callbacks import Announce
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def ablate(
     known = [*steps, *(each for name in ("float32", "mixed_bfloat16") for each in ingredients(recipe, name))]
     names = {each.name for each in chosen(known, only)}
     _claim(folder, recipe)
-    table = prepared_folder(photos, folder / "photos", recipe, progress=progress, announce=announce)
+    table = prepared_folder(photos, folder / "photos", recipe, Observer(progress, announce))
 
     # The recipe itself, whose first run settles the precision of all
     base = Variant(RECIPE, "", "final: the recipe", {})

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 from tellapart.errors import RunError
-from tellapart.records import Progress
+from tellapart.records import Observer
 from tellapart.run import Run, parents_of, reopen, run_stages
 from tellapart.run_folder import RunFolder, RunRequest, new_folder
 from tellapart.settings import Recipe
-from tellapart.training.callbacks import Announce
 from tellapart.training.environment import environment
 
 
@@ -21,7 +19,7 @@ def student_recipe(recipe: Recipe, teacher: Path) -> Recipe:
     return Recipe.model_validate(recipe.model_copy(update={"distill": distill}).model_dump())
 
 
-def distil(student: Path, recipe: Recipe, teacher: Path, *, cache: Path, progress: Progress, announce: Announce) -> Run:
+def distil(student: Path, recipe: Recipe, teacher: Path, *, cache: Path, observer: Observer) -> Run:
     """Train the student on the teacher's photos and split, or go on where it was interrupted.
 
     Args:
@@ -29,8 +27,7 @@ def distil(student: Path, recipe: Recipe, teacher: Path, *, cache: Path, progres
         recipe: made by `student_recipe`.
         teacher: the run folder of the ensemble.
         cache: the folder for decoded pictures.
-        progress: called often with (what, done, total).
-        announce: called with single lines.
+        observer: whom to tell.
 
     Raises:
         RunError: `student` holds something else.
@@ -50,4 +47,4 @@ def distil(student: Path, recipe: Recipe, teacher: Path, *, cache: Path, progres
         folder.create(recipe, request, environment(), parents_of(recipe))
     if not folder.has_photos:
         folder.copy_photos_from(parent)
-    return run_stages(folder, cache, time.time(), progress, announce)
+    return run_stages(folder, cache, observer)

@@ -28,10 +28,9 @@ from tellapart.experiments.ensembling.weighting import Weighting, choose
 from tellapart.experiments.finished_run import FinishedRun, open_finished_run
 from tellapart.experiments.shared_test_set import refuse_other_classes, shared_photos
 from tellapart.files import read_json, write_json
-from tellapart.records import Progress, no_progress
+from tellapart.records import Announce, Observer, Progress, no_progress
 from tellapart.run_folder import RunFolder, new_folder
 from tellapart.settings import Recipe, load_recipe
-from tellapart.training.callbacks import Announce
 from tellapart.training.distillation import loss_in_words
 
 logger = logging.getLogger(__name__)
@@ -116,7 +115,7 @@ def ensemble(
     if wanted is not None:
         place = folder.with_name(f"{folder.name}-student")
         wanted = student_recipe(wanted, folder)
-        distil(place, wanted, folder, cache=store, progress=progress, announce=announce)
+        distil(place, wanted, folder, cache=store, observer=Observer(progress, announce))
         student = open_finished_run(place, _another(place.name, [*everyone, joined]))
         test = _tested([best.finished_run, joined, student], progress)
         found = replace(found, test=test, student=Student(place, loss_in_words(wanted)))

@@ -103,7 +103,7 @@ def write_joined(
         root, frame, image_px, folder=cache, max_pixels=recipe.data.max_pixels, progress=progress
     ) as pictures:
         said = predict_pictures(model, pictures, progress)
-    probabilities, temperature = calibrate(folder, model, said, frame, classes)
+    probabilities, temperature = calibrate(run, model, said, frame, classes)
     write_text(run.predictions_path, csv_text(prediction_table(frame, probabilities, classes)))
     metrics = {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
     write_json(run.metrics_path, metrics | _cost(members))

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from tellapart.evaluation.multi_seed import compare_over_seeds
 from tellapart.experiments.jobs import Job, run_job
 from tellapart.experiments.tuning.result import Confirmation
-from tellapart.records import Progress
+from tellapart.records import Announce, Progress
 from tellapart.settings import Recipe
-from tellapart.training.callbacks import Announce
 
 
 def confirm(

@@ -15,9 +15,8 @@ from tellapart.experiments.jobs import Job, run_job
 from tellapart.experiments.tuning.search_space import Space, Value, recipe_with
 from tellapart.experiments.tuning.study import first_rung
 from tellapart.files import read_json, write_json
-from tellapart.records import Progress
+from tellapart.records import Progress, Watch
 from tellapart.settings import Recipe
-from tellapart.training.callbacks import Watch
 
 KEPT = 3
 """Trials whose weights stay on disk."""

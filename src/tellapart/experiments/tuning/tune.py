@@ -23,11 +23,10 @@ from tellapart.experiments.tuning.study import Heartbeat, close, locked, num_fin
 from tellapart.experiments.tuning.trial import Search
 from tellapart.experiments.tuning.work import SearchJob, TrialReporter, seconds_of, trials_of, work
 from tellapart.files import read_json, sha256, write_json, write_text
-from tellapart.records import Progress, no_progress
+from tellapart.records import Announce, Observer, Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe, load_recipe, save_recipe
 from tellapart.tables import csv_text
-from tellapart.training.callbacks import Announce
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +176,7 @@ def _shown(value: Any) -> str:
 
 def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress, announce: Announce) -> Search:
     """Split the photos, take the test photos away, decode the others and choose the precision of all trials."""
-    from tellapart.run import open_photos, prepared_folder
+    from tellapart.preparation import open_photos, prepared_folder
     from tellapart.training.inputs import Inputs
     from tellapart.training.network import compiled, forget_networks
     from tellapart.training.schedule import stages_of
@@ -185,7 +184,7 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
 
     chosen = search.folder / "precision.json"
     if not chosen.exists():
-        prepared_folder(photos, search.photos, search.recipe, progress=progress, announce=announce)
+        prepared_folder(photos, search.photos, search.recipe, Observer(progress, announce))
         make_visible(search.photos, search.visible)
         seen = open_photos(RunFolder(search.visible), search.recipe, search.cache, progress)
         with seen.pictures, seen.sources:

@@ -23,8 +23,7 @@ from tellapart.experiments.tuning.study import (
     work_through,
 )
 from tellapart.experiments.tuning.trial import KEPT, Search, milliseconds, run_trial, trial_recipe
-from tellapart.records import Progress
-from tellapart.training.callbacks import Announce
+from tellapart.records import Announce, Progress
 
 if TYPE_CHECKING:
     import optuna

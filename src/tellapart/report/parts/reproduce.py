@@ -1,0 +1,43 @@
+"""What it takes to do the run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tellapart.files import read_json
+from tellapart.report.part import Examination, Part
+from tellapart.run_folder import RunFolder, RunRecord
+
+
+def _compute(e: Examination) -> dict[str, Any]:
+    folder = RunFolder(e.run)
+    record = folder.record()
+    return {
+        "commands": [made_by(e.run, record), f"tellapart evaluate {e.run}"],
+        "recipe": json.dumps(folder.recipe().model_dump(mode="json"), indent=1),
+        "facts": record.known("commit", "data_sha256", "seed", "processor", "python", "backend", "precision"),
+        "packages": record.packages,
+    }
+
+
+def _view(e: Examination, value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, "seconds": e.seconds}
+
+
+def made_by(run: Path, record: RunRecord) -> str:
+    """Return the command that makes a run again: an ensemble is combined again, not trained.
+
+    Args:
+        run: a finished run folder.
+        record: its own.
+    """
+    if not record.request.ensemble:
+        return f"tellapart reproduce {run}"
+    standings = read_json(run / "ensemble.json")["standings"]
+    members = list(dict.fromkeys(each["run"] for each in standings))
+    return " ".join(["tellapart ensemble", *members, *(["--snapshots"] if len(standings) > len(members) else [])])
+
+
+REPRODUCE = Part("reproduce", "Reproduce", "Reproduce", _compute, "part-reproduce.html", view=_view)
