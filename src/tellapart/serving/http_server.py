@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tellapart.errors import InputError
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         ready: called when it listens.
     """
 
-    def __init__(self, app: FastAPI, options: ServerOptions, *, ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, app: Starlette, options: ServerOptions, *, ready: Callable[[], None] = lambda: None) -> None:
         self._app, self._options, self._ready = app, options, ready
         self._end_of_notice = 0.0
         grace = options.batches.deadline_ms / 1000 + 5
