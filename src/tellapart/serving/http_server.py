@@ -151,6 +151,9 @@ def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
 class Connection(HttpToolsProtocol):
     """A connection that waits for headers, and for a body that nobody reads, for a limited time."""
 
+    # uvicorn has no such limits and promises nothing about its protocol classes. Used here of HttpToolsProtocol: the
+    # methods that are extended below, `connections`, `transport`, `loop`, and of its `cycle` `more_body` and
+    # `response_complete`. tests/serving/test_http_server.py names each, so that an upgrade which changes one fails.
     bounds = Limits()
 
     def connection_made(self, transport: Any) -> None:
