@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from tellapart.bundles.predictor import named
 from tellapart.serving import openapi as d
-from tellapart.serving.endpoints import JSON, Endpoint, Parameter, Protocol, json_response
+from tellapart.serving.endpoints import JSON, Endpoint, Parameter, Protocol, Schema, json_response
 from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import parse_json, shown, utf8
 from tellapart.serving.middleware import context_of
@@ -225,7 +225,7 @@ def class_number(served: ModelVersion, label: str) -> int:
 
 
 _OWN = Protocol("tellapart", d.ERROR)
-_IMAGES: dict[str, d.Schema] = {
+_IMAGES: dict[str, Schema] = {
     "multipart/form-data": {"type": "object", "required": ["file"], "properties": {"file": d.rows(d.BINARY)}},
     "application/octet-stream": d.BINARY,
 }
