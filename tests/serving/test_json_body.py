@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tellapart.serving import tensorflow_serving
 from tellapart.serving.errors import ApiError
 from tellapart.serving.inference_tensors import read_request
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
-from tellapart.serving.tensorflow_serving import _images
 from tellapart.serving.tensors import images_of, picture
 
 
@@ -96,7 +96,7 @@ def test_parsing_takes_no_more_memory_than_was_counted(name: str):
     body = BODIES[name].encode()
 
     def work() -> None:
-        _images(parse_json(utf8(body)), memoryview(b""))
+        tensorflow_serving.read_request(parse_json(utf8(body)), memoryview(b""))
 
     peak_of(work)
     peak, _ = peak_of(work)

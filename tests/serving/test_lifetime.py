@@ -73,7 +73,7 @@ def test_a_swap_under_load_fails_no_request(bundle: Path, tmp_path: Path, photos
 
     def ask() -> None:
         while not stop.is_set():
-            status, values = server.json("/predict?outside=false", data)
+            status, values = server.json("/predict?quality=false", data)
             found.append((status, values.get("version", "")))
 
     with running(tmp_path / "log", place) as server:
@@ -272,3 +272,18 @@ def test_refusals_are_counted_and_do_not_make_latency_look_better(
     (whole,) = re.findall(r'tellapart_seconds_count\{.*stage="whole".*\} (\S+)', metrics)
     assert float(whole) == found.count(200)
     assert f'tellapart_errors_total{{kind="busy"}} {found.count(503)}.0' in metrics
+
+
+def test_a_ctrl_c_is_one_signal_to_several_processes(start: Callable[..., ServerProcess], bundle: Path):
+    """A terminal sends it to the whole group: were it a second signal to the servers, they would drop what they do."""
+    server = start(bundle, "--workers", "2", "--threads", "2", "--drain-seconds", "0.5")
+    slow = cv2.imencode(".png", np.zeros((6000, 6000), np.uint8))[1].tobytes()
+    found: list[int] = []
+    asker = threading.Thread(target=lambda: found.append(server.call("/predict", slow)[0]))
+    asker.start()
+    time.sleep(0.2)
+    for process in (server.process.pid, *children_of(server.process.pid)):
+        os.kill(process, signal.SIGINT)
+    assert server.process.wait(timeout=30) == 0
+    asker.join()
+    assert found == [200]

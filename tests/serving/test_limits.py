@@ -156,9 +156,10 @@ def test_requests_that_are_no_http_or_have_endless_headers_end(server: ServerPro
 
 @pytest.mark.integration
 def test_slow_clients_are_sent_away(bundle: Path, tmp_path: Path):
-    """With shorter times than a person can set: headers that do not end, and a body that does not come."""
+    """With shorter times than a person can set: headers that do not end, bodies that do not come, read or unread."""
     program = (
         "import sys; from pathlib import Path\n"
+        "from tellapart.serving import http_server; http_server._LEFT_OVER_SECONDS = 0.4\n"
         "from tellapart.serving.app import make_app\n"
         "from tellapart.serving.http_server import Server, bind\n"
         "from tellapart.serving.options import Limits, ServerOptions\n"
@@ -180,6 +181,11 @@ def test_slow_clients_are_sent_away(bundle: Path, tmp_path: Path):
             found = read_all(link, 5)
         assert found.startswith(b"HTTP/1.1 408")
         assert b"did not arrive within 0.4 seconds" in found
+        with connect(server) as link:
+            link.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99000000\r\n\r\nabc")
+            began = time.monotonic()
+            assert read_all(link, 5).startswith(b"HTTP/1.1 413")
+            assert time.monotonic() - began < 4, "nobody waits for the rest of it"
         assert server.json("/stats")[0] == 200
     finally:
         process.terminate()

@@ -61,15 +61,15 @@ def test_a_new_export_takes_over_when_it_is_whole(bundle: Path, tmp_path: Path, 
     shutil.copytree(bundle, place)
     models, telemetry = serve(place)
     old = models.find()
-    models.look()
+    models.poll()
     assert models.find() is old
     put(fresh, place)
     (place / "model.onnx").unlink()
-    models.look()
+    models.poll()
     assert models.find() is old, "it may still be being copied"
     shutil.copy(fresh / "model.onnx", place)
-    models.look()
-    models.look()
+    models.poll()
+    models.poll()
     assert models.find().version == open_bundle(fresh).version
     assert (models.find().number, len(models.all())) == (2, 1)
     assert telemetry.registry.get_sample_value("tellapart_swaps_total", {"model": old.name}) == 1
@@ -101,13 +101,13 @@ def test_a_damaged_bundle_is_refused_once_and_the_old_one_goes_on(
         model.unlink()
     put(fresh, place)
     for _ in range(4):
-        models.look()
+        models.poll()
     assert models.find() is old
     assert refused(telemetry) == 1
     assert f"was refused, {old.version} goes on" in caplog.text
     shutil.rmtree(place)
     for _ in range(5):
-        models.look()
+        models.poll()
     assert models.find() is old, "a bundle that is loaded needs no file"
 
 
@@ -117,18 +117,18 @@ def test_a_folder_of_bundles_is_followed(bundle: Path, tmp_path: Path, serve):
     models, _ = serve(models=tmp_path / "all")
     assert [each.name for each in models.all()] == ["one"]
     changed(bundle, tmp_path / "all" / "two", name="two")
-    models.look()
-    models.look()
+    models.poll()
+    models.poll()
     assert [each.name for each in models.all()] == ["one", "two"]
     shutil.rmtree(tmp_path / "all" / "one")
-    models.look()
+    models.poll()
     assert [each.name for each in models.all()] == ["one", "two"], "it may be being replaced"
-    models.look()
-    models.look()
+    models.poll()
+    models.poll()
     assert [each.name for each in models.all()] == ["two"]
     shutil.rmtree(tmp_path / "all" / "two")
     for _ in range(4):
-        models.look()
+        models.poll()
     assert models.find().name == "two", "the last one stays"
 
 

@@ -287,7 +287,7 @@ def test_strange_pictures_and_what_is_none_are_said_in_plain_words(
     with visit(browser, server.url, refusals=True) as page:
         page.locator("#about").wait_for()
         choose(page, black)
-        text = page.locator("#outside").inner_text()
+        text = page.locator("#quality").inner_text()
         assert "unlike those that the model was measured on" in text
         assert "too dark" in text
         assert "too small" in text

@@ -67,12 +67,16 @@ def test_answers_are_those_of_the_library(
         np.testing.assert_allclose(
             [each["probability"] for each in ours["top"]], [share for _, share in theirs.top], atol=1e-5
         )
-        assert (ours["abstains"], tuple(ours["outside"]), ours["error"]) == (theirs.abstains, theirs.outside, None)
-        assert ours["abstains"] == (len(ours["set"]) != 1)
+        assert (ours["abstains"], tuple(ours["quality_warnings"]), ours["error"]) == (
+            theirs.abstains,
+            theirs.quality_warnings,
+            None,
+        )
+        assert ours["abstains"] == (len(ours["prediction_set"]) != 1)
 
 
 def test_a_raw_body_and_a_request_id(server: ServerProcess, photos: list[Path]):
-    status, body, headers = server.call("/predict?outside=false", photos[0].read_bytes(), {"X-Request-ID": "abc-1.2"})
+    status, body, headers = server.call("/predict?quality=false", photos[0].read_bytes(), {"X-Request-ID": "abc-1.2"})
     found = json.loads(body)
     assert status == 200
     assert found["predictions"][0]["name"] is None
@@ -102,9 +106,9 @@ def test_a_file_that_cannot_be_read_costs_the_others_nothing(server: ServerProce
 def test_photos_unlike_those_that_were_measured_are_said_to_be(server: ServerProcess):
     black = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
     _, found = server.json("/predict", black)
-    assert {"brightness", "contrast", "short_side_px"} <= set(found["predictions"][0]["outside"])
-    _, found = server.json("/predict?outside=false", black)
-    assert found["predictions"][0]["outside"] == []
+    assert {"brightness", "contrast", "short_side_px"} <= set(found["predictions"][0]["quality_warnings"])
+    _, found = server.json("/predict?quality=false", black)
+    assert found["predictions"][0]["quality_warnings"] == []
 
 
 def test_damaged_and_odd_files_never_break_the_server(server: ServerProcess, tmp_path: Path):
@@ -166,7 +170,7 @@ def test_a_large_overlay_is_shrunk(server: ServerProcess):
     [
         ("/predict?top_k=0", 400, "top_k is '0'. Expected a whole number from 1 on"),
         ("/predict?topk=3", 400, "The parameter 'topk' is not known. Expected any of: top_k"),
-        ("/predict?outside=maybe", 400, "outside is 'maybe'"),
+        ("/predict?quality=maybe", 400, "quality is 'maybe'"),
         ("/predict?model=cats", 404, "There is no model 'cats' here. Expected one of: "),
         ("/predict?version=7", 404, "There is no version '7' of this model here"),
         ("/explain?label=unicorn", 400, "There is no class 'unicorn'. Expected one of: bolt"),
@@ -196,7 +200,7 @@ def test_models_and_their_card(server: ServerProcess, bundle: Path):
     assert card["version"] == model["version"]
     assert len(card["classes"]) == 10
     assert card["metrics"]["test"]["accuracy"] > 0
-    assert {"runtime", "envelope", "threshold", "coverage", "image_px"} <= set(card)
+    assert {"runtime", "quality_range", "threshold", "coverage", "image_px"} <= set(card)
 
 
 def test_feedback_is_validated_and_kept(server: ServerProcess):
@@ -243,7 +247,7 @@ def test_under_concurrency_everybody_gets_their_own_answer_and_batches_form(
     data = {path: path.read_bytes() for path in chosen}
 
     def ask(path: Path) -> tuple[Path, dict]:
-        return path, exact.json("/predict?outside=false", data[path])[1]["predictions"][0]
+        return path, exact.json("/predict?quality=false", data[path])[1]["predictions"][0]
 
     with ThreadPoolExecutor(16) as pool:
         for path, found in pool.map(ask, chosen * 8):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,11 +19,11 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from tellapart.serving.options import BatchOptions
-from tellapart.serving.priority import step_back
 
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 1.0
+_NICENESS = 10
 _NEWS = 0.1
 """Weight of a new batch in the pace."""
 
@@ -320,3 +322,12 @@ class Batcher:
                 if call.timer is not None:
                     call.timer.cancel()
                 call.future.set_result(call.answers)
+
+
+def step_back() -> None:
+    """Let the calling thread run only when others need no processor; elsewhere than on Linux do nothing.
+
+    There a priority belongs to a thread and not to a process (setpriority(2), "C library/kernel differences").
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tellapart.errors import InputError
@@ -64,10 +64,18 @@ class Server(uvicorn.Server):
         app: made by `tellapart.serving.app.make_app`.
         options: the same.
         ready: called when it listens.
+        signals: that ask it to stop.
     """
 
-    def __init__(self, app: FastAPI, options: ServerOptions, *, ready: Callable[[], None] = lambda: None) -> None:
-        self._app, self._options, self._ready = app, options, ready
+    def __init__(
+        self,
+        app: Starlette,
+        options: ServerOptions,
+        *,
+        ready: Callable[[], None] = lambda: None,
+        signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
+    ) -> None:
+        self._app, self._options, self._ready, self._signals = app, options, ready, signals
         self._end_of_notice = 0.0
         grace = options.batches.deadline_ms / 1000 + 5
         super().__init__(
@@ -95,11 +103,11 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Listen to SIGTERM and SIGINT, and do not raise them again in the end, as uvicorn does."""
+        """Listen to the signals, and do not raise them again in the end, as uvicorn does."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, self.handle_exit) for number in self._signals}
         try:
             yield
         finally:
@@ -143,6 +151,9 @@ def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
 class Connection(HttpToolsProtocol):
     """A connection that waits for headers, and for a body that nobody reads, for a limited time."""
 
+    # uvicorn has no such limits and promises nothing about its protocol classes. Used here of HttpToolsProtocol: the
+    # methods that are extended below, `connections`, `transport`, `loop`, and of its `cycle` `more_body` and
+    # `response_complete`. tests/serving/test_http_server.py names each, so that an upgrade which changes one fails.
     bounds = Limits()
 
     def connection_made(self, transport: Any) -> None:

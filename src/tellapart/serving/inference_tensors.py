@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import shown
 from tellapart.serving.model_version import Image
-from tellapart.serving.tensors import check_number, flattened, from_base64
+from tellapart.serving.tensors import INPUT, check_number, flattened, from_base64
 
-INPUT = "image"
 OUTPUTS = ("probabilities", "label")
 
 
@@ -73,15 +72,16 @@ def read_request(values: Any, binary: memoryview) -> Inference:
     raise ApiError(400, f"{INPUT} has the datatype {shown(kind, 40)}. Expected UINT8 or BYTES.")
 
 
-def answer(rows: list[NDArray[np.float32]], classes: tuple[str, ...], wanted: list[Wanted]) -> tuple[list[Any], bytes]:
+def write_outputs(
+    table: NDArray[np.float32], classes: tuple[str, ...], wanted: list[Wanted]
+) -> tuple[list[Any], bytes]:
     """Return the outputs as JSON values, and the bytes that follow them.
 
     Args:
-        rows: one (num_classes,) for each image.
+        table: probabilities (num_images, num_classes).
         classes: their names.
         wanted: what to return, in this order.
     """
-    table = np.stack(rows)
     labels = [classes[number] for number in table.argmax(axis=1)]
     outputs, tail = [], b""
     for each in wanted:

@@ -26,8 +26,6 @@ from tellapart.serving.telemetry import ModelCounts, Telemetry
 
 logger = logging.getLogger(__name__)
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
 CLIENT_LEFT = 499
 """Status in log and metrics of a request whose client left; nobody gets it."""
 
@@ -54,6 +52,7 @@ class RequestContext:
     Attributes:
         id: of the request.
         headers: by name in lower case; of a repeated one the last.
+        query: the parameters after its "?", as the endpoint has parsed them.
         body: how its body is read.
         counts: of the version that it names, once it is known.
         model: name and version for the log.
@@ -61,7 +60,7 @@ class RequestContext:
         error: the code of the refusal, if it was refused.
     """
 
-    __slots__ = ("began", "body", "counts", "error", "headers", "id", "images", "model", "status")
+    __slots__ = ("began", "body", "counts", "error", "headers", "id", "images", "model", "query", "status")
 
     def __init__(self, scope: Scope, body: Body) -> None:
         self.began = time.perf_counter()
@@ -69,6 +68,7 @@ class RequestContext:
         given = self.headers.get(b"x-request-id", b"")
         # No secret; and the system's random bytes would hand Python's lock to a working thread, which keeps it.
         self.id = given.decode("ascii") if _SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+        self.query: Mapping[str, Any] = {}
         self.body = body
         self.counts: ModelCounts | None = None
         self.model: tuple[str, str] | None = None
@@ -86,8 +86,8 @@ class AccessMiddleware:
         telemetry: where requests are counted.
         log: where their lines go, or None.
         open_paths: that need no key: health, and the page that asks for one.
-        direct: (method, path) → endpoint that is called without what is inside: routing and its middleware are a
-            third of what a request costs in Python.
+        direct: (method, path) → what answers without what is inside: routing and its middleware are a third of what a
+            request costs in Python.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class AccessMiddleware:
         telemetry: Telemetry,
         log: RequestLog | None,
         open_paths: frozenset[str],
-        direct: Mapping[tuple[str, str], Endpoint],
+        direct: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]],
     ) -> None:
         self._app, self._telemetry, self._log, self._open = app, telemetry, log, open_paths
         self._options, self._direct = options, direct
@@ -114,61 +114,63 @@ class AccessMiddleware:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        visit = scope["visit"] = RequestContext(scope, Body(self._options.limits, self._held))
+        context = scope["context"] = RequestContext(scope, Body(self._options.limits, self._held))
         self._telemetry.enter()
         started = False
 
-        async def dressed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                visit.status = message["status"]
-                _add_headers(message, visit.id)
+                context.status = message["status"]
+                _add_headers(message, context.id)
             await send(message)
 
         try:
-            self._refuse(scope, visit)
-            endpoint = self._direct.get((scope["method"], scope["path"]))
-            if endpoint is None:
-                await self._app(scope, receive, dressed)
+            self._refuse(scope, context)
+            respond = self._direct.get((scope["method"], scope["path"]))
+            if respond is None:
+                await self._app(scope, receive, send_with_headers)
             else:
-                response = await endpoint(Request(scope, receive))
-                await response(scope, receive, dressed)
+                response = await respond(Request(scope, receive))
+                await response(scope, receive, send_with_headers)
         except ClientLeftError:
-            visit.status = CLIENT_LEFT
+            context.status = CLIENT_LEFT
         except ApiError as refusal:
-            visit.error = CODES.get(refusal.status, "error")
-            await send_error(dressed, scope["path"], refusal.status, refusal.message, visit.id, refusal.headers)
+            context.error = CODES.get(refusal.status, "error")
+            await send_error(
+                send_with_headers, scope["path"], refusal.status, refusal.message, context.id, refusal.headers
+            )
         except Exception as error:  # the edge: one request fails, the server goes on
-            logger.exception("Request %s failed.", visit.id)
-            visit.error = "internal"
+            logger.exception("Request %s failed.", context.id)
+            context.error = "internal"
             if started:
                 raise
             message = f"Something is wrong with the server ({type(error).__name__}); its log says more."
-            await send_error(dressed, scope["path"], 500, message, visit.id)
+            await send_error(send_with_headers, scope["path"], 500, message, context.id)
         finally:
-            self._end(scope, visit)
+            self._end(scope, context)
 
-    def _refuse(self, scope: Scope, visit: RequestContext) -> None:
+    def _refuse(self, scope: Scope, context: RequestContext) -> None:
         """Refuse who may not ask.
 
         Raises:
             ApiError: wrong host, other origin, no key, or too many requests.
         """
-        if self._hosts is not None and (host := _host(visit.headers.get(b"host", b""))) not in self._hosts:
+        if self._hosts is not None and (host := _host(context.headers.get(b"host", b""))) not in self._hosts:
             raise ApiError(
                 421, f"Host {host!r} is not allowed. Expected one of {', '.join(sorted(self._hosts))}; "
                 "tellapart serve --allowed-host adds a name.",
             )  # fmt: skip
-        if (origin := visit.headers.get(b"origin")) is not None and self._key is None:
+        if (origin := context.headers.get(b"origin")) is not None and self._key is None:
             try:
                 named = urlsplit(origin.decode("latin-1")).netloc.encode("latin-1")
             except ValueError:  # such as http://[
                 raise ApiError(400, "The Origin header is no origin. Expected it as browsers send it.") from None
-            if named not in (visit.headers.get(b"host"), visit.headers.get(b"x-forwarded-host")):
+            if named not in (context.headers.get(b"host"), context.headers.get(b"x-forwarded-host")):
                 raise ApiError(403, "The request comes from the page of another site, which may not use this server.")
         path = scope["path"]
-        if self._key is not None and path not in self._open and not self._has_key(visit.headers):
+        if self._key is not None and path not in self._open and not self._has_key(context.headers):
             raise ApiError(
                 401, "Expected the API key, as Authorization: Bearer KEY or X-API-Key: KEY.",
                 {"WWW-Authenticate": "Bearer"},
@@ -185,28 +187,28 @@ class AccessMiddleware:
         given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
         return hmac.compare_digest(given, self._key)
 
-    def _end(self, scope: Scope, visit: RequestContext) -> None:
-        visit.body.end()
+    def _end(self, scope: Scope, context: RequestContext) -> None:
+        context.body.end()
         self._telemetry.leave()
-        seconds = time.perf_counter() - visit.began
-        if visit.counts is not None:
-            visit.counts.request(visit.status)
+        seconds = time.perf_counter() - context.began
+        if context.counts is not None:
+            context.counts.request(context.status)
             # A refusal takes no time: counted with the answers, overload would look fast.
-            if visit.images and visit.status < 400:
-                visit.counts.whole.observe(seconds)
+            if context.images and context.status < 400:
+                context.counts.whole.observe(seconds)
                 self._telemetry.answered(seconds)
-        if visit.status in OVERLOAD:
+        if context.status in OVERLOAD:
             self._telemetry.turned_away()
-        if visit.status == CLIENT_LEFT or visit.status >= 400:
-            kind = "client_left" if visit.status == CLIENT_LEFT else CODES.get(visit.status, "error")
+        if context.status == CLIENT_LEFT or context.status >= 400:
+            kind = "client_left" if context.status == CLIENT_LEFT else CODES.get(context.status, "error")
             self._telemetry.errors.labels(kind).inc()
         if self._log is not None:
             client = scope.get("client")
-            name, version = visit.model or (None, None)
+            name, version = context.model or (None, None)
             self._log.write(
-                request_id=visit.id, method=scope["method"], path=scope["path"], status=visit.status,
+                request_id=context.id, method=scope["method"], path=scope["path"], status=context.status,
                 ms=round(1000 * seconds, 3), client=client[0] if client else None, model=name, version=version,
-                images=visit.images,
+                images=context.images,
             )  # fmt: skip
 
 
@@ -238,7 +240,7 @@ def _host(header: bytes) -> str:
     return text.partition(":")[0].rstrip(".")
 
 
-def visit_of(scope: MutableMapping[str, Any]) -> RequestContext:
-    """Return the visit that the gate made for a request."""
-    visit: RequestContext = scope["visit"]
-    return visit
+def context_of(request: Request) -> RequestContext:
+    """Return what `AccessMiddleware` knows of a request."""
+    context: RequestContext = request.scope["context"]
+    return context

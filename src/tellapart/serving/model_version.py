@@ -62,12 +62,12 @@ class Answer:
 
     Attributes:
         row: (num_classes,) float32; None: it could not be read.
-        outside: measures of quality in which it is worse than what was measured.
+        quality_warnings: measures of quality in which it is worse than what was measured.
         error: why there is no row.
     """
 
     row: NDArray[np.float32] | None
-    outside: tuple[str, ...] = ()
+    quality_warnings: tuple[str, ...] = ()
     error: str = ""
 
 

@@ -99,9 +99,9 @@ class Models:
         self.find(name)
         return [served for served in self._order if served.name == name]
 
-    def watch(self) -> None:
+    def start_polling(self) -> None:
         """Begin to look at the folders, in a thread."""
-        self._thread = threading.Thread(target=self._keep_watching, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._keep_polling, name="poll", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Models:
         if self._thread is not None:
             self._thread.join(timeout=5)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Look at every folder once; a change is taken up when a second look finds it finished."""
         known = {source.folder for source in self._sources}
         for folder in self._subfolders():
@@ -191,10 +191,10 @@ class Models:
             raise BundleError(f"{place} is no folder. Expected a folder of bundles.")
         return sorted(each for each in place.iterdir() if not each.name.startswith(".") and is_bundle(each))
 
-    def _keep_watching(self) -> None:
+    def _keep_polling(self) -> None:
         while not self._stop.wait(self._options.poll_seconds):
             try:
-                self.look()
+                self.poll()
             except Exception:  # a disk that fails for a moment must not end the watch
                 logger.exception("The served folders could not be looked at.")
 

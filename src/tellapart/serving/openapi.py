@@ -1,17 +1,20 @@
-"""Words and JSON schemas for the OpenAPI document. Knows nothing about how requests are answered."""
+"""The OpenAPI document, made from the table of endpoints, and the words of its schemas. Knows no endpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-Schema = dict[str, Any]
+from tellapart.serving.endpoints import JSON, Endpoint, Schema
 
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 WHOLE: Schema = {"type": "integer"}
 SHARE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 BOOLEAN: Schema = {"type": "boolean"}
+BINARY: Schema = {"type": "string", "format": "binary"}
+OBJECT: Schema = {"type": "object"}
 ANYTHING: Schema = {}
 
 ERROR: Schema = {
@@ -31,12 +34,16 @@ PLAIN_ERROR: Schema = {
     "properties": {"error": TEXT, "code": TEXT, "request_id": TEXT},
 }
 """Of other protocols."""
-MEANINGS = {
+
+WITH_BODY = (408, 413, 415, 503)
+"""Statuses of an endpoint that reads a body."""
+WITH_IMAGES = (*WITH_BODY, 404, 422, 504)
+_ALWAYS = (400, 401, 403, 421, 429, 500)
+_MEANINGS = {
     400: "The request cannot be understood; the message says what was expected.",
     401: "The API key is missing or wrong.",
     403: "The request comes from the page of another site.",
     404: "There is no such model, version or page; the message names what there is.",
-    405: "The path exists; the method does not.",
     408: "The body did not arrive in time.",
     413: "The body, or the number of files in it, is above the limit.",
     415: "The content type or encoding of the body is not taken.",
@@ -47,9 +54,12 @@ MEANINGS = {
     503: "The server is busy or stops; Retry-After says when to come back.",
     504: "The answer would have come after the deadline.",
 }
-ALWAYS = (400, 401, 403, 421, 429, 500)
-WITH_BODY = (408, 413, 415, 503)
-WITH_IMAGES = (404, 422, 504)
+_IN_PATH = {
+    "name": "Name of the model.",
+    "model": "Name of the model.",
+    "version": "Of the model: its digits or its number.",
+    "file": "Name of the file.",
+}
 
 
 def record(properties: dict[str, Schema], optional: Sequence[str] = ()) -> Schema:
@@ -71,47 +81,47 @@ def maybe(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def parameter(name: str, schema: Schema, description: str) -> Schema:
-    """Return an optional query parameter."""
-    return {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
-
-
-def endpoint(
-    summary: str,
-    answer: dict[str, Schema],
-    *,
-    errors: Sequence[int] = (),
-    parameters: Sequence[Schema] = (),
-    body: dict[str, Schema] | None = None,
-    status: int = 200,
-    others: dict[int, Any] | None = None,
-    error: Schema = ERROR,
-) -> dict[str, Any]:
-    """Return the arguments of a FastAPI route that describe it.
-
-    Args:
-        summary: in one line.
-        answer: content type → schema of the good answer; empty: it has no body.
-        errors: statuses beside `ALWAYS`.
-        parameters: of the query.
-        body: content type → schema; None: none is read.
-        status: of the good answer.
-        others: descriptions of further responses.
-        error: schema of all errors.
-    """
-    content = {kind: {"schema": schema} for kind, schema in answer.items()}
-    responses: dict[int | str, Any] = {status: {"description": summary} | ({"content": content} if content else {})}
-    for number in sorted({*ALWAYS, *errors}):
-        responses[number] = {"description": MEANINGS[number], "content": {"application/json": {"schema": error}}}
-    extra: dict[str, Any] = {}
-    if parameters:
-        extra["parameters"] = list(parameters)
-    if body is not None:
-        content = {kind: {"schema": schema} for kind, schema in body.items()}
-        extra["requestBody"] = {"required": True, "content": content}
+def describe(endpoints: Iterable[Endpoint], *, title: str, version: str, description: str) -> dict[str, Any]:
+    """Return the OpenAPI document of endpoints."""
+    paths: dict[str, Any] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
     return {
-        "summary": summary,
-        "status_code": status,
-        "responses": responses | (others or {}),
-        "openapi_extra": extra,
+        "openapi": "3.1.0",
+        "info": {"title": title, "description": description, "version": version},
+        "paths": paths,
     }
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    good = {"description": endpoint.summary} | _content(endpoint.answer)
+    error = _content({JSON: endpoint.protocol.error})
+    responses: dict[int, Any] = {endpoint.status: good}
+    responses |= {status: {"description": _MEANINGS[status]} | error for status in sorted({*_ALWAYS, *endpoint.errors})}
+    responses |= endpoint.further
+    described: dict[str, Any] = {
+        "tags": [endpoint.protocol.name],
+        "summary": endpoint.summary,
+        "operationId": re.sub(r"\W", "_", f"{endpoint.handler.__name__}{endpoint.path}_{endpoint.method.lower()}"),
+        "responses": {str(status): response for status, response in responses.items()},
+    }
+    if parameters := _parameters(endpoint):
+        described["parameters"] = parameters
+    if endpoint.body:
+        described["requestBody"] = {"required": True} | _content(endpoint.body)
+    return described
+
+
+def _content(schemas: Mapping[str, Schema]) -> dict[str, Any]:
+    return {"content": {kind: {"schema": schema} for kind, schema in schemas.items()}} if schemas else {}
+
+
+def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": TEXT, "description": _IN_PATH[name]}
+        for name in re.findall(r"{(\w+)}", endpoint.path)
+    ]
+    return in_path + [
+        {"name": each.name, "in": "query", "required": False, "schema": each.schema, "description": each.description}
+        for each in endpoint.parameters or ()
+    ]

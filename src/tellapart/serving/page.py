@@ -8,21 +8,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.serving import openapi as d
+from tellapart.serving.endpoints import JSON, Endpoint, Protocol
 from tellapart.serving.errors import ApiError
-from tellapart.serving.middleware import visit_of
+from tellapart.serving.middleware import context_of
+from tellapart.serving.service import Service
 
 FOLDER = Path(__file__).parent / "page"
-CSP = (
+_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
@@ -47,102 +47,83 @@ _DOCS_CSP = (
 )
 
 
-@dataclass(frozen=True)
-class Asset:
-    """A file of the page."""
-
-    data: bytes
-    media_type: str
-    etag: str
-
-
-def load_assets(folder: Path = FOLDER) -> dict[str, Asset]:
-    """Read the files of the page, by name."""
-    assets = {}
+def load_pages(document: dict[str, Any], folder: Path = FOLDER) -> dict[str, Response]:
+    """Return what is answered as it is, by path: the files of the page, and the OpenAPI document in two forms."""
+    docs = Response(_as_html(document), media_type=_TYPES[".html"], headers={"Content-Security-Policy": _DOCS_CSP})
+    pages = {"/docs": docs, "/openapi.json": Response(json.dumps(document), media_type=JSON)}
     for path in sorted(folder.glob("*")):
         if path.suffix in _TYPES and path.is_file():
             data = path.read_bytes()
-            assets[path.name] = Asset(data, _TYPES[path.suffix], f'"{hashlib.sha256(data).hexdigest()[:24]}"')
-    return assets
+            headers = _headers(f'"{hashlib.sha256(data).hexdigest()[:24]}"')
+            pages[f"/{path.name}"] = Response(data, media_type=_TYPES[path.suffix], headers=headers)
+    pages["/"] = pages["/index.html"]
+    return pages
 
 
-def router(app: FastAPI, assets: dict[str, Asset]) -> APIRouter:
-    """Return the routes; the last of them takes any name, so this router comes last."""
-    routes = APIRouter(tags=["page"])
-    unchanged = {304: {"description": "The file is as the client has it."}}
-    page = {"text/html": d.TEXT}
-
-    @routes.get("/docs", response_class=Response, **d.endpoint("This description, for people.", page))
-    async def docs() -> Response:
-        return Response(
-            _docs(app.openapi()), media_type=_TYPES[".html"], headers={"Content-Security-Policy": _DOCS_CSP}
-        )
-
-    description = d.endpoint("This description, for programs.", {"application/json": {"type": "object"}})
-
-    @routes.get("/openapi.json", response_class=Response, **description)
-    async def openapi() -> Response:
-        return Response(json.dumps(app.openapi()), media_type="application/json")
-
-    @routes.get("/", response_class=Response, **d.endpoint("The page.", page, errors=(404,), others=unchanged))
-    async def index(request: Request) -> Response:
-        return _asset(request, assets, "index.html")
-
-    words = d.endpoint("A file of the page.", {"*/*": d.TEXT}, errors=(404,), others=unchanged)
-
-    @routes.get("/{file}", response_class=Response, **words)
-    async def asset(request: Request, file: str) -> Response:
-        return _asset(request, assets, file)
-
-    return routes
+def _headers(etag: str) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": "no-cache", "Content-Security-Policy": _CSP}
 
 
-def _asset(request: Request, assets: dict[str, Asset], name: str) -> Response:
-    found = assets.get(name)
+async def page(service: Service, request: Request) -> Response:
+    """Return a page, or say that the client has it."""
+    path: str = request.scope["path"]
+    found = service.pages.get(path)
     if found is None:
-        raise ApiError(404, f"There is no page {name!r:.80} here. GET /docs lists what there is.")
-    headers = {"ETag": found.etag, "Cache-Control": "no-cache", "Content-Security-Policy": CSP}
-    if found.etag in visit_of(request.scope).headers.get(b"if-none-match", b"").decode("latin-1"):
-        return Response(status_code=304, headers=headers)
-    return Response(found.data, media_type=found.media_type, headers=headers)
+        raise ApiError(404, f"There is no page {path[1:]!r:.80} here. GET /docs lists what there is.")
+    etag = found.headers.get("etag")
+    if etag is not None and etag in context_of(request).headers.get(b"if-none-match", b"").decode("latin-1"):
+        return Response(status_code=304, headers=_headers(etag))
+    return found
 
 
-def _docs(document: dict[str, Any]) -> str:
+def _as_html(document: dict[str, Any]) -> str:
     """Render the OpenAPI document as one page that needs nothing else."""
     info = document["info"]
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{escape(info['title'])}</title><style>{_STYLE}</style><main><h1>{escape(info['title'])}</h1>"
-        f"<p>{escape(info.get('description', ''))} The same for programs: <a href='openapi.json'>openapi.json</a>.</p>"
+        f"<p>{escape(info['description'])} The same for programs: <a href='openapi.json'>openapi.json</a>.</p>"
     ]
     for path, methods in document["paths"].items():
-        for method, told in methods.items():
-            parts.append(
-                f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(told.get('summary', ''))}</p>"
-            )
-            parts.append(_docs_of(told))
+        for method, described in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(described['summary'])}</p>")
+            parts.append(_operation_html(described))
     return "".join(parts) + "</main></html>"
 
 
-def _docs_of(told: dict[str, Any]) -> str:
-    rows = []
-    for each in told.get("parameters", ()):
-        meaning = escape(each.get("description", "part of the path"))
-        rows.append(f"<tr><td><code>{escape(each['name'])}</code></td><td>{meaning}</td></tr>")
-    parts = [f"<table>{''.join(rows)}</table>"] if rows else []
-    for kind, content in told.get("requestBody", {}).get("content", {}).items():
-        parts.append(_details(f"Body: {kind}", content.get("schema", {})))
-    for status, response in told["responses"].items():
-        for kind, content in response.get("content", {}).items():
-            if status.startswith("2"):
-                parts.append(_details(f"{status}: {kind}", content.get("schema", {})))
-    others = [
-        f"<tr><td>{escape(status)}</td><td>{escape(response['description'])}</td></tr>"
-        for status, response in told["responses"].items()
+def _operation_html(described: dict[str, Any]) -> str:
+    parameters = {
+        f"<code>{escape(each['name'])}</code>": each["description"] for each in described.get("parameters", ())
+    }
+    statuses = {escape(status): response["description"] for status, response in described["responses"].items()}
+    bodies = [("Body", described.get("requestBody", {}))]
+    bodies += [(status, response) for status, response in described["responses"].items() if status.startswith("2")]
+    schemas = [
+        _details(f"{title}: {kind}", content["schema"])
+        for title, body in bodies
+        for kind, content in body.get("content", {}).items()
     ]
-    return "".join(parts) + f"<table>{''.join(others)}</table>"
+    return (_table(parameters) if parameters else "") + "".join(schemas) + _table(statuses)
+
+
+def _table(rows_html: dict[str, str]) -> str:
+    cells = (f"<tr><td>{name}</td><td>{escape(meaning)}</td></tr>" for name, meaning in rows_html.items())
+    return f"<table>{''.join(cells)}</table>"
 
 
 def _details(title: str, schema: Any) -> str:
     text = escape(json.dumps(schema, indent=1, ensure_ascii=False))
     return f"<details><summary>{escape(title)}</summary><pre>{text}</pre></details>"
+
+
+_PAGE = Protocol("page", d.ERROR)
+_HTML, _FILE = {"text/html": d.TEXT}, {"*/*": d.TEXT}
+_UNCHANGED = {304: {"description": "The file is as the client has it."}}
+
+ENDPOINTS = (
+    Endpoint(_PAGE, "GET", "/docs", page, "This description, for people.", _HTML, None),
+    Endpoint(_PAGE, "GET", "/openapi.json", page, "This description, for programs.", {JSON: d.OBJECT}, None),
+    Endpoint(_PAGE, "GET", "/", page, "The page.", _HTML, None, further=_UNCHANGED),
+    # Takes any name, so it is the last.
+    Endpoint(_PAGE, "GET", "/{file}", page, "A file of the page.", _FILE, None, errors=(404,), further=_UNCHANGED),
+)  # fmt: skip

@@ -6,27 +6,26 @@ Knows the parts of the server, and no protocol.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request
+from starlette.responses import Response
 
 from tellapart.bundles.predictor import abstains
-from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker
+from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker, step_back
 from tellapart.serving.errors import ApiError, busy
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
 from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.memory import give_back
-from tellapart.serving.middleware import RequestContext, visit_of
+from tellapart.serving.middleware import context_of
 from tellapart.serving.model_version import Answer, ExplainRequest, ExplainResult, Image, ModelVersion
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
-from tellapart.serving.priority import step_back
 from tellapart.serving.telemetry import Telemetry
 
 _PATIENCE_SECONDS = 0.01
@@ -47,6 +46,7 @@ class Service:
         large: that decodes pictures too large for it, one at a time.
         heat_maps: that works on explanations: a prediction never waits for one.
         telemetry: what it counts.
+        pages: what is answered as it is, by path.
         draining: whether it was told to stop.
     """
 
@@ -56,11 +56,12 @@ class Service:
     large: Batcher
     heat_maps: Batcher
     telemetry: Telemetry
+    pages: Mapping[str, Response]
     draining: bool = False
     _parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parse", initializer=step_back))
 
-    def find(self, visit: RequestContext, name: str | None, version: str | None) -> ModelVersion:
-        """Return the version that a request names, and note it.
+    def find(self, request: Request, name: str | None, version: str | None) -> ModelVersion:
+        """Return a version of a model, and note that the request is about it.
 
         Raises:
             ApiError: there is none (404).
@@ -69,8 +70,17 @@ class Service:
             served = self.models.find(name, version)
         except UnknownModelError as error:
             raise ApiError(404, str(error)) from None
-        visit.counts, visit.model = served.counts, (served.name, served.version)
+        context = context_of(request)
+        context.counts, context.model = served.counts, (served.name, served.version)
         return served
+
+    def find_in_path(self, request: Request) -> ModelVersion:
+        """Return the version that the path of a request names; its number may be left out.
+
+        Raises:
+            ApiError: there is none (404).
+        """
+        return self.find(request, request.path_params["model"], request.path_params.get("version"))
 
     @property
     def waiting(self) -> int:
@@ -117,7 +127,7 @@ class Service:
         self, request: Request, served: ModelVersion, images: Sequence[Image]
     ) -> tuple[list[Answer], Call]:
         """Have images named, and count what came of them."""
-        visit_of(request.scope).images = len(images)
+        context_of(request).images = len(images)
         items: list[Any] = list(images)
         large = [number for number, image in enumerate(images) if served.is_large(image)]
         if large:
@@ -134,19 +144,34 @@ class Service:
             served.counts.abstentions.inc(abstained)
         return answers, call
 
+    async def predict_all(
+        self, request: Request, served: ModelVersion, images: Sequence[Image], where: str
+    ) -> NDArray[np.float32]:
+        """Return the probabilities of images, (num_images, num_classes); `where` they stand in the request.
+
+        Raises:
+            ApiError: one cannot be read (422).
+        """
+        answers, _ = await self.predict(request, served, images)
+        rows = [answer.row for answer in answers if answer.row is not None]
+        for number, answer in enumerate(answers):
+            if answer.row is None:
+                raise ApiError(422, f"{where}[{number}] {answer.error}.")
+        return np.stack(rows)
+
     async def explain(self, request: Request, served: ModelVersion, question: ExplainRequest) -> ExplainResult:
         """Have one image explained by a version that can."""
         assert served.explainer is not None
-        visit_of(request.scope).images = 1
+        context_of(request).images = 1
         call = await self._ask(request, self.heat_maps, served.explainer, [question])
         explanation: ExplainResult = call.answers[0]
         return explanation
 
     async def body(self, request: Request) -> Body:
         """Read the body of a request, within the limits, and return it."""
-        visit = visit_of(request.scope)
-        await visit.body.read(visit.headers, request.receive)
-        return visit.body
+        context = context_of(request)
+        await context.body.read(context.headers, request.receive)
+        return context.body
 
     async def parsed(self, body: Body, convert: Callable[[Any, memoryview], T], json_bytes: int | None = None) -> T:
         """Turn a JSON body into what it holds; a large one in a thread, one at a time.
@@ -212,34 +237,3 @@ class _Watch:
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
-
-
-def query_of(request: Request, known: Sequence[str]) -> dict[str, str]:
-    """Return the parameters after the "?".
-
-    Raises:
-        ApiError: one is not known or comes twice (400).
-    """
-    query = request.scope["query_string"]
-    return dict(_parsed(query, tuple(known))) if query else {}
-
-
-@lru_cache(256)
-def _parsed(query: bytes, known: tuple[str, ...]) -> dict[str, str]:
-    """Parse a query string; the same ones come again and again."""
-    values: dict[str, str] = {}
-    try:
-        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=20)
-    except ValueError as error:
-        raise ApiError(400, f"The parameters cannot be read: {error}.") from None
-    for name, value in pairs:
-        if name not in known or name in values:
-            state = "comes twice" if name in values else "is not known"
-            raise ApiError(400, f"The parameter {name!r:.80} {state}. Expected any of: {', '.join(known)}.")
-        values[name] = value
-    return values
-
-
-def since(visit: RequestContext) -> float:
-    """Return the seconds since a request arrived."""
-    return time.perf_counter() - visit.began

@@ -56,8 +56,9 @@ class Telemetry:
         self.abstentions = Counter(
             "tellapart_abstentions", "Images on which the model abstained.", _MODEL, registry=own
         )
-        self.outside = Counter(
-            "tellapart_outside", "Images worse than those that the accuracy was measured on.", (*_MODEL, "measure"),
+        self.quality_warnings = Counter(
+            "tellapart_quality_warnings", "Images worse than those that the accuracy was measured on.",
+            (*_MODEL, "measure"),
             registry=own,
         )  # fmt: skip
         self.feedback = Counter("tellapart_feedback", "Verdicts of users.", ("model", "verdict"), registry=own)
@@ -144,6 +145,6 @@ class ModelCounts:
             self._requests[status] = self._telemetry.requests.labels(*self._names, str(status))
         self._requests[status].inc()
 
-    def outside(self, measure: str) -> None:
-        """Count an image that is outside the envelope."""
-        self._telemetry.outside.labels(*self._names, measure).inc()
+    def quality_warning(self, measure: str) -> None:
+        """Count an image of lower quality than was measured."""
+        self._telemetry.quality_warnings.labels(*self._names, measure).inc()

@@ -5,174 +5,113 @@ https://www.tensorflow.org/tfx/serving/api_rest
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.serving import openapi as d
-from tellapart.serving.api import JSON
+from tellapart.serving.endpoints import JSON, Endpoint, Protocol, json_response
 from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import shown
-from tellapart.serving.middleware import visit_of
-from tellapart.serving.model_version import Image, ModelVersion
-from tellapart.serving.service import Service, query_of
-from tellapart.serving.tensors import images_of
+from tellapart.serving.model_version import Image
+from tellapart.serving.service import Service
+from tellapart.serving.tensors import INPUT, images_of
 
-SIGNATURE = "serving_default"
-INPUT = "image"
+_SIGNATURE = "serving_default"
 _KEYS = ("signature_name", "instances", "inputs")
 
-_PREDICT_BODY = {
-    "type": "object",
-    "properties": {"signature_name": {"const": SIGNATURE}, "instances": d.rows({}), "inputs": {}},
-    "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
-    "additionalProperties": False,
-}
-_TABLE = d.rows(d.rows(d.SHARE))
-_PREDICTED = {"type": "object", "properties": {"predictions": _TABLE, "outputs": _TABLE}}
-_STATUS = d.record({
-    "model_version_status": d.rows(
-        d.record({
-            "version": d.TEXT, "state": d.TEXT,
-            "status": d.record({"error_code": d.TEXT, "error_message": d.TEXT}),
-        })
-    )
-})  # fmt: skip
 
-_endpoint = partial(d.endpoint, error=d.PLAIN_ERROR)
+async def predict(service: Service, request: Request) -> Response:
+    """Return the probabilities of images."""
+    served = service.find_in_path(request)
+    key, images = await service.parsed(await service.body(request), read_request)
+    table = await service.predict_all(request, served, images, key)
+    return json_response({"predictions" if key == "instances" else "outputs": table.tolist()})
 
 
-def router(service: Service) -> APIRouter:
-    """Return the routes."""
-    routes = APIRouter(prefix="/v1/models", tags=["TensorFlow Serving"])
-    words = _endpoint(
-        "Name images, by rows (instances) or by columns (inputs).", {JSON: _PREDICTED}, body={JSON: _PREDICT_BODY},
-        errors=(*d.WITH_BODY, 404, 422, 504),
-    )  # fmt: skip
-
-    @routes.post("/{model}/versions/{version}:predict", response_class=Response, **words)
-    async def predict_version(request: Request, model: str, version: str) -> Response:
-        return await _predict(service, request, model, version)
-
-    @routes.post("/{model}:predict", response_class=Response, **words)
-    async def predict(request: Request, model: str) -> Response:
-        return await _predict(service, request, model, None)
-
-    _add_metadata(routes, service)
-    return routes
-
-
-def _add_metadata(routes: APIRouter, service: Service) -> None:
-    words = _endpoint("What goes in and comes out.", {JSON: {"type": "object"}}, errors=(404,))
-
-    @routes.get("/{model}/versions/{version}/metadata", response_class=Response, **words)
-    async def metadata_version(request: Request, model: str, version: str) -> Response:
-        query_of(request, ())
-        return _json(_metadata(service.find(visit_of(request.scope), model, version)))
-
-    @routes.get("/{model}/metadata", response_class=Response, **words)
-    async def metadata(request: Request, model: str) -> Response:
-        query_of(request, ())
-        return _json(_metadata(service.find(visit_of(request.scope), model, None)))
-
-    words = _endpoint("Which versions are there.", {JSON: _STATUS}, errors=(404,))
-
-    @routes.get("/{model}/versions/{version}", response_class=Response, **words)
-    async def status_version(request: Request, model: str, version: str) -> Response:
-        query_of(request, ())
-        return _json(_status([service.find(visit_of(request.scope), model, version)]))
-
-    @routes.get("/{model}", response_class=Response, **words)
-    async def status(request: Request, model: str) -> Response:
-        query_of(request, ())
-        service.find(visit_of(request.scope), model, None)
-        return _json(_status(service.models.of(model)[::-1]))
-
-
-async def _predict(service: Service, request: Request, model: str, version: str | None) -> Response:
-    query_of(request, ())
-    served = service.find(visit_of(request.scope), model, version)
-    key, images = await service.parsed(await service.body(request), _images)
-    answers, _ = await service.predict(request, served, images)
-    for number, answer in enumerate(answers):
-        if answer.row is None:
-            raise ApiError(422, f"{key}[{number}] {answer.error}.")
-    rows = [answer.row.tolist() for answer in answers if answer.row is not None]
-    return _json({"predictions" if key == "instances" else "outputs": rows})
-
-
-def _images(values: Any, _: memoryview) -> tuple[str, list[Image]]:
-    """Return the key under which the images are, and the images.
+def read_request(values: Any, _: memoryview) -> tuple[str, list[Image]]:
+    """Return the key under which the images are, ``instances`` or ``inputs``, and the images.
 
     Raises:
         ApiError: the request has another form (400), or too many images (413).
     """
-    key = _check(values)
-    return key, (_by_rows if key == "instances" else _by_columns)(values[key])
-
-
-def _check(values: Any) -> str:
-    """Return under which key the images are.
-
-    Raises:
-        ApiError: the request has another form (400).
-    """
     if not isinstance(values, dict) or (set(values) - set(_KEYS)):
         raise ApiError(400, f"Expected an object with no other keys than {', '.join(_KEYS)}.")
-    if (name := values.get("signature_name", SIGNATURE)) != SIGNATURE:
-        raise ApiError(400, f"signature_name is {shown(name)}. Expected {SIGNATURE!r}, or none.")
-    given = [key for key in ("instances", "inputs") if key in values]
-    if len(given) != 1:
+    if (name := values.get("signature_name", _SIGNATURE)) != _SIGNATURE:
+        raise ApiError(400, f"signature_name is {shown(name)}. Expected {_SIGNATURE!r}, or none.")
+    if ("instances" in values) == ("inputs" in values):
         raise ApiError(400, "Expected either 'instances' (rows) or 'inputs' (columns).")
-    return given[0]
+    if "instances" in values:
+        key, given = "instances", values["instances"]
+        if isinstance(given, list):
+            given = [_without_name(each) for each in given]
+    else:
+        key, given = "inputs", _without_name(values["inputs"])
+        if isinstance(given, dict):
+            given = [given]
+    return key, [Image(data) for data in images_of(given, key)]
 
 
-def _by_rows(given: Any) -> list[Image]:
-    if isinstance(given, list):
-        given = [_under_its_name(each) for each in given]
-    return [Image(data) for data in images_of(given, "instances")]
-
-
-def _by_columns(given: Any) -> list[Image]:
-    given = _under_its_name(given)
-    return [Image(data) for data in images_of([given] if isinstance(given, dict) else given, "inputs")]
-
-
-def _under_its_name(value: Any) -> Any:
+def _without_name(value: Any) -> Any:
     """Return what stands under the input's name, where clients write it."""
     return value[INPUT] if isinstance(value, dict) and set(value) == {INPUT} else value
 
 
-def _status(versions: list[ModelVersion]) -> dict[str, Any]:
+async def status(service: Service, request: Request) -> Response:
+    """Return the versions that there are, or the one that the path names."""
+    served = service.find_in_path(request)
+    versions = [served] if "version" in request.path_params else service.models.of(served.name)[::-1]
     fine = {"error_code": "OK", "error_message": ""}
-    return {
-        "model_version_status": [
-            {"version": served.version, "state": "AVAILABLE", "status": fine} for served in versions
-        ]
-    }
+    states = [{"version": each.version, "state": "AVAILABLE", "status": fine} for each in versions]
+    return json_response({"model_version_status": states})
 
 
-def _metadata(served: ModelVersion) -> dict[str, Any]:
+async def metadata(service: Service, request: Request) -> Response:
+    """Return what goes in and comes out."""
+    served = service.find_in_path(request)
     side = str(served.bundle.record.image_px)
-
-    def tensor(kind: str, name: str, sizes: tuple[str, ...]) -> dict[str, Any]:
-        shape = {"dim": [{"size": size, "name": ""} for size in sizes], "unknown_rank": False}
-        return {"dtype": kind, "tensor_shape": shape, "name": name}
-
     signature = {
-        "inputs": {INPUT: tensor("DT_UINT8", INPUT, ("-1", side, side, "3"))},
-        "outputs": {"probabilities": tensor("DT_FLOAT", "probabilities", ("-1", str(len(served.classes))))},
+        "inputs": {INPUT: _tensor("DT_UINT8", INPUT, "-1", side, side, "3")},
+        "outputs": {"probabilities": _tensor("DT_FLOAT", "probabilities", "-1", str(len(served.classes)))},
         "method_name": "tensorflow/serving/predict",
     }
-    return {
+    return json_response({
         "model_spec": {"name": served.name, "signature_name": "", "version": served.version},
-        "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
+        "metadata": {"signature_def": {"signature_def": {_SIGNATURE: signature}}},
+    })  # fmt: skip
+
+
+def _tensor(kind: str, name: str, *sizes: str) -> dict[str, Any]:
+    shape = {"dim": [{"size": size, "name": ""} for size in sizes], "unknown_rank": False}
+    return {"dtype": kind, "tensor_shape": shape, "name": name}
+
+
+_OWN = Protocol("TensorFlow Serving", d.PLAIN_ERROR)
+_TABLE = d.rows(d.rows(d.SHARE))
+_PREDICTED = {JSON: {"type": "object", "properties": {"predictions": _TABLE, "outputs": _TABLE}}}
+_REQUEST = {
+    JSON: {
+        "type": "object",
+        "properties": {"signature_name": {"const": _SIGNATURE}, "instances": d.rows({}), "inputs": {}},
+        "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
+        "additionalProperties": False,
     }
+}
+_STATE = {
+    "version": d.TEXT, "state": d.TEXT, "status": d.record({"error_code": d.TEXT, "error_message": d.TEXT}),
+}  # fmt: skip
+_STATUS = {JSON: d.record({"model_version_status": d.rows(d.record(_STATE))})}
+_MODEL, _VERSION = "/v1/models/{model}", "/v1/models/{model}/versions/{version}"
+_PREDICT = "Classify images, by rows (instances) or by columns (inputs)."
+_METADATA, _STATES = "What goes in and comes out.", "Which versions are there."
 
-
-def _json(values: Any) -> Response:
-    return Response(json.dumps(values), media_type=JSON)
+# A path without parameters behind it takes any name: the narrower ones come before it.
+ENDPOINTS = (
+    Endpoint(_OWN, "POST", f"{_VERSION}:predict", predict, _PREDICT, _PREDICTED, body=_REQUEST, errors=d.WITH_IMAGES),
+    Endpoint(_OWN, "POST", f"{_MODEL}:predict", predict, _PREDICT, _PREDICTED, body=_REQUEST, errors=d.WITH_IMAGES),
+    Endpoint(_OWN, "GET", f"{_VERSION}/metadata", metadata, _METADATA, {JSON: d.OBJECT}, errors=(404,)),
+    Endpoint(_OWN, "GET", f"{_MODEL}/metadata", metadata, _METADATA, {JSON: d.OBJECT}, errors=(404,)),
+    Endpoint(_OWN, "GET", _VERSION, status, _STATES, _STATUS, errors=(404,)),
+    Endpoint(_OWN, "GET", _MODEL, status, _STATES, _STATUS, errors=(404,)),
+)  # fmt: skip

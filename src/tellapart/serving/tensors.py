@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from tellapart.serving.errors import ApiError
 from tellapart.serving.json_body import kind_of, shown
 
+INPUT = "image"
+"""Name of the only input."""
 _MAX_IMAGES = 1024
-EXPECTED = "Expected uint8 RGB, (height, width, 3), values from 0 to 255"
+_EXPECTED = "Expected uint8 RGB, (height, width, 3), values from 0 to 255"
 
 
 def image_of(value: Any, where: str) -> bytes | NDArray[np.uint8]:
@@ -56,13 +58,13 @@ def picture(value: Any, where: str) -> NDArray[np.uint8]:
     """
     shape, numbers = flattened(value)
     if shape is None:
-        raise ApiError(400, f"{where} is no array: its rows differ in length or kind. {EXPECTED}.")
+        raise ApiError(400, f"{where} is no array: its rows differ in length or kind. {_EXPECTED}.")
     # NumPy makes of texts an array in which each element is as wide as the longest: kinds are looked at before.
     kinds = set(map(type, numbers))
     if not kinds <= {int, float} or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         kind = "int64" if kinds == {int} else "bool" if kinds == {bool} else "float64"
         what = f"{kind} {shape}" if shape and kinds <= {int, float, bool} else kind_of(value)
-        raise ApiError(400, f"{where} is {what}. {EXPECTED}.")
+        raise ApiError(400, f"{where} is {what}. {_EXPECTED}.")
     try:
         if kinds == {int}:
             return np.frombuffer(bytes(numbers), np.uint8).reshape(shape)
@@ -71,7 +73,7 @@ def picture(value: Any, where: str) -> NDArray[np.uint8]:
             return np.rint(array, out=array).astype(np.uint8).reshape(shape)
     except (ValueError, OverflowError):  # a number that is no byte, or whole and beyond all floats
         pass
-    raise ApiError(400, f"{where} has values from {_number(min(numbers))} to {_number(max(numbers))}. {EXPECTED}.")
+    raise ApiError(400, f"{where} has values from {_number(min(numbers))} to {_number(max(numbers))}. {_EXPECTED}.")
 
 
 def flattened(value: Any, most_axes: int = 4) -> tuple[tuple[int, ...] | None, list[Any]]:

@@ -31,7 +31,7 @@ export function turnTo(picture) {
 export function inWords({ state, answer, error }) {
   if (state === "failed") return explained(error)[0];
   if (state !== "done") return "is being looked at";
-  return answer.abstains ? `not sure: ${either(answer.set) || "no class is likely enough"}` : `${answer.label}, ${percent(answer.probability)}${answer.outside.length ? ", unusual photo" : ""}`;
+  return answer.abstains ? `not sure: ${either(answer.prediction_set) || "no class is likely enough"}` : `${answer.label}, ${percent(answer.probability)}${answer.outside.length ? ", unusual photo" : ""}`;
 }
 
 export function showPicture() {
@@ -62,14 +62,14 @@ export function showAnswer() {
     return strength();
   }
   headline(answer);
-  outside(answer);
+  qualityNote(answer);
   bars(answer);
   feedback.show(now.model?.classes ?? answer.top.map(({ label }) => label), answer.label, now.picture.given);
   $("took").textContent = `${answer.model} ${answer.version}, ${(1000 * answer.seconds.total).toFixed(1)} ms in the server`;
   showHeat(now.picture, now.picture.shown);
 }
 
-function headline({ label, probability, abstains, set }) {
+function headline({ label, probability, abstains, prediction_set: set }) {
   $("eyebrow").textContent = abstains ? "No single answer" : "It is most likely";
   $("headline").textContent = abstains ? "I am not sure" : label;
   const coverage = now.model?.coverage ? ` For photos like those it was measured on, such a list holds the right one ${whole(now.model.coverage)} of the time.` : "";
@@ -78,14 +78,14 @@ function headline({ label, probability, abstains, set }) {
     : `No class is likely enough. The nearest is ${label}, with ${percent(probability)}.`;
 }
 
-function outside({ outside: measures }) {
-  $("outside").hidden = measures.length === 0;
-  const reasons = beyond(measures, now.model?.envelope, now.picture.seen?.brightness ?? null);
-  $("outside").textContent = measures.length
+function qualityNote({ quality_warnings: measures }) {
+  $("quality").hidden = measures.length === 0;
+  const reasons = beyond(measures, now.model?.quality_range, now.picture.seen?.brightness ?? null);
+  $("quality").textContent = measures.length
     ? `This photo is unlike those that the model was measured on: ${reasons.join(", ")}. The answer may be wrong.` : "";
 }
 
-function bars({ top, set, abstains }) {
+function bars({ top, prediction_set: set, abstains }) {
   const listed = allBars ? top : top.slice(0, FEW_BARS);
   $("bars").replaceChildren(...listed.map(({ label, probability }) => {
     const button = make("button", { type: "button", "aria-pressed": String(label === now.picture.shown) },

@@ -164,7 +164,7 @@ function thumbOf(picture) {
 function changed(picture) {
   const { thumb, state, answer } = picture, words = `${picture.name}: ${inWords(picture)}`;
   thumb.lastElementChild.textContent = { done: answer?.abstains ? "not sure" : answer?.label, failed: "no answer" }[state] ?? "…";
-  thumb.classList.toggle("unsure", state === "done" && (answer.abstains || answer.outside.length > 0));
+  thumb.classList.toggle("unsure", state === "done" && (answer.abstains || answer.quality_warnings.length > 0));
   thumb.classList.toggle("failed", state === "failed");
   thumb.setAttribute("aria-label", words);
   thumb.title = words;
@@ -245,8 +245,8 @@ wirePictures();
 wirePasteAndDrop();
 wireKeyDialog();
 liveCamera(async (file, signal) => {
-  const { predictions: [found] } = await ask(`predict?${query({ top_k: 1, outside: "false" })}`, { body: file, signal });
-  return found.abstains ? `Not sure: ${either(found.set) || found.label}` : `${found.label}, ${percent(found.probability)}`;
+  const { predictions: [found] } = await ask(`predict?${query({ top_k: 1, quality: "false" })}`, { body: file, signal });
+  return found.abstains ? `Not sure: ${either(found.prediction_set) || found.label}` : `${found.label}, ${percent(found.probability)}`;
 }, (file) => add([file]));
 $("model").addEventListener("change", () => choose($("model").value, ""));
 $("version").addEventListener("change", () => choose($("model").value, $("version").value));

@@ -24,8 +24,8 @@ const BEYOND = {
 };
 
 /** In what a photo is beyond what was measured; brightness: mean grey level of the picture, 0 to 255, or null. */
-export function beyond(measures, envelope, brightness) {
-  const [low, high] = envelope?.brightness ?? [null, null];
+export function beyond(measures, qualityRange, brightness) {
+  const [low, high] = qualityRange?.brightness ?? [null, null];
   const light = () => {
     if (brightness === null || (low === null && high === null)) return "too dark or too bright";
     if (low === null || high === null) return low === null ? "too bright" : "too dark";

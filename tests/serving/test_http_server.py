@@ -1,0 +1,50 @@
+"""What `http_server` takes from uvicorn without a promise is still there."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from tellapart.serving.http_server import Connection, Server
+
+CALLBACKS = {
+    "connection_made": ["transport"], "connection_lost": ["exc"], "on_message_begin": [], "on_url": ["url"],
+    "on_header": ["name", "value"], "on_headers_complete": [], "on_body": ["body"], "on_message_complete": [],
+    "on_response_complete": [],
+}  # fmt: skip
+SERVER = {"startup": ["sockets"], "capture_signals": [], "handle_exit": ["sig", "frame"], "on_tick": ["counter"]}
+
+
+@pytest.fixture
+def connection() -> Iterator[HttpToolsProtocol]:
+    """Return a connection of uvicorn's that nobody has made."""
+    loop = asyncio.new_event_loop()
+    config = uvicorn.Config(app=lambda: None, log_config=None)
+    yield HttpToolsProtocol(config=config, server_state=ServerState(), app_state={}, _loop=loop)
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "methods"), [(HttpToolsProtocol, Connection, CALLBACKS), (uvicorn.Server, Server, SERVER)]
+)
+def test_the_methods_that_are_extended_are_uvicorns(theirs: type, ours: type, methods: dict[str, list[str]]):
+    extended = {name for name, value in vars(ours).items() if inspect.isfunction(value) and hasattr(theirs, name)}
+    assert extended - {"__init__"} == set(methods), "name each here that is extended, and no other"
+    for name, parameters in methods.items():
+        assert list(inspect.signature(getattr(theirs, name)).parameters)[1:] == parameters, name
+
+
+def test_the_attributes_that_are_read_are_uvicorns(connection: HttpToolsProtocol):
+    assert connection.connections is connection.server_state.connections
+    assert {"transport", "loop", "cycle"} <= vars(connection).keys()
+    cycle = inspect.getsource(RequestResponseCycle.__init__)
+    assert "self.more_body = True" in cycle
+    assert "self.response_complete = False" in cycle
+    server = uvicorn.Server(connection.config)
+    assert {"started", "should_exit", "force_exit"} <= vars(server).keys()
