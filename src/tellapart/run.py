@@ -21,7 +21,7 @@ from tellapart.evaluation.predictions import teacher_for
 from tellapart.files import write_json
 from tellapart.records import SPLITS, Manifest, Prediction, Progress, no_progress
 from tellapart.run_folder import RunFolder, RunRequest, new_folder
-from tellapart.settings import Recipe, fitting_recipe, load_recipe, save_recipe
+from tellapart.settings import Machine, Recipe, fitting_recipe, load_recipe, machine_from, save_recipe
 from tellapart.training.callbacks import Announce, Watch, unwatched
 from tellapart.training.checkpoint import seconds_spent
 from tellapart.training.distillation import loss_in_words
@@ -118,6 +118,8 @@ def train(
     split_from: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     prepared: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    cache_limit_gb: float | None = None,
     started: float | None = None,
     progress: Progress = no_progress,
     announce: Announce = logger.info,
@@ -138,6 +140,9 @@ def train(
         cache: the folder for decoded pictures; None: the user's cache folder.
         prepared: a run folder of the same photos, or one that `prepare` made: its table of photos and its split are
             taken over, and nothing is scanned or checked.
+        workers: threads that make batches; None: ``TELLAPART_WORKERS``, else one for each processor.
+        cache_limit_gb: decoded pictures kept on disk, for each size; 0: none; None: ``TELLAPART_CACHE_LIMIT_GB``, else
+            20.
         started: when the time began to count, by `time.time`; None: now.
         progress: called often with (what, done, total).
         announce: called with single lines that say what comes next.
@@ -156,9 +161,10 @@ def train(
         >>> run.metrics["test"]["accuracy"]
     """
     started = time.time() if started is None else started
+    machine = machine_from(workers=workers, cache_limit_gb=cache_limit_gb)
     if resume is not None:
         _refuse_beside_resume({
-            "recipe (--recipe)": recipe, "changes (--set, --cache-limit)": changes, "time_budget (--time)": time_budget,
+            "recipe (--recipe)": recipe, "changes (--set)": changes, "time_budget (--time)": time_budget,
             "out (--out)": out, "split_from (--split-from)": split_from, "prepared": prepared,
         })  # fmt: skip
         folder = reopen(Path(resume), photos)
@@ -176,7 +182,7 @@ def train(
         folder.create(recipe, request, environment(), parents_of(recipe, split_from))
         if prepared is not None:
             folder.copy_photos_from(RunFolder(Path(prepared)))
-    return run_stages(folder, cache, started, progress, announce, watch)
+    return run_stages(folder, cache, started, progress, announce, watch, machine)
 
 
 def reopen(path: Path, photos: str | os.PathLike[str] | None) -> RunFolder:
@@ -217,12 +223,14 @@ def _refuse_beside_resume(given: dict[str, Any]) -> None:
 
 def run_stages(
     folder: RunFolder, cache: str | os.PathLike[str] | None, started: float,
-    progress: Progress, announce: Announce, watch: Watch = unwatched,
+    progress: Progress, announce: Announce, watch: Watch = unwatched, machine: Machine | None = None,
 ) -> Run:  # fmt: skip
-    """Do what is not done yet: each stage leaves a file that says so."""
+    """Do what is not done yet: each stage leaves a file that says so; `machine`: None as the environment says."""
     if folder.is_finished:
         announce(f"{folder.path} is already finished.")
         return Run(folder.path, folder.metrics())
+    machine = machine or machine_from()
+    folder.update_record(machine=machine.model_dump())
     recipe, request = folder.recipe(), folder.record().request
     announce(f"Run folder: {folder.path}")
     if recipe.distill.teacher:
@@ -238,7 +246,7 @@ def run_stages(
     ahead = precision_ahead(recipe, Path(cache) if cache is not None else default_cache())
     if not folder.has_photos:
         prepare(folder, recipe, progress, announce)
-    photos = open_photos(folder, recipe, cache, progress, ahead=True)
+    photos = open_photos(folder, recipe, cache, progress, machine, ahead=True)
 
     # Training
     replayed = RunFolder(Path(request.replay)).record() if request.replay else None
@@ -301,8 +309,9 @@ def _fit_into(folder: RunFolder, recipe: Recipe, ends: float, announce: Announce
 
 
 def open_photos(
-    folder: RunFolder, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress, *, ahead: bool = False
-) -> Photos:
+    folder: RunFolder, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress, machine: Machine,
+    *, ahead: bool = False,
+) -> Photos:  # fmt: skip
     """Open the readable photos of the manifest, decoding what the cache lacks; `ahead`: while the caller goes on."""
     manifest = folder.manifest()
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
@@ -312,7 +321,7 @@ def open_photos(
             frame,
             image_px,
             folder=Path(cache) if cache is not None else default_cache(),
-            limit_bytes=int(recipe.data.cache_limit_gb * 1e9),
+            limit_bytes=int(machine.cache_limit_gb * 1e9),
             max_pixels=recipe.data.max_pixels,
             progress=progress,
             ahead=ahead,
@@ -321,7 +330,7 @@ def open_photos(
     )
     classes = sorted(manifest["label"].unique().tolist())
     teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
-    return Photos(pictures, sources, frame, classes, teacher)
+    return Photos(pictures, sources, frame, classes, teacher, machine.workers)
 
 
 def _how(training: Training, cached: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def train(
     photos: Annotated[
         Path | None, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")
     ] = None,
+    *,
     recipe: Annotated[str | None, typer.Option(help="A TOML file, or reference, fast, transfer or demo.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=3. Can be repeated.")
@@ -31,7 +32,10 @@ def train(
     split_from: Annotated[
         Path | None, typer.Option(help="An earlier run: photos that it knows stay in their split.")
     ] = None,
-    cache_limit: Annotated[
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that make batches [default: one for each processor].", min=0)
+    ] = None,
+    cache_limit_gb: Annotated[
         float | None, typer.Option(help="GB of decoded pictures to cache on disk; 0 disables the cache.", min=0)
     ] = None,
 ) -> None:
@@ -43,13 +47,11 @@ def train(
     from tellapart.settings import parse_duration
 
     budget = parse_duration(time_) if time_ else None
-    changes = list(set_ or ())
-    if cache_limit is not None:
-        changes.append(f"data.cache_limit_gb={cache_limit}")
     with progress_bar() as progress:
         run = train_run(
-            photos, recipe=recipe, changes=changes, time_budget=budget, out=out, resume=resume,
-            split_from=split_from, cache=cache_of_user(), started=STARTED, progress=progress, announce=announce,
+            photos, recipe=recipe, changes=set_ or (), time_budget=budget, out=out, resume=resume,
+            split_from=split_from, cache=cache_of_user(), workers=workers, cache_limit_gb=cache_limit_gb,
+            started=STARTED, progress=progress, announce=announce,
         )  # fmt: skip
     show_run(run)
 

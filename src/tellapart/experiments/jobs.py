@@ -37,7 +37,9 @@ class Job:
         return RunFolder(self.folder)
 
 
-def run_job(job: Job, *, cache: Path | None, progress: Progress, watch: Watch = unwatched) -> dict[str, Any]:
+def run_job(
+    job: Job, *, cache: Path | None, progress: Progress, watch: Watch = unwatched, workers: int | None = None
+) -> dict[str, Any]:
     """Do a job, or what is left of it, and forget its network.
 
     Args:
@@ -45,6 +47,7 @@ def run_job(job: Job, *, cache: Path | None, progress: Progress, watch: Watch = 
         cache: the folder for decoded pictures; None: the user's.
         progress: called often with (what, done, total).
         watch: called with each epoch's row of the history; what it raises ends the run, which can be resumed.
+        workers: threads that make batches, as `tellapart.train` takes them.
 
     Returns:
         The contents of ``metrics.json``.
@@ -56,7 +59,9 @@ def run_job(job: Job, *, cache: Path | None, progress: Progress, watch: Watch = 
     from tellapart.run import train
     from tellapart.training.network import forget_networks
 
-    options: dict[str, Any] = {"cache": cache, "progress": progress, "watch": watch, "announce": lambda line: None}
+    options: dict[str, Any] = {
+        "cache": cache, "progress": progress, "watch": watch, "announce": lambda line: None, "workers": workers,
+    }  # fmt: skip
     try:
         # Without its table of photos a run would scan them again, and a trial would see its test photos.
         if job.run.is_begun and job.run.has_photos:

@@ -21,6 +21,7 @@ from tellapart.report.examine import Findings
 from tellapart.report.photos import coarse_heat, encoded, thumbnails
 from tellapart.report.verdict import verdict
 from tellapart.run_folder import RunFolder, RunRecord
+from tellapart.settings import saved_values
 from tellapart.training.selection import best_epoch
 
 _MANY = 2500
@@ -263,7 +264,7 @@ def _again(run: Path) -> dict[str, Any]:
     record = folder.record()
     return {
         "commands": [made_by(run, record), f"tellapart evaluate {run}"],
-        "recipe": json.dumps(folder.recipe().model_dump(mode="json"), indent=1),
+        "recipe": json.dumps(saved_values(folder.recipe()), indent=1),
         "facts": record.known("commit", "data_sha256", "seed", "processor", "python", "backend", "precision"),
         "packages": record.packages,
     }

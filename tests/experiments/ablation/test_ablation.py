@@ -22,7 +22,8 @@ PHOTOS = 500
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_every_variant_of_every_recipe_is_a_recipe_that_differs(name: str):
     base = load_recipe(name)
-    variants = [*ladder(base), *ingredients(base, "float32")]
+    steps = ladder(base) if base.model.name == "convnet" else []
+    variants = [*steps, *ingredients(base, "float32")]
     recipes = [variant.recipe(base, base.train.seed) for variant in variants]
     assert base not in recipes
     assert len({recipe.model_dump_json() for recipe in recipes}) == len({variant.name for variant in variants})

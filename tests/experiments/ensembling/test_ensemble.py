@@ -26,7 +26,7 @@ from written_run import write_run, wrong_at
 
 QUICK = [
     "data.image_px=32", "train.epochs=8", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
-    "train.warmup_epochs=1", "train.recalibrate_photos=128", "train.weight_average=0.1", "model.batchnorm_momentum=0.9",
+    "train.warmup_epochs=1", "train.recalibrate_photos=128", "train.weight_average=0.1",
     "model.dropout=0.1", "model.l2=0.0", "augment.rotation=0.02", "train.deterministic=true",
 ]  # fmt: skip
 

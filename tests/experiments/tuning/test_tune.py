@@ -31,7 +31,8 @@ from tellapart.run_folder import RunFolder
 
 QUICK = [
     "data.image_px=32", "train.source_px=32", "train.epochs=4", "train.warmup_epochs=0", "train.batch_size=16",
-    "train.stages=[]", "train.recalibrate_photos=0", "train.precision=float32", "train.deterministic=true",
+    "train.stages=[]", "train.recalibrate_photos=0", "model.batchnorm_momentum=0.9", "train.precision=float32",
+    "train.deterministic=true",
 ]  # fmt: skip
 SPACE = ["train.learning_rate=1e-3..1e-2 log", "model.width=0.25,0.5"]
 BEAT = Heartbeat(every=1, patience=3)
@@ -158,6 +159,37 @@ def test_a_dead_workers_trial_is_put_back_with_its_values_and_given_up_when_it_k
             tune_study.optuna_or_error().storages.fail_stale_trials(study)
     assert [each.state.name for each in study.trials][2:] == ["FAIL"] * 3, "three times is enough"
     tune_study.close(study)
+
+
+def test_a_setting_that_decides_about_another_one_is_searched_with_it(tmp_path: Path):
+    """adamw with a decay near 0.01 is best; trials with adam have no decay, and none is learned from for them."""
+    space = {"optimizer": Choice(("adam", "adamw")), "decay": Range(1e-4, 1.0, log=True)}
+    study = open_study(
+        f"sqlite:///{tmp_path}/study.db", "s", seed=1, rung=None, pareto=False, heartbeat=BEAT, conditional=True
+    )
+    seen: list[dict] = []
+
+    def objective(each) -> float:
+        acts = lambda name, values: name != "decay" or values["optimizer"] == "adamw"  # noqa: E731
+        values = tune_study.suggest(each, space, acts)
+        seen.append(values)
+        return 0.5 if len(values) == 1 else 1 - 0.1 * abs(np.log10(values["decay"]) + 2)
+
+    work_through(study, objective, wanted=40, deadline=None, lock=tmp_path / "lock", waiting=lambda finished: None)
+    assert {len(values) for values in seen} == {1, 2}
+    assert all(("decay" in values) == (values["optimizer"] == "adamw") for values in seen)
+    assert sum(values["optimizer"] == "adamw" for values in seen[20:]) > 15
+    assert study.best_params["decay"] == pytest.approx(0.01, rel=0.5)
+    tune_study.close(study)
+
+
+def test_what_matters_is_told_of_what_acts_in_all_trials():
+    rng = np.random.default_rng(1)
+    made = []
+    for number in range(20):
+        values = {"a": float(rng.uniform(0, 1))} | ({"b": 0.5 * number} if number % 2 else {})
+        made.append(trial(number, values["a"], values=values))
+    assert list(importance_of(made, {"a": Range(0, 1), "b": Range(0, 10)})) == ["a"]
 
 
 def test_an_interrupted_trial_is_put_back(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import tomllib
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tellapart.conditions import decides
 from tellapart.errors import InputError, RecipeError, nearest
-from tellapart.settings import Recipe, with_settings
+from tellapart.settings import Recipe, acts, section_models, with_settings
 
 Value = float | int | str | bool
 
@@ -37,8 +39,11 @@ MIXING: dict[str, dict[str, float]] = {
 
 _STRENGTH_OF = {"rotation": 0.5, "zoom": 0.95, "translation": 0.5, "contrast": 0.95, "brightness": 1.0}
 """What ``augment.strength`` multiplies, and how far each of them can go."""
-_MADE_UP = ("augment.strength", "augment.mixing")
-"""Names in a space that are no settings themselves: each stands for several."""
+_MADE_UP = {
+    "augment.strength": tuple(f"augment.{part}" for part in _STRENGTH_OF),
+    "augment.mixing": ("augment.mixup", "augment.cutmix"),
+}
+"""Names in a space that are not settings themselves: each stands for several."""
 _HELD = {
     "data.split": "the photos are split once, before the search",
     "data.split_seed": "the photos are split once, before the search",
@@ -70,6 +75,9 @@ Space = dict[str, Range | Choice]
 def search_space(wanted: Sequence[str], recipe: Recipe) -> Space:
     """Read what is to be searched, and check that the recipe takes both ends of each range.
 
+    A setting may act beside some values of another one only, as ``train.weight_decay`` does beside adamw: with
+    ``train.optimizer`` in the space too, the trials with adamw get one.
+
     Args:
         wanted: ranges as ``"train.learning_rate=1e-4..1e-2 log"``, choices as ``"train.batch_size=16,32,64"``, the word
             ``"default"`` for `DEFAULT_SPACE`, or TOML files of ranges; what comes later replaces what came before.
@@ -77,7 +85,7 @@ def search_space(wanted: Sequence[str], recipe: Recipe) -> Space:
         recipe: what all trials have in common.
 
     Returns:
-        A `Range` or `Choice` for each setting, in a fixed order.
+        A `Range` or `Choice` for each setting, in a fixed order: what decides whether another one acts comes first.
 
     Raises:
         RecipeError: an unknown setting, an empty range, or a value that the recipe refuses.
@@ -90,11 +98,13 @@ def search_space(wanted: Sequence[str], recipe: Recipe) -> Space:
     texts: dict[str, str] = {}
     for text in wanted or ("default",):
         texts |= _texts_of(text, recipe)
-    space: Space = {}
+    parts: Space = {}
     for name, text in sorted(texts.items()):
         _check_name(name)
-        space[name] = _parse(name, text)
-        _try_ends(name, text, space[name], recipe)
+        parts[name] = _parse(name, text)
+    space = {name: parts[name] for name in _deciders_first(list(parts))}
+    for name, part in space.items():
+        _try_ends(name, texts[name], part, recipe, space)
     if not any(isinstance(part, Range) or len(part.values) > 1 for part in space.values()):
         raise InputError(
             f"Nothing is left to search: {', '.join(space)} can take one value only. Expected a range such as "
@@ -105,12 +115,10 @@ def search_space(wanted: Sequence[str], recipe: Recipe) -> Space:
 
 def default_space(recipe: Recipe) -> dict[str, str]:
     """Return the part of `DEFAULT_SPACE` that makes a difference to a recipe."""
-    unused = {"model.l2"} if recipe.train.optimizer == "adamw" else {"train.weight_decay"}
-    if recipe.model.name != "convnet":
-        unused.add("model.width")
+    unused = {"model.l2"} if recipe.train.optimizer == "adamw" else set()
     if not any(getattr(recipe.augment, name) for name in _STRENGTH_OF):
         unused.add("augment.strength")
-    return {name: text for name, text in DEFAULT_SPACE.items() if name not in unused}
+    return {name: text for name, text in DEFAULT_SPACE.items() if name not in unused and can_act(recipe, name, {})}
 
 
 def recipe_with(recipe: Recipe, values: Mapping[str, Value]) -> Recipe:
@@ -124,24 +132,25 @@ def recipe_with(recipe: Recipe, values: Mapping[str, Value]) -> Recipe:
     Raises:
         RecipeError: the recipe refuses a value.
     """
-    changes: dict[str, Any] = {}
-    for name, value in values.items():
-        if name == "augment.strength":
-            changes |= {
-                f"augment.{part}": min(most, float(value) * getattr(recipe.augment, part))
-                for part, most in _STRENGTH_OF.items()
-            }
-        elif name == "augment.mixing":
-            changes |= {f"augment.{part}": alpha for part, alpha in MIXING[str(value)].items()}
-        else:
-            changes[name] = value
-    return with_settings(recipe, changes)
+    return with_settings(recipe, _settings_of(recipe, values))
+
+
+def can_act(recipe: Recipe, name: str, values: Mapping[str, Value]) -> bool:
+    """Return whether what `name` stands for acts on the recipe with the values of a trial so far."""
+    return acts(recipe, _stands_for(name)[0], _settings_of(recipe, values))
+
+
+def has_conditions(space: Space) -> bool:
+    """Return whether a value in a space can decide if another one is needed."""
+    return any(_decides(one, other) for one, other in itertools.permutations(space, 2))
 
 
 def values_of(recipe: Recipe, space: Space) -> dict[str, Value] | None:
     """Return the values in a space that are the recipe itself; None where it lies outside."""
     values: dict[str, Value] = {}
     for name, part in space.items():
+        if not can_act(recipe, name, {}):
+            continue
         if name == "augment.strength":
             value: Value = 1.0
         elif name == "augment.mixing":
@@ -162,6 +171,55 @@ def space_text(part: Range | Choice) -> str:
     if isinstance(part, Choice):
         return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in part.values)
     return f"{part.low:g}..{part.high:g}{' log' if part.log else ''}"
+
+
+def _settings_of(recipe: Recipe, values: Mapping[str, Value]) -> dict[str, Any]:
+    """Return the settings of a recipe that the values of a trial stand for."""
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        if name == "augment.strength":
+            changes |= {
+                f"augment.{part}": min(most, float(value) * getattr(recipe.augment, part))
+                for part, most in _STRENGTH_OF.items()
+            }
+        elif name == "augment.mixing":
+            changes |= {f"augment.{part}": alpha for part, alpha in MIXING[str(value)].items()}
+        else:
+            changes[name] = value
+    return changes
+
+
+def _acting(recipe: Recipe, values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return those of the values, deciders first, that act beside the ones before them."""
+    kept: dict[str, Value] = {}
+    for name, value in values.items():
+        if can_act(recipe, name, kept):
+            kept[name] = value
+    return kept
+
+
+def _stands_for(name: str) -> tuple[str, ...]:
+    return _MADE_UP.get(name, (name,))
+
+
+def _decides(one: str, other: str) -> bool:
+    return any(decides(*pair) for pair in itertools.product(_stands_for(one), _stands_for(other)))
+
+
+def _deciders_first(names: Sequence[str]) -> list[str]:
+    """Return the names in their order, but each after those that decide whether it acts."""
+    ordered: list[str] = []
+
+    def add(name: str) -> None:
+        for other in names:
+            if other != name and _decides(other, name):
+                add(other)
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in names:
+        add(name)
+    return ordered
 
 
 def _texts_of(text: str, recipe: Recipe) -> dict[str, str]:
@@ -198,8 +256,8 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, str]:
 def _check_name(name: str) -> None:
     if name in _HELD:
         raise RecipeError(f"{name} cannot be searched: {_HELD[name]}.")
-    known = [*(f"{section}.{key}" for section, field in Recipe.model_fields.items()
-               for key in type(field.default).model_fields), *_MADE_UP]  # fmt: skip
+    known = [*(f"{section}.{key}" for section in Recipe.model_fields
+               for each in section_models(section) for key in each.model_fields), *_MADE_UP]  # fmt: skip
     if name in known:
         return
     same = [each for each in known if each.partition(".")[2] == name.rpartition(".")[2]]
@@ -263,11 +321,12 @@ def _is_whole(name: str) -> bool:
     section, _, key = name.partition(".")
     if name in _MADE_UP:
         return False
-    return type(Recipe.model_fields[section].default).model_fields[key].annotation is int
+    fields = [each.model_fields[key] for each in section_models(section) if key in each.model_fields]
+    return fields[0].annotation is int
 
 
-def _try_ends(name: str, text: str, part: Range | Choice, recipe: Recipe) -> None:
-    """Build a recipe with each value of a choice, or with both ends of a range.
+def _try_ends(name: str, text: str, part: Range | Choice, recipe: Recipe, space: Space) -> None:
+    """Build a recipe with each value of a choice, or with both ends of a range, beside values with which it acts.
 
     Raises:
         RecipeError: it is refused.
@@ -276,14 +335,23 @@ def _try_ends(name: str, text: str, part: Range | Choice, recipe: Recipe) -> Non
         lowest = part.low if isinstance(part, Range) else min(float(value) for value in part.values)
         if lowest < 0:
             raise RecipeError(f"augment.strength={text!r} begins below 0. Expected numbers from 0 (none) up.")
-    for value in part.values if isinstance(part, Choice) else _ends(part):
+    deciders = [other for other in space if other != name and _decides(other, name)]
+    tries = (
+        _acting(recipe, dict(zip(deciders, values, strict=True)))
+        for values in itertools.product(*(_ends(space[each]) for each in deciders))
+    )
+    beside = next((values for values in tries if can_act(recipe, name, values)), {})
+    for value in _ends(part):
         try:
-            recipe_with(recipe, {name: value})
+            recipe_with(recipe, beside | {name: value})
         except RecipeError as error:
             raise RecipeError(
                 f"The search space {name}={text} holds {value!r}, which a recipe refuses. {error} Narrow the range."
             ) from None
 
 
-def _ends(part: Range) -> tuple[Value, Value]:
+def _ends(part: Range | Choice) -> tuple[Value, ...]:
+    """Return each value of a choice, or both ends of a range."""
+    if isinstance(part, Choice):
+        return part.values
     return (int(part.low), int(part.high)) if part.whole else (part.low, part.high)

@@ -71,7 +71,16 @@ def first_rung(epochs: int, validate_every: int, warmup_epochs: float) -> int:
     return int(-(-wanted // validate_every)) * validate_every
 
 
-def open_study(url: str, name: str, *, seed: int, rung: int | None, pareto: bool, heartbeat: Heartbeat) -> optuna.Study:
+def open_study(
+    url: str,
+    name: str,
+    *,
+    seed: int,
+    rung: int | None,
+    pareto: bool,
+    heartbeat: Heartbeat,
+    conditional: bool = False,
+) -> optuna.Study:
     """Open the study in a storage, or begin it.
 
     The sampler is TPE (Bergstra et al. 2011), over all settings together (Falkner et al. 2018), and counts trials that
@@ -85,6 +94,7 @@ def open_study(url: str, name: str, *, seed: int, rung: int | None, pareto: bool
         rung: the first epoch at which trials are stopped; None: none is.
         pareto: accuracy against milliseconds instead of accuracy alone.
         heartbeat: how a killed worker is found out.
+        conditional: some settings are chosen in some trials only; settings that are chosen together then make a group.
 
     Raises:
         InputError: Optuna is not installed, or the storage cannot be reached.
@@ -110,7 +120,9 @@ def open_study(url: str, name: str, *, seed: int, rung: int | None, pareto: bool
             load_if_exists=True,
         )
         fresh = (seed * 1_000_003 + len(study.get_trials(deepcopy=False)) * 1009) % 2**32
-        study.sampler = library.samplers.TPESampler(seed=fresh, multivariate=True, constant_liar=True)
+        study.sampler = library.samplers.TPESampler(
+            seed=fresh, multivariate=True, group=conditional, constant_liar=True
+        )
     return study
 
 
@@ -128,10 +140,12 @@ def begin_with(study: optuna.Study, values: dict[str, Value] | None) -> None:
         study.enqueue_trial(values)
 
 
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Value]:
-    """Let Optuna choose a value for each setting of the space."""
+def suggest(trial: optuna.Trial, space: Space, can_act: Callable[[str, dict[str, Value]], bool]) -> dict[str, Value]:
+    """Let Optuna choose a value for each setting of the space that can act beside those chosen before it."""
     values: dict[str, Value] = {}
     for name, part in space.items():
+        if not can_act(name, values):
+            continue
         if isinstance(part, Choice):
             chosen: Any = trial.suggest_categorical(name, part.values)
             values[name] = chosen

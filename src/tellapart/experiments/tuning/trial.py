@@ -16,7 +16,7 @@ from tellapart.experiments.tuning.search_space import Space, Value, recipe_with
 from tellapart.experiments.tuning.study import first_rung
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress
-from tellapart.settings import Recipe
+from tellapart.settings import Recipe, machine_from
 from tellapart.training.callbacks import Watch
 
 KEPT = 3
@@ -93,8 +93,7 @@ class Measured:
 def trial_recipe(search: Search, values: Mapping[str, Value]) -> Recipe:
     """Return the recipe of a trial: the values, and what makes trials comparable and cheap."""
     recipe = recipe_with(search.recipe, values)
-    threads = recipe.train.workers or max(1, (os.cpu_count() or 1) // search.workers)
-    train = {"precision": search.precision, "validate_every": search.validate_every, "workers": threads}
+    train = {"precision": search.precision, "validate_every": search.validate_every}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
 
 
@@ -114,8 +113,9 @@ def run_trial(
         What it reached; None where its loss was no longer finite.
     """
     job = Job(folder, trial_recipe(search, values), search.visible)
+    threads = machine_from().workers or max(1, (os.cpu_count() or 1) // search.workers)
     try:
-        metrics = run_job(job, cache=search.cache, progress=progress, watch=watch)
+        metrics = run_job(job, cache=search.cache, progress=progress, watch=watch, workers=threads)
     except TrainingStoppedError:
         return None
     found = metrics["validation"]

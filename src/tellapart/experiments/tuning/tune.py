@@ -25,7 +25,7 @@ from tellapart.experiments.tuning.work import SearchJob, TrialReporter, seconds_
 from tellapart.files import read_json, sha256, write_json, write_text
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
-from tellapart.settings import Recipe, load_recipe, save_recipe
+from tellapart.settings import Recipe, load_recipe, machine_from, save_recipe, saved_values
 from tellapart.tables import csv_text
 from tellapart.training.callbacks import Announce
 
@@ -96,7 +96,7 @@ def tune(
     optuna_or_error()
     _check_counts(trials, workers, seeds)
     name = "the recipe" if isinstance(recipe, Recipe) else Path(recipe).stem
-    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
+    base = load_recipe(recipe, changes)
     folder = Path(out) if out is not None else Path("tuning") / Path(photos).resolve().stem
     search = Search(
         folder=folder, recipe=base, space=search_space(space, base), precision="", seed=seed, prunes=prunes,
@@ -152,7 +152,7 @@ def _claim(search: Search, photos: str, storage: str | None) -> None:
         "prunes": search.prunes,
         "seed": search.seed,
         "storage": None if storage is None else without_password(storage),
-        "recipe": search.recipe.model_dump(mode="json"),
+        "recipe": saved_values(search.recipe),
     }
     kept = search.folder / "search.json"
     if kept.exists():
@@ -187,7 +187,7 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
     if not chosen.exists():
         prepared_folder(photos, search.photos, search.recipe, progress=progress, announce=announce)
         make_visible(search.photos, search.visible)
-        seen = open_photos(RunFolder(search.visible), search.recipe, search.cache, progress)
+        seen = open_photos(RunFolder(search.visible), search.recipe, search.cache, progress, machine_from())
         with seen.pictures, seen.sources:
             inputs = Inputs(search.recipe, seen)
             progress("choosing the precision", 0, 1)
@@ -237,7 +237,7 @@ def _study_name(search: Search) -> str:
     """Return a name that two searches share only if they are the same, whichever machines they run on."""
     photos = [RunFolder(folder).record().data_sha256 for folder in (search.photos, search.visible)]
     space = {name: space_text(part) for name, part in search.space.items()}
-    same = [photos, space, search.pareto, search.prunes, search.recipe.model_dump(mode="json")]
+    same = [photos, space, search.pareto, search.prunes, saved_values(search.recipe)]
     return f"tellapart-{sha256(json.dumps(same).encode())[:20]}"
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tellapart.experiments.jobs import tidy
 from tellapart.experiments.tuning.result import Trial, winner_of
-from tellapart.experiments.tuning.search_space import values_of
+from tellapart.experiments.tuning.search_space import can_act, has_conditions, values_of
 from tellapart.experiments.tuning.study import (
     FOLDER_OF,
     Heartbeat,
@@ -57,7 +58,7 @@ class SearchJob:
         search = self.search
         return open_study(
             self.url, self.name, seed=search.seed + 7919 * worker, rung=search.rung, pareto=search.pareto,
-            heartbeat=self.heartbeat,
+            heartbeat=self.heartbeat, conditional=has_conditions(search.space),
         )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def _objective(
 ) -> float | tuple[float, float]:
     """Run one trial; its worth is the accuracy on the validation photos."""
     library = optuna_or_error()
-    values = suggest(trial, search.space)
+    values = suggest(trial, search.space, partial(can_act, search.recipe))
     folder = search.folder / "trials" / f"{trial.user_attrs[FOLDER_OF]:04d}"
     began = time.perf_counter() - float(trial.user_attrs.get("seconds", 0.0))
 
