@@ -266,7 +266,9 @@ def test_a_watched_run_stops_when_told_and_goes_on_from_there(uninterrupted: Pat
         )  # fmt: skip
     assert [row["epoch"] for row in seen] == [1, 2, 3]
     assert (again / "manifest.csv").read_bytes() == (uninterrupted / "manifest.csv").read_bytes()
-    run = tellapart.train(resume=again, cache=cache)
+    run = tellapart.train(resume=again, cache=cache, workers=1, cache_limit_gb=0.5)
+    assert json.loads((again / "environment.json").read_text())["machine"] == {"workers": 1, "cache_limit_gb": 0.5}
+    assert (again / "recipe.toml").read_bytes() == (uninterrupted / "recipe.toml").read_bytes()
     assert run.metrics["processor_seconds_training"] > 0
     assert same_weights(again, uninterrupted)
 

@@ -7,17 +7,8 @@ from pathlib import Path
 import pytest
 
 from tellapart.errors import InputError, RecipeError
-from tellapart.experiments.tuning.search_space import (
-    DEFAULT_SPACE,
-    Choice,
-    Range,
-    can_act,
-    default_space,
-    has_conditions,
-    recipe_with,
-    search_space,
-    values_of,
-)
+from tellapart.experiments.tuning.search_space import Choice, Range, can_act, deciders, recipe_with, values_of
+from tellapart.experiments.tuning.space_reader import DEFAULT_SPACE, default_space, search_space
 from tellapart.settings import Recipe, load_recipe
 
 FAST = load_recipe("fast")
@@ -59,8 +50,10 @@ def test_the_default_space_leaves_out_what_a_recipe_cannot_use():
 def test_a_setting_that_acts_beside_some_values_only_is_searched_there():
     space = search_space(["train.weight_decay=1e-3..1e-1 log", "train.optimizer=adam,adamw"], Recipe())
     assert list(space) == ["train.optimizer", "train.weight_decay"], "what decides comes first"
-    assert has_conditions(space)
-    assert not has_conditions(search_space([], FAST))
+    assert deciders("train.weight_decay", space) == ["train.optimizer"]
+    whole = search_space([], FAST)
+    assert list(whole) == sorted(whole)
+    assert not any(deciders(name, whole) for name in whole)
     assert [can_act(Recipe(), "train.weight_decay", {"train.optimizer": each}) for each in ("adam", "adamw")] == [
         False, True,
     ]  # fmt: skip

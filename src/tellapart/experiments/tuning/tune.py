@@ -18,8 +18,10 @@ import pandas as pd
 
 from tellapart.errors import InputError, RunError
 from tellapart.experiments.tuning.result import Tuning, front_of, table_of, winner_of
-from tellapart.experiments.tuning.search_space import recipe_with, search_space, space_text
-from tellapart.experiments.tuning.study import Heartbeat, close, locked, num_finished, optuna_or_error, without_password
+from tellapart.experiments.tuning.search_space import recipe_with, space_text
+from tellapart.experiments.tuning.space_reader import search_space
+from tellapart.experiments.tuning.storage import without_password
+from tellapart.experiments.tuning.study import Heartbeat, locked, num_finished, optuna_or_error
 from tellapart.experiments.tuning.trial import Search
 from tellapart.experiments.tuning.work import SearchJob, TrialReporter, seconds_of, trials_of, work
 from tellapart.files import read_json, sha256, write_json, write_text
@@ -253,15 +255,12 @@ def _search(order: SearchJob, progress: Progress, announce: Announce) -> None:
         return
     from tellapart.experiments.tuning.workers import work_together
 
-    study = order.open()  # an unreachable storage is found out before processes are started
-    try:
+    with order.opened() as study:  # an unreachable storage is found out before processes are started
         if num_finished(study) >= order.trials:
             return
         news = TrialReporter(study, order, announce)
         progress("trials", news.tell(), order.trials)
         work_together(order, look=lambda: progress("trials", news.tell(), order.trials), announce=announce)
-    finally:
-        close(study)
 
 
 def _summary(order: SearchJob) -> Tuning:
@@ -272,11 +271,9 @@ def _summary(order: SearchJob) -> Tuning:
     """
     from tellapart.experiments.tuning.importance import importance_of
 
-    study, search = order.open(), order.search
-    try:
+    search = order.search
+    with order.opened() as study:
         trials, seconds = trials_of(study), seconds_of(study)
-    finally:
-        close(study)
     best = winner_of(trials)
     if best is None:
         raise RunError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from tellapart.experiments.jobs import tidy
 from tellapart.experiments.tuning.result import Trial, winner_of
-from tellapart.experiments.tuning.search_space import can_act, has_conditions, values_of
+from tellapart.experiments.tuning.search_space import can_act, deciders, values_of
 from tellapart.experiments.tuning.study import (
     FOLDER_OF,
     Heartbeat,
     begin_with,
-    close,
     locked,
-    open_study,
+    opened_study,
     optuna_or_error,
     suggest,
     work_through,
@@ -53,12 +53,12 @@ class SearchJob:
     deadline: float | None
     heartbeat: Heartbeat
 
-    def open(self, worker: int = 0) -> optuna.Study:
+    def opened(self, worker: int = 0) -> AbstractContextManager[optuna.Study]:
         """Open the study; each worker of a search draws numbers of its own."""
         search = self.search
-        return open_study(
+        return opened_study(
             self.url, self.name, seed=search.seed + 7919 * worker, rung=search.rung, pareto=search.pareto,
-            heartbeat=self.heartbeat, conditional=has_conditions(search.space),
+            heartbeat=self.heartbeat, conditional=any(deciders(name, search.space) for name in search.space),
         )  # fmt: skip
 
 
@@ -71,33 +71,29 @@ def work(order: SearchJob, *, worker: int, progress: Progress, announce: Announc
         progress: called with (what, done, total); what it raises stops the trial that is under way, which is put back.
         announce: called with a line for each trial that has ended, whoever ran it.
     """
-    study = order.open(worker)
-    news = TrialReporter(study, order, announce)
-    clock = Stopwatch()
+    search, lock, clock = order.search, order.search.folder / ".claim", Stopwatch()
+    with order.opened(worker) as study:
+        news = TrialReporter(study, order, announce)
 
-    def objective(trial: optuna.Trial) -> Any:
-        news.tell()
-        return _objective(order.search, trial, progress, clock)
+        def objective(trial: optuna.Trial) -> Any:
+            news.tell()
+            return _objective(search, trial, progress, clock)
 
-    def waiting(finished: int) -> None:
-        news.tell()
-        progress("waiting for the trials of other workers", finished, order.trials)
+        def waiting(finished: int) -> None:
+            news.tell()
+            progress("waiting for the trials of other workers", finished, order.trials)
 
-    try:
-        with locked(order.search.folder / ".claim"):
-            begin_with(study, values_of(order.search.recipe, order.search.space))
+        with locked(lock):
+            begin_with(study, values_of(search.recipe, search.space))
         began = time.perf_counter()
         waited = work_through(
-            study, objective, wanted=order.trials, deadline=order.deadline, lock=order.search.folder / ".claim",
-            waiting=waiting,
-        )  # fmt: skip
-        busy = clock.seconds
-        times = {"trials": busy, "overhead": time.perf_counter() - began - waited - busy}
-        if busy:
+            study, objective, wanted=order.trials, deadline=order.deadline, lock=lock, waiting=waiting
+        )
+        if clock.seconds:
+            overhead = time.perf_counter() - began - waited - clock.seconds
+            times = {"trials": clock.seconds, "overhead": overhead}
             study.set_user_attr(_TIMES + uuid.uuid4().hex[:12], times)
         news.tell()
-    finally:
-        close(study)
 
 
 class Stopwatch:
