@@ -6,7 +6,6 @@ cannot act beside the others (`tellapart.conditions`). What is about the machine
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import tomllib
@@ -278,7 +277,7 @@ def _parsed(change: str) -> tuple[str, Any]:
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` with changes, less what acted before and is switched off by them without being named."""
-    changed = copy.deepcopy(dict(values))
+    changed = _without(values, ())
     for name, value in changes.items():
         section, _, key = name.partition(".")
         keys = changed.setdefault(section, {})

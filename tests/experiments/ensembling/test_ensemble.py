@@ -249,6 +249,11 @@ def test_a_student_learns_survives_a_kill_and_can_be_done_again(place: Path, pai
         tellapart.ensemble(
             [place / "a", place / "b"], out=place / "ab", distill=True, changes=["train.seed=4"], cache=place / "cache"
         )
+    with pytest.raises(InputError, match=r"distill\.teacher cannot act here: the student learns from the ensemble"):
+        tellapart.ensemble(
+            [place / "a", place / "b"], out=place / "ab", distill=True, changes=["distill.teacher=a"],
+            cache=place / "cache",
+        )  # fmt: skip
 
 
 def test_a_teacher_that_does_not_know_the_photos_is_refused(tmp_path: Path):

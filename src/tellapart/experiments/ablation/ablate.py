@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 
 _STOPPED = "stopped.json"
 """In the folder of a run whose loss became infinite."""
+_OWN = {
+    "train.seed": "an ablation has seeds 0, 1, 2 and so on: say how many with seeds (--seeds)",
+    "train.validate_every": "an ablation validates after each epoch, so that curves can be compared",
+}
+"""Settings that an ablation makes itself."""
 
 
 def ablate(
@@ -71,6 +76,9 @@ def ablate(
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}. Expected at least 1; 3 tell what a seed is worth.")
+    for name in (change.partition("=")[0].strip() for change in changes):
+        if name in _OWN:
+            raise InputError(f"{name} cannot act here: {_OWN[name]}. Leave it out.")
     recipe = load_recipe("fast" if recipe is None else recipe, changes)
     recipe = with_settings(recipe, {"train.validate_every": 1})  # curves of all variants, point for point
     folder = Path(out) if out is not None else Path("ablations") / Path(photos).resolve().stem

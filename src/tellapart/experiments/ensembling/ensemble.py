@@ -135,6 +135,8 @@ def _recipe_of_student(
     recipe: Recipe | str | Path | None, changes: Sequence[str], best: Member, teacher: Path
 ) -> Recipe:
     """Return the student's recipe; the teacher is named with the changes, which act beside one only."""
+    if any(change.partition("=")[0].strip() == "distill.teacher" for change in changes):
+        raise InputError("distill.teacher cannot act here: the student learns from the ensemble. Leave it out.")
     source = RunFolder(best.finished_run.folder).recipe() if recipe is None else recipe
     return student_recipe(load_recipe(source, [f"distill.teacher={teacher}", *changes]), teacher)
 

@@ -94,8 +94,12 @@ def values_of(recipe: Recipe, space: Space) -> dict[str, Value] | None:
     return values
 
 
-def space_text(part: Range | Choice) -> str:
-    """Return a range or choice as a user writes it."""
+def space_texts(space: Space) -> dict[str, str]:
+    """Return each range or choice as a user writes it."""
+    return {name: _text(part) for name, part in space.items()}
+
+
+def _text(part: Range | Choice) -> str:
     if isinstance(part, Choice):
         return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in part.values)
     return f"{part.low:g}..{part.high:g}{' log' if part.log else ''}"

@@ -103,17 +103,7 @@ def opened_study(
     """
     library = optuna_or_error()
     with _quiet(), reachable(url):
-        storage = library.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": patience_of(url)},
-            heartbeat_interval=heartbeat.every,
-            grace_period=heartbeat.patience,
-            heartbeat_stale_trial_callback=library.storages.RetryHeartbeatStaleTrialCallback(
-                max_retry=_MOST_DEATHS - 1, inherit_intermediate_values=True
-            ),
-        )
-        if url.startswith("sqlite"):
-            write_without_waiting(storage.engine)
+        storage = _storage(url, heartbeat)
         study: optuna.Study = library.create_study(
             storage=storage,
             study_name=name,
@@ -133,6 +123,23 @@ def opened_study(
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _storage(url: str, heartbeat: Heartbeat) -> Any:
+    """Return Optuna's storage, which puts back the trials of dead workers: few times, in case they are what kills."""
+    storages = optuna_or_error().storages
+    storage = storages.RDBStorage(
+        url,
+        engine_kwargs={"connect_args": patience_of(url)},
+        heartbeat_interval=heartbeat.every,
+        grace_period=heartbeat.patience,
+        heartbeat_stale_trial_callback=storages.RetryHeartbeatStaleTrialCallback(
+            max_retry=_MOST_DEATHS - 1, inherit_intermediate_values=True
+        ),
+    )
+    if url.startswith("sqlite"):
+        write_without_waiting(storage.engine)
+    return storage
 
 
 def begin_with(study: optuna.Study, values: dict[str, Value] | None) -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from tellapart.errors import InputError, RunError
 from tellapart.experiments.tuning.result import Tuning, front_of, table_of, winner_of
-from tellapart.experiments.tuning.search_space import recipe_with, space_text
+from tellapart.experiments.tuning.search_space import recipe_with, space_texts
 from tellapart.experiments.tuning.space_reader import search_space
 from tellapart.experiments.tuning.storage import without_password
 from tellapart.experiments.tuning.study import Heartbeat, locked, num_finished, optuna_or_error
@@ -149,7 +149,7 @@ def _claim(search: Search, photos: str, storage: str | None) -> None:
     """
     wanted: dict[str, Any] = {
         "photos": photos,
-        "space": {name: space_text(part) for name, part in search.space.items()},
+        "space": space_texts(search.space),
         "pareto": search.pareto,
         "prunes": search.prunes,
         "seed": search.seed,
@@ -238,8 +238,7 @@ def make_visible(prepared: Path, visible: Path) -> None:
 def _study_name(search: Search) -> str:
     """Return a name that two searches share only if they are the same, whichever machines they run on."""
     photos = [RunFolder(folder).record().data_sha256 for folder in (search.photos, search.visible)]
-    space = {name: space_text(part) for name, part in search.space.items()}
-    same = [photos, space, search.pareto, search.prunes, saved_values(search.recipe)]
+    same = [photos, space_texts(search.space), search.pareto, search.prunes, saved_values(search.recipe)]
     return f"tellapart-{sha256(json.dumps(same).encode())[:20]}"
 
 
@@ -287,7 +286,7 @@ def _summary(order: SearchJob) -> Tuning:
         recipe=recipe_with(search.recipe, best.values),
         front=front_of(trials) if search.pareto else (),
         importance=importance_of(trials, search.space),
-        space={name: space_text(part) for name, part in search.space.items()},
+        space=space_texts(search.space),
         rung=search.rung,
         seconds=seconds,
     )
@@ -298,7 +297,6 @@ def _confirmed(
 ) -> Tuning:
     """Train the winner and the recipe it is to beat with seeds that no trial had."""
     from tellapart.experiments.tuning.confirmation import confirm
-    from tellapart.run_folder import RunFolder
 
     if found.recipe == search.recipe:
         return replace(found, note=f"Nothing that was tried is better on the validation photos than {name} as it is.")

@@ -25,7 +25,7 @@ from tellapart.experiments.tuning.study import (
 )
 from tellapart.experiments.tuning.trial import KEPT, Search, milliseconds, run_trial, trial_recipe
 from tellapart.records import Progress
-from tellapart.training.callbacks import Announce
+from tellapart.training.callbacks import Announce, Watch
 
 if TYPE_CHECKING:
     import optuna
@@ -121,25 +121,12 @@ def _objective(
     folder = search.folder / "trials" / f"{trial.user_attrs[FOLDER_OF]:04d}"
     began = time.perf_counter() - float(trial.user_attrs.get("seconds", 0.0))
 
-    def watch(row: dict[str, Any]) -> None:
-        if "val_accuracy" not in row:
-            return
-        clock.stop()
-        try:
-            epoch = int(row["epoch"])
-            if not search.pareto:  # Optuna takes reports for one aim only
-                trial.report(row["val_accuracy"], epoch)
-                if epoch < search.recipe.train.epochs and trial.should_prune():
-                    raise library.TrialPruned
-        finally:
-            clock.start()
-
     def named(what: str, done: int, total: int) -> None:
         progress(f"trial {trial.number}: {what}", done, total)
 
     clock.start()
     try:
-        found = run_trial(search, folder, values, watch=watch, progress=named)
+        found = run_trial(search, folder, values, watch=_reports(search, trial, clock), progress=named)
     except library.TrialPruned:
         tidy(folder, keep_weights=False)
         raise
@@ -159,6 +146,24 @@ def _objective(
     tidy(folder, keep_weights=True)
     _keep_the_best(search, trials_of(trial.study), folder, found.accuracy)
     return found.accuracy if ms is None else (found.accuracy, ms)
+
+
+def _reports(search: Search, trial: optuna.Trial, clock: Stopwatch) -> Watch:
+    """Return what tells the study of each look of a trial at the validation photos, and stops a poor one."""
+    library = optuna_or_error()
+
+    def watch(row: dict[str, Any]) -> None:
+        if "val_accuracy" not in row or search.pareto:  # Optuna takes reports for one aim only
+            return
+        clock.stop()
+        try:
+            trial.report(row["val_accuracy"], int(row["epoch"]))
+            if row["epoch"] < search.recipe.train.epochs and trial.should_prune():
+                raise library.TrialPruned
+        finally:
+            clock.start()
+
+    return watch
 
 
 def _keep_the_best(search: Search, trials: tuple[Trial, ...], folder: Path, accuracy: float) -> None:
