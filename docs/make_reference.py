@@ -63,12 +63,18 @@ def _default(setting: FieldInfo) -> str:
 
 
 def _names(settings: tuple[str, ...]) -> str:
-    """Return a few names, or whole sections less what they do not share."""
-    if len(settings) < 4:
-        return ", ".join(f"`{name}`" for name in settings)
-    return (
-        "all of `augment`; all of `train` but `label_smoothing`, `precision`, `deterministic`, `seed`; `model.dropout`"
-    )
+    """Return the settings, a section that is mostly among them by what is not."""
+    parts = []
+    for section in dict.fromkeys(name.partition(".")[0] for name in settings):
+        known = dict.fromkeys(f"{section}.{key}" for each in section_models(section) for key in each.model_fields)
+        named = [name for name in settings if name in known]
+        others = [name for name in known if name not in settings]
+        if len(named) > 3 * len(others):
+            but = f" but {', '.join(f'`{name}`' for name in others)}" if others else ""
+            parts.append(f"all of `{section}`{but}")
+        else:
+            parts += [f"`{name}`" for name in named]
+    return ", ".join(parts)
 
 
 def _section(title: str, arguments: list[str]) -> str:
