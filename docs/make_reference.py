@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from tellapart.cli.main import app
-from tellapart.settings import Recipe
+from tellapart.conditions import CONDITIONS
+from tellapart.settings import Machine, Recipe, section_models
 
 HEAD = "# Commands\n\nMade from the commands' own help by `make docs`; change the code, not this page.\n"
 
@@ -24,20 +28,53 @@ def reference() -> str:
 
 
 def settings() -> str:
-    """Return the page of all settings of a recipe."""
+    """Return the page of all settings of a recipe, of what they need to act, and of those of the machine."""
     lines = ["# Settings of a recipe", "", "Made from `tellapart.settings` by `make docs`.", ""]
-    for section, field in Recipe.model_fields.items():
-        model = type(field.default)
-        lines += [f"## [{section}]", "", model.__doc__ or "", "", "| setting | default | meaning |", "|---|---|---|"]
-        for name, setting in model.model_fields.items():
-            default = json.dumps(setting.default) if setting.default != () else "[]"
-            lines.append(f"| `{name}` | `{default}` | {setting.description} |")
-        lines.append("")
-    lines += [
+    for section in Recipe.model_fields:
+        models = section_models(section)
+        lines += [f"## [{section}]", ""]
+        for model in models:
+            lines += _table(model)
+    return "\n".join([
+        *lines,
         "A stage in `train.stages` has `image_px` and `share`, its share of the epochs relative to the others.",
+        "", "## What a setting needs to act", "",
+        "A setting that cannot act beside the others is an error. What `--set` switches off in a recipe goes with it.",
         "",
-    ]
-    return "\n".join(lines)
+        "| setting | |", "|---|---|", *(f"| {_names(each.settings)} | {each.rule} |" for each in CONDITIONS), "",
+        "## The machine", "",
+        "Not in a recipe: `tellapart train --workers N --cache-limit-gb G`, the arguments of the same names of",
+        "`tellapart.train`, or the environment variables `TELLAPART_WORKERS` and `TELLAPART_CACHE_LIMIT_GB`, which all",
+        "commands that train read.", "",
+        *_table(Machine),
+    ])  # fmt: skip
+
+
+def _table(model: type[BaseModel]) -> list[str]:
+    rows = [f"| `{name}` | {_default(each)} | {each.description} |" for name, each in model.model_fields.items()]
+    return [model.__doc__ or "", "", "| setting | default | meaning |", "|---|---|---|", *rows, ""]
+
+
+def _default(setting: FieldInfo) -> str:
+    """Return the default, or the choices of a setting that has none."""
+    if setting.is_required():
+        return ", ".join(f"`{json.dumps(value)}`" for value in get_args(setting.annotation))
+    return f"`{json.dumps(setting.default)}`" if setting.default != () else "`[]`"
+
+
+def _names(settings: tuple[str, ...]) -> str:
+    """Return the settings, a section that is mostly among them by what is not."""
+    parts = []
+    for section in dict.fromkeys(name.partition(".")[0] for name in settings):
+        known = dict.fromkeys(f"{section}.{key}" for each in section_models(section) for key in each.model_fields)
+        named = [name for name in settings if name in known]
+        others = [name for name in known if name not in settings]
+        if len(named) > 3 * len(others):
+            but = f" but {', '.join(f'`{name}`' for name in others)}" if others else ""
+            parts.append(f"all of `{section}`{but}")
+        else:
+            parts += [f"`{name}`" for name in named]
+    return ", ".join(parts)
 
 
 def _section(title: str, arguments: list[str]) -> str:

@@ -18,7 +18,7 @@ import pytest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 import tellapart
-from tellapart import Observer
+from tellapart import Machine, Observer
 from tellapart.errors import InputError, RunError, TrainingStoppedError
 from tellapart.run import begin, run_stages
 from tellapart.run_folder import RunFolder, RunRequest
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 
 QUICK = [
     "data.image_px=32", "train.source_px=40", "train.epochs=6", "train.batch_size=16", "train.optimizer=adamw",
-    "train.learning_rate=2e-3", "train.warmup_epochs=1", "train.weight_average=0.1", "model.batchnorm_momentum=0.9",
+    "train.learning_rate=2e-3", "train.warmup_epochs=1", "train.weight_average=0.1",
     "train.recalibrate_photos=64", "train.deterministic=true", "train.precision=float32", "model.dropout=0.1",
     "train.stages=[{image_px=24, share=1}, {image_px=32, share=1}]",
 ]  # fmt: skip
@@ -252,7 +252,9 @@ def test_a_watched_run_stops_when_told_and_goes_on_from_there(uninterrupted: Pat
         run_stages(folder, cache, Observer(watch=until_the_third))
     assert [row["epoch"] for row in seen] == [1, 2, 3]
     assert (again / "manifest.csv").read_bytes() == (uninterrupted / "manifest.csv").read_bytes()
-    run = tellapart.resume(again, cache=cache)
+    run = tellapart.resume(again, cache=cache, machine=Machine(workers=1, cache_limit_gb=0.5))
+    assert json.loads((again / "environment.json").read_text())["machine"] == {"workers": 1, "cache_limit_gb": 0.5}
+    assert (again / "recipe.toml").read_bytes() == (uninterrupted / "recipe.toml").read_bytes()
     assert run.metrics["processor_seconds_training"] > 0
     assert same_weights(again, uninterrupted)
 

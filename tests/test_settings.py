@@ -7,7 +7,21 @@ from pathlib import Path
 import pytest
 
 from tellapart.errors import RecipeError
-from tellapart.settings import RECIPE_NAMES, Recipe, fitting_recipe, load_recipe, parse_duration, save_recipe
+from tellapart.settings import (
+    RECIPE_NAMES,
+    Backbone,
+    ConvNet,
+    Machine,
+    Recipe,
+    fitting_recipe,
+    load_recipe,
+    load_saved_recipe,
+    machine_from,
+    parse_duration,
+    save_recipe,
+    saved_values,
+    upgraded,
+)
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -23,9 +37,83 @@ def test_the_reference_recipe_is_the_defaults():
 
 
 def test_a_recipe_is_read_back_as_it_was_written(tmp_path):
-    for recipe in (load_recipe("fast"), load_recipe("fast", ["data.split=[0.5, 0.25, 0.25]", "train.seed=7"])):
+    changed = load_recipe("fast", ["data.split=[0.5, 0.25, 0.25]", "train.seed=7"])
+    head = load_recipe("transfer", ["model.unfreeze=0"])
+    for recipe in (*map(load_recipe, RECIPE_NAMES), changed, head):
         save_recipe(recipe, tmp_path / "recipe.toml")
         assert load_recipe(tmp_path / "recipe.toml") == recipe
+        assert load_saved_recipe(tmp_path / "recipe.toml") == recipe
+        assert upgraded(saved_values(recipe)) == saved_values(recipe)
+
+
+OLD = """
+[data]
+image_px = 64
+split = [0.7, 0.2, 0.1]
+cache_limit_gb = 20.0
+
+[augment]
+randaugment_ops = 0
+randaugment_magnitude = 0.3
+mix_probability = 1.0
+
+[model]
+name = "{name}"
+weights = "{weights}"
+unfreeze = 0.0
+width = 1.0
+dropout = 0.2
+l2 = 0.0
+batchnorm = true
+batchnorm_momentum = 0.9
+
+[train]
+epochs = 12
+optimizer = "adam"
+weight_decay = 0.05
+recalibrate_photos = 512
+workers = 4
+
+[distill]
+teacher = ""
+weight = 0.7
+temperature = 4.0
+"""
+"""As earlier versions saved a recipe: with all settings."""
+
+
+def test_the_recipe_of_a_run_of_an_earlier_version_opens(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(OLD.format(name="convnet", weights=""), "utf-8")
+    recipe = load_saved_recipe(file)
+    assert recipe.model == ConvNet(dropout=0.2, l2=0.0)
+    assert (recipe.data.image_px, recipe.train.epochs, recipe.train.recalibrate_photos) == (64, 12, 512)
+    assert recipe.train.weight_decay == 0, "it was not decayed, whatever the file says"
+    file.write_text(OLD.format(name="mobilenet_v2", weights=""), "utf-8")
+    assert load_saved_recipe(file).model == Backbone(name="mobilenet_v2", dropout=0.2, l2=0.0)
+    assert load_saved_recipe(file).train.recalibrate_photos == 512
+    file.write_text(OLD.format(name="mobilenet_v2", weights="imagenet"), "utf-8")
+    assert load_saved_recipe(file).train.epochs == Recipe().train.epochs, "only a head was fitted"
+
+
+def test_a_recipe_of_ones_own_is_told_where_a_setting_went_and_a_runs_is_not(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(OLD.format(name="convnet", weights=""), "utf-8")
+    with pytest.raises(RecipeError, match=r"train\.workers is about the machine.*--workers, workers=… to"):
+        load_recipe(file)
+    with pytest.raises(RecipeError, match=r"data\.cache_limit_gb is about .*variable TELLAPART_CACHE_LIMIT_GB"):
+        load_recipe(changes=["data.cache_limit_gb=5"])
+    (tmp_path / "environment.json").write_text("{}")
+    assert load_recipe(file, ["train.epochs=3"]).train.epochs == 3
+
+
+def test_the_machine_is_what_is_given_else_what_the_environment_says():
+    environment = {"TELLAPART_WORKERS": "3", "TELLAPART_CACHE_LIMIT_GB": ""}
+    assert machine_from(environment={}) == Machine(workers=0, cache_limit_gb=20)
+    assert machine_from(environment=environment) == Machine(workers=3, cache_limit_gb=20)
+    assert machine_from(workers=0, cache_limit_gb=0.5, environment=environment) == Machine(cache_limit_gb=0.5)
+    with pytest.raises(RecipeError, match=r"workers \(--workers, TELLAPART_WORKERS\) is 'many': .*valid integer"):
+        machine_from(environment={"TELLAPART_WORKERS": "many"})
 
 
 def test_changes_apply_to_a_recipe_object_as_to_a_file():
@@ -61,6 +149,10 @@ def test_a_pretrained_network_gets_its_recipe(changes: list[str], in_time: bool,
         ("train.epochs=0", r"Setting 'train\.epochs' is 0: .*greater than or equal to 1"),
         ("train.learning_rate=nan", r"Setting 'train\.learning_rate' is nan: .*finite"),
         ("train.optimizer=adan", r"'train\.optimizer' is 'adan': .*'adam', 'adamw' or 'sgd'"),
+        ("model.name=mobilenet", r"'model\.name' is 'mobilenet'\. Did you mean 'mobilenet_v2'\? Expected one of"),
+        ("model.name=3", r"'model\.name' is '3'\. Expected one of convnet"),
+        ("model.widht=2", r"Unknown setting 'model\.widht'\. Did you mean 'width'\? Known here: .*unfreeze"),
+        ("model.dropout=2", r"Setting 'model\.dropout' is 2: .*less than 1"),
         ("data.split=[0.7, 0.2, 0.2]", r"must add up to 1"),
         ("data.split=[0.0, 0.5, 0.5]", r"with a train share above 0"),
         ("epochs=3", r"'epochs=3' is not a setting\. Write it as section\.key=value"),

@@ -29,19 +29,20 @@ if TYPE_CHECKING:
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
     from tellapart.run import Run, resume, train
-    from tellapart.settings import Recipe, load_recipe
+    from tellapart.settings import Machine, Recipe, load_recipe
     from tellapart.shipping.export import export
 
 __version__ = "0.1.0"
 __all__ = [
-    "BundleClassifier", "Classifier", "Observer", "Prediction", "Recipe", "Run", "ablate", "benchmark", "check",
-    "compare", "draw", "ensemble", "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle", "predict",
-    "reproduce", "resume", "train", "tune",
+    "BundleClassifier", "Classifier", "Machine", "Observer", "Prediction", "Recipe", "Run", "ablate", "benchmark",
+    "check", "compare", "draw", "ensemble", "evaluate", "export", "heat_maps", "load", "load_recipe", "open_bundle",
+    "predict", "reproduce", "resume", "train", "tune",
 ]  # fmt: skip
 
 _HOMES = {
     "BundleClassifier": "bundles.predictor",
     "Classifier": "evaluation.predict",
+    "Machine": "settings",
     "Recipe": "settings",
     "Run": "run",
     "ablate": "experiments.ablation.ablate",

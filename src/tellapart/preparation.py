@@ -16,7 +16,7 @@ from tellapart.evaluation.predictions import refuse_leak, teacher_for
 from tellapart.files import write_json
 from tellapart.records import SPLITS, Manifest, Observer, Progress
 from tellapart.run_folder import RunFolder, RunRequest
-from tellapart.settings import Recipe
+from tellapart.settings import Machine, Recipe
 from tellapart.training.environment import data_hash, environment
 from tellapart.training.inputs import Photos
 
@@ -86,7 +86,13 @@ def prepare(folder: RunFolder, recipe: Recipe, observer: Observer) -> None:
 
 
 def open_photos(
-    folder: RunFolder, recipe: Recipe, cache: str | os.PathLike[str] | None, progress: Progress, *, ahead: bool = False
+    folder: RunFolder,
+    recipe: Recipe,
+    cache: str | os.PathLike[str] | None,
+    progress: Progress,
+    machine: Machine,
+    *,
+    ahead: bool = False,
 ) -> Photos:
     """Open the readable photos of the manifest, decoding what the cache lacks; `ahead`: while the caller goes on."""
     manifest = folder.manifest()
@@ -97,7 +103,7 @@ def open_photos(
             frame,
             image_px,
             folder=Path(cache) if cache is not None else default_cache(),
-            limit_bytes=int(recipe.data.cache_limit_gb * 1e9),
+            limit_bytes=int(machine.cache_limit_gb * 1e9),
             max_pixels=recipe.data.max_pixels,
             progress=progress,
             ahead=ahead,
@@ -108,7 +114,7 @@ def open_photos(
     if started_from := folder.record().request.begin_from:
         refuse_leak(Path(started_from), frame, "run to begin from")
     teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
-    return Photos(pictures, sources, frame, classes, teacher)
+    return Photos(pictures, sources, frame, classes, teacher, machine.workers)
 
 
 def _refuse_unusable(manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ from tellapart.files import write_json
 from tellapart.preparation import open_photos, prepare
 from tellapart.records import Announce, Observer, Prediction, Progress, no_progress
 from tellapart.run_folder import RunFolder, RunRequest, new_folder
-from tellapart.settings import Recipe, fitting_recipe, load_recipe, save_recipe
+from tellapart.settings import Machine, Recipe, fitting_recipe, load_recipe, machine_from, save_recipe
 from tellapart.training.checkpoint import seconds_spent
 from tellapart.training.distillation import loss_in_words
 from tellapart.training.environment import accelerator_peak_memory_mb, environment, peak_memory_mb
@@ -109,6 +109,7 @@ def train(
     begin_from: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    machine: Machine | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Train a classifier on photos and measure it.
@@ -124,6 +125,8 @@ def train(
             their split.
         out: the new run folder; None: ``runs/NAME-DATE``.
         cache: the folder for decoded pictures; None: the user's cache folder.
+        machine: threads and disk space; None: ``TELLAPART_WORKERS`` and ``TELLAPART_CACHE_LIMIT_GB``, else a thread for
+            each processor and 20 GB.
         observer: whom to tell what is done; None: announcements are logged.
 
     Returns:
@@ -146,7 +149,7 @@ def train(
         split_from=None if split_from is None else os.fspath(split_from),
         begin_from=None if begin_from is None else os.fspath(begin_from),
     )
-    return run_stages(begin(recipe, request, out), cache, observer, started=started)
+    return run_stages(begin(recipe, request, out), cache, observer, machine=machine, started=started)
 
 
 def resume(
@@ -154,6 +157,7 @@ def resume(
     *,
     photos: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    machine: Machine | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Go on with an interrupted run, by its own recipe and time budget.
@@ -162,6 +166,7 @@ def resume(
         run: its folder, wherever it is now.
         photos: where they are now, if they have moved.
         cache: the folder for decoded pictures; None: the user's cache folder.
+        machine: threads and disk space, as `train` takes it.
         observer: whom to tell what is done; None: announcements are logged.
 
     Returns:
@@ -175,7 +180,7 @@ def resume(
     Example:
         >>> run = tellapart.resume("runs/photos-20261127-101500")
     """
-    return run_stages(reopen(Path(run), photos), cache, observer)
+    return run_stages(reopen(Path(run), photos), cache, observer, machine=machine)
 
 
 def begin(
@@ -238,6 +243,7 @@ def run_stages(
     cache: str | os.PathLike[str] | None = None,
     observer: Observer | None = None,
     *,
+    machine: Machine | None = None,
     started: float | None = None,
 ) -> Run:
     """Do what a run folder asks for and has not got yet: each stage leaves a file that says so.
@@ -246,12 +252,15 @@ def run_stages(
         folder: made by `begin`, or interrupted.
         cache: the folder for decoded pictures; None: the user's cache folder.
         observer: whom to tell.
+        machine: threads and disk space; None: as the environment says.
         started: when its time budget began to count, by `time.time`; None: now.
     """
     started, observer = started or time.time(), observer or Observer()
     if folder.is_finished:
         observer.announce(f"{folder.path} is already finished.")
         return Run(folder.path, folder.metrics())
+    machine = machine or machine_from()
+    folder.update_record(machine=machine.model_dump())
     recipe, request = folder.recipe(), folder.record().request
     observer.announce(f"Run folder: {folder.path}")
     if recipe.distill.teacher:
@@ -267,7 +276,7 @@ def run_stages(
     ahead = precision_ahead(recipe, Path(cache) if cache is not None else default_cache())
     if not folder.has_photos:
         prepare(folder, recipe, observer)
-    photos = open_photos(folder, recipe, cache, observer.progress, ahead=True)
+    photos = open_photos(folder, recipe, cache, observer.progress, machine, ahead=True)
 
     # Training
     replayed = RunFolder(Path(request.replay)).record() if request.replay else None

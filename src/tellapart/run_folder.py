@@ -22,7 +22,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from tellapart.errors import RunError
 from tellapart.files import read_json, write_json, write_text
-from tellapart.settings import Recipe, load_recipe, save_recipe
+from tellapart.settings import Recipe, load_saved_recipe, save_recipe
 from tellapart.tables import csv_text, read_csv
 
 SCHEMA_VERSION = 2
@@ -81,6 +81,7 @@ class RunRecord(BaseModel):
         segments: of the training that was done, each as `training.schedule.Segment.to_dict` gives it.
         planned_steps: that the weight average took its length from.
         time_plan: how a time budget was divided before the photos were scanned.
+        machine: what the run may use of its machine: threads, and room for decoded pictures.
         python: version of the interpreter; packages, backend, processor and so on are the machine's.
     """
 
@@ -99,6 +100,7 @@ class RunRecord(BaseModel):
     segments: list[dict[str, Any]] = Field(default_factory=list)
     planned_steps: int = 0
     time_plan: dict[str, Any] | None = None
+    machine: dict[str, Any] | None = None
     python: str = ""
     backend: str = ""
     processor: str = ""
@@ -236,7 +238,7 @@ class RunFolder:
 
     def recipe(self) -> Recipe:
         """Return the recipe; the defaults where an old run has none."""
-        return load_recipe(self.recipe_path) if self.recipe_path.is_file() else Recipe()
+        return load_saved_recipe(self.recipe_path) if self.recipe_path.is_file() else Recipe()
 
     def record(self) -> RunRecord:
         """Return what ``environment.json`` says.

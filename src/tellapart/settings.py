@@ -1,172 +1,80 @@
 """The recipe: every setting that decides what a training run does. Knows nothing about Keras.
 
-A recipe is one small TOML file. Unknown keys are errors, with the nearest known name offered.
+A recipe is one small TOML file. Unknown keys are errors, with the nearest known name offered, and so are settings that
+cannot act beside the others (`tellapart.conditions`). What is about the machine, and changes no number, is `Machine`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
+from tellapart.conditions import ESSENTIAL, unused
 from tellapart.errors import RecipeError, nearest
 from tellapart.files import write_text
+from tellapart.sections import Augment, Backbone, ConvNet, Data, Distill, Model, Section, Stage, Train
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Data(_Section):
-    """How photos become splits and arrays."""
-
-    image_px: int = Field(224, ge=16, le=1024, description="side of the square picture the network sees")
-    split: tuple[Fraction, Fraction, Fraction] = Field(
-        (0.7, 0.2, 0.1), description="shares of train, validation and test"
-    )
-    split_seed: int = Field(0, description="another number gives another split")
-    max_pixels: int = Field(100_000_000, ge=1, description="larger images are refused before they are decoded")
-    cache_limit_gb: float = Field(20.0, ge=0, description="decoded pictures kept on disk; 0 keeps none")
-
-    @model_validator(mode="after")
-    def _shares_add_up(self) -> Data:
-        if abs(sum(self.split) - 1) > 1e-6 or self.split[0] <= 0:
-            raise ValueError(f"split {list(self.split)} must add up to 1 with a train share above 0")
-        return self
+__all__ = [
+    "MOVED", "RECIPE_NAMES", "Augment", "Backbone", "ConvNet", "Data", "Distill", "Machine", "Model", "Recipe", "Stage",
+    "Train", "acts", "find_recipe", "fitting_recipe", "load_recipe", "load_saved_recipe", "machine_from",
+    "parse_duration", "recipe_from", "save_recipe", "saved_values", "section_models", "unused_settings", "upgraded",
+    "with_settings",
+]  # fmt: skip
 
 
-class Augment(_Section):
-    """The random changes made to each training picture, in Keras' meaning of the ranges."""
-
-    flip: bool = Field(True, description="mirror left and right, one time in two")
-    rotation: float = Field(0.2, ge=0, le=0.5, description="largest turn either way, as a share of a full circle")
-    zoom: float = Field(0.2, ge=0, lt=1, description="largest zoom out or in, as a share of the side")
-    translation: float = Field(0.0, ge=0, le=0.5, description="largest shift, as a share of the side")
-    brightness: float = Field(0.0, ge=0, le=1, description="largest change of brightness, as a share of white")
-    contrast: float = Field(0.2, ge=0, lt=1, description="largest change of contrast about each channel's mean")
-    randaugment_ops: int = Field(0, ge=0, le=14, description="operations of RandAugment on each picture; 0: none")
-    randaugment_magnitude: float = Field(0.3, ge=0, le=1, description="strength of RandAugment's operations")
-    erase: Fraction = Field(0.0, description="share of the pictures that lose a random rectangle to noise")
-    mixup: float = Field(0.0, ge=0, le=10, description="alpha of MixUp's Beta distribution; 0: no MixUp")
-    cutmix: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        description="alpha of CutMix's Beta distribution; 0: no CutMix; with mixup each batch takes one",
-    )
-    mix_probability: Fraction = Field(1.0, description="share of the batches that mixup or cutmix mixes")
-
-
-class Model(_Section):
-    """The network."""
-
-    name: Literal[
-        "convnet", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet50", "densenet121",
-        "efficientnet_b0", "efficientnet_v2_b0", "convnext_tiny",
-    ] = Field("convnet", description="which network; all but convnet are those of keras.applications")  # fmt: skip
-    weights: str = Field(
-        "", description='to begin from: "imagenet" (Keras downloads it), or a file; "": from scratch. Not for convnet'
-    )
-    unfreeze: Fraction = Field(
-        0.0, description="share of a pretrained network's layers, from the top, that learn after its head"
-    )
-    width: float = Field(
-        1.0, gt=0, le=4, description="times the channels of the convnet, in eights: 2 is twice as many in each layer"
-    )
-    dropout: float = Field(0.5, ge=0, lt=1, description="share of the features that are dropped in training")
-    l2: float = Field(1e-4, ge=0, description="L2 penalty on the kernels of the convnet, or of the head")
-    batchnorm: bool = Field(True, description="BatchNormalization after each convolution of the convnet")
-    batchnorm_momentum: float = Field(0.99, gt=0, lt=1, description="of the convnet's running mean and variance")
-
-    @model_validator(mode="after")
-    def _settings_fit_the_network(self) -> Model:
-        if self.weights and self.name == "convnet":
-            raise ValueError("there are no pretrained weights of convnet: name another network, as in mobilenet_v2")
-        if self.width != 1 and self.name != "convnet":
-            raise ValueError(f"only the convnet has a width: leave it at 1 for {self.name}")
-        return self
-
-
-class Stage(_Section):
-    """One stage of progressive resizing."""
-
-    image_px: int = Field(ge=16, le=1024, description="side of the training pictures in this stage")
-    share: float = Field(gt=0, description="of the epochs, relative to the other stages")
-
-
-class Train(_Section):
-    """The optimisation."""
-
-    epochs: int = Field(45, ge=1, description="times over the training photos")
-    batch_size: int = Field(32, ge=1, description="pictures per step")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="which optimiser")
-    learning_rate: float = Field(1e-3, gt=0, description="highest rate")
-    final_learning_rate: float = Field(1e-4, ge=0, description="rate at the end of the cosine")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs in which the rate rises from 0")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay (adamw)")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")
-    weight_average: float = Field(
-        0.0, ge=0, lt=1, description="length of the running average of the weights, as a share of all steps; 0: none"
-    )
-    snapshots: int = Field(
-        0,
-        ge=0,
-        le=20,
-        description="weights kept on the way, in the second half of the schedule, for `tellapart ensemble`",
-    )
-    patience: int = Field(10, ge=1, description="epochs without a better validation score before stopping")
-    stages: tuple[Stage, ...] = Field((), description="progressive resizing; none: image_px throughout")
-    source_px: int = Field(
-        0, ge=0, le=1024, description="side of the stored pictures that training crops from; 0: image_px"
-    )
-    recalibrate_photos: int = Field(
-        0, ge=0, description="clean photos that BatchNorm's statistics are estimated on again; 0 for none"
-    )
-    validate_every: int = Field(1, ge=1, description="epochs between two looks at the validation photos")
-    precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
-        "auto", description="auto measures both and keeps the faster"
-    )
-    deterministic: bool = Field(False, description="the same weights, bit for bit, on the same machine")
-    seed: int = Field(0, description="of initial weights, order, augmentation and dropout")
-    workers: int = Field(0, ge=0, le=64, description="threads that make batches; 0: one for each processor")
-
-
-class Distill(_Section):
-    """What is learned from another run, such as an ensemble, beside the labels."""
-
-    teacher: str = Field("", description='a finished run folder whose probabilities are learned; "": labels alone')
-    weight: Fraction = Field(0.7, description="share of the loss that the teacher decides; the labels decide the rest")
-    temperature: float = Field(4.0, gt=0, le=20, description="softens teacher and student alike; 1: as they are")
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """All settings of one training run. The defaults are recipes/reference.toml."""
 
     data: Data = Data()
     augment: Augment = Augment()
-    model: Model = Model()
+    model: Model = Field(ConvNet(), discriminator="name")
     train: Train = Train()
     distill: Distill = Distill()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _the_convnet_needs_no_name(cls, values: Any) -> Any:
+        model = values.get("model") if isinstance(values, dict) else None
+        return {**values, "model": {"name": "convnet", **model}} if isinstance(model, dict) else values
+
     @model_validator(mode="after")
-    def _a_student_is_trained(self) -> Recipe:
+    def _all_that_was_given_acts(self) -> Recipe:
+        if problems := unused_settings(self.model_dump(exclude_unset=True)):
+            raise PydanticCustomError("unused_setting", "{lines}", {"lines": "\n".join(problems.values())})
         if self.distill.teacher and self.model.weights and not self.model.unfreeze:
-            raise ValueError("the head of a pretrained network is fitted to labels alone: set model.unfreeze as well")
+            raise PydanticCustomError(
+                "unused_setting",
+                "The head of a pretrained network is fitted to labels alone: with distill.teacher set model.unfreeze.",
+            )
         return self
 
+
+class Machine(Section):
+    """What a run may use of the machine that it runs on. It changes no number, and is no part of the recipe."""
+
+    workers: int = Field(0, ge=0, le=64, description="threads that make batches; 0: one for each processor")
+    cache_limit_gb: float = Field(20.0, ge=0, description="decoded pictures kept on disk; 0 keeps none")
+
+
+MOVED = {"train.workers": "workers", "data.cache_limit_gb": "cache_limit_gb"}
+"""Settings of a recipe once, and what they are called in `Machine`."""
 
 RECIPE_NAMES = ("reference", "fast", "demo", "transfer")
 
 
 def load_recipe(source: Recipe | str | Path | None = None, changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply changes to it and check it.
+
+    What a change switches off is left out: with ``train.optimizer=sgd`` the weight decay of a recipe with adamw goes
+    too. A setting that is named itself and cannot act is an error.
 
     Args:
         source: a recipe, a TOML file, the name of a recipe that comes with tellapart ("reference", "fast", "demo",
@@ -177,7 +85,8 @@ def load_recipe(source: Recipe | str | Path | None = None, changes: Sequence[str
         The checked recipe.
 
     Raises:
-        RecipeError: an unknown key, a value that does not fit, or a file that cannot be read.
+        RecipeError: an unknown key, a value that does not fit, a setting that cannot act, or a file that cannot be
+            read.
 
     Example:
         >>> load_recipe(changes=["train.epochs=3"]).train.epochs
@@ -185,18 +94,31 @@ def load_recipe(source: Recipe | str | Path | None = None, changes: Sequence[str
     """
     values: dict[str, Any] = {}
     if isinstance(source, Recipe):
-        values = source.model_dump(mode="json")
+        values = saved_values(source)
     elif source is not None:
         path = find_recipe(str(source))
-        try:
-            values = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise RecipeError(f"Recipe {path} cannot be read: {error.strerror}.") from error
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise RecipeError(f"Recipe {path} is not valid TOML: {error}.") from error
-    for change in changes:
-        _apply(values, change)
-    return recipe_from(values)
+        values = _read(path)
+        if path.with_name("environment.json").is_file():  # a run's own, which may be of an earlier version
+            values = upgraded(values)
+    return recipe_from(_changed(values, dict(map(_parsed, changes))))
+
+
+def load_saved_recipe(path: Path) -> Recipe:
+    """Read a recipe that `save_recipe` wrote, in this version or an earlier one.
+
+    Raises:
+        RecipeError: the file cannot be read, or was changed to what is no recipe.
+    """
+    return recipe_from(upgraded(_read(path)))
+
+
+def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a saved recipe as this version writes them.
+
+    Earlier versions saved all settings: those that could not act are left out, and so are those that are the machine's.
+    """
+    own = _without(values, MOVED)
+    return _without(own, unused_settings(own))
 
 
 def fitting_recipe(changes: Sequence[str], *, in_time: bool) -> str:
@@ -206,46 +128,100 @@ def fitting_recipe(changes: Sequence[str], *, in_time: bool) -> str:
         changes: as for `load_recipe`; with pretrained weights it is "transfer", whose picture size and rates they need.
         in_time: whether the run has a time budget: "fast" then, else "reference".
     """
-    values: dict[str, Any] = {}
-    for change in changes:
-        _apply(values, change)
-    if values.get("model", {}).get("weights"):
+    if dict(map(_parsed, changes)).get("model.weights"):
         return "transfer"
     return "fast" if in_time else "reference"
 
 
-def recipe_from(values: dict[str, Any]) -> Recipe:
+def recipe_from(values: Mapping[str, Any]) -> Recipe:
     """Check `values`, nested by section, and return them as a `Recipe`."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error)) from None
+        raise RecipeError(_explain(error, unused_settings(values))) from None
 
 
 def with_settings(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """Return `recipe` with some settings changed, checked anew.
+    """Return `recipe` with some settings changed, checked anew; what they switch off is left out.
 
     Args:
         recipe: stays as it is.
         changes: values by "section.key".
 
     Raises:
-        RecipeError: an unknown key, or a value that does not fit.
+        RecipeError: an unknown key, a value that does not fit, or a setting that cannot act.
 
     Example:
         >>> with_settings(Recipe(), {"train.epochs": 3}).train.epochs
         3
     """
+    return recipe_from(_changed(saved_values(recipe), changes))
+
+
+def acts(recipe: Recipe, name: str, changes: Mapping[str, Any] | None = None) -> bool:
+    """Return whether the setting `name`, as "section.key", can act in `recipe` with `changes`."""
+    values = _changed(saved_values(recipe), changes or {})
+    section, _, key = name.partition(".")
+    values[section].setdefault(key, None)
+    return name not in unused_settings(values)
+
+
+def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return why settings cannot act beside the others, by "section.key"; only those that are given are looked at.
+
+    Args:
+        values: nested by section; what is missing has its default.
+    """
+    given = {
+        f"{section}.{key}": value
+        for section, keys in values.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    }
+    return unused(given, lambda name: given[name] if name in given else _default(name))
+
+
+def saved_values(recipe: Recipe) -> dict[str, Any]:
+    """Return each setting of `recipe` that acts, nested by section, as plain values for TOML and JSON."""
     values = recipe.model_dump(mode="json")
-    for name, value in changes.items():
-        section, _, key = name.partition(".")
-        values.setdefault(section, {})[key] = value
-    return recipe_from(values)
+    return _without(values, unused_settings(values))
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write every setting of `recipe` as TOML, atomically."""
-    write_text(path, tomli_w.dumps(recipe.model_dump(mode="json")))
+    """Write each setting of `recipe` that acts as TOML, atomically."""
+    write_text(path, tomli_w.dumps(saved_values(recipe)))
+
+
+def section_models(section: str) -> tuple[type[BaseModel], ...]:
+    """Return the models of a section: one, or one for each kind of network."""
+    annotation: Any = Recipe.model_fields[section].annotation
+    return get_args(annotation) or (annotation,)
+
+
+def machine_from(
+    *, workers: int | None = None, cache_limit_gb: float | None = None, environment: Mapping[str, str] = os.environ
+) -> Machine:
+    """Return what a run may use of this machine: what is given, else what the environment says, else the defaults.
+
+    Args:
+        workers: threads that make batches; None: ``TELLAPART_WORKERS``.
+        cache_limit_gb: of decoded pictures on disk; None: ``TELLAPART_CACHE_LIMIT_GB``.
+        environment: of the process.
+
+    Raises:
+        RecipeError: a value that does not fit.
+    """
+    given: dict[str, Any] = {"workers": workers, "cache_limit_gb": cache_limit_gb}
+    for name, value in given.items():
+        given[name] = environment.get(_variable(name)) or None if value is None else value
+    try:
+        return Machine.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        raise RecipeError(
+            f"{name} ({_flag(name)}, {_variable(name)}) is {problem.get('input')!r}: {problem['msg']}."
+        ) from None
 
 
 def find_recipe(name: str) -> Path:
@@ -277,7 +253,17 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
-def _apply(values: dict[str, Any], change: str) -> None:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(f"Recipe {path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"Recipe {path} is not valid TOML: {error}.") from error
+
+
+def _parsed(change: str) -> tuple[str, Any]:
+    """Read ``"section.key=value"``."""
     name, equals, text = change.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
@@ -286,34 +272,85 @@ def _apply(values: dict[str, Any], change: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    values.setdefault(section, {})
-    if not isinstance(values[section], dict):
-        raise RecipeError(f"{section!r} is not a section. Sections are {', '.join(Recipe.model_fields)}.")
-    values[section][key] = value
+    return f"{section}.{key}", value
 
 
-def _explain(error: ValidationError) -> str:
+def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with changes, less what acted before and is switched off by them without being named."""
+    changed = _without(values, ())
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        keys = changed.setdefault(section, {})
+        if not isinstance(keys, dict):
+            raise RecipeError(f"{section!r} is not a section. Sections are {', '.join(Recipe.model_fields)}.")
+        keys[key] = value
+    switched_off = unused_settings(changed).keys() - unused_settings(values).keys() - changes.keys() - ESSENTIAL
+    return _without(changed, switched_off)
+
+
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {
+        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in names}
+        if isinstance(keys, dict)
+        else keys
+        for section, keys in values.items()
+    }
+
+
+def _default(name: str) -> Any:
+    section, _, key = name.partition(".")
+    return next(each.model_fields[key].default for each in section_models(section) if key in each.model_fields)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _variable(name: str) -> str:
+    return f"TELLAPART_{name.upper()}"
+
+
+def _explain(error: ValidationError, unused_ones: Mapping[str, str]) -> str:
     lines = []
     for problem in error.errors():
         where = [str(part) for part in problem["loc"]]
+        if where[:1] == ["model"] and len(where) > 1:
+            where = ["model", *where[2:]]  # pydantic names the network in between
         name = ".".join(where)
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(where[:-1])
-            hint = nearest(where[-1], known)
-            if not hint:
-                everywhere = {f"{s}.{k}" for s in Recipe.model_fields for k in _known_keys([s])}
-                owners = [key for key in everywhere if key.split(".")[1] == where[-1]]
-                hint = f" Did you mean '{owners[0]}'?" if owners else ""
-            lines.append(f"Unknown setting {name!r}.{hint} Known here: {', '.join(known)}.")
+        if problem["type"] == "unused_setting":
+            lines.append(problem["msg"])
+        elif problem["type"] == "extra_forbidden":
+            lines.append(unused_ones.get(name) or _unknown(where))
+        elif problem["type"] == "union_tag_invalid":
+            tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
+            hint = nearest(tag, known.split(", "))
+            lines.append(f"Setting 'model.name' is {tag!r}.{hint} Expected one of {known}.")
         else:
             lines.append(f"Setting {name!r} is {problem.get('input')!r}: {problem['msg']}.")
     return "\n".join(lines)
 
 
+def _unknown(where: Sequence[str]) -> str:
+    """Say of a key that no section has what was meant, or where it went."""
+    name = ".".join(where)
+    if name in MOVED:
+        new = MOVED[name]
+        return (
+            f"{name} is about the machine, and no longer a setting of a recipe: give {_flag(new)}, {new}=… to "
+            f"tellapart.train, or the environment variable {_variable(new)}."
+        )
+    known = _known_keys(where[:-1])
+    hint = nearest(where[-1], known)
+    if not hint:
+        everywhere = {f"{s}.{k}" for s in Recipe.model_fields for k in _known_keys([s])}
+        owners = sorted(key for key in everywhere if key.split(".")[1] == where[-1])
+        hint = f" Did you mean '{owners[0]}'?" if owners else ""
+    return f"Unknown setting {name!r}.{hint} Known here: {', '.join(known)}."
+
+
 def _known_keys(where: Sequence[str]) -> list[str]:
-    section: Any = Recipe
-    for part in where:
-        if part in section.model_fields:
-            annotation = section.model_fields[part].annotation
-            section = annotation if isinstance(annotation, type) else Stage
-    return list(section.model_fields)
+    """Return the keys of the recipe, of a section or of a stage."""
+    if not where:
+        return list(Recipe.model_fields)
+    models = section_models(where[0]) if len(where) == 1 else (Stage,)
+    return list(dict.fromkeys(key for each in models for key in each.model_fields))

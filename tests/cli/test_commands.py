@@ -65,7 +65,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_shows_the_metrics_and_leaves_a_run(command, photos: Path, tmp_path: Path):
     changes = [word for change in QUICK for word in ("--set", change)]
-    ended = command("train", photos, *changes, "--out", tmp_path / "run", "--cache-limit", 0)
+    ended = command("train", photos, *changes, "--out", tmp_path / "run", "--cache-limit-gb", 0, "--workers", 1)
     assert ended.code == 0
     assert "accuracy" in ended.out
     assert "Plan: " in ended.err

@@ -12,7 +12,7 @@ import pytest
 from tellapart.errors import RunError
 from tellapart.evaluation.predict import load
 from tellapart.models.build import build
-from tellapart.settings import Model
+from tellapart.settings import ConvNet
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_a_model_with_an_output_for_each_class_is_opened(run: Path):
-    model = build(Model(), 3, 16, seed=1)
+    model = build(ConvNet(), 3, 16, seed=1)
     model.save(run / "model.keras")
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     classifier = load(run)
@@ -44,11 +44,11 @@ def test_files_that_are_no_model_are_refused(run: Path):
 
 
 def other_classes() -> keras.Model:
-    return build(Model(), 10, 16)
+    return build(ConvNet(), 10, 16)
 
 
 def any_size() -> keras.Model:
-    return build(Model(), 3, None)
+    return build(ConvNet(), 3, None)
 
 
 def no_pictures() -> keras.Model:

@@ -14,12 +14,12 @@ from tellapart.evaluation.predict import Classifier
 from tellapart.explain.files import explain_files, heat_maps
 from tellapart.explain.maps import DEFAULT_METHOD, METHODS
 from tellapart.models.build import build
-from tellapart.settings import Model
+from tellapart.settings import ConvNet
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    return Classifier(build(Model(), 3, 32, seed=1), ["ant", "bee", "cat or dog"])
+    return Classifier(build(ConvNet(), 3, 32, seed=1), ["ant", "bee", "cat or dog"])
 
 
 @pytest.fixture

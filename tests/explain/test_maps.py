@@ -10,7 +10,7 @@ from tellapart.errors import InputError
 from tellapart.explain import maps
 from tellapart.models.build import build
 from tellapart.models.layers import LayerReader, feature_layer, feature_maps, first_layer
-from tellapart.settings import Model
+from tellapart.settings import ConvNet
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 16, 20, 3), np.uint8)
@@ -65,7 +65,7 @@ def test_cams_of_a_reading_are_what_their_formulas_say():
     np.testing.assert_allclose(maps.layer_cam_values(reading), [[[0.5, 4.5]]])
 
 
-@pytest.mark.parametrize("make", [pooled_network, lambda: build(Model(), 3, 16, seed=1)])
+@pytest.mark.parametrize("make", [pooled_network, lambda: build(ConvNet(), 3, 16, seed=1)])
 def test_integrated_gradients_add_up_to_the_difference_of_the_scores(make):
     """Completeness: Sundararajan et al. 2017, proposition 1; each ReLU on the way costs the sum some exactness."""
     model = make()
@@ -95,7 +95,7 @@ def test_occlusion_finds_the_one_place_that_counts():
 
 @pytest.mark.parametrize("name", maps.METHODS)
 def test_heat_maps_are_in_range_and_each_image_has_its_own(name):
-    model = build(Model(), 3, 20, seed=2)
+    model = build(ConvNet(), 3, 20, seed=2)
     images = RNG.integers(0, 256, (3, 20, 20, 3), np.uint8)
     heat = maps.METHODS[name](model, images, TARGETS[:3])
     assert (heat.shape, heat.dtype) == ((3, 20, 20), np.float32)
@@ -107,7 +107,7 @@ def test_heat_maps_are_in_range_and_each_image_has_its_own(name):
 
 
 def test_the_network_is_left_as_it_was():
-    model = build(Model(), 3, 16, seed=3)
+    model = build(ConvNet(), 3, 16, seed=3)
     before, call = model.predict_on_batch(IMAGES[:, :, :16]), feature_layer(model).call
     maps.grad_cam(model, np.ascontiguousarray(IMAGES[:, :, :16]), TARGETS)
     np.testing.assert_array_equal(model.predict_on_batch(IMAGES[:, :, :16]), before)

@@ -15,7 +15,7 @@ from drawing import photo
 from tellapart.errors import InputError, RecipeError
 from tellapart.models.backbones import BACKBONES, backbone_network, features_of, freeze, inside_of, load_pretrained
 from tellapart.models.build import build, build_for_training, copy_weights
-from tellapart.settings import Model, load_recipe
+from tellapart.settings import Backbone, Recipe, acts, load_recipe
 
 SIDE = 64
 PREPROCESSING = {
@@ -50,7 +50,7 @@ def made(name: str, folder: Path, **options) -> tuple[keras.Model, Path]:
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "resnet50", "efficientnet_v2_b0"])
 def test_features_are_those_of_keras_with_its_own_preprocessing(name: str, tmp_path: Path):
     reference, file = made(name, tmp_path)
-    settings = Model(name=name, weights=str(file))
+    settings = Backbone(name=name, weights=str(file))
     model = backbone_network(settings, 4, None)
     load_pretrained(model, settings)
     expected = reference(PREPROCESSING[name](pictures().astype(np.float32)), training=False).numpy().mean(axis=(1, 2))
@@ -76,7 +76,7 @@ def test_efficientnet_gets_the_division_that_keras_adds_for_its_own_download():
 
 def test_only_the_upper_part_learns_and_statistics_stay(tmp_path: Path):
     _, file = made("mobilenet_v2", tmp_path)
-    settings = Model(name="mobilenet_v2", weights=str(file), dropout=0.0)
+    settings = Backbone(name="mobilenet_v2", weights=str(file), dropout=0.0)
     model = backbone_network(settings, 3, SIDE)
     load_pretrained(model, settings)
     freeze(model, 0.2)
@@ -98,7 +98,7 @@ def test_only_the_upper_part_learns_and_statistics_stay(tmp_path: Path):
 
 
 def test_weights_that_cannot_be_had_are_clear_errors(tmp_path: Path):
-    settings = Model(name="mobilenet_v2", weights=str(tmp_path / "none.h5"))
+    settings = Backbone(name="mobilenet_v2", weights=str(tmp_path / "none.h5"))
     model = backbone_network(settings, 2, SIDE)
     with pytest.raises(InputError, match=r"none\.h5 do not exist\. Expected a file of mobilenet_v2 without its top"):
         load_pretrained(model, settings)
@@ -117,8 +117,8 @@ def test_a_download_that_fails_says_which_file_to_bring(tmp_path: Path):
     """Keras' own download, through a proxy that nobody listens at, with an empty cache."""
     program = (
         "from tellapart.models.backbones import backbone_network, load_pretrained\n"
-        "from tellapart.settings import Model\n"
-        "settings = Model(name='mobilenet_v2', weights='imagenet')\n"
+        "from tellapart.settings import Backbone\n"
+        "settings = Backbone(name='mobilenet_v2', weights='imagenet')\n"
         "load_pretrained(backbone_network(settings, 2, 64), settings)"
     )
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
@@ -133,14 +133,22 @@ def test_a_download_that_fails_says_which_file_to_bring(tmp_path: Path):
 
 
 def test_the_convnet_has_no_pretrained_weights():
-    with pytest.raises(RecipeError, match=r"no pretrained weights of convnet: name another network"):
+    with pytest.raises(RecipeError, match=r"no pretrained weights of convnet; .* name another network"):
         load_recipe(changes=["model.weights=imagenet"])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", BACKBONES)
+def test_clean_photos_are_for_networks_with_batch_normalisation(name: str):
+    model = backbone_network(Backbone(name=name), 2, None)
+    has_any = any(isinstance(layer, keras.layers.BatchNormalization) for layer in inside_of(model).layers)
+    assert has_any == acts(Recipe(model=Backbone(name=name)), "train.recalibrate_photos")
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
 @pytest.mark.parametrize("image_px", [44, 64])
 def test_the_network_that_is_saved_is_the_one_that_was_trained_also_where_halves_are_odd(name: str, image_px: int):
-    trained, saved = build_for_training(Model(name=name), 4, seed=1), build(Model(name=name), 4, image_px)
+    trained, saved = build_for_training(Backbone(name=name), 4, seed=1), build(Backbone(name=name), 4, image_px)
     rng = np.random.default_rng(0)
     values = [np.abs(w) + rng.uniform(0.1, 0.3, w.shape) if w.ndim == 1 else w for w in trained.get_weights()]
     trained.set_weights(values)
@@ -157,7 +165,7 @@ def _draws(model: keras.Model) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0"])
 def test_a_seed_gives_the_same_weights_and_the_same_drop_connect(name: str):
-    first, again, other = (_draws(backbone_network(Model(name=name), 4, None, seed=seed)) for seed in (3, 3, 4))
+    first, again, other = (_draws(backbone_network(Backbone(name=name), 4, None, seed=seed)) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     kernels = [place for place, weight in enumerate(first) if weight.ndim == 4]
     assert kernels

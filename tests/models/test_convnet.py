@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from tellapart.models.build import build, build_for_training, copy_weights
-from tellapart.settings import Model
+from tellapart.settings import ConvNet
 
 
 def test_layers_follow_in_the_order_of_the_reference_network():
-    model = build(Model(), 9, 224)
+    model = build(ConvNet(), 9, 224)
     kinds = [(type(layer).__name__, layer.name) for layer in model.layers]
     assert kinds == [
         ("InputLayer", "image"),
@@ -44,16 +44,14 @@ def test_layers_follow_in_the_order_of_the_reference_network():
 def test_width_multiplies_all_channels_in_eights():
     # By hand, as above with 16, 32, 64 and 128 channels
     half = 448 + 64 + 4_640 + 128 + 18_496 + 256 + 8_320 + 1_161
-    assert build(Model(width=0.5), 9, 32).count_params() == half
-    odd = build(Model(width=0.8), 9, 32)
+    assert build(ConvNet(width=0.5), 9, 32).count_params() == half
+    odd = build(ConvNet(width=0.8), 9, 32)
     assert [odd.get_layer(f"conv{n}").filters for n in (1, 2, 3)] == [24, 48, 104]
-    assert build(Model(width=0.01), 9, 32).get_layer("conv1").filters == 8
-    with pytest.raises(ValueError, match="only the convnet has a width"):
-        Model(name="resnet50", width=0.5)
+    assert build(ConvNet(width=0.01), 9, 32).get_layer("conv1").filters == 8
 
 
 def test_relu_comes_before_batch_normalisation_and_padding_is_same():
-    model = build(Model(dropout=0.3, l2=1e-3, batchnorm_momentum=0.8), 9, 32)
+    model = build(ConvNet(dropout=0.3, l2=1e-3, batchnorm_momentum=0.8), 9, 32)
     for number, (side, channels) in enumerate([(32, 32), (16, 64), (8, 128)], start=1):
         conv, norm = model.get_layer(f"conv{number}"), model.get_layer(f"batchnorm{number}")
         assert conv.activation is keras.activations.relu
@@ -66,24 +64,24 @@ def test_relu_comes_before_batch_normalisation_and_padding_is_same():
     kernels = [model.get_layer(name).kernel for name in ("conv1", "conv2", "conv3", "hidden", "probabilities")]
     penalty = 1e-3 * sum(float((np.asarray(kernel) ** 2).sum()) for kernel in kernels)
     assert float(sum(model.losses)) == pytest.approx(penalty, rel=1e-5)
-    assert build(Model(l2=0.0), 9, 32).losses == []
+    assert build(ConvNet(l2=0.0), 9, 32).losses == []
 
 
 def test_pictures_are_scaled_to_minus_one_to_one():
-    model = build(Model(), 2, 16)
+    model = build(ConvNet(), 2, 16)
     levels = np.array([0, 127, 128, 255], np.uint8).reshape(1, 2, 2, 1).repeat(3, axis=3)
     scaled = np.asarray(model.get_layer("normalise")(levels))[0, ..., 0].ravel()
     np.testing.assert_allclose(scaled, [-1, -1 / 255, 1 / 255, 1], atol=1e-6)
 
 
 def test_the_seed_decides_the_initial_weights():
-    first, same, other = (build(Model(), 3, 16, seed=seed).get_weights() for seed in (5, 5, 6))
+    first, same, other = (build(ConvNet(), 3, 16, seed=seed).get_weights() for seed in (5, 5, 6))
     assert all(np.array_equal(a, b) for a, b in zip(first, same, strict=True))
     assert not np.array_equal(first[0], other[0])
 
 
 def test_the_training_network_takes_any_size_and_passes_its_weights_on():
-    training, plain = build_for_training(Model(), 3, seed=1), build(Model(), 3, 24, seed=2)
+    training, plain = build_for_training(ConvNet(), 3, seed=1), build(ConvNet(), 3, 24, seed=2)
     assert training.input_shape == (None, None, None, 3)
     copy_weights(training, plain)
     for mine, theirs in zip(training.weights, plain.weights, strict=True):
@@ -94,7 +92,7 @@ def test_the_training_network_takes_any_size_and_passes_its_weights_on():
 
 @pytest.mark.integration
 def test_a_saved_model_opens_in_plain_keras_without_tellapart(tmp_path: Path):
-    model = build(Model(), 4, 32, seed=3)
+    model = build(ConvNet(), 4, 32, seed=3)
     images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), np.uint8)
     model.save(tmp_path / "model.keras")
     np.save(tmp_path / "images.npy", images)

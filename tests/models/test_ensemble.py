@@ -14,12 +14,12 @@ from tellapart.models.build import build
 from tellapart.models.ensemble import joined
 from tellapart.models.layers import LayerReader, feature_layer, first_layer
 from tellapart.models.temperature import with_temperature
-from tellapart.settings import Model
+from tellapart.settings import ConvNet
 
 
 def network(image_px: int, seed: int) -> keras.Model:
     """Return a network whose probabilities are not all alike: its last layer is far from 0."""
-    model = build(Model(), 4, image_px, seed=seed)
+    model = build(ConvNet(), 4, image_px, seed=seed)
     kernel, bias = model.get_layer("probabilities").get_weights()
     model.get_layer("probabilities").set_weights([30 * kernel, bias + np.arange(4)])
     return model

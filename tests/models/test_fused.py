@@ -9,9 +9,9 @@ import pytest
 from tellapart.models.build import build_for_training, copy_weights
 from tellapart.models.convnet import convnet
 from tellapart.models.fused import FusedBlock
-from tellapart.settings import Model
+from tellapart.settings import ConvNet
 
-SETTINGS = Model(dropout=0.0, l2=1e-2, batchnorm_momentum=0.9)
+SETTINGS = ConvNet(dropout=0.0, l2=1e-2, batchnorm_momentum=0.9)
 
 
 def batches(count: int, side: int = 20) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -25,7 +25,7 @@ def batches(count: int, side: int = 20) -> list[tuple[np.ndarray, np.ndarray]]:
     return made
 
 
-def two_networks(settings: Model = SETTINGS) -> tuple[keras.Model, keras.Model]:
+def two_networks(settings: ConvNet = SETTINGS) -> tuple[keras.Model, keras.Model]:
     """Return the fused and the plain network with the same weights, some slopes of normalisation negative."""
     fused, plain = build_for_training(settings, 3, seed=1), convnet(settings, 3, None, seed=2)
     rng = np.random.default_rng(4)

@@ -25,7 +25,7 @@ from tellapart.errors import TrainingStoppedError
 from tellapart.models.fused_jax import FusedBlock
 from tellapart.records import Observer
 from tellapart.run_folder import RunFolder
-from tellapart.settings import Augment, recipe_from
+from tellapart.settings import Augment, recipe_from, with_settings
 from tellapart.training import device_batches
 from tellapart.training.callbacks import EvaluatedWeights
 from tellapart.training.inputs import Inputs, Photos
@@ -122,14 +122,11 @@ def _inputs(**changes: Any) -> Inputs:
     sections: dict[str, Any] = {
         "data": {"image_px": 32},
         "augment": {"rotation": 0.04},
-        "model": {"dropout": 0.0, "batchnorm_momentum": 0.9},
+        "model": {"dropout": 0.0},
         "train": {"batch_size": 16, "optimizer": "adamw", "weight_decay": 0.05, "weight_average": 0.2,
                   "recalibrate_photos": 48, "precision": "float32", "epochs": 4, "source_px": 64},
     }  # fmt: skip
-    for name, value in changes.items():
-        section, key = name.split("__")
-        sections[section][key] = value
-    recipe = recipe_from(sections)
+    recipe = with_settings(recipe_from(sections), {name.replace("__", "."): value for name, value in changes.items()})
     frame = pd.DataFrame({"label": [f"c{n % 3}" for n in range(90)], "split": ["train"] * 68 + ["validation"] * 22})
     small = np.stack([cv2.resize(picture, (32, 32)) for picture in LEVELS])
     large = np.stack([cv2.resize(picture, (64, 64)) for picture in LEVELS])
@@ -222,10 +219,8 @@ def a_loss_that_is_not_finite_stops_at_its_step() -> None:
     """The step is named, and the message says what to do."""
     run = RunFolder(Path(sys.argv[1]) / "nan")
     run.checkpoints.mkdir(parents=True)
-    inputs = _inputs(train__learning_rate=1e30, train__optimizer="sgd", train__weight_decay=0.0, model__batchnorm=False)
-    assert "step" in str(
-        _raised(TrainingStoppedError, lambda: train_network(RunFolder(run), inputs.recipe, inputs.photos))
-    )
+    inputs = _inputs(train__learning_rate=1e30, train__optimizer="sgd", model__batchnorm=False)
+    assert "step" in str(_raised(TrainingStoppedError, lambda: train_network(run, inputs.recipe, inputs.photos)))
 
 
 def _raised(kind: type[Exception], call: Any) -> Exception:

@@ -10,12 +10,12 @@ import pytest
 
 from tellapart.errors import RunError
 from tellapart.models.build import build_for_training
-from tellapart.settings import Model
+from tellapart.settings import ConvNet
 from tellapart.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 
 
 def network(num_classes: int = 3, seed: int = 0) -> keras.Model:
-    model = build_for_training(Model(dropout=0.5, batchnorm_momentum=0.9), num_classes, seed=seed)
+    model = build_for_training(ConvNet(dropout=0.5, batchnorm_momentum=0.9), num_classes, seed=seed)
     optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.01, use_ema=True, ema_momentum=0.9)
     model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     return model

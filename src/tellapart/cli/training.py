@@ -37,7 +37,10 @@ def train(
         Path | None,
         typer.Option(help="An earlier run of the same network, whose weights training begins with."),
     ] = None,
-    cache_limit: Annotated[
+    workers: Annotated[
+        int | None, typer.Option(help="Threads that make batches [default: one for each processor].", min=0)
+    ] = None,
+    cache_limit_gb: Annotated[
         float | None, typer.Option(help="GB of decoded pictures to cache on disk; 0 disables the cache.", min=0)
     ] = None,
 ) -> None:
@@ -48,20 +51,18 @@ def train(
     from tellapart.records import Observer
     from tellapart.run import begin, reopen, run_stages
     from tellapart.run_folder import RunRequest
-    from tellapart.settings import fitting_recipe, load_recipe, parse_duration
+    from tellapart.settings import fitting_recipe, load_recipe, machine_from, parse_duration
 
     if resume is not None:
         _refuse_beside_resume({
             "--recipe": recipe, "--set": set_, "--time": time_, "--out": out, "--split-from": split_from,
-            "--begin-from": begin_from, "--cache-limit": cache_limit,
+            "--begin-from": begin_from,
         })  # fmt: skip
         folder = reopen(resume, photos)
     elif photos is None:
         raise InputError("No photos were given. Expected a folder of photos, or a run to resume: --resume RUN.")
     else:
-        changes = list(set_ or ())
-        if cache_limit is not None:
-            changes.append(f"data.cache_limit_gb={cache_limit}")
+        changes = set_ or ()
         chosen = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_)), changes)
         request = RunRequest(
             photos=str(photos),
@@ -70,8 +71,9 @@ def train(
             begin_from=str(begin_from) if begin_from else None,
         )
         folder = begin(chosen, request, out)
+    machine = machine_from(workers=workers, cache_limit_gb=cache_limit_gb)
     with progress_bar() as progress:
-        run = run_stages(folder, cache_of_user(), Observer(progress, announce), started=STARTED)
+        run = run_stages(folder, cache_of_user(), Observer(progress, announce), machine=machine, started=STARTED)
     show_run(run)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tellapart.records import Observer, Progress, Watch, unwatched
 from tellapart.run_folder import RunFolder, RunRequest
-from tellapart.settings import Recipe
+from tellapart.settings import Machine, Recipe
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,9 @@ class Job:
         return RunFolder(self.folder)
 
 
-def run_job(job: Job, *, cache: Path | None, progress: Progress, watch: Watch = unwatched) -> dict[str, Any]:
+def run_job(
+    job: Job, *, cache: Path | None, progress: Progress, watch: Watch = unwatched, machine: Machine | None = None
+) -> dict[str, Any]:
     """Do a job, or what is left of it, and forget its network.
 
     Args:
@@ -44,6 +46,7 @@ def run_job(job: Job, *, cache: Path | None, progress: Progress, watch: Watch = 
         cache: the folder for decoded pictures; None: the user's.
         progress: called often with (what, done, total).
         watch: called with each epoch's row of the history; what it raises ends the run, which can be resumed.
+        machine: threads and disk space, as `tellapart.train` takes it.
 
     Returns:
         The contents of ``metrics.json``.
@@ -59,11 +62,11 @@ def run_job(job: Job, *, cache: Path | None, progress: Progress, watch: Watch = 
     try:
         # Without its table of photos a run would scan them again, and a trial would see its test photos.
         if job.run.is_begun and job.run.has_photos:
-            return run_stages(reopen(job.folder, None), cache, observer).metrics
+            return run_stages(reopen(job.folder, None), cache, observer, machine=machine).metrics
         shutil.rmtree(job.folder, ignore_errors=True)
         request = RunRequest(photos=RunFolder(job.prepared).record().request.photos)
         folder = begin(job.recipe, request, job.folder, prepared=job.prepared)
-        return run_stages(folder, cache, observer).metrics
+        return run_stages(folder, cache, observer, machine=machine).metrics
     finally:
         forget_networks()
 

@@ -19,14 +19,14 @@ from typing import Any
 import keras
 
 from tellapart.errors import InputError
-from tellapart.settings import Model
+from tellapart.settings import Backbone
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pictures, from 0 to 1; red, green, blue."""
 
 
 @dataclass(frozen=True)
-class Backbone:
+class Architecture:
     """A network to begin from.
 
     Attributes:
@@ -70,20 +70,20 @@ def _efficientnet(**options: Any) -> keras.layers.Layer:
     )
 
 
-BACKBONES: dict[str, Backbone] = {
-    "mobilenet_v2": Backbone("MobileNetV2", _signed),
-    "mobilenet_v3_small": Backbone("MobileNetV3Small", _as_it_is),
-    "mobilenet_v3_large": Backbone("MobileNetV3Large", _as_it_is),
-    "resnet50": Backbone("ResNet50", _centred, reads_bgr=True),
-    "densenet121": Backbone("DenseNet121", _standardised),
-    "efficientnet_b0": Backbone("EfficientNetB0", _efficientnet),
-    "efficientnet_v2_b0": Backbone("EfficientNetV2B0", _as_it_is),
-    "convnext_tiny": Backbone("ConvNeXtTiny", _as_it_is),
+BACKBONES: dict[str, Architecture] = {
+    "mobilenet_v2": Architecture("MobileNetV2", _signed),
+    "mobilenet_v3_small": Architecture("MobileNetV3Small", _as_it_is),
+    "mobilenet_v3_large": Architecture("MobileNetV3Large", _as_it_is),
+    "resnet50": Architecture("ResNet50", _centred, reads_bgr=True),
+    "densenet121": Architecture("DenseNet121", _standardised),
+    "efficientnet_b0": Architecture("EfficientNetB0", _efficientnet),
+    "efficientnet_v2_b0": Architecture("EfficientNetV2B0", _as_it_is),
+    "convnext_tiny": Architecture("ConvNeXtTiny", _as_it_is),
 }
 
 
 def backbone_network(
-    settings: Model,
+    settings: Backbone,
     num_classes: int,
     image_px: int | None,
     *,
@@ -152,7 +152,7 @@ def inside_of(model: keras.Model) -> keras.Model:
     return next(layer for layer in model.layers if isinstance(layer, keras.Model))
 
 
-def load_pretrained(model: keras.Model, settings: Model) -> None:
+def load_pretrained(model: keras.Model, settings: Backbone) -> None:
     """Give the backbone inside a model its pretrained weights; the head keeps its own.
 
     Args:
@@ -173,7 +173,7 @@ def load_pretrained(model: keras.Model, settings: Model) -> None:
         first.set_weights([kernel[:, :, ::-1, :], *rest])
 
 
-def _downloaded(name: str, known: Backbone) -> list[Any]:
+def _downloaded(name: str, known: Architecture) -> list[Any]:
     """Return the weights as Keras downloads or remembers them."""
     make = getattr(keras.applications, known.make)
     try:
@@ -190,7 +190,7 @@ def _downloaded(name: str, known: Backbone) -> list[Any]:
     return weights
 
 
-def _load_file(inside: keras.Model, settings: Model) -> None:
+def _load_file(inside: keras.Model, settings: Backbone) -> None:
     path = Path(settings.weights)
     if not path.is_file():
         raise InputError(

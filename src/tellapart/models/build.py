@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 
 from tellapart.models.backbones import BACKBONES, backbone_network
 from tellapart.models.convnet import convnet, one_by_one
 from tellapart.settings import Model
 
-NETWORKS = {"convnet": convnet, **dict.fromkeys(BACKBONES, backbone_network)}
+NETWORKS: dict[str, Callable[..., keras.Model]] = {
+    "convnet": convnet,
+    **dict.fromkeys(BACKBONES, backbone_network),
+}
 
 
 def build(settings: Model, num_classes: int, image_px: int, *, seed: int = 0) -> keras.Model:

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tellapart.settings import Model
+from tellapart.settings import ConvNet
 
 Chain = Callable[..., Any]
 """Applies (convolution, normalisation or None, pooling) to a tensor, in turn or fused; `name` is the block's."""
@@ -23,7 +23,7 @@ def one_by_one(x: Any, conv: Any, batchnorm: Any, pool: Any, *, name: str) -> An
 
 
 def convnet(
-    settings: Model,
+    settings: ConvNet,
     num_classes: int,
     image_px: int | None,
     *,

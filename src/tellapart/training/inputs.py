@@ -29,6 +29,7 @@ class Photos:
         frame: their label and split, in the order of `pictures`.
         classes: names in the order of the network's outputs.
         teacher: (num_photos, num_classes), what a teacher said of them, in the order of `pictures`; None: no teacher.
+        workers: threads that make batches of them; 0: one for each processor.
     """
 
     pictures: Pictures
@@ -36,6 +37,7 @@ class Photos:
     frame: pd.DataFrame
     classes: list[str]
     teacher: NDArray[np.float64] | None = None
+    workers: int = 0
 
     def side(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (positions, class numbers) of the photos in one split."""
@@ -88,7 +90,7 @@ class Inputs:
             image_px=image_px,
             seed=settings.seed,
             epoch=epoch,
-            workers=settings.workers or _CORES,
+            workers=self.photos.workers or _CORES,
         )
 
     def clean(self) -> CleanBatches | None:

@@ -23,6 +23,7 @@ from tellapart.models.backbones import features_of, load_pretrained
 from tellapart.randomness import generator
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
+from tellapart.settings import Backbone
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.inputs import Inputs
 from tellapart.training.network import begin_with_weights_of, compiled
@@ -63,11 +64,13 @@ def begin_pretrained(
         InputError: the pretrained weights are not to be had.
     """
     began = time.perf_counter()
+    settings = inputs.recipe.model
+    assert isinstance(settings, Backbone)  # only they have pretrained weights
     model, _ = compiled(inputs.recipe, inputs.num_classes, precision)
     if begin_from is not None:
         begin_with_weights_of(begin_from, model, inputs.photos.classes)
     else:
-        load_pretrained(model, inputs.recipe.model)
+        load_pretrained(model, settings)
     features = _features(run, model, inputs, progress)
     held_out, numbers = inputs.photos.side("validation")
     train, validation = features[inputs.positions], features[held_out]

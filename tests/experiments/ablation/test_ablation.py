@@ -22,7 +22,8 @@ PHOTOS = 500
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_every_variant_of_every_recipe_is_a_recipe_that_differs(name: str):
     base = load_recipe(name)
-    variants = [*ladder(base), *ingredients(base, "float32")]
+    steps = ladder(base) if base.model.name == "convnet" else []
+    variants = [*steps, *ingredients(base, "float32")]
     recipes = [variant.recipe(base, base.train.seed) for variant in variants]
     assert base not in recipes
     assert len({recipe.model_dump_json() for recipe in recipes}) == len({variant.name for variant in variants})
@@ -48,6 +49,21 @@ def test_the_table_says_what_an_ingredient_is_in_the_recipe():
     assert found["no-augmentation"] == "flip, rotation 0.04, zoom 0.2, translation 0.06, brightness 0.1, contrast 0.2"
     assert (found["no-flip"], found["no-zoom"], found["with-mixup"]) == ("flip", "zoom 0.2", "off")
     assert (found["l2"], found["dropout-0.5"], found["constant-rate"]) == ("off", "0.2", "0.008 to 8e-05")
+
+
+def test_what_an_ablation_sets_itself_cannot_be_given(tmp_path: Path):
+    for change in ("train.seed=3", "train.validate_every = 2"):
+        with pytest.raises(InputError, match=r"cannot act here: an ablation .*Leave it out"):
+            tellapart.ablate(tmp_path, changes=[change], out=tmp_path / "out")
+
+
+def test_running_statistics_take_the_place_of_those_of_clean_photos():
+    base = load_recipe("fast")
+    found = {each.name: each.recipe(base, 0) for each in (*ladder(base), *ingredients(base, "float32"))}
+    for name in ("no-recalibration", "batchnorm", "dropout"):
+        assert (found[name].train.recalibrate_photos, found[name].model.batchnorm_momentum) == (0, 0.9), name
+    assert found["baseline"].train.recalibrate_photos == found["other-batchnorm"].train.recalibrate_photos == 0
+    assert [each.recipe(load_recipe(), 0).model.batchnorm_momentum for each in ladder(load_recipe())] == [0.99] * 3
 
 
 def test_the_ladder_climbs_from_a_plain_network():

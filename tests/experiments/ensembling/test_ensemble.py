@@ -26,7 +26,7 @@ from written_run import write_run, wrong_at
 
 QUICK = [
     "data.image_px=32", "train.epochs=8", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
-    "train.warmup_epochs=1", "train.recalibrate_photos=128", "train.weight_average=0.1", "model.batchnorm_momentum=0.9",
+    "train.warmup_epochs=1", "train.recalibrate_photos=128", "train.weight_average=0.1",
     "model.dropout=0.1", "model.l2=0.0", "augment.rotation=0.02", "train.deterministic=true",
 ]  # fmt: skip
 
@@ -249,6 +249,11 @@ def test_a_student_learns_survives_a_kill_and_can_be_done_again(place: Path, pai
         tellapart.ensemble(
             [place / "a", place / "b"], out=place / "ab", distill=True, changes=["train.seed=4"], cache=place / "cache"
         )
+    with pytest.raises(InputError, match=r"distill\.teacher cannot act here: the student learns from the ensemble"):
+        tellapart.ensemble(
+            [place / "a", place / "b"], out=place / "ab", distill=True, changes=["distill.teacher=a"],
+            cache=place / "cache",
+        )  # fmt: skip
 
 
 def test_a_teacher_that_does_not_know_the_photos_is_refused(tmp_path: Path):

@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from tellapart.errors import InputError, RecipeError
-from tellapart.experiments.tuning.search_space import (
-    DEFAULT_SPACE,
-    Choice,
-    Range,
-    default_space,
-    recipe_with,
-    search_space,
-    values_of,
-)
+from tellapart.experiments.tuning.search_space import Choice, Range, can_act, deciders, recipe_with, values_of
+from tellapart.experiments.tuning.space_reader import DEFAULT_SPACE, default_space, search_space
 from tellapart.settings import Recipe, load_recipe
 
 FAST = load_recipe("fast")
@@ -52,6 +45,34 @@ def test_the_default_space_leaves_out_what_a_recipe_cannot_use():
     plain = load_recipe("fast", ["augment.rotation=0", "augment.zoom=0", "augment.translation=0", "augment.contrast=0",
                                  "augment.brightness=0"])  # fmt: skip
     assert "augment.strength" not in default_space(plain)
+
+
+def test_a_setting_that_acts_beside_some_values_only_is_searched_there():
+    space = search_space(["train.weight_decay=1e-3..1e-1 log", "train.optimizer=adam,adamw"], Recipe())
+    assert list(space) == ["train.optimizer", "train.weight_decay"], "what decides comes first"
+    assert deciders("train.weight_decay", space) == ["train.optimizer"]
+    whole = search_space([], FAST)
+    assert list(whole) == sorted(whole)
+    assert not any(deciders(name, whole) for name in whole)
+    assert [can_act(Recipe(), "train.weight_decay", {"train.optimizer": each}) for each in ("adam", "adamw")] == [
+        False, True,
+    ]  # fmt: skip
+    assert values_of(Recipe(), space) == {"train.optimizer": "adam"}
+    assert values_of(FAST, space) == {"train.optimizer": "adamw", "train.weight_decay": 0.05}
+    assert recipe_with(FAST, {"train.optimizer": "adam"}).train.weight_decay == 0
+    with pytest.raises(RecipeError, match=r"train\.weight_decay acts with train\.optimizer = .adamw. only"):
+        search_space(["train.weight_decay=1e-3..1e-1 log", "train.optimizer=adam,sgd"], Recipe())
+
+    deep = search_space(
+        ["model.batchnorm_momentum=0.9..0.99", "model.batchnorm=true,false", "model.name=mobilenet_v2,convnet",
+         "train.recalibrate_photos=0,64", "augment.mix_probability=0.2..1", "augment.mixing=none,mixup"],
+        Recipe(),
+    )  # fmt: skip
+    order = list(deep)
+    for first, then in (("model.name", "model.batchnorm"), ("model.batchnorm", "train.recalibrate_photos"),
+                        ("train.recalibrate_photos", "model.batchnorm_momentum"),
+                        ("augment.mixing", "augment.mix_probability")):  # fmt: skip
+        assert order.index(first) < order.index(then)
 
 
 def test_strength_and_mixing_stand_for_several_settings():

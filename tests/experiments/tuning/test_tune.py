@@ -19,19 +19,20 @@ import pandas as pd
 import pytest
 
 import tellapart
-from tellapart.errors import InputError
+from tellapart.errors import InputError, RunError
 from tellapart.evaluation.multi_seed import Estimate
 from tellapart.experiments.tuning import study as tune_study
 from tellapart.experiments.tuning.importance import importance_of, scores_at_one_look
 from tellapart.experiments.tuning.result import Confirmation, Trial, Tuning, front_of, winner_of
 from tellapart.experiments.tuning.search_space import Choice, Range
-from tellapart.experiments.tuning.study import Heartbeat, first_rung, open_study, work_through
+from tellapart.experiments.tuning.study import Heartbeat, first_rung, opened_study, work_through
 from tellapart.records import Interval
 from tellapart.run_folder import RunFolder
 
 QUICK = [
     "data.image_px=32", "train.source_px=32", "train.epochs=4", "train.warmup_epochs=0", "train.batch_size=16",
-    "train.stages=[]", "train.recalibrate_photos=0", "train.precision=float32", "train.deterministic=true",
+    "train.stages=[]", "train.recalibrate_photos=0", "model.batchnorm_momentum=0.9", "train.precision=float32",
+    "train.deterministic=true",
 ]  # fmt: skip
 SPACE = ["train.learning_rate=1e-3..1e-2 log", "model.width=0.25,0.5"]
 BEAT = Heartbeat(every=1, patience=3)
@@ -93,7 +94,6 @@ def test_what_matters_is_found_among_finished_and_stopped_trials_at_one_epoch():
 
 def search_made_up_trials(path: Path, rung: int | None, wanted: int = 40) -> tuple[int, float, list[str]]:
     """Search curves that rise towards 1 - (x - 0.7)²; return epochs trained, the best end, and the states."""
-    study = open_study(f"sqlite:///{path}", "made up", seed=3, rung=rung, pareto=False, heartbeat=BEAT)
     trained = 0
 
     def objective(each) -> float:
@@ -109,12 +109,10 @@ def search_made_up_trials(path: Path, rung: int | None, wanted: int = 40) -> tup
                 raise tune_study.optuna_or_error().TrialPruned
         return end
 
-    lock = path.with_suffix(".lock")
-    work_through(study, objective, wanted=wanted, deadline=None, lock=lock, waiting=lambda finished: None)
-    states = [each.state.name for each in study.trials]
-    best = study.best_value
-    tune_study.close(study)
-    return trained, best, states
+    with opened_study(f"sqlite:///{path}", "made up", seed=3, rung=rung, pareto=False, heartbeat=BEAT) as study:
+        lock = path.with_suffix(".lock")
+        work_through(study, objective, wanted=wanted, deadline=None, lock=lock, waiting=lambda finished: None)
+        return trained, study.best_value, [each.state.name for each in study.trials]
 
 
 def test_stopping_poor_trials_saves_half_of_the_epochs_at_the_same_best_score(tmp_path: Path):
@@ -126,42 +124,93 @@ def test_stopping_poor_trials_saves_half_of_the_epochs_at_the_same_best_score(tm
     assert best_stopped == pytest.approx(best, abs=0.002)
 
 
+DYING = """
+import os, sys, time
+from pathlib import Path
+
+from tellapart.experiments.tuning.study import Heartbeat, opened_study, work_through
+
+
+def die(trial):
+    print(trial.suggest_float("x", 0, 1), flush=True)
+    time.sleep(0.5)  # a thread writes the first sign of life
+    os._exit(9)
+
+
+url, lock = sys.argv[1:]
+with opened_study(url, "s", seed=0, rung=2, pareto=False, heartbeat=Heartbeat(1, 1)) as study:
+    work_through(study, die, wanted=99, deadline=None, lock=Path(lock), waiting=lambda finished: None)
+"""
+
+
 @pytest.mark.slow
 def test_a_dead_workers_trial_is_put_back_with_its_values_and_given_up_when_it_kills_again(tmp_path: Path):
+    url, lock, seen = f"sqlite:///{tmp_path}/study.db", tmp_path / "lock", []
     beat = Heartbeat(every=1, patience=1)
-    study = open_study(f"sqlite:///{tmp_path}/study.db", "s", seed=0, rung=2, pareto=False, heartbeat=beat)
-    values: list[float] = []
 
     def die() -> None:
-        with pytest.warns(UserWarning, match=r"supposed to be used with Study\.optimize"):
-            dead = study.ask()
-        values.append(dead.suggest_float("x", 0, 1))
-        if tune_study.FOLDER_OF not in dead.user_attrs:
-            dead.set_user_attr(tune_study.FOLDER_OF, dead.number)
-        study._storage.record_heartbeat(dead._trial_id)
+        dead = subprocess.run([sys.executable, "-c", DYING, url, lock], capture_output=True, text=True, check=False)
+        assert dead.returncode == 9, dead.stderr
+        seen.append(float(dead.stdout))
         time.sleep(2.5)
 
     def objective(each) -> float:
-        values.append(each.suggest_float("x", 0, 1))
+        seen.append(each.suggest_float("x", 0, 1))
         assert each.user_attrs[tune_study.FOLDER_OF] == 0, "it goes on in its own folder"
         return 1.0
 
-    arguments = {"deadline": None, "lock": tmp_path / "lock", "waiting": lambda finished: None}
     die()
-    work_through(study, objective, wanted=1, **arguments)
-    assert len(set(values)) == 1
-    assert [each.state.name for each in study.trials] == ["FAIL", "COMPLETE"]
+    with opened_study(url, "s", seed=0, rung=2, pareto=False, heartbeat=beat) as study:
+        work_through(study, objective, wanted=1, deadline=None, lock=lock, waiting=lambda finished: None)
+        assert len(set(seen)) == 1
+        assert [each.state.name for each in study.trials] == ["FAIL", "COMPLETE"]
 
     for _ in range(3):
         die()
+    with opened_study(url, "s", seed=0, rung=2, pareto=False, heartbeat=beat) as study:
         with tune_study._quiet():
             tune_study.optuna_or_error().storages.fail_stale_trials(study)
-    assert [each.state.name for each in study.trials][2:] == ["FAIL"] * 3, "three times is enough"
-    tune_study.close(study)
+        assert len(set(seen[2:])) == 1, "the same trial died each time"
+        assert [each.state.name for each in study.trials][2:] == ["FAIL"] * 3, "three times is enough"
+
+
+def test_what_is_used_of_optuna_is_public():
+    for module in Path(tune_study.__file__).parent.glob("*.py"):
+        found = re.findall(r"\b(?:study|trial|each|storage|library|optuna)\._\w+", module.read_text("utf-8"))
+        assert not found, f"{module.name}: no promise is given for {found}"
+
+
+def test_a_setting_that_decides_about_another_one_is_searched_with_it(tmp_path: Path):
+    """adamw with a decay near 0.01 is best; trials with adam have no decay, and none is learned from for them."""
+    space = {"optimizer": Choice(("adam", "adamw")), "decay": Range(1e-4, 1.0, log=True)}
+    seen: list[dict] = []
+
+    def objective(each) -> float:
+        acts = lambda name, values: name != "decay" or values["optimizer"] == "adamw"  # noqa: E731
+        values = tune_study.suggest(each, space, acts)
+        seen.append(values)
+        return 0.5 if len(values) == 1 else 1 - 0.1 * abs(np.log10(values["decay"]) + 2)
+
+    url = f"sqlite:///{tmp_path}/study.db"
+    with opened_study(url, "s", seed=1, rung=None, pareto=False, heartbeat=BEAT, conditional=True) as study:
+        lock = tmp_path / "lock"
+        work_through(study, objective, wanted=40, deadline=None, lock=lock, waiting=lambda finished: None)
+        assert study.best_params["decay"] == pytest.approx(0.01, rel=0.5)
+    assert {len(values) for values in seen} == {1, 2}
+    assert all(("decay" in values) == (values["optimizer"] == "adamw") for values in seen)
+    assert sum(values["optimizer"] == "adamw" for values in seen[20:]) > 15
+
+
+def test_what_matters_is_told_of_what_acts_in_all_trials():
+    rng = np.random.default_rng(1)
+    made = []
+    for number in range(20):
+        values = {"a": float(rng.uniform(0, 1))} | ({"b": 0.5 * number} if number % 2 else {})
+        made.append(trial(number, values["a"], values=values))
+    assert list(importance_of(made, {"a": Range(0, 1), "b": Range(0, 10)})) == ["a"]
 
 
 def test_an_interrupted_trial_is_put_back(tmp_path: Path):
-    study = open_study(f"sqlite:///{tmp_path}/study.db", "s", seed=0, rung=2, pareto=False, heartbeat=BEAT)
     tries: list[float] = []
 
     def objective(each) -> float:
@@ -172,12 +221,24 @@ def test_an_interrupted_trial_is_put_back(tmp_path: Path):
         return 1.0
 
     arguments = {"wanted": 1, "deadline": None, "lock": tmp_path / "lock", "waiting": lambda finished: None}
-    with pytest.raises(KeyboardInterrupt):
+    url = f"sqlite:///{tmp_path}/study.db"
+    with opened_study(url, "s", seed=0, rung=2, pareto=False, heartbeat=BEAT) as study:
+        with pytest.raises(KeyboardInterrupt):
+            work_through(study, objective, **arguments)
         work_through(study, objective, **arguments)
-    work_through(study, objective, **arguments)
-    assert tries[0] == tries[1]
-    assert study.trials[1].intermediate_values == {1: 0.5, 2: 0.5}
-    tune_study.close(study)
+        assert tries[0] == tries[1]
+        assert study.trials[1].intermediate_values == {1: 0.5, 2: 0.5}
+
+
+def test_a_storage_that_is_lost_on_the_way_is_named(tmp_path: Path):
+    from sqlalchemy.exc import OperationalError
+
+    url = f"sqlite:///{tmp_path}/study.db"
+    with (
+        pytest.raises(RunError, match=r"study\.db was lost: disk I/O error\. Finished trials are kept"),
+        opened_study(url, "s", seed=0, rung=None, pareto=False, heartbeat=BEAT),
+    ):
+        raise OperationalError("INSERT", {}, Exception()) from OSError("disk I/O error")
 
 
 @pytest.mark.parametrize(
@@ -193,8 +254,11 @@ def test_an_interrupted_trial_is_put_back(tmp_path: Path):
     ],
 )
 def test_a_storage_that_cannot_be_reached_is_named_without_its_password(url: str, said: str):
-    with pytest.raises(InputError, match=said) as caught:
-        open_study(url, "s", seed=0, rung=None, pareto=False, heartbeat=BEAT)
+    with (
+        pytest.raises(InputError, match=said) as caught,
+        opened_study(url, "s", seed=0, rung=None, pareto=False, heartbeat=BEAT),
+    ):
+        pass
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -24,12 +24,17 @@ from tellapart.files import read_json, write_json, write_text
 from tellapart.preparation import prepared_folder
 from tellapart.records import Announce, Observer, Progress, no_progress
 from tellapart.run_folder import RunFolder
-from tellapart.settings import Recipe, load_recipe, save_recipe, with_settings
+from tellapart.settings import Recipe, load_recipe, load_saved_recipe, save_recipe, with_settings
 
 logger = logging.getLogger(__name__)
 
 _STOPPED = "stopped.json"
 """In the folder of a run whose loss became infinite."""
+_OWN = {
+    "train.seed": "an ablation has seeds 0, 1, 2 and so on: say how many with seeds (--seeds)",
+    "train.validate_every": "an ablation validates after each epoch, so that curves can be compared",
+}
+"""Settings that an ablation makes itself."""
 
 
 def ablate(
@@ -70,8 +75,10 @@ def ablate(
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}. Expected at least 1; 3 tell what a seed is worth.")
-    if not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe or "fast", changes)
+    for name in (change.partition("=")[0].strip() for change in changes):
+        if name in _OWN:
+            raise InputError(f"{name} cannot act here: {_OWN[name]}. Leave it out.")
+    recipe = load_recipe("fast" if recipe is None else recipe, changes)
     recipe = with_settings(recipe, {"train.validate_every": 1})  # curves of all variants, point for point
     folder = Path(out) if out is not None else Path("ablations") / Path(photos).resolve().stem
     steps = ladder(recipe) if recipe.model.name == "convnet" else []
@@ -117,7 +124,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         InputError: the folder has another recipe.
     """
     kept = folder / "recipe.toml"
-    if kept.is_file() and load_recipe(kept) != recipe:
+    if kept.is_file() and load_saved_recipe(kept) != recipe:
         raise InputError(
             f"{folder} holds the ablation of another recipe. Expected the recipe in {kept}: give the same --recipe and "
             "--set as before, or name another folder with --out."

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tellapart.errors import InputError, nearest
-from tellapart.settings import Recipe, with_settings
+from tellapart.settings import ConvNet, Recipe, with_settings
 
 RECIPE = "recipe"
 """Name of the variant that is the recipe as it is."""
 PLAIN_RATE = 1e-3
 """Learning rate of the ladder's first steps: Keras' default for Adam, which trains with BatchNorm and without."""
+_MOMENTUM = 0.9
+"""Of BatchNorm's running statistics, where a variant takes the place of those of clean photos: a short run has too few
+steps for 0.99."""
 _AUGMENT = {
     "flip": False, "rotation": 0.0, "zoom": 0.0, "translation": 0.0, "brightness": 0.0, "contrast": 0.0,
     "randaugment_ops": 0, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0,
@@ -53,15 +56,16 @@ def ladder(recipe: Recipe) -> list[Variant]:
     averaging; the number of epochs is the recipe's.
     """
     plain = {f"augment.{name}": value for name, value in _AUGMENT.items()} | {
-        "model.l2": 0.0, "train.optimizer": "adam", "train.weight_decay": 0.0, "train.learning_rate": PLAIN_RATE,
+        "model.l2": 0.0, "train.optimizer": "adam", "train.learning_rate": PLAIN_RATE,
         "train.final_learning_rate": PLAIN_RATE, "train.warmup_epochs": 0.0, "train.label_smoothing": 0.0,
-        "train.weight_average": 0.0, "train.recalibrate_photos": 0, "train.stages": [], "train.source_px": 0,
+        "train.weight_average": 0.0, "train.stages": [], "train.source_px": 0,
     }  # fmt: skip
+    normalised = {**plain, "model.batchnorm": True, **_running_statistics(recipe)}
     dropout = recipe.model.dropout or 0.5
     return [
         Variant("baseline", "", "baseline CNN", {**plain, "model.batchnorm": False, "model.dropout": 0.0}),
-        Variant("batchnorm", "", "+ BatchNorm", {**plain, "model.batchnorm": True, "model.dropout": 0.0}),
-        Variant("dropout", "", f"+ Dropout {dropout:g}", {**plain, "model.batchnorm": True, "model.dropout": dropout}),
+        Variant("batchnorm", "", "+ BatchNorm", {**normalised, "model.dropout": 0.0}),
+        Variant("dropout", "", f"+ Dropout {dropout:g}", {**normalised, "model.dropout": dropout}),
     ]
 
 
@@ -141,7 +145,7 @@ def _regularisation(recipe: Recipe) -> Iterator[Variant]:
         if rate != model.dropout:
             text = f"{rate:g}" if rate else "off"
             yield Variant(f"dropout-{text}", "dropout rate", text, {"model.dropout": rate})
-    if model.name == "convnet":
+    if isinstance(model, ConvNet):
         without = {"model.batchnorm": not model.batchnorm}
         yield Variant("other-batchnorm", "BatchNorm", "off" if model.batchnorm else "on", without)
 
@@ -151,9 +155,17 @@ def _averages(recipe: Recipe) -> Iterator[Variant]:
     if train.weight_average:
         yield Variant("no-averaging", "averaged weights", "off", {"train.weight_average": 0.0})
     if train.recalibrate_photos:
-        yield Variant("no-recalibration", "statistics from clean photos", "off", {"train.recalibrate_photos": 0})
+        yield Variant("no-recalibration", "statistics from clean photos", "off", _running_statistics(recipe))
     if train.stages:
         yield Variant("one-size", "growing pictures", "off", {"train.stages": []})
+
+
+def _running_statistics(recipe: Recipe) -> dict[str, Any]:
+    """Return what lets BatchNorm keep the statistics that it gathers in training."""
+    if not recipe.train.recalibrate_photos:
+        return {}
+    of_convnet = {"model.batchnorm_momentum": _MOMENTUM} if isinstance(recipe.model, ConvNet) else {}
+    return {"train.recalibrate_photos": 0, **of_convnet}
 
 
 def _word(name: str) -> str:
@@ -180,7 +192,7 @@ def setting_of(recipe: Recipe, variant: Variant) -> str:
         "L2": f"{model.l2:g}" if model.l2 else "off",
         "weight decay": f"{train.weight_decay:g}",
         "dropout rate": f"{model.dropout:g}" if model.dropout else "off",
-        "BatchNorm": "on" if model.batchnorm else "off",
+        "BatchNorm": "on" if not isinstance(model, ConvNet) or model.batchnorm else "off",
         "averaged weights": f"{train.weight_average:g} of the steps",
         "statistics from clean photos": f"{train.recalibrate_photos} photos",
         "growing pictures": ", ".join(f"{stage.image_px} px" for stage in train.stages),

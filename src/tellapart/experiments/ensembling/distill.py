@@ -9,14 +9,13 @@ from tellapart.errors import RunError
 from tellapart.records import Observer
 from tellapart.run import Run, parents_of, reopen, run_stages
 from tellapart.run_folder import RunFolder, RunRequest, new_folder
-from tellapart.settings import Recipe
+from tellapart.settings import Recipe, with_settings
 from tellapart.training.environment import environment
 
 
 def student_recipe(recipe: Recipe, teacher: Path) -> Recipe:
     """Return a recipe that also learns from the run folder `teacher`."""
-    distill = recipe.distill.model_copy(update={"teacher": os.path.abspath(teacher)})
-    return Recipe.model_validate(recipe.model_copy(update={"distill": distill}).model_dump())
+    return with_settings(recipe, {"distill.teacher": os.path.abspath(teacher)})
 
 
 def distil(student: Path, recipe: Recipe, teacher: Path, *, cache: Path, observer: Observer) -> Run:

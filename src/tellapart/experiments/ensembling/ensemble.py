@@ -97,10 +97,10 @@ def ensemble(
     said = [each.probabilities[at] for each, at in zip(everyone, rows, strict=True)]
     weighting = _weighting(true, said, photos, seed)
     best = members[weighting.best]
-    wanted = None if not distill else _recipe_of_student(recipe, changes, best)  # a wrong one is found out now
+    folder = _folder(out, members, weighting)
+    wanted = None if not distill else _recipe_of_student(recipe, changes, best, folder)  # a wrong one is found out now
 
     # One network
-    folder = _folder(out, members, weighting)
     if not (folder / "ensemble.json").is_file():
         announce(f"Joining {_sentence(members, weighting)}.")
         _write(folder, members, weighting, store, progress)
@@ -114,7 +114,6 @@ def ensemble(
     # Student
     if wanted is not None:
         place = folder.with_name(f"{folder.name}-student")
-        wanted = student_recipe(wanted, folder)
         distil(place, wanted, folder, cache=store, observer=Observer(progress, announce))
         student = open_finished_run(place, _another(place.name, [*everyone, joined]))
         test = _tested([best.finished_run, joined, student], progress)
@@ -131,10 +130,14 @@ def _weighting(
     return choose(of_truth, photos["unit"].tolist() if "unit" in photos else None, seed=seed)
 
 
-def _recipe_of_student(recipe: Recipe | str | Path | None, changes: Sequence[str], best: Member) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    return load_recipe(recipe or RunFolder(best.finished_run.folder).recipe_path, changes)
+def _recipe_of_student(
+    recipe: Recipe | str | Path | None, changes: Sequence[str], best: Member, teacher: Path
+) -> Recipe:
+    """Return the student's recipe; the teacher is named with the changes, which act beside one only."""
+    if any(change.partition("=")[0].strip() == "distill.teacher" for change in changes):
+        raise InputError("distill.teacher cannot act here: the student learns from the ensemble. Leave it out.")
+    source = RunFolder(best.finished_run.folder).recipe() if recipe is None else recipe
+    return student_recipe(load_recipe(source, [f"distill.teacher={teacher}", *changes]), teacher)
 
 
 def _folder(out: str | os.PathLike[str] | None, members: Sequence[Member], weighting: Weighting) -> Path:

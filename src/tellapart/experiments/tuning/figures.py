@@ -78,7 +78,8 @@ def slices(found: Tuning) -> list[str]:
     """Draw for each setting the accuracies over its values, all trials at one epoch, the most important first."""
     scored = scores_at_one_look(found.trials)
     order = [*found.importance, *(name for name in found.space if name not in found.importance)]
-    return [_slice(found, name, scored) for name in order]
+    tried = [name for name in order if any(name in trial.values for trial, _ in scored)]
+    return [_slice(found, name, scored) for name in tried]
 
 
 def front(found: Tuning) -> str:
@@ -105,6 +106,7 @@ def _aims(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
 
 def _slice(found: Tuning, name: str, scored: Sequence[tuple[Trial, float]]) -> str:
     is_log = found.space[name].endswith(" log")
+    scored = [pair for pair in scored if name in pair[0].values]  # it may act in some trials only
     values = [trial.values[name] for trial, _ in scored]
     scores = np.array([score for _, score in scored])
     finished = np.array([trial.state == "finished" for trial, _ in scored])

@@ -19,13 +19,17 @@ def importance_of(trials: Sequence[Trial], space: Space) -> dict[str, float]:
 
     Functional analysis of variance on a random forest, with interactions left out. Trials that were stopped count too:
     all are compared at the last look that most of them reached, which is the first one at which trials are stopped.
+    Settings that act in some trials only are left out: the others have no value of them.
 
     Returns:
         Shares that add up to 1; empty where there are fewer than 8 trials, or where all did equally well.
     """
     optuna = optuna_or_error()
     scored = scores_at_one_look(trials)
-    varied = {name for name, part in space.items() if not (isinstance(part, Choice) and len(part.values) == 1)}
+    varied = {
+        name for name, part in space.items()
+        if not (isinstance(part, Choice) and len(part.values) == 1) and all(name in each.values for each, _ in scored)
+    }  # fmt: skip
     if len(scored) < _FEWEST or len({round(score, 6) for _, score in scored}) < 2:
         return {}
     distributions = optuna.distributions

@@ -10,7 +10,7 @@ from typing import Any
 from tellapart.evaluation.multi_seed import Estimate
 from tellapart.evaluation.wording import p_text, points
 from tellapart.experiments.tuning.search_space import Value
-from tellapart.settings import Recipe
+from tellapart.settings import Recipe, saved_values
 
 _CHANCE = 0.05
 """A p-value below this is a detectable difference."""
@@ -118,7 +118,7 @@ class Tuning:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of ``tune.json``."""
-        values = asdict(self) | {"recipe": self.recipe.model_dump(mode="json"), "folder": str(self.folder)}
+        values = asdict(self) | {"recipe": saved_values(self.recipe), "folder": str(self.folder)}
         return values | {"verdict": self.verdict}
 
 

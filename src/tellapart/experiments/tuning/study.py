@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tellapart.errors import InputError, RunError
+from tellapart.errors import InputError
 from tellapart.experiments.tuning.search_space import Choice, Space, Value
+from tellapart.experiments.tuning.storage import patience_of, reachable, write_without_waiting
 
 if TYPE_CHECKING:
     import optuna
@@ -71,8 +71,18 @@ def first_rung(epochs: int, validate_every: int, warmup_epochs: float) -> int:
     return int(-(-wanted // validate_every)) * validate_every
 
 
-def open_study(url: str, name: str, *, seed: int, rung: int | None, pareto: bool, heartbeat: Heartbeat) -> optuna.Study:
-    """Open the study in a storage, or begin it.
+@contextlib.contextmanager
+def opened_study(
+    url: str,
+    name: str,
+    *,
+    seed: int,
+    rung: int | None,
+    pareto: bool,
+    heartbeat: Heartbeat,
+    conditional: bool = False,
+) -> Iterator[optuna.Study]:
+    """Open the study in a storage, or begin it, and let the connections go in the end.
 
     The sampler is TPE (Bergstra et al. 2011), over all settings together (Falkner et al. 2018), and counts trials that
     others are running as poor, so that workers do not all try the same. Poor trials are stopped by asynchronous
@@ -85,21 +95,15 @@ def open_study(url: str, name: str, *, seed: int, rung: int | None, pareto: bool
         rung: the first epoch at which trials are stopped; None: none is.
         pareto: accuracy against milliseconds instead of accuracy alone.
         heartbeat: how a killed worker is found out.
+        conditional: some settings are chosen in some trials only; settings that are chosen together then make a group.
 
     Raises:
         InputError: Optuna is not installed, or the storage cannot be reached.
+        RunError: the storage was lost.
     """
     library = optuna_or_error()
-    with _quiet(), _reachable(url):
-        storage = library.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": _patience_of(url)},
-            heartbeat_interval=heartbeat.every,
-            grace_period=heartbeat.patience,
-            heartbeat_stale_trial_callback=_after_death,
-        )
-        if url.startswith("sqlite"):
-            _write_without_waiting(storage.engine)
+    with _quiet(), reachable(url):
+        storage = _storage(url, heartbeat)
         study: optuna.Study = library.create_study(
             storage=storage,
             study_name=name,
@@ -110,16 +114,32 @@ def open_study(url: str, name: str, *, seed: int, rung: int | None, pareto: bool
             load_if_exists=True,
         )
         fresh = (seed * 1_000_003 + len(study.get_trials(deepcopy=False)) * 1009) % 2**32
-        study.sampler = library.samplers.TPESampler(seed=fresh, multivariate=True, constant_liar=True)
-    return study
+        study.sampler = library.samplers.TPESampler(
+            seed=fresh, multivariate=True, group=conditional, constant_liar=True
+        )
+    try:
+        with reachable(url, lost=True):
+            yield study
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
-def close(study: optuna.Study) -> None:
-    """Let the connections to the storage go."""
-    storage: Any = study._storage
-    storage = getattr(storage, "_backend", storage)
-    storage.remove_session()
-    storage.engine.dispose()
+def _storage(url: str, heartbeat: Heartbeat) -> Any:
+    """Return Optuna's storage, which puts back the trials of dead workers: few times, in case they are what kills."""
+    storages = optuna_or_error().storages
+    storage = storages.RDBStorage(
+        url,
+        engine_kwargs={"connect_args": patience_of(url)},
+        heartbeat_interval=heartbeat.every,
+        grace_period=heartbeat.patience,
+        heartbeat_stale_trial_callback=storages.RetryHeartbeatStaleTrialCallback(
+            max_retry=_MOST_DEATHS - 1, inherit_intermediate_values=True
+        ),
+    )
+    if url.startswith("sqlite"):
+        write_without_waiting(storage.engine)
+    return storage
 
 
 def begin_with(study: optuna.Study, values: dict[str, Value] | None) -> None:
@@ -128,10 +148,12 @@ def begin_with(study: optuna.Study, values: dict[str, Value] | None) -> None:
         study.enqueue_trial(values)
 
 
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Value]:
-    """Let Optuna choose a value for each setting of the space."""
+def suggest(trial: optuna.Trial, space: Space, can_act: Callable[[str, dict[str, Value]], bool]) -> dict[str, Value]:
+    """Let Optuna choose a value for each setting of the space that can act beside those chosen before it."""
     values: dict[str, Value] = {}
     for name, part in space.items():
+        if not can_act(name, values):
+            continue
         if isinstance(part, Choice):
             chosen: Any = trial.suggest_categorical(name, part.values)
             values[name] = chosen
@@ -168,15 +190,12 @@ def work_through(
 
     Returns:
         Seconds spent waiting for others.
-
-    Raises:
-        InputError: the storage was lost.
     """
     waited = 0.0
     while deadline is None or time.time() < deadline:
-        with contextlib.ExitStack() as claim, _quiet(), _reachable(str(_url_of(study)), lost=True):
+        with contextlib.ExitStack() as claim, _quiet():
             claim.enter_context(locked(lock))
-            _optuna_storages().fail_stale_trials(study)
+            optuna_or_error().storages.fail_stale_trials(study)
             states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
             finished = sum(state in ("COMPLETE", "PRUNED") for state in states)
             if finished >= wanted:
@@ -232,14 +251,6 @@ def put_back(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     )
 
 
-def _after_death(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-    """Put a dead worker's trial back, unless it kills whoever takes it up."""
-    deaths = int(trial.user_attrs.get("deaths", 0)) + 1
-    if deaths < _MOST_DEATHS:
-        trial.set_user_attr("deaths", deaths)
-        put_back(study, trial)
-
-
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock, and yield whether it was got; the kernel lets it go when the process ends."""
@@ -251,74 +262,6 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             yield False
             return
         yield True
-
-
-def without_password(url: str) -> str:
-    """Return a storage's URL as it may be shown."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
-
-
-def _patience_of(url: str) -> dict[str, int]:
-    """Return how long a driver waits: SQLite for another process' lock, the others for an answer."""
-    if url.startswith("sqlite"):
-        return {"timeout": 60}
-    return {"connect_timeout": 10} if url.startswith(("postgresql", "mysql")) else {}
-
-
-def _write_without_waiting(engine: Any) -> None:
-    """Let SQLite not wait for the disk at each commit: with a log, a killed process loses nothing all the same.
-
-    A trial commits some 30 times, and a disk may take 10 ms for each.
-    """
-    from sqlalchemy import event
-
-    def prepare(connection: Any, record: object) -> None:
-        del record
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    event.listen(engine, "connect", prepare)
-    engine.dispose()  # the connection that is open already
-
-
-def _url_of(study: optuna.Study) -> str:
-    storage: Any = study._storage
-    return str(getattr(storage, "_backend", storage).url)
-
-
-def _optuna_storages() -> Any:
-    return optuna_or_error().storages
-
-
-@contextlib.contextmanager
-def _reachable(url: str, *, lost: bool = False) -> Iterator[None]:
-    """Turn the errors of a storage into one that says what to do."""
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (StorageInternalError, SQLAlchemyError, ImportError) as error:
-        if isinstance(error, ImportError) and lost:
-            raise
-        shown, reason = without_password(url), without_password(_reason(error))
-        if lost:
-            raise RunError(
-                f"Storage {shown} was lost: {reason}. Finished trials are kept in it: run the same command again."
-            ) from error
-        raise InputError(
-            f"Storage {shown} cannot be reached: {reason}. Expected the URL of a database that can be written, as in "
-            "sqlite:///study.db or postgresql+psycopg2://user@host/name; leave --storage away to use a file in the "
-            "search's own folder."
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of what lies at the bottom of an error."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return first.strip().rstrip(".")
 
 
 @contextlib.contextmanager

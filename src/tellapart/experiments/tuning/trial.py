@@ -16,7 +16,7 @@ from tellapart.experiments.tuning.search_space import Space, Value, recipe_with
 from tellapart.experiments.tuning.study import first_rung
 from tellapart.files import read_json, write_json
 from tellapart.records import Progress, Watch
-from tellapart.settings import Recipe
+from tellapart.settings import Recipe, machine_from
 
 KEPT = 3
 """Trials whose weights stay on disk."""
@@ -92,8 +92,7 @@ class Measured:
 def trial_recipe(search: Search, values: Mapping[str, Value]) -> Recipe:
     """Return the recipe of a trial: the values, and what makes trials comparable and cheap."""
     recipe = recipe_with(search.recipe, values)
-    threads = recipe.train.workers or max(1, (os.cpu_count() or 1) // search.workers)
-    train = {"precision": search.precision, "validate_every": search.validate_every, "workers": threads}
+    train = {"precision": search.precision, "validate_every": search.validate_every}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
 
 
@@ -113,8 +112,11 @@ def run_trial(
         What it reached; None where its loss was no longer finite.
     """
     job = Job(folder, trial_recipe(search, values), search.visible)
+    machine = machine_from()
+    if not machine.workers:  # its share of the processors
+        machine = machine_from(workers=max(1, (os.cpu_count() or 1) // search.workers))
     try:
-        metrics = run_job(job, cache=search.cache, progress=progress, watch=watch)
+        metrics = run_job(job, cache=search.cache, progress=progress, watch=watch, machine=machine)
     except TrainingStoppedError:
         return None
     found = metrics["validation"]

@@ -18,14 +18,16 @@ import pandas as pd
 
 from tellapart.errors import InputError, RunError
 from tellapart.experiments.tuning.result import Tuning, front_of, table_of, winner_of
-from tellapart.experiments.tuning.search_space import recipe_with, search_space, space_text
-from tellapart.experiments.tuning.study import Heartbeat, close, locked, num_finished, optuna_or_error, without_password
+from tellapart.experiments.tuning.search_space import recipe_with, space_texts
+from tellapart.experiments.tuning.space_reader import search_space
+from tellapart.experiments.tuning.storage import without_password
+from tellapart.experiments.tuning.study import Heartbeat, locked, num_finished, optuna_or_error
 from tellapart.experiments.tuning.trial import Search
 from tellapart.experiments.tuning.work import SearchJob, TrialReporter, seconds_of, trials_of, work
 from tellapart.files import read_json, sha256, write_json, write_text
 from tellapart.records import Announce, Observer, Progress, no_progress
 from tellapart.run_folder import RunFolder
-from tellapart.settings import Recipe, load_recipe, save_recipe
+from tellapart.settings import Recipe, load_recipe, machine_from, save_recipe, saved_values
 from tellapart.tables import csv_text
 
 logger = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ def tune(
     optuna_or_error()
     _check_counts(trials, workers, seeds)
     name = "the recipe" if isinstance(recipe, Recipe) else Path(recipe).stem
-    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, changes)
+    base = load_recipe(recipe, changes)
     folder = Path(out) if out is not None else Path("tuning") / Path(photos).resolve().stem
     search = Search(
         folder=folder, recipe=base, space=search_space(space, base), precision="", seed=seed, prunes=prunes,
@@ -146,12 +148,12 @@ def _claim(search: Search, photos: str, storage: str | None) -> None:
     """
     wanted: dict[str, Any] = {
         "photos": photos,
-        "space": {name: space_text(part) for name, part in search.space.items()},
+        "space": space_texts(search.space),
         "pareto": search.pareto,
         "prunes": search.prunes,
         "seed": search.seed,
         "storage": None if storage is None else without_password(storage),
-        "recipe": search.recipe.model_dump(mode="json"),
+        "recipe": saved_values(search.recipe),
     }
     kept = search.folder / "search.json"
     if kept.exists():
@@ -186,7 +188,7 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
     if not chosen.exists():
         prepared_folder(photos, search.photos, search.recipe, Observer(progress, announce))
         make_visible(search.photos, search.visible)
-        seen = open_photos(RunFolder(search.visible), search.recipe, search.cache, progress)
+        seen = open_photos(RunFolder(search.visible), search.recipe, search.cache, progress, machine_from())
         with seen.pictures, seen.sources:
             inputs = Inputs(search.recipe, seen)
             progress("choosing the precision", 0, 1)
@@ -235,8 +237,7 @@ def make_visible(prepared: Path, visible: Path) -> None:
 def _study_name(search: Search) -> str:
     """Return a name that two searches share only if they are the same, whichever machines they run on."""
     photos = [RunFolder(folder).record().data_sha256 for folder in (search.photos, search.visible)]
-    space = {name: space_text(part) for name, part in search.space.items()}
-    same = [photos, space, search.pareto, search.prunes, search.recipe.model_dump(mode="json")]
+    same = [photos, space_texts(search.space), search.pareto, search.prunes, saved_values(search.recipe)]
     return f"tellapart-{sha256(json.dumps(same).encode())[:20]}"
 
 
@@ -252,15 +253,12 @@ def _search(order: SearchJob, progress: Progress, announce: Announce) -> None:
         return
     from tellapart.experiments.tuning.workers import work_together
 
-    study = order.open()  # an unreachable storage is found out before processes are started
-    try:
+    with order.opened() as study:  # an unreachable storage is found out before processes are started
         if num_finished(study) >= order.trials:
             return
         news = TrialReporter(study, order, announce)
         progress("trials", news.tell(), order.trials)
         work_together(order, look=lambda: progress("trials", news.tell(), order.trials), announce=announce)
-    finally:
-        close(study)
 
 
 def _summary(order: SearchJob) -> Tuning:
@@ -271,11 +269,9 @@ def _summary(order: SearchJob) -> Tuning:
     """
     from tellapart.experiments.tuning.importance import importance_of
 
-    study, search = order.open(), order.search
-    try:
+    search = order.search
+    with order.opened() as study:
         trials, seconds = trials_of(study), seconds_of(study)
-    finally:
-        close(study)
     best = winner_of(trials)
     if best is None:
         raise RunError(
@@ -289,7 +285,7 @@ def _summary(order: SearchJob) -> Tuning:
         recipe=recipe_with(search.recipe, best.values),
         front=front_of(trials) if search.pareto else (),
         importance=importance_of(trials, search.space),
-        space={name: space_text(part) for name, part in search.space.items()},
+        space=space_texts(search.space),
         rung=search.rung,
         seconds=seconds,
     )
@@ -300,7 +296,6 @@ def _confirmed(
 ) -> Tuning:
     """Train the winner and the recipe it is to beat with seeds that no trial had."""
     from tellapart.experiments.tuning.confirmation import confirm
-    from tellapart.run_folder import RunFolder
 
     if found.recipe == search.recipe:
         return replace(found, note=f"Nothing that was tried is better on the validation photos than {name} as it is.")

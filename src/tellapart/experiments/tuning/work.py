@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tellapart.experiments.jobs import tidy
 from tellapart.experiments.tuning.result import Trial, winner_of
-from tellapart.experiments.tuning.search_space import values_of
+from tellapart.experiments.tuning.search_space import can_act, deciders, values_of
 from tellapart.experiments.tuning.study import (
     FOLDER_OF,
     Heartbeat,
     begin_with,
-    close,
     locked,
-    open_study,
+    opened_study,
     optuna_or_error,
     suggest,
     work_through,
 )
 from tellapart.experiments.tuning.trial import KEPT, Search, milliseconds, run_trial, trial_recipe
-from tellapart.records import Announce, Progress
+from tellapart.records import Announce, Progress, Watch
 
 if TYPE_CHECKING:
     import optuna
@@ -51,12 +52,12 @@ class SearchJob:
     deadline: float | None
     heartbeat: Heartbeat
 
-    def open(self, worker: int = 0) -> optuna.Study:
+    def opened(self, worker: int = 0) -> AbstractContextManager[optuna.Study]:
         """Open the study; each worker of a search draws numbers of its own."""
         search = self.search
-        return open_study(
+        return opened_study(
             self.url, self.name, seed=search.seed + 7919 * worker, rung=search.rung, pareto=search.pareto,
-            heartbeat=self.heartbeat,
+            heartbeat=self.heartbeat, conditional=any(deciders(name, search.space) for name in search.space),
         )  # fmt: skip
 
 
@@ -69,33 +70,29 @@ def work(order: SearchJob, *, worker: int, progress: Progress, announce: Announc
         progress: called with (what, done, total); what it raises stops the trial that is under way, which is put back.
         announce: called with a line for each trial that has ended, whoever ran it.
     """
-    study = order.open(worker)
-    news = TrialReporter(study, order, announce)
-    clock = Stopwatch()
+    search, lock, clock = order.search, order.search.folder / ".claim", Stopwatch()
+    with order.opened(worker) as study:
+        news = TrialReporter(study, order, announce)
 
-    def objective(trial: optuna.Trial) -> Any:
-        news.tell()
-        return _objective(order.search, trial, progress, clock)
+        def objective(trial: optuna.Trial) -> Any:
+            news.tell()
+            return _objective(search, trial, progress, clock)
 
-    def waiting(finished: int) -> None:
-        news.tell()
-        progress("waiting for the trials of other workers", finished, order.trials)
+        def waiting(finished: int) -> None:
+            news.tell()
+            progress("waiting for the trials of other workers", finished, order.trials)
 
-    try:
-        with locked(order.search.folder / ".claim"):
-            begin_with(study, values_of(order.search.recipe, order.search.space))
+        with locked(lock):
+            begin_with(study, values_of(search.recipe, search.space))
         began = time.perf_counter()
         waited = work_through(
-            study, objective, wanted=order.trials, deadline=order.deadline, lock=order.search.folder / ".claim",
-            waiting=waiting,
-        )  # fmt: skip
-        busy = clock.seconds
-        times = {"trials": busy, "overhead": time.perf_counter() - began - waited - busy}
-        if busy:
+            study, objective, wanted=order.trials, deadline=order.deadline, lock=lock, waiting=waiting
+        )
+        if clock.seconds:
+            overhead = time.perf_counter() - began - waited - clock.seconds
+            times = {"trials": clock.seconds, "overhead": overhead}
             study.set_user_attr(_TIMES + uuid.uuid4().hex[:12], times)
         news.tell()
-    finally:
-        close(study)
 
 
 class Stopwatch:
@@ -119,29 +116,16 @@ def _objective(
 ) -> float | tuple[float, float]:
     """Run one trial; its worth is the accuracy on the validation photos."""
     library = optuna_or_error()
-    values = suggest(trial, search.space)
+    values = suggest(trial, search.space, partial(can_act, search.recipe))
     folder = search.folder / "trials" / f"{trial.user_attrs[FOLDER_OF]:04d}"
     began = time.perf_counter() - float(trial.user_attrs.get("seconds", 0.0))
-
-    def watch(row: dict[str, Any]) -> None:
-        if "val_accuracy" not in row:
-            return
-        clock.stop()
-        try:
-            epoch = int(row["epoch"])
-            if not search.pareto:  # Optuna takes reports for one aim only
-                trial.report(row["val_accuracy"], epoch)
-                if epoch < search.recipe.train.epochs and trial.should_prune():
-                    raise library.TrialPruned
-        finally:
-            clock.start()
 
     def named(what: str, done: int, total: int) -> None:
         progress(f"trial {trial.number}: {what}", done, total)
 
     clock.start()
     try:
-        found = run_trial(search, folder, values, watch=watch, progress=named)
+        found = run_trial(search, folder, values, watch=_reports(search, trial, clock), progress=named)
     except library.TrialPruned:
         tidy(folder, keep_weights=False)
         raise
@@ -161,6 +145,24 @@ def _objective(
     tidy(folder, keep_weights=True)
     _keep_the_best(search, trials_of(trial.study), folder, found.accuracy)
     return found.accuracy if ms is None else (found.accuracy, ms)
+
+
+def _reports(search: Search, trial: optuna.Trial, clock: Stopwatch) -> Watch:
+    """Return what tells the study of each look of a trial at the validation photos, and stops a poor one."""
+    library = optuna_or_error()
+
+    def watch(row: dict[str, Any]) -> None:
+        if "val_accuracy" not in row or search.pareto:  # Optuna takes reports for one aim only
+            return
+        clock.stop()
+        try:
+            trial.report(row["val_accuracy"], int(row["epoch"]))
+            if row["epoch"] < search.recipe.train.epochs and trial.should_prune():
+                raise library.TrialPruned
+        finally:
+            clock.start()
+
+    return watch
 
 
 def _keep_the_best(search: Search, trials: tuple[Trial, ...], folder: Path, accuracy: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from tellapart.files import read_json
 from tellapart.report.part import Examination, Part
 from tellapart.run_folder import RunFolder, RunRecord
+from tellapart.settings import saved_values
 
 
 def _compute(e: Examination) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def _compute(e: Examination) -> dict[str, Any]:
     record = folder.record()
     return {
         "commands": [made_by(e.run, record), f"tellapart evaluate {e.run}"],
-        "recipe": json.dumps(folder.recipe().model_dump(mode="json"), indent=1),
+        "recipe": json.dumps(saved_values(folder.recipe()), indent=1),
         "facts": record.known("commit", "data_sha256", "seed", "processor", "python", "backend", "precision"),
         "packages": record.packages,
     }
