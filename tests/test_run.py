@@ -97,7 +97,7 @@ def test_run_folder_is_whole_and_its_numbers_are_scikit_learns(uninterrupted: Pa
             )
             for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
                 assert found[f"{name}_{average}"] == pytest.approx(value, abs=1e-9)
-        assert ("intervals" in found) == (side != "train"), "what was learned by heart is no sample"
+        assert ("intervals" in found) == (side != "train"), "what was memorised is no sample"
         for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_weighted", "loss"):
             low, high = found["intervals"][name] if side != "train" else (found[name], found[name])
             assert low <= found[name] <= high

@@ -73,7 +73,7 @@ def load(model: str | os.PathLike[str]) -> Classifier | BundleClassifier:
         A `Classifier` or a `BundleClassifier`; both have `predict`.
 
     Raises:
-        RunError: it is no run folder, or has no model.
+        RunError: it is not a run folder, or has no model.
         BundleError: it is a damaged bundle, or no runtime here gives the probabilities that it should.
     """
     from tellapart.bundles.bundle import is_bundle

@@ -1,6 +1,6 @@
 """The errors a user can cause and mend. Knows nothing about how they are shown.
 
-Every message says what came, what was expected and how to mend it.
+Every message says what came, what was expected and how to fix it.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Finding:
     Attributes:
         kind: a fixed name such as "exact_duplicates"; docs/check.md lists them all.
         severity: "falsifies" (numbers from this data would not be true), "warning" or "note".
-        message: what was found, what follows from it, and how to mend it.
+        message: what was found, what follows from it, and how to fix it.
         count: how many photos are concerned.
         examples: up to ten of their paths.
         figures: the measured numbers behind the message.

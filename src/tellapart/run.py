@@ -174,7 +174,7 @@ def resume(
 
     Raises:
         InputError: the photos cannot be used.
-        RunError: `run` is no run folder, or an ensemble.
+        RunError: `run` is not a run folder, or an ensemble.
         TrainingStoppedError: the loss is no longer finite.
 
     Example:

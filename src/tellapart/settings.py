@@ -242,7 +242,7 @@ def parse_duration(text: str) -> float:
     """Return the seconds in a text such as ``"90s"``, ``"10m"``, ``"1h30m"`` or ``"600"``.
 
     Raises:
-        RecipeError: `text` is no duration, or not above 0.
+        RecipeError: `text` is not a duration, or not above 0.
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     seconds = (

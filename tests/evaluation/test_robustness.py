@@ -181,7 +181,7 @@ def test_photos_of_unknown_quality_are_left_out_but_count_for_the_accuracy():
 
 
 def test_photos_of_unknown_quality_do_not_make_the_others_look_bad():
-    """Half of the known photos are named rightly whatever their quality, so their quality limits nothing."""
+    """Half of the known photos are classified correctly whatever their quality, so their quality limits nothing."""
     unknown = pd.DataFrame({name: np.full(1000, np.nan) for name in DIRECTIONS})
     known = qualities(brightness=ORDER / 10, noise=ORDER / 10)
     found = find_quality_range(

@@ -140,5 +140,5 @@ def test_nothing_to_serve_is_one_clear_error(bundle: Path, tmp_path: Path, serve
         serve(models=tmp_path / "empty")
     with pytest.raises(BundleError, match="has no SHA256SUMS"):
         serve(tmp_path / "empty")
-    with pytest.raises(BundleError, match="is no folder"):
+    with pytest.raises(BundleError, match="is not a folder"):
         serve(models=tmp_path / "none")

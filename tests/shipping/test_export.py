@@ -244,7 +244,7 @@ def test_a_folder_with_a_file_of_somebody_else_is_not_replaced(place: Path, tmp_
         tellapart.export(place / "run", folder, cache=place / "cache")
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "bundle.json").write_text("{}")  # of a JavaScript project, say
-    with pytest.raises(BundleError, match="already exists and is no bundle"):
+    with pytest.raises(BundleError, match="already exists and is not a bundle"):
         tellapart.export(place / "run", tmp_path / "project", cache=place / "cache")
     assert (tmp_path / "project" / "bundle.json").exists()
     assert (folder / "thesis.docx").exists()
@@ -380,6 +380,6 @@ def test_options_that_do_not_fit_are_refused(place: Path, tmp_path: Path, option
 
 def test_a_folder_with_something_else_in_it_is_not_replaced(place: Path, tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(BundleError, match="already exists and is no bundle"):
+    with pytest.raises(BundleError, match="already exists and is not a bundle"):
         tellapart.export(place / "run", tmp_path, cache=place / "cache")
     assert (tmp_path / "thesis.txt").exists()

@@ -223,7 +223,7 @@ def left_out(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
             "left_out",
             "warning",
             f"{len(rest):,} folders or files were left out: {listed}. No "
-            "photo of theirs is used. Mend the permission, the link, the place or the table, and check "
+            "photo of theirs is used. Fix the permission, the link, the place or the table, and check "
             "again.",
             len(rest),
             tuple(path for path, _ in rest[:10]),

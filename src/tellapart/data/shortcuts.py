@@ -52,7 +52,7 @@ def metadata_shortcuts(manifest: Manifest, pairs: NDArray[np.int64], *, seed: in
 
     Args:
         manifest: the photos.
-        pairs: of near duplicates; the second of a pair is left out, or copies would be learned by heart.
+        pairs: of near duplicates; the second of a pair is left out, or copies would be memorised.
         seed: of the folds.
 
     Yields:

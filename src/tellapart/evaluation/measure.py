@@ -124,7 +124,7 @@ def measure_sides(
         probabilities: (num_images, num_classes).
         classes: names of the classes.
         trained_on: whether the network was trained on the training photos. They have no intervals then: what it has
-            learned by heart is no sample of what it will see.
+            memorised is no sample of what it will see.
     """
     numbers, groups = class_numbers(frame, classes), groups_of(frame)
     splits, found = frame["split"].to_numpy(object), {}

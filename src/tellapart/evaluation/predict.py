@@ -241,7 +241,7 @@ def load(run: str | os.PathLike[str]) -> Classifier:
     """Open a finished run for prediction.
 
     Raises:
-        RunError: `run` is no run folder, has no model yet, or its ``model.keras`` is not the run's.
+        RunError: `run` is not a run folder, has no model yet, or its ``model.keras`` is not the run's.
     """
     folder = RunFolder(Path(run))
     file = folder.model_path

@@ -134,7 +134,7 @@ def find_quality_range(
     Args:
         qualities: a row per photo, a column per measure of `Quality`; rows with NaN are left out, and where there are
             no others nothing is limited.
-        correct: (num_images,) whether the photo was named rightly.
+        correct: (num_images,) whether the photo was classified correctly.
         groups: (num_images,) of the photos; None: each stands for itself.
     """
     overall, rows = float(correct.mean()), []

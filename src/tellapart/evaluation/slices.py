@@ -59,7 +59,7 @@ def slices(
     """Return all slices with at least `SMALLEST` photos: those that differ first, worst first.
 
     Args:
-        correct: (num_images,) whether each photo was named rightly.
+        correct: (num_images,) whether each photo was classified correctly.
         properties: a row per photo. Numbers are cut into quarters, text and truth values are taken as they are;
             columns with one value or with too many names are left out.
         groups: (num_images,) of the photos; None: each stands for itself.
@@ -88,7 +88,7 @@ def equality_p_value(
     makes it larger.
 
     Args:
-        correct: (num_images,) whether each photo was named rightly.
+        correct: (num_images,) whether each photo was classified correctly.
         inside: (num_images,) whether it belongs to the slice.
         groups: (num_images,) of the photos; None: each stands for itself.
     """

@@ -37,7 +37,7 @@ class ApiError(Exception):
 
     Attributes:
         status: of HTTP.
-        message: what came, what was expected, how to mend it.
+        message: what came, what was expected, how to fix it.
         headers: to send along.
     """
 

@@ -57,7 +57,7 @@ def read_request(values: Any, binary: memoryview) -> Inference:
     if not isinstance(values, dict) or not isinstance(values.get("inputs"), list):
         raise ApiError(400, "Expected an object with 'inputs', a list of tensors.")
     if "id" in values and not isinstance(values["id"], str):
-        raise ApiError(400, "id is no text.")
+        raise ApiError(400, "id is not a string.")
     wanted = _wanted(values)
     inputs = values["inputs"]
     if len(inputs) != 1 or not isinstance(inputs[0], dict) or inputs[0].get("name") != INPUT:

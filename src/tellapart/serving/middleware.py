@@ -166,7 +166,7 @@ class AccessMiddleware:
             try:
                 named = urlsplit(origin.decode("latin-1")).netloc.encode("latin-1")
             except ValueError:  # such as http://[
-                raise ApiError(400, "The Origin header is no origin. Expected it as browsers send it.") from None
+                raise ApiError(400, "The Origin header is not an origin. Expected it as browsers send it.") from None
             if named not in (context.headers.get(b"host"), context.headers.get(b"x-forwarded-host")):
                 raise ApiError(403, "The request comes from the page of another site, which may not use this server.")
         path = scope["path"]

@@ -188,7 +188,7 @@ class Models:
         if place is None:
             return []
         if not place.is_dir():
-            raise BundleError(f"{place} is no folder. Expected a folder of bundles.")
+            raise BundleError(f"{place} is not a folder. Expected a folder of bundles.")
         return sorted(each for each in place.iterdir() if not each.name.startswith(".") and is_bundle(each))
 
     def _keep_polling(self) -> None:

@@ -24,7 +24,7 @@ class Part:
 
     Attributes:
         name: of the field.
-        filename: None: it is no file.
+        filename: None: it is not a file.
         data: what it holds.
     """
 

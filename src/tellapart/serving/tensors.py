@@ -58,7 +58,7 @@ def picture(value: Any, where: str) -> NDArray[np.uint8]:
     """
     shape, numbers = flattened(value)
     if shape is None:
-        raise ApiError(400, f"{where} is no array: its rows differ in length or kind. {_EXPECTED}.")
+        raise ApiError(400, f"{where} is not an array: its rows differ in length or kind. {_EXPECTED}.")
     # NumPy makes of texts an array in which each element is as wide as the longest: kinds are looked at before.
     kinds = set(map(type, numbers))
     if not kinds <= {int, float} or len(shape) != 3 or shape[2] != 3 or 0 in shape:
@@ -106,7 +106,7 @@ def from_base64(value: Any, where: str) -> bytes:
     try:
         return binascii.a2b_base64(value, strict_mode=True)  # base64.b64decode would copy the text first
     except (binascii.Error, ValueError):
-        raise ApiError(400, f"{where} is no base64. Expected the file in base64, without line breaks.") from None
+        raise ApiError(400, f"{where} is not base64. Expected the file in base64, without line breaks.") from None
 
 
 def _short(keys: Iterable[str]) -> str:

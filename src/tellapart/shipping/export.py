@@ -196,7 +196,7 @@ def _check(place: Path, name: str, formats: Sequence[str], coverage: float) -> N
     if not 0 < coverage < 1:
         raise InputError(f"The coverage is {coverage:g}. Expected a share between 0 and 1, such as 0.95.")
     if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not is_bundle(place))):
-        raise BundleError(f"{place} already exists and is no bundle. Name a new folder.")
+        raise BundleError(f"{place} already exists and is not a bundle. Name a new folder.")
     if is_bundle(place) and (strange := strange_files(place)):
         raise BundleError(f"{place} holds {strange[0]}, which is not the bundle's and would be lost. Move it away.")
 

@@ -97,7 +97,7 @@ def test_strength_and_mixing_stand_for_several_settings():
         ("train.learning_rate=0..1e-2 log", "logarithmic and begins at 0"),
         ("train.learning_rate=small..large", "not of numbers"),
         ("train.learning_rate=nan..1", "not finite"),
-        ("train.batch_size=1.5..8", "no whole number"),
+        ("train.batch_size=1.5..8", "not a whole number"),
         ("train.learnin_rate=1e-4..1e-2", "unknown setting, 'train.learnin_rate'. Did you mean 'train.learning_rate'"),
         ("model.batch_size=16,32", "Did you mean 'train.batch_size'"),
         ("model.dropout=0.2..1.5", r"holds 1.5, which a recipe refuses. Setting 'model.dropout' is 1.5"),

@@ -167,7 +167,7 @@ def _parse(name: str, text: str) -> Range | Choice:
         )
     whole = _is_whole(name)
     if whole and (low != round(low) or high != round(high)):
-        raise RecipeError(f"The range of {name}, {text!r}, has an end that is no whole number, which it must be.")
+        raise RecipeError(f"The range of {name}, {text!r}, has an end that is not a whole number, which it must be.")
     if low == high:
         return Choice((int(low) if whole else low,))
     return Range(low, high, is_log, whole)

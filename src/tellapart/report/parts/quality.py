@@ -1,4 +1,4 @@
-"""How the network fares with worse pictures: corruptions, and the quality that the photos have."""
+"""How the network does on worse pictures: corruptions, and the quality that the photos have."""
 
 from __future__ import annotations
 

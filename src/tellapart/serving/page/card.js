@@ -24,7 +24,7 @@ function accuracy(model) {
   if (!side) return tile("Accuracy", soft("None was measured."));
   const ends = metrics.intervals?.accuracy, range = ends ? `${percent(ends[0])} to ${percent(ends[1])} with 95 % confidence, ` : "";
   return tile("Accuracy", make("p", { className: "big", textContent: percent(metrics.accuracy) }),
-    soft(`of photos named rightly: ${range}on ${metrics.num_images} ${side} photos that it did not learn from.`));
+    soft(`of photos classified correctly: ${range}on ${metrics.num_images} ${side} photos that it did not learn from.`));
 }
 
 function what(model, first) {
