@@ -19,8 +19,8 @@ from tellapart import __version__
 from tellapart.serving import api, open_inference, page, tensorflow_serving
 from tellapart.serving.access_log import JsonHandler, RequestLog
 from tellapart.serving.batching import Batcher
-from tellapart.serving.endpoints import JSON, Endpoint, respond
-from tellapart.serving.errors import error_body
+from tellapart.serving.endpoints import Endpoint, respond
+from tellapart.serving.errors import error_response
 from tellapart.serving.middleware import AccessMiddleware, context_of
 from tellapart.serving.models import Models
 from tellapart.serving.openapi import describe
@@ -102,8 +102,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     """Answer in the form of all errors what the router refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     message = f"{error.detail}. GET /docs lists what there is."
-    body = error_body(request.scope["path"], error.status_code, message, context_of(request).id)
-    return Response(body, error.status_code, headers=error.headers, media_type=JSON)
+    return error_response(request.scope["path"], error.status_code, message, context_of(request).id, error.headers)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
 
 CODES = {
     400: "bad_request",
@@ -16,7 +19,6 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     408: "too_slow",
-    411: "length_required",
     413: "too_large",
     415: "unsupported_media_type",
     421: "wrong_host",
@@ -48,12 +50,16 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
-def error_body(path: str, status: int, message: str, request_id: str) -> bytes:
-    """Return the JSON of an error, in the form of the protocol that a path belongs to."""
+def error_response(
+    path: str, status: int, message: str, request_id: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return an error as a response, in the form of the protocol that a path belongs to."""
     code = CODES.get(status, "error")
     if path.startswith(OTHER_PROTOCOLS):
-        return json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
-    return json.dumps({"error": {"code": code, "message": message, "request_id": request_id}}).encode()
+        values: dict[str, Any] = {"error": message, "code": code, "request_id": request_id}
+    else:
+        values = {"error": {"code": code, "message": message, "request_id": request_id}}
+    return Response(json.dumps(values), status, headers, "application/json")
 
 
 def busy(message: str) -> ApiError:
