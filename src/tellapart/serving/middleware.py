@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tellapart.serving.access_log import RequestLog
-from tellapart.serving.errors import CODES, ApiError, error_response
+from tellapart.serving.errors import ApiError, code_of, error_response
 from tellapart.serving.limits import Body, BodyBudget, ClientLeftError, RateLimit
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.telemetry import ModelCounts, Telemetry
@@ -195,7 +195,7 @@ class AccessMiddleware:
         if context.status in OVERLOAD:
             self._telemetry.turned_away()
         if context.status == CLIENT_LEFT or context.status >= 400:
-            kind = "client_left" if context.status == CLIENT_LEFT else CODES.get(context.status, "error")
+            kind = "client_left" if context.status == CLIENT_LEFT else code_of(context.status)
             self._telemetry.errors.labels(kind).inc()
         if self._log is not None:
             client = scope.get("client")
