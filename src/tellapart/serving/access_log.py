@@ -15,14 +15,16 @@ from collections import deque
 from datetime import UTC, datetime
 from typing import IO, Any
 
+_LIBRARY = logging.getLogger("tellapart")
 _MOST = 20_000
 _EVERY_SECONDS = 0.2
 
 
-class RequestLog:
-    """Where lines go. Nothing is written before `start`."""
+class RequestLog(logging.Handler):
+    """Where lines go, and what the library logs, in the same form. Nothing is written before `start`."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
+        super().__init__()
         self._stream = stream or sys.stderr
         self._lines: deque[dict[str, Any]] = deque()
         self._dropped = 0
@@ -37,16 +39,26 @@ class RequestLog:
         values["at"] = time.time()
         self._lines.append(values)
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take what the library logs; a traceback is one string."""
+        values = {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            values["traceback"] = logging.Formatter().formatException(record.exc_info)
+        self.write(**values)
+
     def start(self) -> None:
         """Begin to write."""
+        _LIBRARY.addHandler(self)
         self._thread = threading.Thread(target=self._write_on, name="log", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Write what is left; give up on a stream that takes nothing for two seconds."""
+        _LIBRARY.removeHandler(self)
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=2)
+        super().close()
 
     def _write_on(self) -> None:
         while not self._stop.wait(_EVERY_SECONDS):
@@ -68,18 +80,3 @@ class RequestLog:
                 self._stream.flush()
             except (OSError, ValueError):  # a closed terminal: there is nowhere to say so
                 return
-
-
-class JsonHandler(logging.Handler):
-    """Sends what the library logs into the same stream, in the same form."""
-
-    def __init__(self, log: RequestLog) -> None:
-        super().__init__()
-        self._log = log
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Take a record; a traceback is one string."""
-        values = {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        if record.exc_info:
-            values["traceback"] = logging.Formatter().formatException(record.exc_info)
-        self._log.write(**values)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 
@@ -17,10 +16,10 @@ from starlette.routing import Route
 
 from tellapart import __version__
 from tellapart.serving import api, open_inference, page, tensorflow_serving
-from tellapart.serving.access_log import JsonHandler, RequestLog
+from tellapart.serving.access_log import RequestLog
 from tellapart.serving.batching import Batcher
-from tellapart.serving.endpoints import JSON, Endpoint, respond
-from tellapart.serving.errors import error_body
+from tellapart.serving.endpoints import Endpoint, respond
+from tellapart.serving.errors import error_response
 from tellapart.serving.middleware import AccessMiddleware, context_of
 from tellapart.serving.models import Models
 from tellapart.serving.openapi import describe
@@ -90,32 +89,21 @@ def _route(endpoint: Endpoint, service: Service) -> Route:
 @contextlib.asynccontextmanager
 async def _running(service: Service, log: RequestLog | None, _: Starlette) -> AsyncIterator[None]:
     """Keep the threads running while the application does."""
-    with _logging_to(log):
+    if log is not None:
+        log.start()
+    try:
         service.start()
         service.models.start_polling()
         yield
         service.models.close()
         service.stop()
+    finally:
+        if log is not None:
+            log.close()
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
     """Answer in the form of all errors what the router refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     message = f"{error.detail}. GET /docs lists what there is."
-    body = error_body(request.scope["path"], error.status_code, message, context_of(request).id)
-    return Response(body, error.status_code, headers=error.headers, media_type=JSON)
-
-
-@contextlib.contextmanager
-def _logging_to(log: RequestLog | None) -> Iterator[None]:
-    if log is None:
-        yield
-        return
-    library, handler = logging.getLogger("tellapart"), JsonHandler(log)
-    library.addHandler(handler)
-    log.start()
-    try:
-        yield
-    finally:
-        library.removeHandler(handler)
-        log.close()
+    return error_response(request.scope["path"], error.status_code, message, context_of(request).id, error.headers)

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
-CODES = {
-    400: "bad_request",
-    401: "no_key",
-    403: "other_origin",
-    404: "not_found",
-    405: "method_not_allowed",
-    408: "too_slow",
-    411: "length_required",
-    413: "too_large",
-    415: "unsupported_media_type",
-    421: "wrong_host",
-    422: "unreadable",
-    429: "too_many_requests",
-    500: "internal",
-    503: "busy",
-    504: "deadline",
+from starlette.responses import Response
+
+CODES_AND_MEANINGS = {
+    400: ("bad_request", "The request cannot be understood; the message says what was expected."),
+    401: ("no_key", "The API key is missing or wrong."),
+    403: ("other_origin", "The request comes from the page of another site."),
+    404: ("not_found", "There is no such model, version or page; the message names what there is."),
+    405: ("method_not_allowed", "The path exists; the method does not."),
+    408: ("too_slow", "The body did not arrive in time."),
+    413: ("too_large", "The body, or the number of files in it, is above the limit."),
+    415: ("unsupported_media_type", "The content type or encoding of the body is not taken."),
+    421: ("wrong_host", "The Host header names another server."),
+    422: ("unreadable", "No image could be read."),
+    429: ("too_many_requests", "Too many requests from this address; Retry-After says when to come back."),
+    500: ("internal", "The server failed."),
+    503: ("busy", "The server is busy or stops; Retry-After says when to come back."),
+    504: ("deadline", "The answer would have come after the deadline."),
 }
-"""The code of each status."""
+"""By status: the code for programs, and what it means."""
 
 OTHER_PROTOCOLS = ("/v1/", "/v2")
 """How their paths begin."""
@@ -48,12 +50,21 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
-def error_body(path: str, status: int, message: str, request_id: str) -> bytes:
-    """Return the JSON of an error, in the form of the protocol that a path belongs to."""
-    code = CODES.get(status, "error")
+def code_of(status: int) -> str:
+    """Return the code of a status."""
+    return CODES_AND_MEANINGS[status][0] if status in CODES_AND_MEANINGS else "error"
+
+
+def error_response(
+    path: str, status: int, message: str, request_id: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return an error as a response, in the form of the protocol that a path belongs to."""
+    code = code_of(status)
     if path.startswith(OTHER_PROTOCOLS):
-        return json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
-    return json.dumps({"error": {"code": code, "message": message, "request_id": request_id}}).encode()
+        values: dict[str, Any] = {"error": message, "code": code, "request_id": request_id}
+    else:
+        values = {"error": {"code": code, "message": message, "request_id": request_id}}
+    return Response(json.dumps(values), status, headers, "application/json")
 
 
 def busy(message: str) -> ApiError:

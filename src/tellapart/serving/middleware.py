@@ -10,7 +10,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tellapart.serving.access_log import RequestLog
-from tellapart.serving.errors import CODES, ApiError, error_body
+from tellapart.serving.errors import ApiError, code_of, error_response
 from tellapart.serving.limits import Body, BodyBudget, ClientLeftError, RateLimit
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.telemetry import ModelCounts, Telemetry
@@ -57,10 +57,9 @@ class RequestContext:
         counts: of the version that it names, once it is known.
         model: name and version for the log.
         images: how many it holds.
-        error: the code of the refusal, if it was refused.
     """
 
-    __slots__ = ("began", "body", "counts", "error", "headers", "id", "images", "model", "query", "status")
+    __slots__ = ("began", "body", "counts", "headers", "id", "images", "model", "query", "status")
 
     def __init__(self, scope: Scope, body: Body) -> None:
         self.began = time.perf_counter()
@@ -73,7 +72,6 @@ class RequestContext:
         self.counts: ModelCounts | None = None
         self.model: tuple[str, str] | None = None
         self.images = 0
-        self.error: str | None = None
         self.status = 0
 
 
@@ -137,17 +135,14 @@ class AccessMiddleware:
         except ClientLeftError:
             context.status = CLIENT_LEFT
         except ApiError as refusal:
-            context.error = CODES.get(refusal.status, "error")
-            await send_error(
-                send_with_headers, scope["path"], refusal.status, refusal.message, context.id, refusal.headers
-            )
+            refused = error_response(scope["path"], refusal.status, refusal.message, context.id, refusal.headers)
+            await refused(scope, receive, send_with_headers)
         except Exception as error:  # the edge: one request fails, the server goes on
             logger.exception("Request %s failed.", context.id)
-            context.error = "internal"
             if started:
                 raise
             message = f"Something is wrong with the server ({type(error).__name__}); its log says more."
-            await send_error(send_with_headers, scope["path"], 500, message, context.id)
+            await error_response(scope["path"], 500, message, context.id)(scope, receive, send_with_headers)
         finally:
             self._end(scope, context)
 
@@ -200,7 +195,7 @@ class AccessMiddleware:
         if context.status in OVERLOAD:
             self._telemetry.turned_away()
         if context.status == CLIENT_LEFT or context.status >= 400:
-            kind = "client_left" if context.status == CLIENT_LEFT else CODES.get(context.status, "error")
+            kind = "client_left" if context.status == CLIENT_LEFT else code_of(context.status)
             self._telemetry.errors.labels(kind).inc()
         if self._log is not None:
             client = scope.get("client")
@@ -210,17 +205,6 @@ class AccessMiddleware:
                 ms=round(1000 * seconds, 3), client=client[0] if client else None, model=name, version=version,
                 images=context.images,
             )  # fmt: skip
-
-
-async def send_error(
-    send: Send, path: str, status: int, message: str, request_id: str, headers: MutableMapping[str, str] | None = None
-) -> None:
-    """Send an error in the form that all errors have."""
-    body = error_body(path, status, message, request_id)
-    fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    fields += [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _add_headers(message: Message, request_id: str) -> None:

@@ -76,6 +76,9 @@ class DecodeBudget:
 
     Small pictures are decoded in parallel as long as they fit; a large one has a thread of its own, and is alone.
 
+    Attributes:
+        alone: held while a large picture is decoded.
+
     Args:
         most: bytes for small pictures. One that takes more than half of it, or over `LARGE_PIXELS`, is large.
     """
@@ -83,7 +86,7 @@ class DecodeBudget:
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
         self._changed = threading.Condition()
-        self._alone = threading.Lock()
+        self.alone = threading.Lock()
 
     def is_large(self, cost: DecodingCost | None) -> bool:
         """Return whether a picture is large; None: nobody knows what it takes."""
@@ -102,12 +105,6 @@ class DecodeBudget:
             with self._changed:
                 self.bytes -= size
                 self._changed.notify_all()
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until no other large picture is decoded."""
-        with self._alone:
-            yield
 
 
 class PredictorPool:
@@ -183,7 +180,7 @@ class LargeImages:
 
     def prepare(self, item: Image) -> DecodedImage:
         """Decode an image, with no other large one in memory."""
-        with self._budget.alone():
+        with self._budget.alone:
             return decode_safely(self._decode, item)
 
     def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[DecodedImage]:
@@ -343,7 +340,7 @@ class Explainer:
         """Decode an image for the network and, for an overlay, for the eye."""
         image_px, max_pixels = self._bundle.record.image_px, self._max_pixels
         try:
-            with self._budget.alone():
+            with self._budget.alone:
                 square = decode_square(item.data, image_px, max_pixels=max_pixels)
                 return _Ready(
                     item.target,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tellapart.serving.endpoints import JSON, Endpoint, Schema
+from tellapart.serving.errors import CODES_AND_MEANINGS
 
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
@@ -39,21 +40,6 @@ WITH_BODY = (408, 413, 415, 503)
 """Statuses of an endpoint that reads a body."""
 WITH_IMAGES = (*WITH_BODY, 404, 422, 504)
 _ALWAYS = (400, 401, 403, 421, 429, 500)
-_MEANINGS = {
-    400: "The request cannot be understood; the message says what was expected.",
-    401: "The API key is missing or wrong.",
-    403: "The request comes from the page of another site.",
-    404: "There is no such model, version or page; the message names what there is.",
-    408: "The body did not arrive in time.",
-    413: "The body, or the number of files in it, is above the limit.",
-    415: "The content type or encoding of the body is not taken.",
-    421: "The Host header names another server.",
-    422: "No image could be read.",
-    429: "Too many requests from this address; Retry-After says when to come back.",
-    500: "The server failed.",
-    503: "The server is busy or stops; Retry-After says when to come back.",
-    504: "The answer would have come after the deadline.",
-}
 _IN_PATH = {
     "name": "Name of the model.",
     "model": "Name of the model.",
@@ -97,7 +83,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     good = {"description": endpoint.summary} | _content(endpoint.answer)
     error = _content({JSON: endpoint.protocol.error})
     responses: dict[int, Any] = {endpoint.status: good}
-    responses |= {status: {"description": _MEANINGS[status]} | error for status in sorted({*_ALWAYS, *endpoint.errors})}
+    for status in sorted({*_ALWAYS, *endpoint.errors}):
+        responses[status] = {"description": CODES_AND_MEANINGS[status][1]} | error
     responses |= endpoint.further
     described: dict[str, Any] = {
         "tags": [endpoint.protocol.name],

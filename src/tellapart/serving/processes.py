@@ -14,11 +14,12 @@ from types import FrameType
 from tellapart.errors import RunError, TellapartError
 from tellapart.serving.memory import keep_memory_flat
 from tellapart.serving.options import ServerOptions
-from tellapart.supervisor import Supervisor
+from tellapart.supervisor import Child, Supervisor
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
+_EARLY = "before it was ready; its error is above"
 
 
 def run_processes(options: ServerOptions, bound: socket.socket, *, ready: Callable[[], None]) -> None:
@@ -56,26 +57,24 @@ def run_processes(options: ServerOptions, bound: socket.socket, *, ready: Callab
                 ready()
             for ended in servers.poll():
                 if not served:
-                    message = f"A server process ended with code {ended.code} before it was ready; its error is above."
-                    raise RunError(message)
-                _forget(ended.process.pid, options)
-                state = "" if ended.ready.is_set() else " before it was ready; its error is above"
-                logger.error(
-                    "A server process ended with code %s%s. The next one starts in %g s.",
-                    ended.code, state, servers.replace(ended),
-                )  # fmt: skip
+                    raise RunError(f"A server process ended with code {ended.code} {_EARLY}.")
+                _note_end(ended, servers.replace(ended), options)
     finally:
         servers.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _forget(pid: int | None, options: ServerOptions) -> None:
-    """Take a dead process out of the gauges that all share."""
-    if options.metrics_folder is not None and pid is not None:
+def _note_end(ended: Child, pause_seconds: float, options: ServerOptions) -> None:
+    """Log that a server has ended, and take it out of the gauges that all share."""
+    if options.metrics_folder is not None:
         from prometheus_client.multiprocess import mark_process_dead
 
-        mark_process_dead(pid, str(options.metrics_folder))  # type: ignore[no-untyped-call]
+        mark_process_dead(ended.process.pid, str(options.metrics_folder))  # type: ignore[no-untyped-call]
+    state = "" if ended.ready.is_set() else f" {_EARLY}"
+    logger.error(
+        "A server process ended with code %s%s. The next one starts in %g s.", ended.code, state, pause_seconds
+    )
 
 
 def _serve(number: int, ready: Event, options: ServerOptions, bound: socket.socket) -> None:
