@@ -36,7 +36,7 @@ def write_run(
         "sha256": digests or [sha256(path.encode()) for path in paths],
         "width": 200, "height": np.arange(count) % 150 + 50, "error": "",
     })  # fmt: skip
-    unreadable = pd.DataFrame([dict(manifest.iloc[0]) | {"path": "bad.jpg", "error": "is not an image", "sha256": "bad"}])
+    unreadable = pd.DataFrame([dict(manifest.iloc[0]) | {"path": "bad.jpg", "error": "no image", "sha256": "bad"}])
     predictions = pd.DataFrame({
         "path": paths, "split": side, "true_label": labels, "predicted_label": [classes[number] for number in said],
         **{f"p:{name}": probabilities[:, number] for number, name in enumerate(classes)},

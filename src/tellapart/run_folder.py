@@ -365,6 +365,21 @@ class RunFolder:
             )
 
 
+def find_runs(folder: Path, depth: int = 3) -> list[RunFolder]:
+    """Return the run folders in a folder, or the folder itself, in the order of their names.
+
+    Args:
+        folder: where to look; what is no folder holds none.
+        depth: so many folders deep.
+    """
+    if RunFolder(folder).is_begun:
+        return [RunFolder(folder)]
+    if depth == 0 or not folder.is_dir():
+        return []
+    inside = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    return [run for place in inside for run in find_runs(place, depth - 1)]
+
+
 def new_folder(out: str | os.PathLike[str] | None, photos: Path) -> Path:
     """Return the folder of a new run: `out`, or one named after the photos and the time.
 

@@ -24,7 +24,12 @@ def ablate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for all runs [default: ablations/NAME].")] = None,
 ) -> None:
-    """Measure what each part of a recipe contributes on these photos. Re-run to resume."""
+    """Measure what each part of a recipe is worth.
+
+    Each is changed alone, with several seeds, on your photos. Re-run to resume.
+
+    Example: tellapart ablate photos --seeds 3
+    """
     from tellapart.cli.machine import cache_of_user
     from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
 

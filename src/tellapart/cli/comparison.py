@@ -25,7 +25,12 @@ def compare(
     against: Annotated[Against, typer.Option(help="Compare each run with the first, or every pair.")] = Against.first,
     speed: Annotated[bool, typer.Option("--speed", help="Also load each model and measure its latency.")] = False,
 ) -> None:
-    """Compare runs on held-out photos: which is better, by how much, and whether the difference is significant."""
+    """Compare runs photo by photo.
+
+    On held-out photos: which is better, by how much, and whether the difference is significant.
+
+    Example: tellapart compare runs/a runs/b
+    """
     from tellapart.cli.show import console, escaped, import_quietly, progress_bar
 
     if speed:

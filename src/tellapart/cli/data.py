@@ -13,7 +13,12 @@ def draw(
     images: Annotated[int, typer.Option(help="Number of pictures.", min=10)] = 1000,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Draw a synthetic data set of ten classes. Needs no photos and no internet."""
+    """Draw a synthetic data set of ten classes.
+
+    Needs no photos and no internet.
+
+    Example: tellapart draw drawn --images 1000
+    """
     from tellapart.cli.show import progress_bar
     from tellapart.data.drawn import draw as draw_pictures
 
@@ -26,9 +31,12 @@ def check(
     photos: Annotated[Path, typer.Argument(help="A folder per class, train/val/test folders of those, or a table.")],
     out: Annotated[Path | None, typer.Option(help="Where to write health.json.", dir_okay=True)] = None,
 ) -> None:
-    """Check photos for problems that would invalidate your metrics. Nothing is changed or deleted.
+    """Check photos for problems.
 
-    Exit code 1 when a finding would falsify a result.
+    For those that would invalidate your metrics. Nothing is changed or deleted. Exit code 1 when a finding would
+    falsify a result.
+
+    Example: tellapart check photos
     """
     from tellapart.cli.show import console, escaped, progress_bar
     from tellapart.data.health import check as check_photos

@@ -20,7 +20,12 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Output folder for the pictures and the run.")] = Path("demo"),
     images: Annotated[int, typer.Option(help="Number of pictures to draw.", min=200)] = 2000,
 ) -> None:
-    """Run the whole story on drawn pictures: train, measure, classify new ones, export, serve."""
+    """Run the whole story on drawn pictures.
+
+    Train, measure, classify new ones, export, serve.
+
+    Example: tellapart demo
+    """
     from tellapart.cli.show import announce, console, import_quietly, progress_bar
 
     import_quietly("keras")

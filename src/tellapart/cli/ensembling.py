@@ -34,7 +34,12 @@ def ensemble(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of folds and bags.")] = 0,
 ) -> None:
-    """Combine runs into one network, weighted on the validation set; reports the gain on test photos."""
+    """Combine runs into one model.
+
+    Weighted on the validation set; reports the gain on test photos.
+
+    Example: tellapart ensemble runs/a runs/b runs/c
+    """
     from tellapart.cli.comparison import table_of_pairs, table_of_runs
     from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
 

@@ -17,7 +17,12 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report [default: RUN/report].")] = None,
 ) -> None:
-    """Write a report on a run: one HTML page on how good it is, why, and what to do next."""
+    """Write a report on a run.
+
+    One HTML page on how good it is, why, and what to do next.
+
+    Example: tellapart evaluate runs/pets
+    """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
@@ -40,7 +45,12 @@ def explain(
     ] = None,
     label: Annotated[str | None, typer.Option(help="Class to explain [default: the predicted one].")] = None,
 ) -> None:
-    """Draw heat maps of what the model looked at: one picture per image, and a contact sheet."""
+    """Draw heat maps of what the model looked at.
+
+    One picture per image, and a contact sheet.
+
+    Example: tellapart explain runs/pets photos/cat
+    """
     from tellapart.cli.show import import_quietly, progress_bar
 
     import_quietly("keras")

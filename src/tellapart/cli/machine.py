@@ -25,7 +25,12 @@ def _layers(backend: str, is_accelerated: bool) -> str:
 
 
 def doctor() -> None:
-    """Show this machine's hardware and libraries, and what training would use."""
+    """Show what this machine would train with.
+
+    Hardware, libraries, precision, cache.
+
+    Example: tellapart doctor
+    """
     from rich.table import Table
 
     from tellapart.cli.show import console, escaped, import_quietly

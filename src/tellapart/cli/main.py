@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
+import typer.core
 
 from tellapart.cli import (
     ablation,
@@ -16,6 +19,7 @@ from tellapart.cli import (
     evaluation,
     machine,
     prediction,
+    runs,
     serving,
     shipping,
     training,
@@ -23,30 +27,50 @@ from tellapart.cli import (
 )
 from tellapart.errors import TellapartError
 
+_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
+    "Start": {"demo": demo.demo, "doctor": machine.doctor},
+    "Data": {"check": data.check, "draw": data.draw},
+    "Train": {
+        "train": training.train, "tune": tuning.tune, "ablate": ablation.ablate, "ensemble": ensembling.ensemble,
+        "reproduce": training.reproduce,
+    },
+    "Understand": {
+        "runs": runs.runs, "info": runs.info, "evaluate": evaluation.evaluate, "open": runs.open_report,
+        "explain": evaluation.explain, "compare": comparison.compare,
+    },
+    "Ship": {
+        "predict": prediction.predict, "export": shipping.export, "benchmark": shipping.benchmark,
+        "serve": serving.serve,
+    },
+}  # fmt: skip
+"""All commands, in the order of ``--help``."""
+
+
+class _Commands(typer.core.TyperGroup):
+    """Lists the commands in their groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names in the order of the groups, not of the alphabet."""
+        return [name for group in _GROUPS.values() for name in group]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group."""
+        for title, group in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(60)) for name in group])
+
+
 app = typer.Typer(
     name="tellapart",
+    cls=_Commands,
     help="Turn a folder of photos into a measured image classifier.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo.demo)
-app.command("draw")(data.draw)
-app.command("check")(data.check)
-app.command("train")(training.train)
-app.command("predict")(prediction.predict)
-app.command("evaluate")(evaluation.evaluate)
-app.command("explain")(evaluation.explain)
-app.command("compare")(comparison.compare)
-app.command("ensemble")(ensembling.ensemble)
-app.command("ablate")(ablation.ablate)
-app.command("tune")(tuning.tune)
-app.command("export")(shipping.export)
-app.command("benchmark")(shipping.benchmark)
-app.command("serve")(serving.serve)
-app.command("reproduce")(training.reproduce)
-app.command("doctor")(machine.doctor)
+for _group in _GROUPS.values():
+    for _name, _command in _group.items():
+        app.command(_name)(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -39,7 +39,12 @@ def predict(
         bool, typer.Option(help="With a bundle: warn about photos of lower quality than it was measured on.")
     ] = True,
 ) -> None:
-    """Classify images. Unreadable files are reported and skipped (exit code 1)."""
+    """Classify images.
+
+    Unreadable files are reported and skipped (exit code 1).
+
+    Example: tellapart predict bundle photos --out labels.csv
+    """
     from tellapart.bundles.tables import predict_files
     from tellapart.cli.show import progress_bar
 

@@ -61,7 +61,12 @@ def serve(
         float, typer.Option(help="Seconds between failing readiness and closing the listener.", min=0)
     ] = 1.0,
 ) -> None:
-    """Serve models over HTTP, with a web page at /."""
+    """Serve models over HTTP.
+
+    With a web page at / and the API's description at /docs.
+
+    Example: tellapart serve bundle --port 8080
+    """
     import os
 
     from tellapart.serving.options import BatchOptions, Limits, ServerOptions, check_access

@@ -19,7 +19,12 @@ def export(
     name: Annotated[str | None, typer.Option(help="Model name [default: the run folder's name].")] = None,
     coverage: Annotated[float, typer.Option(help="Target coverage of the prediction sets.")] = 0.95,
 ) -> None:
-    """Export a run to a self-contained bundle, verified against the Keras model."""
+    """Export a run to a self-contained bundle.
+
+    Verified against the Keras model.
+
+    Example: tellapart export runs/pets --to bundle
+    """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
@@ -40,7 +45,12 @@ def benchmark(
     threads: Annotated[int | None, typer.Option(help="Threads for one call [default: all processors].", min=1)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure every installed runtime: latency, images per second, memory, agreement with Keras."""
+    """Measure a bundle in every runtime.
+
+    Latency, images per second, memory, agreement with Keras.
+
+    Example: tellapart benchmark bundle
+    """
     import json
     from dataclasses import asdict
 

@@ -21,6 +21,12 @@ def train(
     ] = None,
     *,
     recipe: Annotated[str | None, typer.Option(help="A TOML file, or reference, fast, transfer or demo.")] = None,
+    model: Annotated[str | None, typer.Option(help="The network: convnet, mobilenet_v2, … (model.name).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Times over the training photos (train.epochs).")] = None,
+    image_px: Annotated[int | None, typer.Option(help="Side of the pictures (data.image_px).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per step (train.batch_size).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate (train.learning_rate).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation (train.seed).")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=3. Can be repeated.")
     ] = None,
@@ -44,7 +50,10 @@ def train(
         float | None, typer.Option(help="GB of decoded pictures to cache on disk; 0 disables the cache.", min=0)
     ] = None,
 ) -> None:
-    """Train a classifier on photos and measure it."""
+    """Train a classifier on photos and measure it.
+
+    Example: tellapart train photos --time 10m
+    """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
@@ -53,16 +62,20 @@ def train(
     from tellapart.run_folder import RunRequest
     from tellapart.settings import fitting_recipe, load_recipe, machine_from, parse_duration
 
+    named = {
+        "model.name": model, "train.epochs": epochs, "data.image_px": image_px, "train.batch_size": batch_size,
+        "train.learning_rate": lr, "train.seed": seed,
+    }  # fmt: skip
+    changes = [f"{name}={value}" for name, value in named.items() if value is not None] + list(set_ or ())
     if resume is not None:
         _refuse_beside_resume({
-            "--recipe": recipe, "--set": set_, "--time": time_, "--out": out, "--split-from": split_from,
+            "--recipe": recipe, "--set": changes, "--time": time_, "--out": out, "--split-from": split_from,
             "--begin-from": begin_from,
         })  # fmt: skip
         folder = reopen(resume, photos)
     elif photos is None:
         raise InputError("No photos were given. Expected a folder of photos, or a run to resume: --resume RUN.")
     else:
-        changes = set_ or ()
         chosen = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_)), changes)
         request = RunRequest(
             photos=str(photos),
@@ -91,7 +104,12 @@ def reproduce(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the new run [default: RUN-again].")] = None,
 ) -> None:
-    """Train again from a run's own record and check that the weights are identical."""
+    """Train a run again and compare the weights.
+
+    From the run's own record. Exit code 1 when they are not identical.
+
+    Example: tellapart reproduce runs/pets
+    """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")

@@ -51,7 +51,12 @@ def tune(
     prune: Annotated[bool, typer.Option(help="Stop poor trials early.")] = True,
     seed: Annotated[int, typer.Option(help="Random seed of the search.")] = 0,
 ) -> None:
-    """Search for better settings and confirm them on fresh seeds. Run it again, here or elsewhere, to join in."""
+    """Search for better settings.
+
+    The best are confirmed on fresh seeds. Run it again, here or elsewhere, to share the work.
+
+    Example: tellapart tune photos --trials 30
+    """
     from tellapart.cli.show import announce, import_quietly, progress_bar
     from tellapart.experiments.tuning.study import optuna_or_error
     from tellapart.settings import parse_duration

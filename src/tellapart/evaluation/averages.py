@@ -8,8 +8,8 @@ is returned. Two corrections make it hold for small classes: Welch and Satterthw
 since a class's variance is itself estimated from few photos, and the bias of F1, which is a concave function of the
 share that is right (Opitz & Burst 2019 call it the averaged F1).
 
-Throughout: `hits`, `support` and `named` are (num_classes,) float64, the photos of each class that are classified correctly,
-that belong to it and that are said to.
+Throughout: `hits`, `support` and `named` are (num_classes,) float64, the photos of each class that are classified
+correctly, that belong to it and that are said to.
 """
 
 from __future__ import annotations
