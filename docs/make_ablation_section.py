@@ -1,4 +1,4 @@
-"""Prints the README's three tables from kept ablations: python docs/make_ablation_section.py RESULT.json …"""
+"""Prints the three tables of docs/ablate.md from kept ablations: python docs/make_ablation_section.py RESULT.json …"""
 
 from __future__ import annotations
 

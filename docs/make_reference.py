@@ -1,18 +1,21 @@
-"""Writes docs/cli.md and docs/settings.md from the code. `make docs` runs it; a test says when it was forgotten."""
+"""Writes docs/cli.md, settings.md and python.md from the code. `make docs` runs it; a test notices when it was not."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import tellapart
 from tellapart.cli.main import app
 from tellapart.conditions import CONDITIONS
 from tellapart.settings import Machine, Recipe, section_models
@@ -77,6 +80,41 @@ def _names(settings: tuple[str, ...]) -> str:
     return ", ".join(parts)
 
 
+PYTHON = """# Python
+
+Made from the docstrings by `make docs`; change the code, not this page. Nothing heavy is imported until it is used.
+"""
+
+
+def python() -> str:
+    """Return the page of the package's public names."""
+    functions, classes = [], []
+    for name in sorted(tellapart.__all__, key=str.lower):
+        thing = getattr(tellapart, name)
+        if isinstance(thing, type):
+            methods = [
+                _documented(f"{name}.{method}", function, "###")
+                for method, function in vars(thing).items()
+                if inspect.isfunction(function) and not method.startswith("_") and method not in ("model_dump",)
+            ]
+            classes.append("\n".join([_documented(name, thing, "##", signature=False), *methods]))
+        else:
+            functions.append(_documented(name, thing, "##"))
+    return "\n".join([PYTHON, *functions, *classes])
+
+
+def _documented(name: str, thing: Any, level: str, *, signature: bool = True) -> str:
+    """Return a heading, the signature and the docstring."""
+    lines = [f"{level} {name}", ""]
+    if signature:
+        shown = re.sub(r"<(?:[^<>]|<[^<>]*>)*>", "…", str(inspect.signature(thing)))  # functions, with their addresses
+        shown = shown.replace("self, ", "").replace("(self)", "()").replace("'", "")
+        lines += ["```python", f"{name}{shown}", "```", ""]
+    text = re.sub(r"``([^`]+)``", r"`\1`", inspect.getdoc(thing) or "")
+    first, _, rest = text.partition("\n\n")
+    return "\n".join([*lines, first, "", *(["```text", rest.strip(), "```", ""] if rest.strip() else [])])
+
+
 def _section(title: str, arguments: list[str]) -> str:
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     result = subprocess.run(
@@ -90,3 +128,4 @@ def _section(title: str, arguments: list[str]) -> str:
 if __name__ == "__main__":
     (Path(__file__).parent / "cli.md").write_text(reference(), encoding="utf-8")
     (Path(__file__).parent / "settings.md").write_text(settings(), encoding="utf-8")
+    (Path(__file__).parent / "python.md").write_text(python(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Takes the README's pictures of a report: python docs/make_report_pictures.py RUN/report/report.html NAME.
+"""Takes the pictures of a report for docs/evaluate.md: python docs/make_report_pictures.py RUN/report/report.html NAME.
 
 Needs Chromium and the `dev` extra. Photos that may not be passed on are blurred beyond recognition.
 """

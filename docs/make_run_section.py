@@ -1,4 +1,4 @@
-"""Prints the README's section about a run, and copies its learning curves: python docs/make_run_section.py RUN NAME."""
+"""Prints the table of docs/run-folder.md, and copies a run's curves: python docs/make_run_section.py RUN NAME."""
 
 from __future__ import annotations
 

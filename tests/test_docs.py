@@ -25,6 +25,13 @@ def test_generated_pages_are_up_to_date():
     made = _reference()
     assert (DOCS / "cli.md").read_text() == made.reference(), "run `make docs`"
     assert (DOCS / "settings.md").read_text() == made.settings(), "run `make docs`"
+    assert (DOCS / "python.md").read_text() == made.python(), "run `make docs`"
+
+
+def test_the_index_names_every_page():
+    pages = {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+    linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
+    assert pages - linked == set()
 
 
 def test_every_finding_is_documented():

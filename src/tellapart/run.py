@@ -13,6 +13,7 @@ from tellapart.data.cache import default_cache
 from tellapart.data.scan import find_photos
 from tellapart.errors import RunError
 from tellapart.evaluation.measure import measure
+from tellapart.evaluation.wording import duration
 from tellapart.files import write_json
 from tellapart.preparation import open_photos, prepare
 from tellapart.records import Announce, Observer, Prediction, Progress, no_progress
@@ -22,7 +23,8 @@ from tellapart.training.checkpoint import seconds_spent
 from tellapart.training.distillation import loss_in_words
 from tellapart.training.environment import accelerator_peak_memory_mb, environment, peak_memory_mb
 from tellapart.training.planning import TrainingPlan
-from tellapart.training.time_plan import plan_for_time
+from tellapart.training.schedule import stages_of
+from tellapart.training.time_plan import expected_seconds, plan_for_time
 from tellapart.training.timing import Deadline
 from tellapart.training.train import Training, TrainingRequest, precision_ahead, train_network
 
@@ -46,6 +48,12 @@ class Run:
 
     path: Path
     metrics: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        """Show the metrics, the curves and the confusion matrix in a notebook."""
+        from tellapart.evaluation.notebook import run_as_html
+
+        return run_as_html(RunFolder(self.path), self.metrics)
 
     def load(self) -> Classifier:
         """Open the trained network."""
@@ -210,6 +218,41 @@ def begin(
     if prepared is not None:
         folder.copy_photos_from(RunFolder(prepared))
     return folder
+
+
+def describe(recipe: Recipe, request: RunRequest) -> list[str]:
+    """Return lines that say what a run would do and about how long it would take, without making a folder.
+
+    A few photos are read and decoded, and a few steps of the network are timed.
+
+    Args:
+        recipe: what to do.
+        request: what is asked beside it.
+
+    Raises:
+        InputError: there are no such photos.
+    """
+    root, files, _ = find_photos(Path(request.photos))
+    paths, num_classes = [root / path for path in files["path"]], files["label"].nunique()
+    lines = [f"Photos: {len(paths):,} in {num_classes} classes, in {root}."]
+    share = 1.0
+    if request.time_budget:
+        plan = plan_for_time(paths, num_classes, recipe, request.time_budget)
+        recipe, costs, share, seconds = plan.recipe, plan.costs, plan.share, request.time_budget
+    else:
+        seconds, costs = expected_seconds(paths, num_classes, recipe)
+    sizes = ", then ".join(f"{stage.image_px} px" for stage in stages_of(recipe))
+    if recipe.model.weights:
+        doing = "features of all photos once, a fitted head, then fine-tuning if there is time and it helps"
+    else:
+        doing = f"{'as many epochs as fit' if request.time_budget else f'{recipe.train.epochs} epochs'} at {sizes}"
+    lines.append(f"Network: {recipe.model.name}, {recipe.data.image_px} px; {doing}.")
+    if share < 1:
+        lines.append(f"The time allows about {share:.0%} of the photos: the rest would be left out.")
+    parts = {"scan": costs.scan, "decode": costs.decode, "train on": costs.step, "predict": costs.forward}
+    shown = ", ".join(f"{1000 * cost:.2g} ms to {name}" for name, cost in parts.items() if cost)
+    lines.append(f"A photo takes {shown}.")
+    return [*lines, f"Time: {'at most' if request.time_budget else 'about'} {duration(seconds)}. Nothing was written."]
 
 
 def reopen(path: Path, photos: str | os.PathLike[str] | None) -> RunFolder:

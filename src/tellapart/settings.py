@@ -336,8 +336,8 @@ def _unknown(where: Sequence[str]) -> str:
     if name in MOVED:
         new = MOVED[name]
         return (
-            f"{name} is about the machine, and no longer a setting of a recipe: give {_flag(new)}, {new}=… to "
-            f"tellapart.train, or the environment variable {_variable(new)}."
+            f"{name} is about the machine, and no longer a setting of a recipe: give {_flag(new)}, "
+            f"machine=tellapart.Machine({new}=…) to tellapart.train, or the environment variable {_variable(new)}."
         )
     known = _known_keys(where[:-1])
     hint = nearest(where[-1], known)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -74,6 +75,20 @@ def test_train_shows_the_metrics_and_leaves_a_run(command, photos: Path, tmp_pat
     again = command("train", "--resume", tmp_path / "run")
     assert again.code == 0
     assert "already finished" in again.err
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(command, photos: Path, tmp_path: Path):
+    small = ["--image-px", 32, "--epochs", 3, "--set", "train.precision=float32"]
+    ended = command("train", photos, *small, "--out", tmp_path / "run", "--dry-run")
+    assert ended.code == 0
+    text = " ".join(ended.err.split())
+    assert "Photos: 200 in 10 classes" in text
+    assert "convnet, 32 px; 3 epochs at 32 px" in text
+    assert re.search(r"A photo takes [\d.e-]+ ms to scan, [\d.e-]+ ms to decode, [\d.e-]+ ms to train on", text)
+    assert re.search(r"about \d+ s. Nothing was written", text)
+    assert not (tmp_path / "run").exists()
+    timed = command("train", photos, "--time", "5m", *small[:2], "--set", "train.precision=float32", "--dry-run")
+    assert "as many epochs as fit" in " ".join(timed.err.split())
 
 
 def test_split_from_keeps_the_sides_of_an_earlier_run(command, run: Path, photos: Path, tmp_path: Path):

@@ -33,6 +33,7 @@ from tellapart.errors import BundleError, InputError
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.explain.maps import grad_cam, grad_cam_values
 from tellapart.models.layers import LayerReader
+from tellapart.report.bundle import evaluate_bundle
 from tellapart.settings import load_recipe, save_recipe
 from tellapart.shipping import export as export_module
 from tellapart.shipping import formats
@@ -100,6 +101,23 @@ def test_table_run_and_bundle_give_one_probability_and_it_is_calibrated(place: P
                 assert ours.embedding.shape == (256,)
                 np.testing.assert_allclose(ours.embedding, theirs.embedding, atol=0.05 * np.abs(theirs.embedding).max())
     assert {"onnxruntime", "openvino-f32", "openvino-ir", "tensorflow", "keras"} <= set(usable(classifier.bundle))
+
+
+def test_a_bundle_is_measured_on_labelled_photos_as_its_run_was(place: Path, tmp_path: Path):
+    """Of the run's own test photos it must say what the run says; into the bundle nothing is written."""
+    table = pd.read_csv(place / "run" / "predictions.csv")
+    test = table[table["split"] == "test"]
+    for path in test["path"]:
+        (tmp_path / "photos" / path).parent.mkdir(parents=True, exist_ok=True)
+        os.link(place / "photos" / path, tmp_path / "photos" / path)
+    before = sorted(path for path in (place / "bundle").rglob("*"))
+    found = evaluate_bundle(place / "bundle", tmp_path / "photos", out=tmp_path / "out", cache=place / "cache")
+    expected = json.loads((place / "run" / "metrics.json").read_text())["test"]
+    assert found["test"]["accuracy"] == pytest.approx(expected["accuracy"], abs=0.03)
+    assert found["test"]["num_images"] == len(test)
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == found
+    assert len(pd.read_csv(tmp_path / "out" / "predictions.csv")) == len(test)
+    assert sorted(path for path in (place / "bundle").rglob("*")) == before
 
 
 def test_the_checksums_are_those_of_sha256sum_and_nothing_is_pickled(place: Path):

@@ -11,7 +11,7 @@ from tellapart.cli.machine import cache_of_user
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    run: Annotated[Path, typer.Argument(help="A finished run folder, or a bundle.")],
     photos: Annotated[
         Path | None, typer.Argument(help="Other labelled photos [default: the run's own test split].")
     ] = None,
@@ -19,18 +19,37 @@ def evaluate(
 ) -> None:
     """Write a report on a run.
 
-    One HTML page on how good it is, why, and what to do next.
+    One HTML page on how good it is, why, and what to do next. A bundle is measured on labelled photos, without a page.
 
     Example: tellapart evaluate runs/pets
     """
+    from tellapart.bundles.bundle import is_bundle
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
+    if is_bundle(run):
+        _measure_bundle(run, photos, out)
+        return
     from tellapart.report.evaluate import evaluate as evaluate_run
 
     with progress_bar() as progress:
         report = evaluate_run(run, photos, out=out, cache=cache_of_user(), progress=progress, announce=announce)
     typer.echo(f"{report.page} ({report.page.stat().st_size / 1e6:.1f} MB)")
+
+
+def _measure_bundle(bundle: Path, photos: Path | None, out: Path | None) -> None:
+    from tellapart.cli.show import console, metrics_table, progress_bar
+    from tellapart.errors import InputError
+    from tellapart.report.bundle import evaluate_bundle
+
+    if photos is None:
+        raise InputError(
+            f"{bundle} is a bundle, which has no photos of its own. Expected labelled photos to measure it on."
+        )
+    with progress_bar() as progress:
+        metrics = evaluate_bundle(bundle, photos, out=out, cache=cache_of_user(), progress=progress)
+    console().print(metrics_table(metrics))
+    typer.echo(f"{metrics['runtime']}, version {metrics['bundle']}")
 
 
 def explain(

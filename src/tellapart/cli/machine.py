@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -11,8 +10,9 @@ import typer
 
 def cache_of_user() -> Path:
     """Return the folder for decoded pictures: TELLAPART_CACHE, or the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TELLAPART_CACHE") or f"{base}/tellapart").expanduser()
+    from tellapart.data.cache import default_cache
+
+    return default_cache()
 
 
 def _layers(backend: str, is_accelerated: bool) -> str:

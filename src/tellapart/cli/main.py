@@ -24,6 +24,7 @@ from tellapart.cli import (
     shipping,
     training,
     tuning,
+    weights,
 )
 from tellapart.errors import TellapartError
 
@@ -46,18 +47,25 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 """All commands, in the order of ``--help``."""
 
 
+def _sections() -> dict[str, list[str]]:
+    """Return the names of all commands, in groups."""
+    names = {title: list(group) for title, group in _GROUPS.items()}
+    names["Train"].append("weights")
+    return names
+
+
 class _Commands(typer.core.TyperGroup):
     """Lists the commands in their groups."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names in the order of the groups, not of the alphabet."""
-        return [name for group in _GROUPS.values() for name in group]
+        return [name for names in _sections().values() for name in names]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a section for each group."""
-        for title, group in _GROUPS.items():
+        for title, names in _sections().items():
             with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(60)) for name in group])
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(60)) for name in names])
 
 
 app = typer.Typer(
@@ -71,6 +79,18 @@ app = typer.Typer(
 for _group in _GROUPS.values():
     for _name, _command in _group.items():
         app.command(_name)(_command)
+_weights = typer.Typer(
+    help="""List, download or add pretrained weights.
+
+    Example: tellapart weights add mobilenet_v2_no_top.weights.h5 --model mobilenet_v2
+    """,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+_weights.command("list")(weights.list_weights)
+_weights.command("get")(weights.get_weights)
+_weights.command("add")(weights.add_weights)
+app.add_typer(_weights, name="weights")
 
 
 @app.callback(invoke_without_command=True)

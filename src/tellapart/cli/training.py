@@ -43,6 +43,7 @@ def train(
         Path | None,
         typer.Option(help="An earlier run of the same network, whose weights training begins with."),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
     workers: Annotated[
         int | None, typer.Option(help="Threads that make batches [default: one for each processor].", min=0)
     ] = None,
@@ -58,7 +59,7 @@ def train(
 
     import_quietly("keras")
     from tellapart.records import Observer
-    from tellapart.run import begin, reopen, run_stages
+    from tellapart.run import begin, describe, reopen, run_stages
     from tellapart.run_folder import RunRequest
     from tellapart.settings import fitting_recipe, load_recipe, machine_from, parse_duration
 
@@ -70,7 +71,7 @@ def train(
     if resume is not None:
         _refuse_beside_resume({
             "--recipe": recipe, "--set": changes, "--time": time_, "--out": out, "--split-from": split_from,
-            "--begin-from": begin_from,
+            "--begin-from": begin_from, "--dry-run": dry_run,
         })  # fmt: skip
         folder = reopen(resume, photos)
     elif photos is None:
@@ -83,6 +84,10 @@ def train(
             split_from=str(split_from) if split_from else None,
             begin_from=str(begin_from) if begin_from else None,
         )
+        if dry_run:
+            for line in describe(chosen, request):
+                announce(line)
+            return
         folder = begin(chosen, request, out)
     machine = machine_from(workers=workers, cache_limit_gb=cache_limit_gb)
     with progress_bar() as progress:

@@ -42,8 +42,9 @@ _TASK = 8
 
 
 def default_cache() -> Path:
-    """Return the folder for what is worth keeping between runs, where none is named."""
-    return Path.home() / ".cache" / "tellapart"
+    """Return the folder for what is worth keeping between runs: TELLAPART_CACHE, or the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TELLAPART_CACHE") or f"{base}/tellapart").expanduser()
 
 
 class Pictures:

@@ -17,3 +17,10 @@ def points(share: float) -> str:
 def p_text(p_value: float) -> str:
     """Return a p-value as text, "p = 0.012"."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.{3 if p_value < 0.1 else 2}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as a person would say them."""
+    if seconds is None:
+        return "–"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"

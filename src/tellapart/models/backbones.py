@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 import re
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 
 import keras
 
+from tellapart.data.cache import default_cache
 from tellapart.errors import InputError
 from tellapart.settings import Backbone
 
@@ -31,11 +33,13 @@ class Architecture:
 
     Attributes:
         make: its name in `keras.applications`.
+        file: that Keras downloads, without the top.
         prepare: returns the layer that gives it what it was trained on, from RGB values 0 to 255.
         reads_bgr: whether its weights were trained on blue, green, red; ours are turned round when they are loaded.
     """
 
     make: str
+    file: str
     prepare: Callable[..., keras.layers.Layer]
     reads_bgr: bool = False
 
@@ -70,15 +74,23 @@ def _efficientnet(**options: Any) -> keras.layers.Layer:
     )
 
 
+_KERNELS = "_weights_tf_dim_ordering_tf_kernels_notop.h5"
+
 BACKBONES: dict[str, Architecture] = {
-    "mobilenet_v2": Architecture("MobileNetV2", _signed),
-    "mobilenet_v3_small": Architecture("MobileNetV3Small", _as_it_is),
-    "mobilenet_v3_large": Architecture("MobileNetV3Large", _as_it_is),
-    "resnet50": Architecture("ResNet50", _centred, reads_bgr=True),
-    "densenet121": Architecture("DenseNet121", _standardised),
-    "efficientnet_b0": Architecture("EfficientNetB0", _efficientnet),
-    "efficientnet_v2_b0": Architecture("EfficientNetV2B0", _as_it_is),
-    "convnext_tiny": Architecture("ConvNeXtTiny", _as_it_is),
+    "mobilenet_v2": Architecture(
+        "MobileNetV2", "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", _signed
+    ),
+    "mobilenet_v3_small": Architecture(
+        "MobileNetV3Small", "weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5", _as_it_is
+    ),
+    "mobilenet_v3_large": Architecture(
+        "MobileNetV3Large", "weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5", _as_it_is
+    ),
+    "resnet50": Architecture("ResNet50", f"resnet50{_KERNELS}", _centred, reads_bgr=True),
+    "densenet121": Architecture("DenseNet121", f"densenet121{_KERNELS}", _standardised),
+    "efficientnet_b0": Architecture("EfficientNetB0", "efficientnetb0_notop.h5", _efficientnet),
+    "efficientnet_v2_b0": Architecture("EfficientNetV2B0", "efficientnetv2-b0_notop.h5", _as_it_is),
+    "convnext_tiny": Architecture("ConvNeXtTiny", "convnext_tiny_notop.h5", _as_it_is),
 }
 
 
@@ -163,10 +175,11 @@ def load_pretrained(model: keras.Model, settings: Backbone) -> None:
         InputError: they cannot be downloaded, the file is missing, or it holds another network's weights.
     """
     known, inside = BACKBONES[settings.name], inside_of(model)
-    if settings.weights == "imagenet":
+    kept = at_hand(settings.name) if settings.weights == "imagenet" else Path(settings.weights)
+    if kept is None:
         inside.set_weights(_downloaded(settings.name, known))
     else:
-        _load_file(inside, settings)
+        _load_file(inside, settings.name, kept)
     if known.reads_bgr:
         first = next(layer for layer in inside.layers if isinstance(layer, keras.layers.Conv2D))
         kernel, *rest = first.get_weights()
@@ -184,17 +197,29 @@ def _downloaded(name: str, known: Architecture) -> list[Any]:
             raise
         raise InputError(
             f"The weights of {name} could not be downloaded, and Keras has none in its cache. Bring {found[2]} "
-            "from a machine that can (there it lies in ~/.keras/models), and give --set model.weights=FILE."
+            "from a machine that can (there it lies in ~/.keras/models), and put it on the shelf here: "
+            f"tellapart weights add FILE --model {name}."
         ) from error
     weights: list[Any] = source.get_weights()
     return weights
 
 
-def _load_file(inside: keras.Model, settings: Backbone) -> None:
-    path = Path(settings.weights)
+def shelf() -> Path:
+    """Return the folder of weights that were brought to this machine, or downloaded, for tellapart."""
+    return default_cache() / "weights"
+
+
+def at_hand(name: str) -> Path | None:
+    """Return the file with a network's weights, from the shelf before Keras' own folder; None: there is none."""
+    ours = (shelf() / f"{name}{suffix}" for suffix in (".weights.h5", ".h5"))
+    keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    return next((path for path in (*ours, keras_home / "models" / BACKBONES[name].file) if path.is_file()), None)
+
+
+def _load_file(inside: keras.Model, name: str, path: Path) -> None:
     if not path.is_file():
         raise InputError(
-            f"The weights {path} do not exist. Expected a file of {settings.name} without its top (.weights.h5, .h5), "
+            f"The weights {path} do not exist. Expected a file of {name} without its top (.weights.h5, .h5), "
             'or "imagenet" to have Keras download it.'
         )
     try:
@@ -203,7 +228,7 @@ def _load_file(inside: keras.Model, settings: Backbone) -> None:
             inside.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} does not hold the weights of {settings.name} without its top: {reason}") from error
+        raise InputError(f"{path} does not hold the weights of {name} without its top: {reason}") from error
 
 
 def freeze(model: keras.Model, unfreeze: float) -> None:

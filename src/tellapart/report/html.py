@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tellapart.evaluation.wording import p_text, percent, points
+from tellapart.evaluation.wording import duration, p_text, percent, points
 from tellapart.files import write_text
 
 _PACKAGES = ("tellapart.report", "tellapart.experiments")
@@ -64,13 +64,6 @@ def source(name: str) -> str:
     from importlib.resources import files
 
     return (files("tellapart.report") / "page" / name).read_text("utf-8")
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as a person would say them."""
-    if seconds is None:
-        return "–"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 _FILTERS: dict[str, Callable[..., str]] = {

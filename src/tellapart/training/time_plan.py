@@ -124,18 +124,49 @@ def plan_for_time(paths: Sequence[Path], num_classes: int, recipe: Recipe, secon
         the share of the photos that can be scanned, decoded, learned from and predicted in the time.
     """
     began = time.monotonic()
-    chosen = generator(recipe.train.seed, "timed photos").permutation(len(paths))[: _SAMPLE + _WARM_UP]
-    sample = [paths[position] for position in chosen]
+    sample = _sample(paths, recipe)
     scan_seconds, photo_px = _time_scan(sample, recipe.data.max_pixels)
     recipe = _no_larger_than(recipe, photo_px)
-    precision, step = _time_training(recipe, num_classes)
-    costs = Costs(scan_seconds, _time_decoding(sample, recipe), _time_forward(recipe, num_classes), step)
+    costs, precision = _time(sample, num_classes, recipe, scan_seconds)
     left = seconds - (time.monotonic() - began)
     if recipe.model.weights:
         share = _FEATURES_SHARE * left / (len(paths) * (costs.scan + costs.decode + costs.forward))
         return TimePlan(recipe, min(1.0, share), costs, precision, photo_px)
     recipe, costs = _with_enough_epochs(recipe, costs, len(paths), left)
     return TimePlan(recipe, _share_that_fits(recipe, costs, len(paths), left), costs, precision, photo_px)
+
+
+def expected_seconds(paths: Sequence[Path], num_classes: int, recipe: Recipe) -> tuple[float, Costs]:
+    """Return about how long a run without a time budget takes, and what a photo costs, by timing a few.
+
+    Args:
+        paths: all photo files.
+        num_classes: how many classes they have.
+        recipe: what is to be done.
+    """
+    sample = _sample(paths, recipe)
+    costs, _ = _time(sample, num_classes, recipe, _time_scan(sample, recipe.data.max_pixels)[0])
+    seconds = _SECONDS_BESIDES + len(paths) * _once(costs)
+    if recipe.model.weights:  # the features are most of it; what fine-tuning takes is not known before
+        return seconds, costs
+    stages, last = stages_of(recipe), stages_of(recipe)[-1].image_px
+    shares = sum(stage.share for stage in stages)
+    area = sum(stage.share * (stage.image_px / last) ** 2 for stage in stages) / shares
+    validation = recipe.data.split[1] * costs.forward / recipe.train.validate_every
+    return seconds + recipe.train.epochs * len(paths) * (recipe.data.split[0] * area * costs.step + validation), costs
+
+
+def _sample(paths: Sequence[Path], recipe: Recipe) -> list[Path]:
+    chosen = generator(recipe.train.seed, "timed photos").permutation(len(paths))[: _SAMPLE + _WARM_UP]
+    return [paths[position] for position in chosen]
+
+
+def _time(
+    sample: Sequence[Path], num_classes: int, recipe: Recipe, scan_seconds: float
+) -> tuple[Costs, Precision | None]:
+    """Return what a photo costs at the recipe's sizes, and the precision of training, where it was measured."""
+    precision, step = _time_training(recipe, num_classes)
+    return Costs(scan_seconds, _time_decoding(sample, recipe), _time_forward(recipe, num_classes), step), precision
 
 
 def _with_enough_epochs(recipe: Recipe, costs: Costs, num_photos: int, seconds: float) -> tuple[Recipe, Costs]:

@@ -1,0 +1,80 @@
+"""Pretrained weights that are at hand: on a shelf of our own, or where Keras keeps what it has downloaded.
+
+A machine without a network trains from the shelf: files are brought there by hand. Knows nothing about photos.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from tellapart.errors import InputError, nearest
+from tellapart.models.backbones import BACKBONES, at_hand, backbone_network, load_pretrained, shelf
+from tellapart.settings import Backbone
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The pretrained weights of one network.
+
+    Attributes:
+        name: of the network, as in ``model.name``.
+        path: of the file; None: they are not at hand.
+    """
+
+    name: str
+    path: Path | None
+
+
+def listed() -> list[Weights]:
+    """Return what is at hand of each network."""
+    return [Weights(name, at_hand(name)) for name in BACKBONES]
+
+
+def add(path: Path, name: str) -> Path:
+    """Put a file of weights on the shelf, after it was loaded once.
+
+    Args:
+        path: of the network without its top, ``.weights.h5`` or ``.h5``.
+        name: of the network.
+
+    Returns:
+        The file on the shelf.
+
+    Raises:
+        InputError: there is no such network or file, or it holds other weights.
+    """
+    network = _network(name)
+    load_pretrained(network, Backbone(name=name, weights=str(path)))
+    place = shelf() / f"{name}{'.weights.h5' if path.name.endswith('.weights.h5') else '.h5'}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}.part")
+    shutil.copyfile(path, part)
+    part.replace(place)
+    return place
+
+
+def get(name: str) -> Path | None:
+    """Have Keras download a network's weights, unless they are at hand.
+
+    Returns:
+        Their file; None: Keras keeps it under a name that is not known here, and finds it again itself.
+
+    Raises:
+        InputError: there is no such network, or no connection.
+    """
+    network = _network(name)
+    if at_hand(name) is None:
+        load_pretrained(network, Backbone(name=name, weights="imagenet"))
+    return at_hand(name)
+
+
+def _network(name: str) -> keras.Model:
+    if name not in BACKBONES:
+        raise InputError(
+            f"There is no network {name!r}.{nearest(name, BACKBONES)} Expected one of {', '.join(BACKBONES)}."
+        )
+    return backbone_network(Backbone(name=name), 2, None)
