@@ -31,7 +31,7 @@ export function turnTo(picture) {
 export function inWords({ state, answer, error }) {
   if (state === "failed") return explained(error)[0];
   if (state !== "done") return "is being looked at";
-  return answer.abstains ? `not sure: ${either(answer.prediction_set) || "no class is likely enough"}` : `${answer.label}, ${percent(answer.probability)}${answer.outside.length ? ", unusual photo" : ""}`;
+  return answer.abstains ? `not sure: ${either(answer.prediction_set) || "no class is likely enough"}` : `${answer.label}, ${percent(answer.probability)}${answer.quality_warnings.length ? ", unusual photo" : ""}`;
 }
 
 export function showPicture() {
