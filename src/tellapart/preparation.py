@@ -108,9 +108,11 @@ def open_photos(
             progress=progress,
             ahead=ahead,
         )
+        # What the network sees, and what training crops from.
         for image_px in (recipe.data.image_px, recipe.train.source_px or recipe.data.image_px)
     )
     classes = sorted(manifest["label"].unique().tolist())
+    # Here and not when the run began: only now the split is known that its weights must not have seen.
     if started_from := folder.record().request.begin_from:
         refuse_leak(Path(started_from), frame, "run to begin from")
     teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None

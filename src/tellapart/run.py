@@ -310,6 +310,7 @@ def run_stages(
         observer.announce(f"Learning from {recipe.distill.teacher}: {loss_in_words(recipe)}.")
 
     # Time
+    # A resumed run has spent a part of its budget already: the clock goes on where it was.
     spent, budget = seconds_spent(folder.last_checkpoint), request.time_budget
     deadline = None
     if budget:

@@ -214,6 +214,7 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
         state = "has no SHA256SUMS" if place.is_dir() else "does not exist"
         raise BundleError(f"{place} {state}. Expected a bundle made by tellapart export.")
     text = (place / SUMS).read_bytes()
+    # Before any file is parsed: no parser must see what nobody vouches for.
     _check_sums(place, text)
     record = _read_record(place)
     return Bundle(place, record, hashlib.sha256(text).hexdigest()[:12])
@@ -226,6 +227,7 @@ def is_bundle(folder: str | os.PathLike[str]) -> bool:
 
 def write_record(folder: Path, record: BundleRecord) -> None:
     """Write ``bundle.json`` and then the checksums of all files: what is changed later is noticed."""
+    # The record first: its own checksum stands among the others. The sums last: without them it is not a bundle yet.
     write_json(folder / RECORD, record.model_dump(mode="json"))
     lines = [f"{_file_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _files(folder)]
     write_text(folder / SUMS, "".join(lines))
@@ -278,6 +280,7 @@ def _check_sums(place: Path, text: bytes) -> None:
             raise BundleError(f"{place / name} is missing. Copy or export the bundle again.")
         if _file_sha256(place / name) != digest:
             raise BundleError(f"{place / name} is not what it was when the bundle was made. Copy or export it again.")
+    # What a link leads to can be changed without a change in the folder that is looked after.
     if links := sorted(path for path in place.rglob("*") if path.is_symlink()):
         raise BundleError(f"{links[0]} is a link: what it leads to is not the bundle's. Copy or export it again.")
     if strange := sorted(found - set(listed)):

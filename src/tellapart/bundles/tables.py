@@ -94,6 +94,7 @@ def predict_files(
     part = out.with_name(out.name + ".part")
     line = CsvLines(top_k) if kind == "csv" else JsonLines()
     counts, done = _resumed(part, line, images)
+    # Before the first row: after a kill there may be a note without rows, and never rows of an unknown model.
     _same_model(part, classifier.identity, done)
     resumed = done
     with open(part, "ab") as stream:
@@ -187,7 +188,7 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
         for number, raw in enumerate(stream):
             text = raw.decode("utf-8", "surrogateescape")
             is_header = number == 0 and line.header() != ""
-            if not text.endswith("\n"):
+            if not text.endswith("\n"):  # half a row: the kill came in the middle of a write
                 break
             if is_header:
                 if text != line.header():
@@ -204,6 +205,7 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
                 )
             _count(counts, *flags)
             done, good = done + 1, good + len(raw)
+    # What is appended to half a row would spoil two.
     os.truncate(part, good)
     return counts, done
 
@@ -240,6 +242,7 @@ def _csv_line(cells: list) -> str:
 
 
 def _to_disk(stream: IO[bytes]) -> None:
+    # Progress is told after this: what was said to be done must outlive a power cut too.
     stream.flush()
     os.fsync(stream.fileno())
 

@@ -49,6 +49,7 @@ def split(
     readable = (frame["error"] == "").to_numpy()
     if not readable.any():
         raise InputError(f"None of the {len(frame)} files in {manifest.root} can be read as an image.")
+    # A source that says where its photos belong is believed, copies across splits and all: `check` warns of those.
     if (frame["split"] != "").any():
         given = frame["split"].where(readable, "")
         if not (given == "train").any():
@@ -88,6 +89,7 @@ def _fill_empty_sides(table: pd.DataFrame, bounds: NDArray, shares: tuple[float,
                 continue
             low, high = edges[side]
             distance = np.maximum(low - members["number"], members["number"] - high)
+            # Never the last one of another split, or that would be the next to be filled.
             spare = sides.map(sides.value_counts()) > 1
             table.loc[distance[spare].idxmin(), "side"] = side
 
@@ -101,6 +103,7 @@ def _keep_earlier(
 ) -> None:
     """Give each unit the side of its photos in the earlier run, test before validation before train."""
     known = pd.DataFrame({"unit": units, "side": frame["sha256"].map(earlier).to_numpy(object)})[readable].dropna()
+    # Test first: what joined a known test photo since must not be learned from, or the test is of its copies.
     known["rank"] = known["side"].map({"test": 0, "validation": 1, "train": 2})
     first = known.sort_values("rank").groupby("unit")["side"].first()
     table.loc[first.index, "side"] = first

@@ -57,6 +57,7 @@ def measure(
     features, predicted = (best == 0 and _by_features(run, model, pictures)) or features_and_probabilities(
         model, pictures, progress
     )
+    # Before the table is written: the run, its table and its bundle must give one probability.
     probabilities, temperature = calibrate(run, model, predicted, frame, classes)
     save_outputs(run, features, probabilities)
     table = prediction_table(frame, probabilities, classes)

@@ -66,6 +66,7 @@ def refuse_leak(run: Path, photos: pd.DataFrame, role: str) -> None:
     learned = known.loc[known["split"] == "train", "sha256"]
     chosen_by = known.loc[known["split"] == "validation", "sha256"]
     split, digests = photos["split"], photos["sha256"]
+    # By content: the same photo may have another path, or stand in a table under another name.
     leaks = (split != "train") & digests.isin(learned) | (split == "test") & digests.isin(chosen_by)
     if leaks.any():
         raise InputError(

@@ -130,6 +130,7 @@ def export(
             _write_reference(part, known, photos)
         write_text(part / "card.md", model_card(record))
         write_record(part, record)
+        # Opened before it is put in place: what cannot be opened here cannot be opened anywhere.
         version = open_bundle(part).version
         _replace(part, place)
     finally:
@@ -338,6 +339,7 @@ def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[
             continue
         if len(data) <= _REFERENCE_BYTES and len(chosen) < _REFERENCE_IMAGES:
             data = without_metadata(data) or _as_png(data)
+            # Without its metadata it must still be the same picture, or what is expected of it would be of another one.
             if not np.array_equal(decode_square(data, photos.pictures.image_px), photos.pictures.read(int(position))):
                 continue
             name = f"reference_images/{len(chosen) + 1:02d}.{'png' if data[:4] == _PNG else 'jpg'}"
@@ -372,6 +374,7 @@ def _size(path: Path) -> int:
 
 def _replace(part: Path, place: Path) -> None:
     """Put the new folder in the place of the old one: two renames, so that a reader sees either."""
+    # A server that follows the folder must never see half of a bundle: it would refuse it, or worse, load it.
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():

@@ -36,6 +36,7 @@ def save_saved_model(model: keras.Model, folder: Path) -> None:
     embedding = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1].input
     both = keras.Model(model.inputs, [model.outputs[0], embedding])
     module = tf.Module()
+    # Held by the module: TensorFlow saves no function whose variables nobody holds.
     module.variables_of_the_network = [variable.value for variable in both.variables]
 
     @tf.function(input_signature=[tf.TensorSpec((None, side, side, 3), tf.uint8, name="image")])  # type: ignore[untyped-decorator]

@@ -103,7 +103,7 @@ class Planner:
         if self.budget is not None and epochs:
             self.budget.learn(state.current.image_px, seconds / epochs)
         if state.epoch == state.last_epoch:
-            done = state.current.progress[1]
+            done = state.current.progress[1]  # shares of a schedule add up to 1 but for rounding
             state.segment, state.done = None, 1.0 if done > 1 - 1e-9 else done
 
     def epochs_left(self, done: float) -> int:
@@ -186,7 +186,7 @@ def time_budget(
     for image_px in {stage.image_px for stage in stages}:
         if device is not None:
             timed = StepTime(device.seconds_per_image(image_px), 0.0)
-        elif known is not None and image_px == stages[-1].image_px:
+        elif known is not None and image_px == stages[-1].image_px:  # to compile that step again takes seconds
             timed = StepTime(known / 1000, precision.compile_seconds)
         else:
             forget_compiled_step(model)
