@@ -112,9 +112,11 @@ def open_photos(
         for image_px in (recipe.data.image_px, recipe.train.source_px or recipe.data.image_px)
     )
     classes = sorted(manifest["label"].unique().tolist())
-    # Here and not when the run began: only now the split is known that its weights must not have seen.
-    if started_from := folder.record().request.begin_from:
-        refuse_leak(Path(started_from), frame, "run to begin from")
+    # Here and not when the run began: only now the split is known that its weights must not have seen. Once training
+    # has begun the earlier run is not needed any more, and may be gone.
+    origin = folder.record().request.begin_from
+    if origin and not folder.last_checkpoint.is_file():
+        refuse_leak(Path(origin), frame, "run to begin from")
     teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
     return Photos(pictures, sources, frame, classes, teacher, machine.workers)
 
