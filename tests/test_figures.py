@@ -16,7 +16,6 @@ MEASURE_AGAIN = {
     "accuracy-photos9-reference",
     "label-errors-10m",
     "label-errors-3m",
-    "transfer-photos9",
     "tuning",
 }
 """Measured on a tree with changes, before that was refused: to be measured again, and taken out of this list then."""
