@@ -51,9 +51,9 @@ def photos(place: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Return a server process with default options, and a file for feedback."""
+    """Return a server process with a file for feedback; on a busy machine it must not refuse what a test asks."""
     folder = tmp_path_factory.mktemp("server")
-    with running(folder, bundle, "--feedback", folder / "feedback.jsonl") as found:
+    with running(folder, bundle, "--feedback", folder / "feedback.jsonl", "--max-queue-ms", "5000") as found:
         yield found
 
 
