@@ -74,7 +74,7 @@ def test_the_numbers_are_those_of_the_run(place: Path, values: dict):
 
 def test_wrong_labels_are_suspected(place: Path, values: dict):
     page = (place / "run" / "report" / "report.html").read_text()
-    section = page[page.index('id="labels"') : page.index('id="sure"')]
+    section = page[page.index('id="labels"') : page.index('id="calibration"')]
     assert section.count("moved-") >= 4
     assert values["suspected_labels"] >= 6
     table = pd.read_csv(place / "run" / "report" / "labels.csv")
