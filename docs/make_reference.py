@@ -46,7 +46,7 @@ def settings() -> str:
         "",
         "| setting | |", "|---|---|", *(f"| {_names(each.settings)} | {each.rule} |" for each in CONDITIONS), "",
         "## The machine", "",
-        "Not in a recipe: `tellapart train --workers N --cache-limit-gb G`, the arguments of the same names of",
+        "Not in a recipe: `tellapart train --workers N --cache-limit-gb G`, `machine=tellapart.Machine(…)` of",
         "`tellapart.train`, or the environment variables `TELLAPART_WORKERS` and `TELLAPART_CACHE_LIMIT_GB`, which all",
         "commands that train read.", "",
         *_table(Machine),
