@@ -252,7 +252,9 @@ def describe(recipe: Recipe, request: RunRequest) -> list[str]:
     parts = {"scan": costs.scan, "decode": costs.decode, "train on": costs.step, "predict": costs.forward}
     shown = ", ".join(f"{1000 * cost:.2g} ms to {name}" for name, cost in parts.items() if cost)
     lines.append(f"A photo takes {shown}.")
-    return [*lines, f"Time: {'at most' if request.time_budget else 'about'} {duration(seconds)}. Nothing was written."]
+    # How long fine-tuning takes is not known before its head is fitted: without a budget that comes on top.
+    bound = "at most" if request.time_budget else "at least" if recipe.model.weights else "about"
+    return [*lines, f"Time: {bound} {duration(seconds)}. Nothing was written."]
 
 
 def reopen(path: Path, photos: str | os.PathLike[str] | None) -> RunFolder:
