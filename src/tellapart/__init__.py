@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from tellapart.explain.files import heat_maps
     from tellapart.report.evaluate import evaluate
     from tellapart.reproduction import reproduce
-    from tellapart.run import Run, resume, train
+    from tellapart.run import Run
     from tellapart.settings import Machine, Recipe, load_recipe
     from tellapart.shipping.export import export
+    from tellapart.verbs import resume, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -57,8 +58,8 @@ _HOMES = {
     "load_recipe": "settings",
     "open_bundle": "bundles.bundle",
     "reproduce": "reproduction",
-    "resume": "run",
-    "train": "run",
+    "resume": "verbs",
+    "train": "verbs",
     "tune": "experiments.tuning.tune",
 }
 

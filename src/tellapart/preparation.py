@@ -97,12 +97,13 @@ def open_photos(
     """Open the readable photos of the manifest, decoding what the cache lacks; `ahead`: while the caller goes on."""
     manifest = folder.manifest()
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
+    place = Path(cache) if cache is not None else default_cache()
     pictures, sources = (
         open_rows(
             folder.root,
             frame,
             image_px,
-            folder=Path(cache) if cache is not None else default_cache(),
+            folder=place,
             limit_bytes=int(machine.cache_limit_gb * 1e9),
             max_pixels=recipe.data.max_pixels,
             progress=progress,
@@ -118,7 +119,8 @@ def open_photos(
     if origin and not folder.last_checkpoint.is_file():
         refuse_leak(Path(origin), frame, "run to begin from")
     teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
-    return Photos(pictures, sources, frame, classes, teacher, machine.workers)
+    kept = place if machine.cache_limit_gb else None
+    return Photos(pictures, sources, frame, classes, teacher, machine.workers, kept)
 
 
 def _refuse_unusable(manifest: Manifest) -> None:

@@ -24,7 +24,7 @@ Announce = Callable[[str], None]
 """Called with one line that says what is about to happen."""
 
 Watch = Callable[[dict[str, Any]], None]
-"""Called with each epoch's row of the history."""
+"""Called with each epoch's row of the history, and ``progress``: the share of the schedule that is done, 0 to 1."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:

@@ -18,14 +18,14 @@ from tellapart.files import write_json
 from tellapart.preparation import open_photos, prepare
 from tellapart.records import Announce, Observer, Prediction, Progress, no_progress
 from tellapart.run_folder import RunFolder, RunRequest, new_folder
-from tellapart.settings import Machine, Recipe, fitting_recipe, load_recipe, machine_from, save_recipe
+from tellapart.settings import Machine, Recipe, machine_from, save_recipe
 from tellapart.training.checkpoint import seconds_spent
 from tellapart.training.distillation import loss_in_words
 from tellapart.training.environment import accelerator_peak_memory_mb, environment, peak_memory_mb
 from tellapart.training.planning import TrainingPlan
 from tellapart.training.schedule import stages_of
 from tellapart.training.time_plan import expected_seconds, plan_for_time
-from tellapart.training.timing import Deadline
+from tellapart.training.timing import Deadline, Precision
 from tellapart.training.train import Training, TrainingRequest, precision_ahead, train_network
 
 if TYPE_CHECKING:
@@ -105,90 +105,6 @@ class Run:
         import tellapart
 
         return tellapart.export(self.path, to, name=name, formats=formats, cache=cache, progress=progress)
-
-
-def train(
-    photos: str | os.PathLike[str],
-    *,
-    recipe: Recipe | str | Path | None = None,
-    changes: Sequence[str] = (),
-    time_budget: float | None = None,
-    split_from: str | os.PathLike[str] | None = None,
-    begin_from: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    machine: Machine | None = None,
-    observer: Observer | None = None,
-) -> Run:
-    """Train a classifier on photos and measure it.
-
-    Args:
-        photos: a folder per class, train/val/test folders of those, or a table.
-        recipe: a `Recipe`, a TOML file or the name of one; None: "transfer" where `changes` name pretrained weights,
-            else "fast" with a `time_budget`, else "reference".
-        changes: settings as "section.key=value", on top of the recipe.
-        time_budget: seconds from now to the finished run; the number of epochs is fitted to it.
-        split_from: an earlier run; photos it knows stay in their split.
-        begin_from: an earlier run of the same network, whose weights training begins with; photos it knows stay in
-            their split.
-        out: the new run folder; None: ``runs/NAME-DATE``.
-        cache: the folder for decoded pictures; None: the user's cache folder.
-        machine: threads and disk space; None: ``TELLAPART_WORKERS`` and ``TELLAPART_CACHE_LIMIT_GB``, else a thread for
-            each processor and 20 GB.
-        observer: whom to tell what is done; None: announcements are logged.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        InputError: the photos or the recipe cannot be used.
-        RunError: `out` is not empty, or `begin_from` has another network.
-        TrainingStoppedError: the loss is no longer finite.
-
-    Example:
-        >>> run = tellapart.train("photos", time_budget=600)
-        >>> run.metrics["test"]["accuracy"]
-    """
-    started = time.time()
-    recipe = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_budget)), changes)
-    request = RunRequest(
-        photos=os.fspath(photos),
-        time_budget=time_budget,
-        split_from=None if split_from is None else os.fspath(split_from),
-        begin_from=None if begin_from is None else os.fspath(begin_from),
-    )
-    return run_stages(begin(recipe, request, out), cache, observer, machine=machine, started=started)
-
-
-def resume(
-    run: str | os.PathLike[str],
-    *,
-    photos: str | os.PathLike[str] | None = None,
-    cache: str | os.PathLike[str] | None = None,
-    machine: Machine | None = None,
-    observer: Observer | None = None,
-) -> Run:
-    """Go on with an interrupted run, by its own recipe and time budget.
-
-    Args:
-        run: its folder, wherever it is now.
-        photos: where they are now, if they have moved.
-        cache: the folder for decoded pictures; None: the user's cache folder.
-        machine: threads and disk space, as `train` takes it.
-        observer: whom to tell what is done; None: announcements are logged.
-
-    Returns:
-        The finished run.
-
-    Raises:
-        InputError: the photos cannot be used.
-        RunError: `run` is not a run folder, or an ensemble.
-        TrainingStoppedError: the loss is no longer finite.
-
-    Example:
-        >>> run = tellapart.resume("runs/photos-20261127-101500")
-    """
-    return run_stages(reopen(Path(run), photos), cache, observer, machine=machine)
 
 
 def begin(
@@ -360,7 +276,9 @@ def _fit_into(folder: RunFolder, recipe: Recipe, ends: float, announce: Announce
     """Choose picture sizes and how many photos the time allows; a run that goes on keeps what it began with."""
     record = folder.record()
     if record.time_plan:
-        return recipe, Deadline(ends, record.time_plan["seconds_per_photo"]["forward"])
+        measured = record.time_plan.get("precision")
+        forward = record.time_plan["seconds_per_photo"]["forward"]
+        return recipe, Deadline(ends, forward, Precision(**measured) if measured else None)
     root, files, _ = find_photos(Path(record.request.photos))
     paths = [root / path for path in files["path"]]
     plan = plan_for_time(paths, files["label"].nunique(), recipe, ends - time.time())

@@ -44,6 +44,7 @@ class RunRequest(BaseModel):
         begin_from: a run folder whose weights training begins with.
         replay: a run folder whose training plan is done again.
         ensemble: weights by name of the members; such a run was not trained.
+        race: settings that the candidates of a race share, each as "section.key=value"; None: the recipe was given.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -54,6 +55,7 @@ class RunRequest(BaseModel):
     begin_from: str | None = None
     replay: str | None = None
     ensemble: dict[str, float] | None = None
+    race: list[str] | None = None
 
     def absolute(self, **changes: Any) -> RunRequest:
         """Return it with some fields changed, and with absolute paths: a run goes on from any folder."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from drawing import save_photo
-from tellapart.data.cache import Pictures, cache_folder, open_pictures, picture_bytes, read_index
+from tellapart.data.cache import Pictures, open_pictures, picture_bytes, picture_store
 from tellapart.data.decode import decode_square
 
 PX = 40
@@ -58,7 +58,7 @@ def test_pictures_are_decoded_once_and_then_read_without_their_files(tmp_path):
         assert_right(pictures)
         first = pictures.batch([3, 0, 12])
     assert told[-1] == ("decoding photos", 12, 12)
-    assert (cache_folder(cache, PX) / "pictures.u8").stat().st_size == 12 * picture_bytes(PX)
+    assert picture_store(cache, PX).rows_path.stat().st_size == 12 * picture_bytes(PX)
     for path in set(paths):
         path.unlink()
     with open_pictures(paths, digests, PX, folder=cache, limit_bytes=PLENTY) as pictures:
@@ -75,11 +75,11 @@ def test_another_size_is_another_cache(tmp_path):
 
 def test_a_torn_tail_is_cut_off_and_written_again(tmp_path):
     paths, digests = photos(tmp_path / "photos", 12)
-    cache = cache_folder(tmp_path, PX)
+    cache = picture_store(tmp_path, PX)
     open_pictures(paths[:8], digests[:8], PX, folder=tmp_path, limit_bytes=PLENTY).close()
-    with open(cache / "pictures.u8", "ab") as stream:
+    with open(cache.rows_path, "ab") as stream:
         stream.write(b"\x07" * (2 * picture_bytes(PX) + 5))  # pictures without an entry in the index
-    with open(cache / "index.bin", "ab") as stream:
+    with open(cache.folder / "index.bin", "ab") as stream:
         stream.write(b"\x07" * 13)  # part of an entry
     with Pictures(paths, digests, PX, cache=cache) as pictures:
         assert pictures.num_cached == 8
@@ -87,11 +87,11 @@ def test_a_torn_tail_is_cut_off_and_written_again(tmp_path):
     with open_pictures(paths, digests, PX, folder=tmp_path, limit_bytes=PLENTY) as pictures:
         assert pictures.num_cached == 12
         assert_right(pictures)
-    os.truncate(cache / "pictures.u8", 5 * picture_bytes(PX) + 1)  # the index now promises too much
+    os.truncate(cache.rows_path, 5 * picture_bytes(PX) + 1)  # the index now promises too much
     with open_pictures(paths, digests, PX, folder=tmp_path, limit_bytes=PLENTY) as pictures:
         assert pictures.num_cached == 12
         assert_right(pictures)
-    assert sorted(read_index(cache, PX)) == sorted(digests)
+    assert sorted(cache.digests()) == sorted(digests)
 
 
 def test_beyond_the_limit_pictures_are_decoded_as_they_are_needed(tmp_path, caplog):
@@ -102,7 +102,7 @@ def test_beyond_the_limit_pictures_are_decoded_as_they_are_needed(tmp_path, capl
             assert pictures.num_cached == 10
             assert_right(pictures)
         assert "leaves out 4 photos" in caplog.text
-    assert (cache_folder(tmp_path, PX) / "pictures.u8").stat().st_size <= options["limit_bytes"]
+    assert picture_store(tmp_path, PX).rows_path.stat().st_size <= options["limit_bytes"]
 
 
 def test_no_limit_no_cache(tmp_path):
@@ -122,7 +122,7 @@ def test_a_photo_that_changed_after_the_scan_is_not_kept_under_its_old_digest(tm
             pictures.read(2)
         with pytest.raises(ValueError, match=r"3\.jpg has changed since the run began"):
             pictures.read(3)
-    assert set(read_index(cache_folder(tmp_path, PX), PX)) == set(digests[:2])
+    assert set(picture_store(tmp_path, PX).digests()) == set(digests[:2])
 
 
 @pytest.mark.integration
@@ -135,7 +135,7 @@ def test_a_process_killed_while_it_decodes_loses_only_what_it_had_not_written(tm
             time.sleep(0.01)
         open_pictures(paths, digests, px, folder=cache, limit_bytes=10**9, progress=slowly)
         """
-    cache, cached = cache_folder(tmp_path / "cache", 224), 0
+    cache, cached = picture_store(tmp_path / "cache", 224), 0
     for chunks, wait_s in ((1, 0.0), (3, 0.02), (2, 0.05)):
         process = start(script, tmp_path / "photos", tmp_path / "cache", 224)
         for _ in range(chunks):
@@ -152,7 +152,7 @@ def test_a_process_killed_while_it_decodes_loses_only_what_it_had_not_written(tm
     with open_pictures(paths, digests, 224, folder=tmp_path / "cache", limit_bytes=PLENTY) as pictures:
         assert pictures.num_cached == 300
         assert_right(pictures)
-    assert sorted(read_index(cache, 224)) == sorted(digests)
+    assert sorted(cache.digests()) == sorted(digests)
 
 
 @pytest.mark.integration
@@ -201,8 +201,8 @@ def test_processes_share_one_cache(tmp_path):
     for process in both:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    cache = cache_folder(tmp_path / "cache", PX)
-    assert sorted(read_index(cache, PX)) == sorted(digests), "each picture once"
+    cache = picture_store(tmp_path / "cache", PX)
+    assert sorted(cache.digests()) == sorted(digests), "each picture once"
     for path in paths:
         path.unlink()
     with Pictures(paths, digests, PX, cache=cache) as pictures:

@@ -33,8 +33,8 @@ def demo(
     from tellapart.data.listing import image_files
     from tellapart.evaluation.predict import load
     from tellapart.records import Observer
-    from tellapart.run import train as train_run
     from tellapart.shipping.export import export as export_run
+    from tellapart.verbs import train as train_run
 
     photos, new, bundle = folder / "photos", folder / "new", folder / "bundle"
     out = folder / f"run-{time.strftime('%Y%m%d-%H%M%S')}"

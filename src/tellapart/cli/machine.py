@@ -34,7 +34,7 @@ def doctor() -> None:
     from rich.table import Table
 
     from tellapart.cli.show import console, escaped, import_quietly
-    from tellapart.data.cache import cache_folder
+    from tellapart.data.cache import picture_store
 
     import_quietly("keras")
     from tellapart.training.environment import environment
@@ -53,7 +53,7 @@ def doctor() -> None:
         "precision": "float32 or bfloat16, whichever a short measurement finds faster" if bfloat16 else "float32",
         "layers": _layers(found["backend"], bool(found["accelerators"])),
         "cache": f"{cache}: {used / 1e9:.2f} GB used, {free / 1e9:.0f} GB free "
-        f"({cache_folder(cache, 224).name} holds 224-pixel pictures; delete it whenever you like)",
+        f"({picture_store(cache, 224).folder.name} holds 224-pixel pictures; delete it whenever you like)",
         "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
     }
     table = Table(show_header=False)

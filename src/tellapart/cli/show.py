@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tellapart.records import SPLITS, Progress
@@ -133,4 +133,23 @@ def metrics_table(metrics: dict[str, Any]) -> Any:
                 cell += f"  {ends[name][0]:.3f}–{ends[name][1]:.3f}"
             cells.append(cell)
         table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def race_table(entries: Sequence[dict[str, Any]]) -> Any:
+    """Return a rich table of what the candidates of a race did, in their order."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title="What was tried", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("")
+    table.add_column("network")
+    for name in ("px", "seconds", "validation"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for entry in entries:
+        accuracy = "" if entry["accuracy"] is None else f"{entry['accuracy']:.3f}"
+        outcome = f"{entry['outcome']}: {entry['why']}" if entry["why"] else entry["outcome"]
+        seconds = f"{entry['seconds']:.0f}"
+        table.add_row(entry["name"], entry["network"], str(entry["image_px"]), seconds, accuracy, escaped(outcome))
     return table

@@ -32,7 +32,7 @@ def train(
     ] = None,
     time_: Annotated[
         str | None,
-        typer.Option("--time", help="Time budget for the whole run: 90s, 10m, 1h. Uses the fast recipe."),
+        typer.Option("--time", help="Time for the whole run: 90s, 10m, 1h [default: 10m, where no recipe is named]."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the new run [default: runs/NAME-DATE].")] = None,
     resume: Annotated[Path | None, typer.Option(help="Resume an interrupted run.")] = None,
@@ -53,15 +53,20 @@ def train(
 ) -> None:
     """Train a classifier on photos and measure it.
 
+    Without a recipe several ways race for the time, and validation decides: a head on a pretrained network, a network
+    from scratch, fine-tuning.
+
     Example: tellapart train photos --time 10m
     """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     import_quietly("keras")
+    from tellapart.experiments.race import describe_race, is_race
     from tellapart.records import Observer
-    from tellapart.run import begin, describe, reopen, run_stages
+    from tellapart.run import describe, reopen
     from tellapart.run_folder import RunRequest
-    from tellapart.settings import fitting_recipe, load_recipe, machine_from, parse_duration
+    from tellapart.settings import machine_from, parse_duration
+    from tellapart.verbs import begin_any, chosen_recipe, go_on
 
     named = {
         "model.name": model, "train.epochs": epochs, "data.image_px": image_px, "train.batch_size": batch_size,
@@ -77,7 +82,6 @@ def train(
     elif photos is None:
         raise InputError("No photos were given. Expected a folder of photos, or a run to resume: --resume RUN.")
     else:
-        chosen = load_recipe(recipe or fitting_recipe(changes, in_time=bool(time_)), changes)
         request = RunRequest(
             photos=str(photos),
             time_budget=parse_duration(time_) if time_ else None,
@@ -85,13 +89,17 @@ def train(
             begin_from=str(begin_from) if begin_from else None,
         )
         if dry_run:
-            for line in describe(chosen, request):
+            if is_race(recipe, changes, request):
+                lines = describe_race(changes, request)
+            else:
+                lines = describe(chosen_recipe(recipe, changes, request), request)
+            for line in lines:
                 announce(line)
             return
-        folder = begin(chosen, request, out)
+        folder = begin_any(recipe, changes, request, out)
     machine = machine_from(workers=workers, cache_limit_gb=cache_limit_gb)
     with progress_bar() as progress:
-        run = run_stages(folder, cache_of_user(), Observer(progress, announce), machine=machine, started=STARTED)
+        run = go_on(folder, cache_of_user(), Observer(progress, announce), machine=machine, started=STARTED)
     show_run(run)
 
 
@@ -139,14 +147,16 @@ def reproduce(
 
 def show_run(run: Any) -> None:
     """Print the metrics of a run and where it is."""
-    from tellapart.cli.show import console, escaped, metrics_table
+    from tellapart.cli.show import console, escaped, metrics_table, race_table
 
     output, metrics = console(), run.metrics
     output.print(metrics_table(metrics))
-    speed = f" at {metrics['images_per_second']:.0f} images/s" if metrics["images_per_second"] else ""
+    if "race" in metrics:
+        output.print(race_table(metrics["race"]))
+    speed = f" at {metrics['images_per_second']:.0f} images/s" if metrics.get("images_per_second") else ""
+    epoch = f"best epoch {metrics['best_epoch']}, " if metrics.get("best_epoch") else ""
     output.print(
-        f"{metrics['seconds_total']:.0f} s in all, {metrics['seconds_training']:.0f} s of training{speed}, "
-        f"best epoch {metrics['best_epoch']}, "
+        f"{metrics['seconds_total']:.0f} s in all, {metrics['seconds_training']:.0f} s of training{speed}, {epoch}"
         f"peak memory {metrics['peak_memory_mb']:.0f} MB."
     )
     output.print(

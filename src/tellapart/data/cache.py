@@ -1,16 +1,11 @@
 """Pictures decoded once and kept on disk, shared by all runs. Knows nothing about labels or training.
 
-One folder per picture size and decoder version holds two files: ``pictures.u8``, uint8 pictures one behind
-the other, and ``index.bin``, the SHA-256 of the file that each picture came from. A picture counts once its
-digest stands in the index, and the index grows only after the pictures are on disk: a killed process leaves
-some pictures that no digest names, and the next one writes over them. Pictures are read with ``pread``: the
-kernel's page cache serves them without adding to this process' memory, as a memory map would.
+One `RowStore` per picture size and decoder version holds them as uint8, one behind the other. They are read with
+``pread``: the kernel's page cache serves them without adding to this process' memory, as a memory map would.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import itertools
 import logging
@@ -29,13 +24,13 @@ from numpy.typing import NDArray
 
 from tellapart.data.decode import DECODER_VERSION, decode_square
 from tellapart.data.image_file import decoding_threads, read_file
+from tellapart.data.row_store import RowStore
 from tellapart.errors import DecodeError, InputError
 from tellapart.files import is_disk_full, sha256
 from tellapart.records import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
-_DIGEST_BYTES = 32
 _CHUNK_BYTES = 32 * 1024 * 1024
 _TASK = 8
 """Photos that a thread decodes in one go."""
@@ -60,7 +55,7 @@ class Pictures:
         image_px: int,
         *,
         max_pixels: int = 100_000_000,
-        cache: Path | None = None,
+        cache: RowStore | None = None,
     ) -> None:
         self.paths = list(paths)
         self.digests = list(digests)
@@ -70,23 +65,23 @@ class Pictures:
         self._file = -1
         self._closing = threading.Event()
         self._settling = threading.Lock()
-        self._filling: Future[Path | None] | None = None
+        self._filling: Future[RowStore | None] | None = None
         if cache is not None:
             self._look_into(cache)
 
-    def _look_into(self, cache: Path) -> None:
+    def _look_into(self, cache: RowStore) -> None:
         """Read what the cache holds from it from now on."""
-        if (cache / "pictures.u8").exists():
-            known = {digest: row for row, digest in enumerate(read_index(cache, self.image_px))}
+        if cache.rows_path.exists():
+            known = {digest: row for row, digest in enumerate(cache.digests())}
             self._rows[:] = [known.get(digest, -1) for digest in self.digests]
-            self._file = os.open(cache / "pictures.u8", os.O_RDONLY | os.O_CLOEXEC)
+            self._file = os.open(cache.rows_path, os.O_RDONLY | os.O_CLOEXEC)
 
-    def fill(self, cache: Callable[[Callable[[], bool]], Path | None]) -> None:
+    def fill(self, cache: Callable[[Callable[[], bool]], RowStore | None]) -> None:
         """Let a thread put the photos into the cache. The first look at a photo waits for it.
 
         Args:
             cache: puts them there, unless what it is called with says that they are not wanted any more, and returns
-                the folder to read them from, or None.
+                the cache to read them from, or None.
         """
         self._filling = _filler().submit(cache, self._closing.is_set)
 
@@ -204,29 +199,28 @@ def open_pictures(
     """
     pictures = Pictures(paths, digests, image_px, max_pixels=max_pixels)
     if limit_bytes > 0:
-        pictures.fill(partial(_filled, cache_folder(folder, image_px), pictures, limit_bytes, progress))
+        pictures.fill(partial(_filled, picture_store(folder, image_px), pictures, limit_bytes, progress))
     if not ahead:
         pictures.num_cached  # noqa: B018  # waits, and raises what decoding raised
     return pictures
 
 
 def _filled(
-    cache: Path, pictures: Pictures, limit_bytes: int, progress: Progress, unwanted: Callable[[], bool]
-) -> Path | None:
-    """Decode what the cache lacks, and return the folder where pictures can be read from it."""
+    cache: RowStore, pictures: Pictures, limit_bytes: int, progress: Progress, unwanted: Callable[[], bool]
+) -> RowStore | None:
+    """Decode what the cache lacks, and return it, if pictures can be read from it."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / "lock"):
+        with cache.locked():
             _extend(cache, pictures, limit_bytes, progress, unwanted)
     except OSError as error:
         reason = "the disk is full" if is_disk_full(error) else str(error)
-        logger.warning("The cache %s cannot grow (%s): the rest is decoded as it is needed.", cache, reason)
-    return cache if os.access(cache, os.R_OK) else None
+        logger.warning("The cache %s cannot grow (%s): the rest is decoded as it is needed.", cache.folder, reason)
+    return cache if os.access(cache.folder, os.R_OK) else None
 
 
-def cache_folder(folder: Path, image_px: int) -> Path:
-    """Return the folder of the cache for one picture size."""
-    return folder / f"pictures-{image_px}px-v{DECODER_VERSION}"
+def picture_store(folder: Path, image_px: int) -> RowStore:
+    """Return the cache for one picture size."""
+    return RowStore(folder / f"pictures-{image_px}px-v{DECODER_VERSION}", "pictures.u8", picture_bytes(image_px))
 
 
 def picture_bytes(image_px: int) -> int:
@@ -234,23 +228,11 @@ def picture_bytes(image_px: int) -> int:
     return image_px * image_px * 3
 
 
-def read_index(cache: Path, image_px: int) -> list[str]:
-    """Return the digests of the pictures that are wholly on disk, in their order."""
-    try:
-        index = (cache / "index.bin").read_bytes()
-        on_disk = (cache / "pictures.u8").stat().st_size // picture_bytes(image_px)
-    except FileNotFoundError:
-        return []
-    count = min(len(index) // _DIGEST_BYTES, on_disk)
-    text = index[: count * _DIGEST_BYTES].hex()
-    return [text[start : start + 64] for start in range(0, len(text), 64)]
-
-
 def _extend(
-    cache: Path, pictures: Pictures, limit_bytes: int, progress: Progress, unwanted: Callable[[], bool]
+    cache: RowStore, pictures: Pictures, limit_bytes: int, progress: Progress, unwanted: Callable[[], bool]
 ) -> None:
     paths, digests, image_px = pictures.paths, pictures.digests, pictures.image_px
-    known = read_index(cache, image_px)
+    known = cache.digests()
     have, size = set(known), picture_bytes(image_px)
     # By digest: copies of a photo are decoded once.
     missing = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in have}
@@ -264,22 +246,12 @@ def _extend(
     if not todo:
         return
     chunk = max(1, _CHUNK_BYTES // size)
-    with (
-        open(cache / "pictures.u8", "ab") as stream,
-        open(cache / "index.bin", "ab") as index,
-        ThreadPoolExecutor(decoding_threads(paths)) as pool,
-    ):
-        # What lies beyond was left by a process that was killed between the two writes below; no digest names it.
-        stream.truncate(len(known) * size)
-        index.truncate(len(known) * _DIGEST_BYTES)
+    with cache.writing(len(known)) as write, ThreadPoolExecutor(decoding_threads(paths)) as pool:
         done = 0
         for decoded, names, looked_at in _decoded_chunks(todo, chunk, image_px, pictures.max_pixels, pool):
             if unwanted():
                 break
-            stream.write(decoded.data)
-            _to_disk(stream)
-            index.write(bytes.fromhex("".join(names)))
-            _to_disk(index)
+            write(decoded.data, names)
             done += looked_at
             progress("decoding photos", done, len(todo))
 
@@ -336,17 +308,3 @@ def _decode_into(out: NDArray[np.uint8], item: tuple[str, Path], max_pixels: int
     except DecodeError:
         return False
     return True
-
-
-def _to_disk(stream) -> None:  # type: ignore[no-untyped-def]  # a binary file
-    """Order matters: pictures must be on disk before the index names them."""
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the kernel lets it go when the process ends, however it ends."""
-    with open(path, "ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

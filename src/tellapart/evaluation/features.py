@@ -8,9 +8,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.data.batches import CleanBatches, pictures_ahead
 from tellapart.data.cache import Pictures
-from tellapart.evaluation.predict import feature_model, outputs_for
+from tellapart.evaluation.predict import feature_model
 from tellapart.files import atomic_file
+from tellapart.models.forward import Forward, pays
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
 
@@ -26,9 +28,14 @@ def features_and_probabilities(
     model: keras.Model, pictures: Pictures, progress: Progress = no_progress
 ) -> tuple[Floats, Floats]:
     """Return (num_images, num_features) and (num_images, num_classes), both float32, for all pictures of a data set."""
-    features, probabilities = zip(*outputs_for(feature_model(model), pictures, progress), strict=True)
-    flat = [np.asarray(part, np.float32).reshape(len(part), -1) for part in features]
-    return np.concatenate(flat), np.concatenate([np.asarray(part, np.float32) for part in probabilities])
+    batches, flat, probabilities, done = CleanBatches(pictures, np.arange(len(pictures))), [], [], 0
+    forward = Forward(feature_model(model), is_converted=pays(len(pictures), pictures.image_px))
+    for features, said in forward(pictures_ahead(batches)):
+        flat.append(features.reshape(len(features), -1))
+        probabilities.append(said)
+        done += len(said)
+        progress("predicting", done, len(pictures))
+    return np.concatenate(flat), np.concatenate(probabilities)
 
 
 def save_outputs(run: RunFolder, features: Floats, probabilities: Floats) -> None:

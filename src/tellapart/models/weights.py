@@ -6,6 +6,7 @@ A machine without a network trains from the shelf: files are brought there by ha
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def get(name: str) -> Path | None:
     if at_hand(name) is None:
         load_pretrained(network, Backbone(name=name, weights="imagenet"))
     return at_hand(name)
+
+
+def with_weights_at_hand(changes: Sequence[str]) -> list[str]:
+    """Return settings, each "section.key=value", with the pretrained weights of the network that they name.
+
+    Where nothing is said of weights, and they are at hand: who names such a network mostly wants it trained.
+    """
+    given = {name.strip(): value.strip().strip("\"'") for name, _, value in (each.partition("=") for each in changes)}
+    name = given.get("model.name", "")
+    if "model.weights" in given or name not in BACKBONES or at_hand(name) is None:
+        return list(changes)
+    return [*changes, "model.weights=imagenet"]
 
 
 def _network(name: str) -> keras.Model:

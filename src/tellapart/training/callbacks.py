@@ -255,7 +255,7 @@ class Journal(keras.callbacks.Callback):
         history, best = self.state.history, self.state.best
         self.run.write_history(history)
         self.run.log("epoch", **history[-1], best_epoch=best.epoch if best else None)
-        self.observer.watch(history[-1])
+        self.observer.watch(history[-1] | {"progress": self.state.progress})
 
 
 def tensorboard(run: RunFolder) -> Sequence[keras.callbacks.Callback]:

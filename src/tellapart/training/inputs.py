@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ class Photos:
         classes: names in the order of the network's outputs.
         teacher: (num_photos, num_classes), what a teacher said of them, in the order of `pictures`; None: no teacher.
         workers: threads that make batches of them; 0: one for each processor.
+        cache: the folder where what was computed of photos is kept; None: nothing is.
     """
 
     pictures: Pictures
@@ -38,6 +40,7 @@ class Photos:
     classes: list[str]
     teacher: NDArray[np.float64] | None = None
     workers: int = 0
+    cache: Path | None = None
 
     def side(self, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (positions, class numbers) of the photos in one split."""

@@ -80,6 +80,14 @@ class TrainingState:
         return self.segment
 
     @property
+    def progress(self) -> float:
+        """Share of the schedule that is done, within the segment under way too."""
+        if self.segment is None:
+            return self.done
+        low, high = self.segment.progress
+        return low + (high - low) * (self.epoch - self.first_epoch) / self.segment.epochs
+
+    @property
     def last_epoch(self) -> int:
         """Epochs that are done when the segment under way is over."""
         return self.first_epoch + self.current.epochs

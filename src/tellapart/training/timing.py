@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.data.batches import TrainingBatches
+from tellapart.models.forward import Forward
 from tellapart.settings import Stage
 from tellapart.training.environment import accelerators, cpu_features
 
@@ -155,12 +156,13 @@ def _fitted(model: keras.Model, batches: TrainingBatches, steps: int) -> list[fl
     return [float(seconds) for seconds in np.diff(clock.times)]
 
 
-def seconds_per_prediction(model: keras.Model, images: NDArray[np.uint8], rounds: int = 3) -> float:
+def seconds_per_prediction(forward: Forward, images: NDArray[np.uint8], rounds: int = 3) -> float:
     """Return the median time of naming pictures, per picture; `images` is (num_images, height, width, 3) uint8."""
     times = []
     for _ in range(1 + rounds):
         start = time.perf_counter()
-        model.predict_on_batch(images)
+        for _ in forward([images]):
+            pass
         times.append(time.perf_counter() - start)
     return float(np.median(times[1:])) / len(images)
 

@@ -127,7 +127,7 @@ def train_network(
     trains = recipe.model.unfreeze or not head
     trainee = _built(inputs, precision) if trains and _is_accelerated() else None
     budget = None
-    if request.deadline and not request.replay:
+    if request.deadline and not request.replay and trains:
         budget = _time_budget(inputs, precision, request.deadline, trainee, fine_tunes=bool(head))
     planner = Planner(inputs, precision, budget, request.replay)
     state = saved or planner.begin()

@@ -17,16 +17,17 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from sklearn.exceptions import ConvergenceWarning
 
-from tellapart.data.batches import CleanBatches, pictures_ahead
 from tellapart.files import atomic_file
-from tellapart.models.backbones import features_of, load_pretrained
+from tellapart.models.backbones import load_pretrained
+from tellapart.models.forward import pays
 from tellapart.randomness import generator
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Backbone
 from tellapart.training.checkpoint import save_weights
+from tellapart.training.features import Extractor, pretrained_extractor
 from tellapart.training.inputs import Inputs
-from tellapart.training.network import begin_with_weights_of, compiled
+from tellapart.training.network import begin_with_weights_of, compiled, plain_network
 from tellapart.training.state import Best
 
 Floats = NDArray[np.float32]
@@ -71,7 +72,7 @@ def begin_pretrained(
         begin_with_weights_of(begin_from, model, inputs.photos.classes)
     else:
         load_pretrained(model, settings)
-    features = _features(run, model, inputs, progress)
+    features = _features(run, model, inputs, progress, begin_from)
     held_out, numbers = inputs.photos.side("validation")
     train, validation = features[inputs.positions], features[held_out]
     kernel, bias, penalty = fit_head(
@@ -181,25 +182,23 @@ def _log_loss(logits: Floats, numbers: NDArray[np.int64]) -> float:
     return float(-log_softmax(logits, axis=1)[np.arange(len(numbers)), numbers].mean())
 
 
-def _features(run: RunFolder, model: keras.Model, inputs: Inputs, progress: Progress) -> Floats:
-    """Return (num_photos, num_features) float32 of all photos, from the file where a killed run left them.
+def _features(
+    run: RunFolder, model: keras.Model, inputs: Inputs, progress: Progress, begin_from: RunFolder | None
+) -> Floats:
+    """Return (num_photos, num_features) float32 of all photos, and keep them in the run.
 
     Those of test photos teach nothing here: they save the final measurement from going through the network again.
     """
-    place = run.head_features
-    pictures = inputs.photos.pictures
-    if place.exists():
-        kept: Floats = np.load(place)
-        if len(kept) == len(pictures):
-            return kept
-    batches, found = CleanBatches(pictures, np.arange(len(pictures))), []
-    extract = features_of(model)
-    for number, images in enumerate(pictures_ahead(batches), start=1):
-        found.append(np.asarray(extract.predict_on_batch(images), np.float32))
-        progress("looking at the photos", min(number * batches.batch_size, len(pictures)), len(pictures))
-    features = np.concatenate(found)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(place) as stream:
+    photos, settings, image_px = inputs.photos, inputs.recipe.model, inputs.recipe.data.image_px
+    assert isinstance(settings, Backbone)
+    if begin_from is None:
+        extractor = pretrained_extractor(settings, image_px, len(photos.pictures))
+    else:
+        plain = plain_network(inputs.recipe, inputs.num_classes, model.get_weights())
+        extractor = Extractor(plain, is_converted=pays(len(photos.pictures), image_px))
+    features = extractor(photos.pictures, photos.cache, progress)
+    run.head_features.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(run.head_features) as stream:
         np.save(stream, features)
     return features
 

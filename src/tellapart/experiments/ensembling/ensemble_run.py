@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from tellapart.data.cache import open_rows
 from tellapart.errors import RunError
+from tellapart.evaluation.features import features_and_probabilities, save_outputs
 from tellapart.evaluation.measure import calibrate, measure_sides
-from tellapart.evaluation.predict import predict_pictures, prediction_table
+from tellapart.evaluation.predict import prediction_table
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.ensembling.members import Member
 from tellapart.experiments.finished_run import FinishedRun
@@ -102,8 +103,9 @@ def write_joined(
     with open_rows(
         root, frame, image_px, folder=cache, max_pixels=recipe.data.max_pixels, progress=progress
     ) as pictures:
-        said = predict_pictures(model, pictures, progress)
+        features, said = features_and_probabilities(model, pictures, progress)
     probabilities, temperature = calibrate(run, model, said, frame, classes)
+    save_outputs(run, features, probabilities)
     write_text(run.predictions_path, csv_text(prediction_table(frame, probabilities, classes)))
     metrics = {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
     write_json(run.metrics_path, metrics | _cost(members))

@@ -1,0 +1,144 @@
+"""The two verbs of the main job: train and resume. A run follows one recipe, or is a race that finds it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tellapart.experiments.race import begin_race, is_race, run_race
+from tellapart.models.weights import with_weights_at_hand
+from tellapart.records import Observer
+from tellapart.run import Run, begin, reopen, run_stages
+from tellapart.run_folder import RunFolder, RunRequest
+from tellapart.settings import Machine, Recipe, fitting_recipe, load_recipe
+
+
+def train(
+    photos: str | os.PathLike[str],
+    *,
+    recipe: Recipe | str | Path | None = None,
+    changes: Sequence[str] = (),
+    time_budget: float | None = None,
+    split_from: str | os.PathLike[str] | None = None,
+    begin_from: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    machine: Machine | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Train a classifier on photos and measure it.
+
+    Args:
+        photos: a folder per class, train/val/test folders of those, or a table.
+        recipe: a `Recipe`, a TOML file or the name of one; None: a race finds the best that the time allows (`race`),
+            unless `changes` say what is to be done: then "transfer" where they name a network whose pretrained weights
+            are at hand, else "fast" with a `time_budget`, else "reference".
+        changes: settings as "section.key=value", on top of the recipe. A race takes those of the split and the seed.
+        time_budget: seconds from now to the finished run, ten minutes for a race that names none; the number of epochs
+            is fitted to it.
+        split_from: an earlier run; photos it knows stay in their split.
+        begin_from: an earlier run of the same network, whose weights training begins with; photos it knows stay in
+            their split.
+        out: the new run folder; None: ``runs/NAME-DATE``.
+        cache: the folder for decoded pictures; None: the user's cache folder.
+        machine: threads and disk space; None: ``TELLAPART_WORKERS`` and ``TELLAPART_CACHE_LIMIT_GB``, else a thread for
+            each processor and 20 GB.
+        observer: whom to tell what is done; None: announcements are logged.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: the photos or the recipe cannot be used.
+        RunError: `out` is not empty, or `begin_from` has another network.
+        TrainingStoppedError: the loss is no longer finite.
+
+    Example:
+        >>> run = tellapart.train("photos")
+        >>> run.metrics["test"]["accuracy"]
+    """
+    started = time.time()
+    request = RunRequest(
+        photos=os.fspath(photos),
+        time_budget=time_budget,
+        split_from=None if split_from is None else os.fspath(split_from),
+        begin_from=None if begin_from is None else os.fspath(begin_from),
+    )
+    return go_on(begin_any(recipe, changes, request, out), cache, observer, machine=machine, started=started)
+
+
+def resume(
+    run: str | os.PathLike[str],
+    *,
+    photos: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    machine: Machine | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Go on with an interrupted run, by its own recipe and time budget.
+
+    Args:
+        run: its folder, wherever it is now.
+        photos: where they are now, if they have moved.
+        cache: the folder for decoded pictures; None: the user's cache folder.
+        machine: threads and disk space, as `train` takes it.
+        observer: whom to tell what is done; None: announcements are logged.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: the photos cannot be used.
+        RunError: `run` is not a run folder, or an ensemble.
+        TrainingStoppedError: the loss is no longer finite.
+
+    Example:
+        >>> run = tellapart.resume("runs/photos-20261127-101500")
+    """
+    return go_on(reopen(Path(run), photos), cache, observer, machine=machine)
+
+
+def begin_any(
+    recipe: Recipe | str | Path | None,
+    changes: Sequence[str],
+    request: RunRequest,
+    out: str | os.PathLike[str] | None = None,
+) -> RunFolder:
+    """Make the folder of a new run, or of a race; `go_on` does what it asks for.
+
+    Args:
+        recipe: as for `train`.
+        changes: as for `train`.
+        request: what is asked beside it.
+        out: the new folder; None: ``runs/NAME-DATE``.
+
+    Raises:
+        InputError: there are no such photos, or nothing that a race could choose by.
+        RunError: `out` is not empty.
+    """
+    if is_race(recipe, changes, request):
+        return begin_race(changes, request, out)
+    return begin(chosen_recipe(recipe, changes, request), request, out)
+
+
+def chosen_recipe(recipe: Recipe | str | Path | None, changes: Sequence[str], request: RunRequest) -> Recipe:
+    """Return the recipe of a run that is no race."""
+    if recipe is None:
+        changes = with_weights_at_hand(changes)
+        recipe = fitting_recipe(changes, in_time=bool(request.time_budget))
+    return load_recipe(recipe, changes)
+
+
+def go_on(
+    folder: RunFolder,
+    cache: str | os.PathLike[str] | None = None,
+    observer: Observer | None = None,
+    *,
+    machine: Machine | None = None,
+    started: float | None = None,
+) -> Run:
+    """Do what a run folder asks for and has not got yet: `run_race` or `run_stages`."""
+    do = run_stages if folder.record().request.race is None else run_race
+    return do(folder, cache, observer, machine=machine, started=started)
