@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,12 +124,19 @@ def open_photos(
     return Photos(pictures, sources, frame, classes, teacher, machine.workers, kept)
 
 
+def refuse_one_class(root: Path, classes: Sequence[str]) -> None:
+    """Refuse photos with nothing to tell apart.
+
+    Raises:
+        InputError: there is one class.
+    """
+    if len(classes) < 2:
+        raise InputError(f"{root} has only the class {classes[0]!r}. Expected at least two classes to tell apart.")
+
+
 def _refuse_unusable(manifest: Manifest) -> None:
     readable = manifest.readable
-    if len(manifest.classes) < 2:
-        raise InputError(
-            f"{manifest.root} has only the class {manifest.classes[0]!r}. Expected at least two classes to tell apart."
-        )
+    refuse_one_class(manifest.root, manifest.classes)
     empty = sorted(set(manifest.classes) - set(readable["label"][readable["split"] == "train"]))
     if empty:
         raise InputError(

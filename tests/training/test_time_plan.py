@@ -32,7 +32,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, num_photos: int, se
 
     monkeypatch.setattr(time_plan, "_time_scan", lambda *_: (base["scan"] / 1000, base["photo_px"]))
     monkeypatch.setattr(time_plan, "_time_decoding", lambda *_: base["decode"] / 1000)
-    monkeypatch.setattr(time_plan, "_time_forward", lambda recipe, _: base["forward"] * area(recipe))
+    monkeypatch.setattr(time_plan, "_time_forward", lambda recipe, *_: base["forward"] * area(recipe))
     monkeypatch.setattr(time_plan, "_time_training", lambda recipe, _: (None, base["step"] * area(recipe)))
     return plan_for_time([Path(str(n)) for n in range(num_photos)], 9, recipe, seconds)
 

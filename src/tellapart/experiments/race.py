@@ -27,7 +27,7 @@ from tellapart.experiments.ensembling.weighting import choose
 from tellapart.experiments.finished_run import open_finished_run
 from tellapart.files import read_json, write_json
 from tellapart.models.weights import get, listed
-from tellapart.preparation import prepare
+from tellapart.preparation import prepare, refuse_one_class
 from tellapart.proportions import wilson
 from tellapart.records import Observer
 from tellapart.run import Run, begin, reopen, run_stages
@@ -44,6 +44,7 @@ SECONDS = 600.0
 """The time of a race that names none."""
 FIRST_BACKBONE = "mobilenet_v2"
 """Whose weights are fetched where none are at hand: the smallest of those that do well."""
+_NAMES = ("head", "from scratch", "fine-tuned")
 _SHARED = ("data.split", "data.split_seed", "data.max_pixels", "train.seed", "train.deterministic")
 """Settings that all candidates can share; with any other a run has one recipe, and no race."""
 _CURVE = 0.75
@@ -57,8 +58,10 @@ _STEP = 4.0
 """Forward passes that a step of fine-tuning takes the time of."""
 _SECONDS_TO_BEGIN = 20.0
 """For a network that is built and whose step is compiled before the first epoch."""
-_SECONDS_TO_JOIN = 10.0
-"""For an ensemble's network that is built, converted and saved, beside the forward passes."""
+_SECONDS_TO_JOIN = 12.0
+"""For an ensemble's network that is built, saved and proved."""
+_SHRUNK = 2.5e-3
+"""Seconds for the convnet to see a picture that is shrunk in the network."""
 _RESERVE = 1.5
 """Seconds for the winner to be put in its place."""
 
@@ -114,7 +117,8 @@ def begin_race(changes: Sequence[str], request: RunRequest, out: str | os.PathLi
         InputError: there are no such photos.
         RunError: `out` is not empty.
     """
-    find_photos(Path(request.photos))  # a wrong folder is found out before a run folder exists
+    root, files, _ = find_photos(Path(request.photos))  # a wrong folder is found out before a run folder exists
+    refuse_one_class(root, files["label"].unique().tolist())
     recipe = load_recipe("fast", changes)
     if not recipe.data.split[1]:
         raise InputError(
@@ -211,6 +215,9 @@ class _Race:
         if self.log.is_file():
             kept = read_json(self.log)
             self.entries, self.spent = [Entry(**entry) for entry in kept["entries"]], kept["seconds"]
+        for place in (self._place(name) for name in _NAMES if not self._is_over(name)):
+            # A candidate that was killed, or over just before its entry was written.
+            self.spent += place.metrics().get("seconds_total") or seconds_spent(place.last_checkpoint)
 
     def run(self, started: float) -> Run:
         """Do what is not done yet."""
@@ -403,9 +410,8 @@ class _Race:
         return seconds > _SECONDS_TO_BEGIN + forward * len(photos) + epochs
 
     def _seconds_to_join(self) -> float:
-        """Return about how long it takes to ask an ensemble about all photos."""
-        forward = float(self._plan()["seconds_per_photo"]["forward"])
-        return _SECONDS_TO_JOIN + 1.3 * forward * len(self.folder.readable())
+        """Return about how long it takes to ask an ensemble: the head's network has said what it says already."""
+        return _SECONDS_TO_JOIN + _SHRUNK * len(self.folder.readable())
 
     def _place(self, name: str) -> RunFolder:
         return RunFolder(self.folder.path / "race" / name.replace(" ", "-"))
@@ -424,9 +430,7 @@ class _Race:
         return _measured(entry, place)
 
     def _best(self) -> Entry | None:
-        """Return the best of those that were measured: by photos named rightly, then by the loss."""
-        measured = [entry for entry in self.entries if entry.correct is not None]
-        return min(measured, key=lambda entry: (-(entry.correct or 0), entry.loss), default=None)
+        return best_of(self.entries)
 
     def _save(self) -> None:
         self.spent = time.time() - self.started
@@ -470,6 +474,12 @@ class _Race:
 
 _KEPT = frozenset({"environment.json", "manifest.csv", "health.json", "log.jsonl", "metrics.json"})
 """Files of the winner that stay where they are: the race has its own, or needs them to go on after a kill."""
+
+
+def best_of(entries: Sequence[Entry]) -> Entry | None:
+    """Return the best of those that were measured: by validation photos named rightly, then by the loss."""
+    measured = [entry for entry in entries if entry.correct is not None]
+    return min(measured, key=lambda entry: (-(entry.correct or 0), entry.loss), default=None)
 
 
 class _Watch:

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 _TINY = 1e-7
 """Probabilities are kept this far from 0 before the logarithm, as in the loss."""
@@ -53,6 +54,30 @@ def joined(members: Sequence[keras.Model], weights: Sequence[float]) -> keras.Mo
     mean.set_weights([np.concatenate([share * np.eye(num_classes) for share in shares]).astype(np.float32)])
     last.set_weights([np.eye(num_classes, dtype=np.float32), np.zeros(num_classes, np.float32)])
     return keras.Model(inputs, outputs, name="ensemble")
+
+
+def shrinking(member: keras.Model, image_px: int) -> keras.Model:
+    """Return a member as it stands in an ensemble of larger pictures, alone.
+
+    Args:
+        member: as for `joined`.
+        image_px: side of the pictures that the ensemble takes.
+    """
+    inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
+    picture = keras.layers.Rescaling(1.0, name="picture")(inputs)
+    outputs = _as_layer(member, "member")(_resized(picture, int(member.input_shape[1]), 0))
+    return keras.Model(inputs, outputs, name="shrinking")
+
+
+def mixed(said: Sequence[NDArray[np.float32]], weights: Sequence[float]) -> NDArray[np.float32]:
+    """Return what the last layer of `joined` sees: the logarithm of the members' weighted mean, as float32.
+
+    Args:
+        said: (num_images, num_classes) probabilities of each member.
+        weights: of the members, above 0.
+    """
+    mean = sum(weight * rows for weight, rows in zip(np.asarray(weights) / np.sum(weights), said, strict=True))
+    return np.asarray(np.log(np.maximum(mean, _TINY)), np.float32)
 
 
 def _as_layer(member: keras.Model, name: str) -> keras.Model:

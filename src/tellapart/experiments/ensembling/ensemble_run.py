@@ -12,18 +12,19 @@ import keras
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import softmax
 
-from tellapart.data.cache import open_rows
+from tellapart.data.cache import Pictures, open_rows
 from tellapart.errors import RunError
 from tellapart.evaluation.features import features_and_probabilities, save_outputs
 from tellapart.evaluation.measure import calibrate, measure_sides
-from tellapart.evaluation.predict import prediction_table
+from tellapart.evaluation.predict import predict_arrays, predict_pictures, prediction_table
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.ensembling.members import Member
 from tellapart.experiments.finished_run import FinishedRun
 from tellapart.experiments.shared_test_set import shared_splits
 from tellapart.files import read_json, write_json, write_text
-from tellapart.models.ensemble import joined
+from tellapart.models.ensemble import joined, mixed, shrinking
 from tellapart.records import Progress
 from tellapart.run import parents_of
 from tellapart.run_folder import RunFolder, RunRequest
@@ -103,7 +104,7 @@ def write_joined(
     with open_rows(
         root, frame, image_px, folder=cache, max_pixels=recipe.data.max_pixels, progress=progress
     ) as pictures:
-        features, said = features_and_probabilities(model, pictures, progress)
+        features, said = _asked(model, members, weights, frame, pictures, progress)
     probabilities, temperature = calibrate(run, model, said, frame, classes)
     save_outputs(run, features, probabilities)
     write_text(run.predictions_path, csv_text(prediction_table(frame, probabilities, classes)))
@@ -117,6 +118,36 @@ def write_joined(
             "train that run again."
         )
     return agreement
+
+
+def _asked(
+    model: keras.Model,
+    members: Sequence[Member],
+    weights: Sequence[float],
+    frame: pd.DataFrame,
+    pictures: Pictures,
+    progress: Progress,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what the joined network sees and says of all photos.
+
+    A member that takes pictures of the ensemble's size has said it already, where its run knows the same photos: only
+    the smaller ones, which see pictures that were shrunk another way, are asked. The largest cost most.
+    """
+    known = [member.finished_run for member in members]
+    if all(run.photos["sha256"].tolist() == frame["sha256"].tolist() for run in known):
+        parts = []
+        for member, run in zip(members, known, strict=True):
+            network = member.network()
+            if int(network.input_shape[1]) == pictures.image_px:
+                parts.append(run.probabilities.astype(np.float32))
+            else:
+                parts.append(predict_pictures(shrinking(network, pictures.image_px), pictures, progress))
+        features = mixed(parts, weights)
+        said = np.asarray(softmax(features, axis=1), np.float32)
+        some = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
+        if np.abs(predict_arrays(model, pictures.batch(some)) - said[some]).max() <= TOLERANCE:
+            return features, said
+    return features_and_probabilities(model, pictures, progress)
 
 
 def _recipe(members: Sequence[Member], image_px: int) -> Recipe:

@@ -1,0 +1,140 @@
+"""A race: who is given up, who wins, and whole races with weights made here, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import pytest
+
+import tellapart
+from tellapart.errors import InputError
+from tellapart.experiments import race
+from tellapart.experiments.race import Entry, _GivenUpError, _Watch, best_of, is_race
+from tellapart.models.backbones import backbone_network, inside_of
+from tellapart.records import Observer
+from tellapart.run_folder import RunFolder, RunRequest
+from tellapart.sections import Backbone
+
+
+def row(epoch: int, progress: float, accuracy: float | None) -> dict[str, float]:
+    seen = {} if accuracy is None else {"val_accuracy": accuracy, "val_loss": 1.0}
+    return {"epoch": epoch, "progress": progress, **seen}
+
+
+def gives_up(progress: float, accuracy: float | None, *, target: float | None, photos: int = 2000) -> bool:
+    try:
+        _Watch(Observer(), target, photos)(row(3, progress, accuracy))
+    except _GivenUpError:
+        return True
+    return False
+
+
+def test_a_candidate_is_given_up_once_its_error_cannot_fall_far_enough():
+    assert gives_up(0.1, 0.64, target=0.01)  # 0.34 × 0.1 ** 0.75 = 0.06
+    assert not gives_up(0.1, 0.64, target=0.10)
+    assert not gives_up(0.5, 0.80, target=0.12)  # 0.18 × 0.59 = 0.11
+    assert gives_up(0.9, 0.80, target=0.12)
+    assert not gives_up(0.1, None, target=0.01), "an epoch that was not validated says nothing"
+    assert not gives_up(0.1, 0.64, target=None), "without another candidate nothing is given up"
+
+
+def test_of_few_validation_photos_a_bad_look_may_be_chance():
+    assert gives_up(0.5, 0.80, target=0.09, photos=2000)
+    assert not gives_up(0.5, 0.80, target=0.09, photos=20)
+
+
+def test_most_photos_named_rightly_win_then_the_lower_loss():
+    def entry(name: str, correct: int | None, loss: float | None) -> Entry:
+        return Entry(name, "convnet", 64, 1.0, 1, correct, None if correct is None else correct / 100, loss)
+
+    entries = [entry("a", 90, 0.3), entry("b", 91, 0.9), entry("c", 91, 0.4), entry("d", None, None)]
+    assert best_of(entries).name == "c"
+    assert best_of(entries[3:]) is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "request_", "expected"),
+    [
+        (None, [], RunRequest(), True),
+        (None, ["train.seed=3", "data.split_seed = 1"], RunRequest(time_budget=60), True),
+        (None, ["data.image_px=64"], RunRequest(), False),
+        (None, ["train.seed=3", "train.epochs=2"], RunRequest(), False),
+        ("fast", [], RunRequest(), False),
+        (None, [], RunRequest(begin_from="runs/a"), False),
+    ],
+)
+def test_who_says_what_is_to_be_done_gets_no_race(recipe, changes, request_, expected):
+    assert is_race(recipe, changes, request_) is expected
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tellapart.draw(tmp_path_factory.mktemp("drawn") / "photos", num_images=360)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a cache whose shelf holds weights of the smallest network: random ones, which tell little."""
+    monkeypatch.setenv("TELLAPART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(race, "FIRST_BACKBONE", "mobilenet_v3_small")
+    keras.utils.set_random_seed(0)
+    network = backbone_network(Backbone(name="mobilenet_v3_small"), 2, 96)
+    file = tmp_path / "cache" / "weights" / "mobilenet_v3_small.weights.h5"
+    file.parent.mkdir(parents=True)
+    inside_of(network).save_weights(file)
+    return tmp_path / "cache"
+
+
+def test_a_race_without_validation_photos_is_refused(photos, tmp_path):
+    with pytest.raises(InputError, match="Without validation photos"):
+        tellapart.train(photos, changes=["data.split=[0.8,0,0.2]"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.integration
+def test_a_race_keeps_its_time_and_the_best_on_validation(photos, cache, tmp_path):
+    began = time.time()
+    run = tellapart.train(photos, time_budget=75, out=tmp_path / "run", cache=cache)
+    assert time.time() - began < 1.03 * 75 or os.getloadavg()[0] > 3, "a busy machine is slower than it was planned for"
+    entries = {entry["name"]: entry for entry in run.metrics["race"]}
+    assert entries["head"]["accuracy"] < entries["from scratch"]["accuracy"], "random features tell little"
+    (winner,) = (entry for entry in entries.values() if entry["outcome"] == "won")
+    assert winner["accuracy"] == max(entry["accuracy"] for entry in entries.values() if entry["correct"] is not None)
+    assert run.metrics["validation"]["accuracy"] == winner["accuracy"]
+    assert run.predict([next(photos.rglob("*.png"), None) or next(photos.rglob("*.jpg"))])[0].label
+    folder = RunFolder(run.path)
+    assert len(folder.predictions()[0]) == len(folder.readable()) == 360
+    assert list(cache.glob("features-*/features.f32")), "what was seen once is kept for the next run"
+    assert not list((run.path / "race").rglob("*.keras")), "losers leave their figures, not their networks"
+
+
+@pytest.mark.integration
+def test_a_killed_race_goes_on_with_what_is_left(photos, cache, tmp_path):
+    run = tmp_path / "run"
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path / "keras")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tellapart", "train", str(photos), "--time", "60s", "--out", str(run)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    head = run / "race" / "head" / "metrics.json"
+    while not head.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    measured = head.read_bytes()
+    resumed = tellapart.resume(run, cache=cache)
+    names = [entry["name"] for entry in resumed.metrics["race"]]
+    assert names[0] == "head"
+    assert len(names) == len(set(names))
+    kept = json.loads(measured)["validation"]["accuracy"]
+    assert resumed.metrics["race"][0]["accuracy"] == kept, "what was done is not done again"
+    assert resumed.metrics["validation"]["accuracy"] >= kept
