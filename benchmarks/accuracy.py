@@ -1,6 +1,6 @@
-"""Test accuracy within a time, over several seeds: `tellapart train PHOTOS --time T` as a user runs it.
+"""Test accuracy of a recipe within a time, over several seeds: `tellapart train PHOTOS --recipe R --time T`.
 
-    python benchmarks/accuracy.py ../shared/data/photos9 --time 10m --seeds 3
+    python benchmarks/accuracy.py ../shared/data/photos9 --recipe fast --time 10m --seeds 3
 
 Each seed is its own process, with an empty cache of decoded pictures, so that the time is from files to metrics.
 Runs that are finished are kept in --work and not repeated.

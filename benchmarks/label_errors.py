@@ -69,7 +69,7 @@ def main() -> None:
     table, run, cache = (arguments.work / name for name in ("planted.csv", "run", "cache"))
     planted = plant(arguments.photos, arguments.share, table, seed=0)
     if not (run / "metrics.json").exists():
-        tellapart.train(table, time_budget=parse_duration(arguments.time), out=run, cache=cache)
+        tellapart.train(table, recipe="fast", time_budget=parse_duration(arguments.time), out=run, cache=cache)
     subject = open_subject(tellapart.load(run), *photos_of_run(run), cache=cache)
     start = time.perf_counter()
     table_of_suspects = suspects(subject, own_photos=True)

@@ -14,8 +14,6 @@ RESULTS = sorted((ROOT / "results").glob("*.json"))
 MEASURE_AGAIN = {
     "ablation-photos9",
     "accuracy-photos9-reference",
-    "label-errors-10m",
-    "label-errors-3m",
     "tuning",
 }
 """Measured on a tree with changes, before that was refused: to be measured again, and taken out of this list then."""

@@ -58,9 +58,9 @@ _STEP = 4.0
 """Forward passes that a step of fine-tuning takes the time of."""
 _SECONDS_TO_BEGIN = 20.0
 """For a network that is built and whose step is compiled before the first epoch."""
-_SECONDS_TO_JOIN = 12.0
+_SECONDS_TO_JOIN = 8.0
 """For an ensemble's network that is built, saved and proved."""
-_SHRUNK = 2.5e-3
+_SHRUNK = 1.5e-3
 """Seconds for the convnet to see a picture that is shrunk in the network."""
 _RESERVE = 1.5
 """Seconds for the winner to be put in its place."""
