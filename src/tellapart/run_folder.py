@@ -45,6 +45,7 @@ class RunRequest(BaseModel):
         replay: a run folder whose training plan is done again.
         ensemble: weights by name of the members; such a run was not trained.
         race: settings that the candidates of a race share, each as "section.key=value"; None: the recipe was given.
+        extends: a run folder whose photos are learned again, with new ones.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -56,11 +57,14 @@ class RunRequest(BaseModel):
     replay: str | None = None
     ensemble: dict[str, float] | None = None
     race: list[str] | None = None
+    extends: str | None = None
 
     def absolute(self, **changes: Any) -> RunRequest:
         """Return it with some fields changed, and with absolute paths: a run goes on from any folder."""
         values = self.model_dump() | changes
-        paths = {name: values[name] for name in ("photos", "split_from", "begin_from", "replay") if values[name]}
+        paths = {
+            name: values[name] for name in ("photos", "split_from", "begin_from", "replay", "extends") if values[name]
+        }
         return RunRequest(**values | {name: os.path.abspath(path) for name, path in paths.items()})
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tellapart.experiments.extend import extended_photos, extended_request, measure_extension
 from tellapart.experiments.race import begin_race, is_race, run_race
 from tellapart.models.weights import with_weights_at_hand
 from tellapart.records import Observer
@@ -23,6 +24,7 @@ def train(
     time_budget: float | None = None,
     split_from: str | os.PathLike[str] | None = None,
     begin_from: str | os.PathLike[str] | None = None,
+    extend: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     machine: Machine | None = None,
@@ -41,6 +43,8 @@ def train(
         split_from: an earlier run; photos it knows stay in their split.
         begin_from: an earlier run of the same network, whose weights training begins with; photos it knows stay in
             their split.
+        extend: a finished run that the photos join: it is trained on its own and on them, and its photos keep their
+            split. ``metrics["extension"]`` says what that did to what it could do (`Extension`).
         out: the new run folder; None: ``runs/NAME-DATE``.
         cache: the folder for decoded pictures; None: the user's cache folder.
         machine: threads and disk space; None: ``TELLAPART_WORKERS`` and ``TELLAPART_CACHE_LIMIT_GB``, else a thread for
@@ -60,6 +64,9 @@ def train(
         >>> run.metrics["test"]["accuracy"]
     """
     started = time.time()
+    if extend is not None:
+        folder = begin_extension(photos, extend, recipe, changes, time_budget, out)
+        return go_on(folder, cache, observer, machine=machine, started=started)
     request = RunRequest(
         photos=os.fspath(photos),
         time_budget=time_budget,
@@ -123,6 +130,36 @@ def begin_any(
     return begin(chosen_recipe(recipe, changes, request), request, out)
 
 
+def begin_extension(
+    photos: str | os.PathLike[str],
+    run: str | os.PathLike[str],
+    recipe: Recipe | str | Path | None,
+    changes: Sequence[str],
+    time_budget: float | None,
+    out: str | os.PathLike[str] | None,
+) -> RunFolder:
+    """Make the folder of a run that learns an earlier run's photos together with new ones; `go_on` does it.
+
+    Args:
+        photos: the new ones.
+        run: the earlier run.
+        recipe: another than its own; it begins with other weights then.
+        changes: settings on top of the recipe.
+        time_budget: seconds for the new run.
+        out: its folder; None: ``runs/NAME-DATE``.
+
+    Raises:
+        InputError: there are no new photos.
+        RunError: the earlier run is not finished, was joined by hand, or its photos are gone.
+    """
+    earlier = RunFolder(Path(run))
+    table, folder = extended_photos(Path(photos), earlier, out)
+    own, request = extended_request(table, earlier, time_budget)
+    if recipe is not None:
+        own, request = load_recipe(recipe, changes), request.model_copy(update={"begin_from": None})
+    return begin_any(own, changes, request, folder)
+
+
 def chosen_recipe(recipe: Recipe | str | Path | None, changes: Sequence[str], request: RunRequest) -> Recipe:
     """Return the recipe of a run that is no race."""
     if recipe is None:
@@ -141,4 +178,7 @@ def go_on(
 ) -> Run:
     """Do what a run folder asks for and has not got yet: `run_race` or `run_stages`."""
     do = run_stages if folder.record().request.race is None else run_race
-    return do(folder, cache, observer, machine=machine, started=started)
+    run = do(folder, cache, observer, machine=machine, started=started)
+    if "extension" not in run.metrics and measure_extension(folder) is not None:
+        return Run(folder.path, folder.metrics())
+    return run

@@ -43,6 +43,9 @@ def train(
         Path | None,
         typer.Option(help="An earlier run of the same network, whose weights training begins with."),
     ] = None,
+    extend: Annotated[
+        Path | None, typer.Option(help="A finished run that these photos join: new photos, or new classes.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
     workers: Annotated[
         int | None, typer.Option(help="Threads that make batches [default: one for each processor].", min=0)
@@ -66,7 +69,7 @@ def train(
     from tellapart.run import describe, reopen
     from tellapart.run_folder import RunRequest
     from tellapart.settings import machine_from, parse_duration
-    from tellapart.verbs import begin_any, chosen_recipe, go_on
+    from tellapart.verbs import begin_any, begin_extension, chosen_recipe, go_on
 
     named = {
         "model.name": model, "train.epochs": epochs, "data.image_px": image_px, "train.batch_size": batch_size,
@@ -76,11 +79,17 @@ def train(
     if resume is not None:
         _refuse_beside_resume({
             "--recipe": recipe, "--set": changes, "--time": time_, "--out": out, "--split-from": split_from,
-            "--begin-from": begin_from, "--dry-run": dry_run,
+            "--begin-from": begin_from, "--extend": extend, "--dry-run": dry_run,
         })  # fmt: skip
         folder = reopen(resume, photos)
     elif photos is None:
         raise InputError("No photos were given. Expected a folder of photos, or a run to resume: --resume RUN.")
+    elif extend is not None:
+        given = {"--split-from": split_from, "--begin-from": begin_from, "--dry-run": dry_run}
+        if beside := [name for name, value in given.items() if value]:
+            raise InputError(f"{', '.join(beside)} cannot stand beside --extend, which takes both from its run.")
+        seconds = parse_duration(time_) if time_ else None
+        folder = begin_extension(photos, extend, recipe, changes, seconds, out)
     else:
         request = RunRequest(
             photos=str(photos),
@@ -145,6 +154,17 @@ def reproduce(
         raise typer.Exit(1)
 
 
+def _of_extension(found: dict[str, Any]) -> str:
+    """Say what joining new photos did."""
+    classes = f" and the classes {', '.join(found['new_classes'])}" if found["new_classes"] else ""
+    low, high = (100 * end for end in found["interval"])
+    return (
+        f"{found['num_new']:,} new photos{classes} joined. Of the earlier run's {found['num_test']:,} test photos it "
+        f"named {found['before']:.1%} rightly, this one {found['after']:.1%} ({low:+.1f} to {high:+.1f} points, "
+        f"p = {found['p_value']:.2g})."
+    )
+
+
 def show_run(run: Any) -> None:
     """Print the metrics of a run and where it is."""
     from tellapart.cli.show import console, escaped, metrics_table, race_table
@@ -153,6 +173,8 @@ def show_run(run: Any) -> None:
     output.print(metrics_table(metrics))
     if "race" in metrics:
         output.print(race_table(metrics["race"]))
+    if extension := metrics.get("extension"):
+        output.print(_of_extension(extension))
     speed = f" at {metrics['images_per_second']:.0f} images/s" if metrics.get("images_per_second") else ""
     epoch = f"best epoch {metrics['best_epoch']}, " if metrics.get("best_epoch") else ""
     output.print(
