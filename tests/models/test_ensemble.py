@@ -11,7 +11,7 @@ import pytest
 
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.models.build import build
-from tellapart.models.ensemble import joined
+from tellapart.models.ensemble import joined, mixed, shrinking
 from tellapart.models.layers import LayerReader, feature_layer, first_layer
 from tellapart.models.temperature import with_temperature
 from tellapart.settings import ConvNet
@@ -32,6 +32,23 @@ def pictures(image_px: int) -> np.ndarray:
 
 def say(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return np.asarray(model.predict_on_batch(images), np.float64)
+
+
+def test_a_network_that_goes_on_from_one_members_maps_still_asks_the_other():
+    model, images = joined([network(48, 0), network(24, 1)], [0.7, 0.3]), pictures(48)
+    reader = LayerReader(model)
+    maps = reader.read(images[:1], np.zeros(1, np.int64)).outputs
+    resumed = reader.resume(images[:1], np.repeat(maps, 3, axis=0))
+    assert resumed == pytest.approx(np.repeat(say(model, images[:1]), 3, axis=0), abs=1e-5)
+    assert np.abs(reader.resume(images[:1], 0 * maps) - resumed[:1]).max() > 1e-3
+
+
+def test_an_ensembles_parts_mixed_are_what_it_says():
+    members, images = [network(48, 0), network(24, 1)], pictures(48)
+    parts = [say(members[0], images), say(shrinking(members[1], 48), images)]
+    features = mixed(parts, [0.4, 0.6])
+    expected = say(joined(members, [0.4, 0.6]), images)
+    assert np.exp(features) == pytest.approx(expected, abs=1e-5)
 
 
 def test_members_of_one_size_give_their_weighted_mean_and_the_file_opens_without_tellapart(tmp_path: Path):

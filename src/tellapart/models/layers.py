@@ -99,6 +99,8 @@ class LayerReader:
 
     def _from_layer(self, image: Any, given: Any) -> Any:
         """Return the probabilities for outputs of the layer: compilers leave out what nothing depends on."""
+        # As often as there are outputs: beside the layer's there may be another way through the network, an ensemble's.
+        image = keras.ops.repeat(image, given.shape[0], axis=0)
         with _changed(self.layer, lambda outputs: keras.ops.cast(given, outputs.dtype)):
             return keras.ops.cast(self.model(image, training=False), "float32")
 

@@ -28,7 +28,7 @@ def _view(e: Examination, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def made_by(run: Path, record: RunRecord) -> str:
-    """Return the command that makes a run again: an ensemble is combined again, not trained.
+    """Return the command that makes a run again: an ensemble is combined again, or the race that made it is.
 
     Args:
         run: a finished run folder.
@@ -36,6 +36,11 @@ def made_by(run: Path, record: RunRecord) -> str:
     """
     if not record.request.ensemble:
         return f"tellapart reproduce {run}"
+    if record.request.race is not None:
+        shared = [f"--set {change}" for change in record.request.race]
+        return " ".join(
+            ["tellapart train", record.request.photos, f"--time {record.request.time_budget:.0f}s", *shared]
+        )
     standings = read_json(run / "ensemble.json")["standings"]
     members = list(dict.fromkeys(each["run"] for each in standings))
     return " ".join(["tellapart ensemble", *members, *(["--snapshots"] if len(standings) > len(members) else [])])
