@@ -1,6 +1,6 @@
 """Photos learned from scratch with fastai: an xresnet18 by the one-cycle policy, within a time.
 
-    /tmp/torch/bin/python benchmarks/peers/fastai_classify.py FOLDER --seconds 300
+    PYTHON benchmarks/peers/fastai_classify.py FOLDER --seconds 300
 
 FOLDER has train, validation and test with a folder per class. The settings are those which fastai documents for
 training from scratch, its Imagenette example and its book's chapter 7: 128 px, `RandomResizedCrop` of at least 0.35 of

@@ -1,6 +1,6 @@
 """Photos learned from scratch with Ultralytics' classifier: `yolo classify train`, within a time.
 
-    /tmp/torch/bin/python benchmarks/peers/ultralytics_classify.py FOLDER --seconds 300
+    PYTHON benchmarks/peers/ultralytics_classify.py FOLDER --seconds 300
 
 FOLDER has train, validation and test with a folder per class. The newest of its smallest classifiers, from its YAML and
 so without weights, and its documented defaults for it: 224 px, batches of 16, RandAugment, erasing, colours, crops and
