@@ -34,7 +34,7 @@ from tellapart.evaluation.predict import feature_model, outputs_for, outputs_of_
 from tellapart.evaluation.unknown import Told, drawn_pictures, mean_auroc, noise_pictures, share_refused, tell
 from tellapart.models.backbones import features_of, load_pretrained
 from tellapart.preparation import prepared_folder
-from tellapart.records import Interval, Observer
+from tellapart.records import SPLITS, Interval, Observer
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe, load_recipe, parse_duration
 from tellapart.training.network import compiled, forget_networks
@@ -70,9 +70,9 @@ class Photos:
         return open_rows(self.table.root, frame, image_px, folder=self.cache)
 
 
-def embeddings_of(network: keras.Model, photos: Photos, frame: pd.DataFrame) -> Floats:
+def embeddings_of(network: keras.Model, photos: Photos, frame: pd.DataFrame, image_px: int | None = None) -> Floats:
     """Return (num_images, num_features) of photos, by a network whose first or only output they are."""
-    with photos.pictures(frame, int(network.input_shape[1])) as pictures:
+    with photos.pictures(frame, image_px or int(network.input_shape[1])) as pictures:
         found = [part[0] if isinstance(part, list | tuple) else part for part in outputs_for(network, pictures)]
     return np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in found])
 
@@ -82,9 +82,9 @@ def frozen(photos: Photos, other: Photos, recipe: Recipe) -> dict:
     frame, classes = photos.frame, sorted(photos.frame["label"].unique())
     model, _ = compiled(recipe, len(classes), "float32")
     load_pretrained(model, recipe.model)
-    extract = features_of(model)
-    features, numbers, splits = embeddings_of(extract, photos, frame), class_numbers(frame, classes), frame["split"]
-    groups, learned, held_out, test = groups_of(frame), splits == "train", splits == "validation", splits == "test"
+    extract, image_px = features_of(model), recipe.data.image_px
+    features, numbers = embeddings_of(extract, photos, frame, image_px), class_numbers(frame, classes)
+    groups, learned, held_out, test = groups_of(frame), *((frame["split"] == split).to_numpy() for split in SPLITS)
     near = []
     for number, name in enumerate(classes):
         others = numbers != number
@@ -94,8 +94,8 @@ def frozen(photos: Photos, other: Photos, recipe: Recipe) -> dict:
         near.append(tell(detector, name, known, unknown, **parts))
     detector = fit_detector(features[learned], numbers[learned], features[held_out])
     strange = {
-        other.folder.name: embeddings_of(extract, other, other.test()),
-        **{name: np.asarray(extract.predict_on_batch(made), np.float32) for name, made in strange_pictures(224)},
+        other.folder.name: embeddings_of(extract, other, other.test(), image_px),
+        **{name: np.asarray(extract.predict_on_batch(made), np.float32) for name, made in strange_pictures(image_px)},
     }
     return summary(near, detector, features[test], groups[test], strange)
 

@@ -60,7 +60,7 @@ class UnknownDetector:
     @property
     def num_features(self) -> int:
         """Length of an embedding."""
-        return self.references.shape[1]
+        return int(self.references.shape[1])
 
     @cached_property
     def _columns(self) -> Floats:

@@ -114,7 +114,7 @@ def predict_files(
     else:
         part.replace(out)
     _model_of(part).unlink(missing_ok=True)
-    return Written(out, done, *counts, num_resumed=resumed)
+    return Written(out, done, counts[0], counts[1], counts[2], counts[3], resumed)
 
 
 class CsvLines:
@@ -176,8 +176,9 @@ class JsonLines:
     def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
         """Return (path, unreadable, abstains, unknown, warned)."""
         values = json.loads(line)
-        flags = (bool(values[name]) for name in ("abstains", "unknown", "quality_warnings"))
-        return values["path"], values["label"] is None, *flags
+        unknown = bool(values.get("unknown"))  # not in rows of earlier versions
+        warned = bool(values["quality_warnings"])
+        return values["path"], values["label"] is None, bool(values["abstains"]), unknown, warned
 
 
 def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> tuple[list[int], int]:

@@ -224,8 +224,10 @@ class Classifier:
         self, names: list, pictures: list[NDArray[np.uint8] | str], start: int, top_k: int
     ) -> list[Prediction]:
         squares = {index: picture for index, picture in enumerate(pictures) if not isinstance(picture, str)}
-        rows, embeddings = outputs_of_arrays(self._features, np.stack(list(squares.values()))) if squares else ((), ())
-        unknown = decide(self.detector, embeddings if squares else None, len(squares))
+        rows = embeddings = np.zeros((0, 0), np.float32)
+        if squares:
+            rows, embeddings = outputs_of_arrays(self._features, np.stack(list(squares.values())))
+        unknown = decide(self.detector, embeddings, len(squares))
         row_of = {index: row for row, index in enumerate(squares)}
         results = []
         for index, name in enumerate(names):

@@ -156,8 +156,8 @@ class PredictorPool:
             return _joined([self.outputs(part, thread, False) for part in parts])
         size = next((size for size in self._sizes if size >= len(squares)), len(squares))
         if size > len(squares):
-            found = self.outputs(squares + squares[:1] * (size - len(squares)), thread, alone)
-            return Outputs(*(None if values is None else values[: len(squares)] for values in found))
+            rows, embeddings = self.outputs(squares + squares[:1] * (size - len(squares)), thread, alone)
+            return Outputs(rows[: len(squares)], None if embeddings is None else embeddings[: len(squares)])
         batch = squares[0][None] if size == 1 else np.stack(squares)
         if self._together is None:  # the only network: of the thread, and of the heat maps' one
             with self._free:
