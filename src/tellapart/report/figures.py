@@ -130,7 +130,7 @@ def similarities(kinds: Mapping[str, NDArray[np.float32]], threshold: float) -> 
         threshold: of the decision.
     """
     lowest = min(float(values.min()) for values in kinds.values())
-    edges = np.linspace(min(lowest, threshold) - 0.01, 1.0, 41)
+    edges = np.linspace(min(lowest, threshold) - 0.01, 1.001, 41)  # rounded references go a little beyond 1
 
     def draw(panel: Any) -> None:
         for number, (name, values) in enumerate(kinds.items()):
