@@ -26,6 +26,8 @@ REFUSED = 0.05
 _MOST_BYTES = 2_000_000
 """Of all references, so that a bundle stays small; each class has one at least."""
 _ROUNDS = 15
+_MOST_PER_REFERENCE = 10
+"""Photos that are clustered: of tens of thousands a random part, so that it takes seconds of a time budget."""
 _BLOCK = 1024
 _SCHEMA_VERSION = 1
 
@@ -204,6 +206,8 @@ def _cluster_means(points: Floats, count: int, random: np.random.Generator) -> F
     """Return (count, num_features) of norm 1: means of clusters of points of norm 1; all points where they are few."""
     if len(points) <= count:
         return points
+    if len(points) > _MOST_PER_REFERENCE * count:
+        points = points[np.sort(random.choice(len(points), _MOST_PER_REFERENCE * count, replace=False))]
     means = points[np.sort(random.choice(len(points), count, replace=False))]
     for _ in range(_ROUNDS):
         nearest = np.concatenate([

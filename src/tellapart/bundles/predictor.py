@@ -28,7 +28,7 @@ from tellapart.data.quality import decode_and_measure, quality_of
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import to_heat
 from tellapart.records import Prediction, Progress, no_progress
-from tellapart.unknown import decide
+from tellapart.unknown import UnknownDetector, decide
 
 BATCH_SIZES = 32
 _PER_TASK = 4
@@ -72,6 +72,11 @@ class BundleClassifier:
     def identity(self) -> str:
         """What tells this model from others."""
         return self.bundle.version
+
+    @property
+    def detector(self) -> UnknownDetector | None:
+        """Of photos of no known class; None where the bundle has none."""
+        return self.bundle.detector
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""

@@ -60,7 +60,7 @@ def predict(
         _report_unreadable(sum(prediction.label is None for prediction in predictions), len(predictions))
         return
     resumed = f" ({written.num_resumed:,} of them from an earlier try)" if written.num_resumed else ""
-    unknown = f", {written.num_unknown:,} of no known class"
+    unknown = f", {written.num_unknown:,} of no known class" if classifier.detector is not None else ""
     doubts = (
         f", {written.num_abstained:,} without a clear answer, {written.num_warned:,} of lower quality than was measured"
     )

@@ -138,10 +138,8 @@ def similarities(kinds: Mapping[str, NDArray[np.float32]], threshold: float) -> 
             if number == 0:
                 panel.hist(values, edges, weights=weights, color=BLUE, alpha=0.3, label=_in_legend(name))
             else:
-                panel.hist(
-                    values, edges, weights=weights, histtype="step", label=_in_legend(name), linewidth=1.3,
-                    **_style(number),
-                )  # fmt: skip
+                how = {"color": _CLASSES[number], "linestyle": _LINES[(number - 1) % len(_LINES)], "linewidth": 1.3}
+                panel.hist(values, edges, weights=weights, histtype="step", label=_in_legend(name), **how)
         panel.axvline(threshold, color=GREY, linewidth=1)
         panel.annotate("unknown ", (threshold, 0.99), xycoords=("data", "axes fraction"), color=GREY, ha="right",
                        va="top")  # fmt: skip
