@@ -23,6 +23,7 @@ from tellapart.errors import InputError, RunError, TrainingStoppedError
 from tellapart.run import begin, run_stages
 from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.training.checkpoint import load_weights
+from tellapart.unknown import REFUSED
 
 pytestmark = pytest.mark.integration
 
@@ -83,7 +84,7 @@ def test_run_folder_is_whole_and_its_numbers_are_scikit_learns(uninterrupted: Pa
     names = {path.name for path in uninterrupted.iterdir()}
     assert names == {
         "recipe.toml", "environment.json", "manifest.csv", "health.json", "history.csv", "checkpoints", "model.keras",
-        "predictions.csv", "features.npz", "metrics.json", "curves.png", "log.jsonl", "tensorboard",
+        "predictions.csv", "features.npz", "unknown.npz", "metrics.json", "curves.png", "log.jsonl", "tensorboard",
     }  # fmt: skip
     metrics = json.loads((uninterrupted / "metrics.json").read_text())
     table = pd.read_csv(uninterrupted / "predictions.csv")
@@ -101,6 +102,10 @@ def test_run_folder_is_whole_and_its_numbers_are_scikit_learns(uninterrupted: Pa
         for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_weighted", "loss"):
             low, high = found["intervals"][name] if side != "train" else (found[name], found[name])
             assert low <= found[name] <= high
+    refused = metrics["unknown"]["refused_test"]
+    low, high = refused["interval"]
+    assert low <= refused["share"] <= high
+    assert low <= metrics["unknown"]["promised"] == REFUSED, "no more than promised, as far as these photos can say"
     assert {"seconds_training", "seconds_total", "images_per_second", "peak_memory_mb"} <= set(metrics)
     environment = json.loads((uninterrupted / "environment.json").read_text())
     assert environment["num_photos"] == 400

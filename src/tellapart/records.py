@@ -137,12 +137,17 @@ class Prediction:
         top: up to k (label, probability) pairs, most probable first.
         error: why there is no label; "" when there is one.
         abstains: whether the model would rather not answer; only a bundle says so.
+        unknown: whether it is none of the known classes: less like the photos that the model learned from than nearly
+            all photos of its classes are. The label is then the class that it resembles most. False where the
+            model cannot tell (no validation photos, or an older run or bundle).
         quality_warnings: measures of quality in which the photo is worse than those that the accuracy was measured on;
             only a bundle says so.
         prediction_set: classes of which one is the right one, as often as the bundle promises, most probable first;
             only a bundle says so.
         embedding: (num_features,) float32, what the network's last layer sees of the image; None where there is no
             label, or the model was exported without. It takes no part in comparisons.
+        similarity: to the photos that the model learned from, a cosine, -1 to 1; what `unknown` is decided by, None
+            where the model cannot tell. It takes no part in comparisons.
     """
 
     path: str
@@ -154,6 +159,8 @@ class Prediction:
     quality_warnings: tuple[str, ...] = ()
     prediction_set: tuple[str, ...] = ()
     embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    unknown: bool = False
+    similarity: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -258,6 +258,8 @@ def run_stages(
     if recipe.distill.teacher:
         how["loss"] = loss_in_words(recipe)
     folder.update_record(**how)
+    if reason := metrics["unknown"].get("missing"):
+        observer.announce(f"No photo will be called none of the known classes. {reason}")
     metrics |= {
         "best_epoch": training.best_epoch,
         "seconds_training": training.seconds,

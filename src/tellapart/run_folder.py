@@ -183,6 +183,11 @@ class RunFolder:
         return self.path / "features.npz"
 
     @property
+    def unknown_path(self) -> Path:
+        """What tells photos of no known class (`tellapart.unknown`); missing where there is no threshold for it."""
+        return self.path / "unknown.npz"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of weights."""
         return self.path / "checkpoints"

@@ -14,6 +14,7 @@ import pytest
 from tellapart.bundles.bundle import Artefact, BundleRecord, Preprocessing, Proof, is_bundle, open_bundle, write_record
 from tellapart.bundles.predictor import to_prediction
 from tellapart.errors import BundleError
+from tellapart.unknown import UnknownDetector
 
 PROOF = Proof(passed=True, reason="equal", num_images=9, agreement=1.0, largest_difference=1e-6)
 
@@ -154,6 +155,21 @@ def test_a_bundle_of_schema_1_opens_as_it_was(folder: Path):
     }  # fmt: skip
     rewritten(folder, old)
     assert open_bundle(folder).record == record()
+
+
+def test_a_bundle_without_references_cannot_tell_and_one_with_them_can(folder: Path):
+    assert open_bundle(folder).detector is None
+    UnknownDetector(np.eye(2, dtype=np.float16), np.array([0, 1]), 0.9, 0.05, 30).save(folder / "unknown.npz")
+    with pytest.raises(BundleError, match=r"unknown\.npz does not belong to the bundle"):
+        open_bundle(folder)
+    write_record(folder, record())
+    detector = open_bundle(folder).detector
+    assert detector is not None
+    assert (detector.threshold, detector.num_features) == (0.9, 2)
+    (folder / "unknown.npz").write_bytes(b"no archive")
+    write_record(folder, record())
+    with pytest.raises(BundleError, match=r"unknown\.npz cannot be read"):
+        open_bundle(folder)
 
 
 def test_artefacts_have_ids_of_their_own_and_onnx_is_among_them(folder: Path):

@@ -72,6 +72,23 @@ def test_the_numbers_are_those_of_the_run(place: Path, values: dict):
     assert values["calibration"]["log_loss"] != pytest.approx(metrics["test"]["loss"], rel=1e-3)
 
 
+def test_unknown_photos_are_told_and_known_ones_refused_as_the_run_says(place: Path, values: dict):
+    metrics, found = json.loads((place / "run" / "metrics.json").read_text()), values["unknown"]
+    assert found["refused"]["share"] == metrics["unknown"]["refused_test"]["share"]
+    assert found["refused"]["interval"] == pytest.approx(metrics["unknown"]["refused_test"]["interval"])
+    assert found["promised"] == 0.05
+    assert len(found["left_out"]) == 10
+    areas = [told["auroc"] for told in found["left_out"].values()]
+    assert found["left_out_mean"]["auroc"] == pytest.approx(np.mean(areas))
+    assert set(found["far"]) == {"noise"}, "drawn shapes are what it knows"
+    assert found["far"]["noise"]["auroc"] > 0.5
+    assert found["exact"] is False
+    page = (place / "run" / "report" / "report.html").read_text()
+    section = page[page.index('id="unknown"') : page.index('id="quality"')]
+    assert "a class that it has never seen is told less well" in section
+    assert section.count("<svg") == 1
+
+
 def test_wrong_labels_are_suspected(place: Path, values: dict):
     page = (place / "run" / "report" / "report.html").read_text()
     section = page[page.index('id="labels"') : page.index('id="calibration"')]
@@ -152,7 +169,7 @@ def test_other_photos_with_missing_classes_a_bad_file_and_a_class_that_is_never_
     assert test["num_images"] == 56
     assert test["per_class"][classes[0]] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_images": 8}
     assert test["per_class"][classes[-1]]["num_images"] == 0
-    assert set(report.values["missing"]) == {"baseline", "prediction sets"}
+    assert set(report.values["missing"]) == {"baseline", "prediction sets", "unknown"}
     assert "1 photos cannot be read" in report.page.read_text()
 
 
@@ -191,7 +208,7 @@ def test_a_network_nested_in_another_gets_the_same_report(place: Path):
     plain = tellapart.load(place / "run").predict(files)
     right = np.mean([found.label == path.parent.name for found, path in zip(plain, files, strict=True)])
     assert values["metrics"]["test"]["accuracy"] == pytest.approx(right)
-    assert set(values["missing"]) == {"baseline", "prediction sets"}
+    assert set(values["missing"]) == {"baseline", "prediction sets", "unknown"}
     pictures = np.stack([decode_square(path.read_bytes(), 48) for path in files[:4]])
     models = tellapart.load(place / "run").model, tellapart.load(run).model
     for name, method in METHODS.items():

@@ -184,7 +184,7 @@ def test_after_the_warm_up_no_batch_size_and_no_damaged_file_takes_memory_for_go
         "for size in range(1, 17):\n"
         "    print(size, own() - before, served.runtime, file=sys.stderr)\n"
         "    for thread, alone in ((0, True), (0, False), (1, False)):\n"
-        "        served.networks.probabilities(squares[:size], thread, alone)\n"
+        "        served.networks.outputs(squares[:size], thread, alone)\n"
         "assert served.prepare(Image(b'no image at all')).square is None\n"
         "print(own() - before)\n"
     )

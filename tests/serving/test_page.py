@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,24 @@ def test_it_says_that_it_is_not_sure_and_models_can_be_chosen(
         page.select_option("#version", open_bundle(bundle).version)
         page.locator(f"#took:has-text('{open_bundle(bundle).version}')").wait_for()
         page.locator(HEATED).wait_for()
+
+
+def test_a_picture_of_no_known_class_is_said_to_be_one(
+    browser: Any, start: Callable[..., Any], bundle: Path, photos: list[Path], tmp_path: Path
+):
+    strict, opened = tmp_path / "strict", open_bundle(bundle)
+    shutil.copytree(bundle, strict)
+    assert opened.detector is not None
+    replace(opened.detector, threshold=1.5).save(strict / "unknown.npz")  # nothing is near enough
+    write_record(strict, opened.record)
+    with visit(browser, start(strict).url) as page:
+        page.locator("#about").wait_for()
+        choose(page, photos[0])
+        assert page.locator("#headline").inner_text() == "None of the known classes"
+        assert re.match(r"The nearest is \w+\. Of photos .* 5\s% at most", page.locator("#sentence").inner_text())
+        assert page.locator("#thumbs button").inner_text() == "unknown"
+        assert "none of the known classes" in (page.locator("#thumbs button").get_attribute("aria-label") or "")
+        assert page.locator("#bars .in-set").count() == 0
 
 
 def test_a_key_is_asked_for_and_a_large_file_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from corpus import make_corpus
 from serving.process import ServerProcess, running
 from tellapart.bundles.predictor import explain_bundle, open_classifier
 from tellapart.data.decode import decode, decode_square
+from tellapart.evaluation.unknown import noise_pictures
 from tellapart.explain.overlay import overlay
 
 pytestmark = pytest.mark.integration
@@ -73,6 +75,32 @@ def test_answers_are_those_of_the_library(
             None,
         )
         assert ours["abstains"] == (len(ours["prediction_set"]) != 1)
+
+
+def test_run_bundle_and_server_call_the_same_pictures_unknown(
+    exact: ServerProcess, classifier: tellapart.BundleClassifier, place: Path, photos: list[Path], tmp_path: Path
+):
+    """And what is far away is among them: some of the noise, for a network of six epochs knows little."""
+    files = photos[::25][:12]
+    for number, pixels in enumerate(noise_pictures(8, 96)):
+        files.append(tmp_path / f"noise{number}.png")
+        assert cv2.imwrite(str(files[-1]), pixels)
+    by_run, by_bundle = tellapart.load(place / "run").predict(files), classifier.predict(files)
+    body, headers = form([(path.name, path.read_bytes()) for path in files])
+    by_server = exact.json("/predict", body, headers=headers)[1]["predictions"]
+    unknown = [found.unknown for found in by_run]
+    assert [found.unknown for found in by_bundle] == [found["unknown"] for found in by_server] == unknown
+    similarity = [found.similarity for found in by_run]
+    np.testing.assert_allclose([found.similarity for found in by_bundle], similarity, atol=1e-4)
+    np.testing.assert_allclose([found["similarity"] for found in by_server], similarity, atol=1e-4)
+    assert sum(unknown[:12]) <= 4, "few of the known photos"
+    assert any(unknown[12:]), "what is far away"
+    _, card = exact.json(f"/models/{classifier.bundle.record.name}")
+    detector = tellapart.load(place / "run").detector
+    assert detector is not None
+    assert card["unknown"] == {"threshold": detector.threshold, "refused": detector.refused}
+    counted = exact.call("/metrics")[1].decode()
+    assert re.search(rf"^tellapart_unknown_images_total{{.*}} {float(sum(unknown))}$", counted, re.MULTILINE)
 
 
 def test_a_raw_body_and_a_request_id(server: ServerProcess, photos: list[Path]):

@@ -21,7 +21,7 @@ import pytest
 
 import corpus
 import tellapart
-from tellapart.bundles.bundle import BundleRecord, open_bundle
+from tellapart.bundles.bundle import BundleRecord, open_bundle, write_record
 from tellapart.bundles.parity import EXACT, parity
 from tellapart.bundles.predictor import explain_bundle, open_classifier
 from tellapart.bundles.runtimes import RUNTIMES, Outputs, answers, check_reference_images, open_runtime, usable
@@ -29,8 +29,9 @@ from tellapart.bundles.tables import predict_files
 from tellapart.data.decode import decode_square
 from tellapart.data.listing import image_files
 from tellapart.data.metadata import without_metadata
-from tellapart.errors import BundleError, InputError
+from tellapart.errors import BundleError, InputError, RunError
 from tellapart.evaluation.calibration import at_temperature
+from tellapart.evaluation.unknown import noise_pictures
 from tellapart.explain.maps import grad_cam, grad_cam_values
 from tellapart.models.layers import LayerReader
 from tellapart.report.bundle import evaluate_bundle
@@ -38,6 +39,7 @@ from tellapart.settings import load_recipe, save_recipe
 from tellapart.shipping import export as export_module
 from tellapart.shipping import formats
 from tellapart.training.network import plain_network
+from tellapart.unknown import UnknownDetector
 
 pytestmark = pytest.mark.integration
 QUICK = [
@@ -143,6 +145,38 @@ def test_the_record_and_the_card_say_what_was_measured(place: Path):
     assert "onnxruntime: equal to Keras; 100.00% of" in card
     assert len(bundle.record.reference_images) == 8
     assert bundle.record.threshold is not None
+
+
+def test_a_bundle_decides_what_is_unknown_as_its_run_does_and_an_older_one_does_not(place: Path, tmp_path: Path):
+    assert (place / "bundle" / "unknown.npz").read_bytes() == (place / "run" / "unknown.npz").read_bytes()
+    assert "is called unknown where" in (place / "bundle" / "card.md").read_text()
+    files = image_files([place / "photos"])[:60]
+    pictures = [*files, *noise_pictures(8, 96)]
+    expected = [found.unknown for found in tellapart.load(place / "run").predict(pictures)]
+    assert any(expected)
+    for runtime in usable(open_bundle(place / "bundle")):
+        found = open_classifier(place / "bundle", runtime=runtime).predict(pictures)
+        wrong = sum(ours.unknown != theirs for ours, theirs in zip(found, expected, strict=True))
+        if runtime == "keras":
+            assert not any(each.unknown or each.similarity is not None for each in found), "it gives no embeddings"
+        else:
+            assert wrong <= (2 if RUNTIMES[runtime].tolerance != EXACT else 0), runtime
+    table = predict_files(tellapart.load(place / "bundle"), files, tmp_path / "out.csv")
+    with open(table.path, newline="") as stream:
+        marked = [row["unknown"] == "true" for row in csv.DictReader(stream)]
+    assert sum(marked) == table.num_unknown
+    older, run = tmp_path / "older", tmp_path / "run"
+    shutil.copytree(place / "bundle", older)
+    (older / "unknown.npz").unlink()
+    write_record(older, open_bundle(place / "bundle").record)
+    shutil.copytree(place / "run", run)
+    (run / "unknown.npz").unlink()
+    for folder in (older, run):
+        found = tellapart.load(folder).predict(pictures)
+        assert not any(each.unknown or each.similarity is not None for each in found)
+    UnknownDetector(np.eye(3, dtype=np.float16), np.arange(3), 0.9, 0.05, 30).save(run / "unknown.npz")
+    with pytest.raises(RunError, match=r"is of 3 features, .* has 256: one of the files is another run's"):
+        tellapart.load(run)
 
 
 def test_a_bundle_is_used_without_keras_or_tensorflow(place: Path):

@@ -3,7 +3,8 @@
 bundle.json      what it is: classes, preprocessing, temperature, thresholds, quality range, metrics, proofs of equality
 model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities and embeddings
 explain.onnx     the same pictures and a class → heat maps; absent where the network has no feature maps
-reference.npz    embeddings of validation photos: what new photos are compared with
+reference.npz    embeddings of validation photos, to look for similar ones
+unknown.npz      what tells photos of no known class; absent where the run has no threshold for it
 reference_images/ a few photos with the probabilities that must come out
 card.md          the model card
 formats/         the other formats that were asked for
@@ -22,13 +23,15 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tellapart.errors import BundleError
+from tellapart.errors import BundleError, InputError
 from tellapart.files import read_json, write_json, write_text
+from tellapart.unknown import UnknownDetector, load_detector
 
 SCHEMA_VERSION = 2
 """Of ``bundle.json``. 1: artefacts by format, `quality_range` was "envelope", `reference_images` was "golden"."""
 SUMS = "SHA256SUMS"
 RECORD = "bundle.json"
+UNKNOWN_FILE = "unknown.npz"
 NAME = r"^[\w.-]{1,100}$"
 """What a model may be called: it goes into URLs and labels of metrics."""
 
@@ -178,11 +181,13 @@ class Bundle:
         folder: where it is.
         record: ``bundle.json``.
         version: the first twelve digits of the checksum of all checksums.
+        detector: of photos of no known class; None where the bundle has none.
     """
 
     folder: Path
     record: BundleRecord
     version: str
+    detector: UnknownDetector | None = None
 
     def path(self, artefact: Artefact) -> Path:
         """Return the file or folder of an artefact."""
@@ -217,7 +222,11 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
     # Before any file is parsed: no parser must see what nobody vouches for.
     _check_sums(place, text)
     record = _read_record(place)
-    return Bundle(place, record, hashlib.sha256(text).hexdigest()[:12])
+    try:
+        detector = load_detector(place / UNKNOWN_FILE)
+    except InputError as error:
+        raise BundleError(str(error)) from error
+    return Bundle(place, record, hashlib.sha256(text).hexdigest()[:12], detector)
 
 
 def is_bundle(folder: str | os.PathLike[str]) -> bool:

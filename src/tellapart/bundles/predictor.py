@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from tellapart.data.quality import decode_and_measure, quality_of
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import to_heat
 from tellapart.records import Prediction, Progress, no_progress
+from tellapart.unknown import UnknownDetector, decide
 
 BATCH_SIZES = 32
 _PER_TASK = 4
@@ -71,6 +72,11 @@ class BundleClassifier:
     def identity(self) -> str:
         """What tells this model from others."""
         return self.bundle.version
+
+    @property
+    def detector(self) -> UnknownDetector | None:
+        """Of photos of no known class; None where the bundle has none."""
+        return self.bundle.detector
 
     def probabilities(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
@@ -170,6 +176,7 @@ class BundleClassifier:
     def _named(self, seen: list[DecodedImage], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
         squares = {index: each.square for index, each in enumerate(seen) if each.square is not None}
         outputs = self._predict(np.stack(list(squares.values()))) if squares else None
+        unknown = decide(self.bundle.detector, outputs.embeddings if outputs else None, len(squares))
         row_of = {index: row for row, index in enumerate(squares)}
         for index, each in enumerate(seen):
             image = images[start + index]
@@ -177,9 +184,11 @@ class BundleClassifier:
             if outputs is None or index not in row_of:
                 yield Prediction(path, None, float("nan"), (), each.error)
                 continue
-            row, seen_by_head = row_of[index], outputs.embeddings
+            row, warnings, seen_by_head = row_of[index], each.quality_warnings, outputs.embeddings
             embedding = None if seen_by_head is None else seen_by_head[row]
-            yield to_prediction(self.bundle, path, outputs.probabilities[row], top_k, each.quality_warnings, embedding)
+            found = to_prediction(self.bundle, path, outputs.probabilities[row], top_k, warnings, embedding)
+            is_unknown, similarity = unknown[row]
+            yield found if found.label is None else replace(found, unknown=is_unknown, similarity=similarity)
 
 
 def to_prediction(

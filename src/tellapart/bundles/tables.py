@@ -36,6 +36,7 @@ class Written:
         num_images: rows in it.
         num_unreadable: of them, with an error instead of a label.
         num_abstained: of them, without a clear answer.
+        num_unknown: of them, none of the known classes.
         num_warned: of them, worse than the photos that the accuracy was measured on.
         num_resumed: rows that an earlier, killed try had written.
     """
@@ -44,6 +45,7 @@ class Written:
     num_images: int
     num_unreadable: int
     num_abstained: int
+    num_unknown: int
     num_warned: int
     num_resumed: int
 
@@ -102,7 +104,7 @@ def predict_files(
             stream.write(line.header().encode())
         for found in classifier.stream(images[done:], top_k=top_k, with_quality=with_quality):
             stream.write(line.row(found).encode("utf-8", "surrogateescape"))
-            _count(counts, found.label is None, found.abstains, bool(found.quality_warnings))
+            _count(counts, found.label is None, found.abstains, found.unknown, bool(found.quality_warnings))
             done += 1
             if done % _FLUSHED == 0 or done == len(images):
                 _to_disk(stream)
@@ -112,7 +114,7 @@ def predict_files(
     else:
         part.replace(out)
     _model_of(part).unlink(missing_ok=True)
-    return Written(out, done, counts[0], counts[1], counts[2], resumed)
+    return Written(out, done, counts[0], counts[1], counts[2], counts[3], resumed)
 
 
 class CsvLines:
@@ -124,7 +126,7 @@ class CsvLines:
     def header(self) -> str:
         """Return the names of the columns."""
         runners_up = [f"{name}_{rank}" for rank in range(2, self.top_k + 1) for name in ("label", "probability")]
-        columns = ["path", "label", "probability", "abstains", "quality_warnings", "prediction_set", "error"]
+        columns = ["path", "label", "probability", "abstains", "unknown", "quality_warnings", "prediction_set", "error"]
         return _csv_line([*columns, *runners_up])
 
     def row(self, found: Prediction) -> str:
@@ -135,16 +137,17 @@ class CsvLines:
         path = (
             json.dumps(found.path, ensure_ascii=False)[1:-1] if "\n" in found.path or "\r" in found.path else found.path
         )
-        flags = ["", "", ""]
+        flags = ["", "", "", ""]
         if found.label is not None:
-            flags = [str(found.abstains).lower(), " ".join(found.quality_warnings), json.dumps(found.prediction_set)]
+            flags = [str(flag).lower() for flag in (found.abstains, found.unknown)]
+            flags += [" ".join(found.quality_warnings), json.dumps(found.prediction_set)]
         rest = [f"{value:.6f}" if isinstance(value, float) else value for value in rest]
         return _csv_line([path, found.label or "", probability, *flags, found.error.replace("\n", " "), *rest])
 
-    def facts(self, line: str) -> tuple[str, bool, bool, bool]:
-        """Return (path as written, unreadable, abstains, warned)."""
+    def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
+        """Return (path as written, unreadable, abstains, unknown, warned)."""
         cells = next(csv.reader([line]))
-        return from_cell(cells[0]), bool(cells[6]), cells[3] == "true", bool(cells[4])
+        return from_cell(cells[0]), bool(cells[7]), cells[3] == "true", cells[4] == "true", bool(cells[5])
 
 
 class JsonLines:
@@ -162,6 +165,7 @@ class JsonLines:
             "label": found.label,
             "probability": round(found.probability, 6) if known else None,
             "abstains": found.abstains if known else None,
+            "unknown": found.unknown if known else None,
             "quality_warnings": list(found.quality_warnings) if known else None,
             "prediction_set": list(found.prediction_set) if known else None,
             "error": found.error,
@@ -169,10 +173,12 @@ class JsonLines:
         }
         return json.dumps(values) + "\n"
 
-    def facts(self, line: str) -> tuple[str, bool, bool, bool]:
-        """Return (path, unreadable, abstains, warned)."""
+    def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
+        """Return (path, unreadable, abstains, unknown, warned)."""
         values = json.loads(line)
-        return values["path"], values["label"] is None, bool(values["abstains"]), bool(values["quality_warnings"])
+        unknown = bool(values.get("unknown"))  # not in rows of earlier versions
+        warned = bool(values["quality_warnings"])
+        return values["path"], values["label"] is None, bool(values["abstains"]), unknown, warned
 
 
 def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> tuple[list[int], int]:
@@ -181,7 +187,7 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
     Raises:
         InputError: the rows are not those of the first images.
     """
-    counts, done, good = [0, 0, 0], 0, 0
+    counts, done, good = [0, 0, 0, 0], 0, 0
     if not part.exists():
         return counts, 0
     with open(part, "rb") as stream:
@@ -230,8 +236,9 @@ def _same_model(part: Path, identity: str, done: int) -> None:
     write_text(note, identity + "\n")
 
 
-def _count(counts: list[int], unreadable: bool, abstains: bool, warned: bool) -> None:
-    for place, flag in enumerate((unreadable, abstains, warned)):
+def _count(counts: list[int], *flags: bool) -> None:
+    """Add the flags (unreadable, abstains, unknown, warned) of a row to their counts."""
+    for place, flag in enumerate(flags):
         counts[place] += bool(flag)
 
 
@@ -264,8 +271,8 @@ def _to_parquet(part: Path, out: Path) -> None:
     pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
     schema = pa.schema([
         ("path", pa.string()), ("label", pa.string()), ("probability", pa.float32()), ("abstains", pa.bool_()),
-        ("quality_warnings", pa.list_(pa.string())), ("prediction_set", pa.list_(pa.string())), ("error", pa.string()),
-        ("top", pa.list_(pair)),
+        ("unknown", pa.bool_()), ("quality_warnings", pa.list_(pa.string())),
+        ("prediction_set", pa.list_(pa.string())), ("error", pa.string()), ("top", pa.list_(pair)),
     ])  # fmt: skip
 
     def whole(rows: list[dict]) -> pa.Table:

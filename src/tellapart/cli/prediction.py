@@ -60,11 +60,12 @@ def predict(
         _report_unreadable(sum(prediction.label is None for prediction in predictions), len(predictions))
         return
     resumed = f" ({written.num_resumed:,} of them from an earlier try)" if written.num_resumed else ""
+    unknown = f", {written.num_unknown:,} of no known class" if classifier.detector is not None else ""
     doubts = (
         f", {written.num_abstained:,} without a clear answer, {written.num_warned:,} of lower quality than was measured"
     )
     by = f"{doubts}, by {classifier.runtime}" if hasattr(classifier, "runtime") else ""
-    typer.echo(f"{written.path}: {written.num_images:,} images{resumed}{by}")
+    typer.echo(f"{written.path}: {written.num_images:,} images{resumed}{unknown}{by}")
     _report_unreadable(written.num_unreadable, written.num_images)
 
 
@@ -106,7 +107,7 @@ def _report_unreadable(failed: int, total: int) -> None:
 
 
 def prediction_lines(predictions: Sequence[Prediction]) -> Any:
-    """Return a rich table: image, label, probability and the runners-up."""
+    """Return a rich table: image, label, probability and the runners-up; of an unknown photo all are runners-up."""
     from rich.table import Table
 
     from tellapart.cli.show import escaped
@@ -115,9 +116,12 @@ def prediction_lines(predictions: Sequence[Prediction]) -> Any:
     for title in ("image", "label", "probability", "then"):
         table.add_column(title, justify="right" if title == "probability" else "left", overflow="fold")
     for prediction in predictions:
-        rest = ", ".join(f"{label} {probability:.2f}" for label, probability in prediction.top[1:])
+        listed = prediction.top if prediction.unknown else prediction.top[1:]
+        rest = ", ".join(f"{label} {probability:.2f}" for label, probability in listed)
         if prediction.label is None:
             table.add_row(escaped(prediction.path), "[red]unreadable[/]", "", escaped(prediction.error))
+        elif prediction.unknown:
+            table.add_row(escaped(prediction.path), "[yellow]none of the known[/]", "", escaped(f"nearest: {rest}"))
         else:
             table.add_row(
                 escaped(prediction.path),

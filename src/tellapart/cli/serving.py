@@ -69,6 +69,8 @@ def serve(
     """
     import os
 
+    # Before NumPy is loaded: its products are small here, and threads of its own would wait for those of the networks.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tellapart.serving.options import BatchOptions, Limits, ServerOptions, check_access
 
     share = max(1, (threads or os.cpu_count() or 1) // workers)

@@ -10,9 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.data.cache import Pictures
+from tellapart.errors import InputError
 from tellapart.evaluation.calibration import at_temperature, fit_temperature
 from tellapart.evaluation.curves import draw_curves
 from tellapart.evaluation.features import features_and_probabilities, save_outputs
+from tellapart.evaluation.intervals import share_interval
 from tellapart.evaluation.metrics import classification_metrics
 from tellapart.evaluation.predict import predict_arrays, prediction_table
 from tellapart.files import write_text
@@ -22,6 +24,7 @@ from tellapart.run_folder import RunFolder
 from tellapart.tables import csv_text
 from tellapart.training.network import save_network
 from tellapart.training.selection import best_epoch
+from tellapart.unknown import fit_detector
 
 _SAME = 1e-4
 """Of a probability, between a network and its head on features that were computed before."""
@@ -37,8 +40,8 @@ def measure(
 ) -> dict[str, Any]:
     """Predict every photo with the run's ``model.keras``, calibrate it, and measure each split.
 
-    Writes ``predictions.csv``, ``features.npz``, ``curves.png`` and the calibrated ``model.keras`` into the run folder:
-    every command that opens the run gives the probabilities that were measured here.
+    Writes ``predictions.csv``, ``features.npz``, ``unknown.npz``, ``curves.png`` and the calibrated ``model.keras``
+    into the run folder: every command that opens the run gives the probabilities that were measured here.
 
     Args:
         run: the run folder; its ``model.keras`` is as training left it.
@@ -48,8 +51,9 @@ def measure(
         progress: called with ("predicting", done, total).
 
     Returns:
-        ``temperature`` (None without validation photos), and ``train``, ``validation`` and ``test``, each as
-        `classification_metrics` gives it, ``train`` without intervals; a split without photos is missing.
+        ``temperature`` (None without validation photos), ``unknown`` as `fit_unknown` gives it, and ``train``,
+        ``validation`` and ``test``, each as `classification_metrics` gives it, ``train`` without intervals; a split
+        without photos is missing.
     """
     model = keras.saving.load_model(run.model_path, compile=False)
     history = run.history()
@@ -63,7 +67,8 @@ def measure(
     table = prediction_table(frame, probabilities, classes)
     write_text(run.predictions_path, csv_text(table))
     draw_curves(history, best, run.path / "curves.png")
-    return {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
+    unknown = fit_unknown(run, features, frame, classes)
+    return {"temperature": temperature, "unknown": unknown, **measure_sides(frame, probabilities, classes)}
 
 
 def _by_features(
@@ -106,6 +111,43 @@ def calibrate(
     temperature = fit_temperature(true[held_out], probabilities[held_out].astype(np.float64))
     save_network(with_temperature(model, temperature), run.model_path)
     return at_temperature(probabilities.astype(np.float64), temperature).astype(np.float32), temperature
+
+
+def fit_unknown(
+    run: RunFolder, features: NDArray[np.float32], frame: pd.DataFrame, classes: list[str]
+) -> dict[str, Any]:
+    """Fit what tells photos of no known class, write ``unknown.npz``, and count what it costs on known test photos.
+
+    Args:
+        run: the run folder.
+        features: (num_images, num_features) of the photos of `frame`.
+        frame: label, split and group of the photos.
+        classes: names in the order of the network's outputs.
+
+    Returns:
+        ``promised`` (the share of known photos that is refused at most), ``threshold``, ``num_references``,
+        ``num_held_out``, and where there are test photos ``refused_test``: its ``share`` with its ``interval``. Or
+        ``missing``: why there is no such decision.
+    """
+    splits, numbers = frame["split"].to_numpy(object), class_numbers(frame, classes)
+    learned, held_out, test = (splits == split for split in SPLITS)
+    run.unknown_path.unlink(missing_ok=True)  # of a measurement that was interrupted
+    try:
+        detector = fit_detector(features[learned], numbers[learned], features[held_out])
+    except InputError as error:
+        return {"missing": str(error)}
+    detector.save(run.unknown_path)
+    found: dict[str, Any] = {
+        "promised": detector.refused,
+        "threshold": detector.threshold,
+        "num_references": len(detector.references),
+        "num_held_out": detector.num_held_out,
+    }
+    if test.any():
+        refused, groups = detector.is_unknown(detector.similarity(features[test])), groups_of(frame)
+        ends = share_interval(refused, None if groups is None else groups[test])
+        found["refused_test"] = {"share": float(refused.mean()), "interval": [ends.low, ends.high]}
+    return found
 
 
 def class_numbers(frame: pd.DataFrame, classes: list[str]) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from tellapart.errors import DecodeError, InputError, RunError
 from tellapart.files import sha256
 from tellapart.records import Prediction, Progress, no_progress
 from tellapart.run_folder import RunFolder
+from tellapart.unknown import UnknownDetector, decide, load_detector
 
 
 def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress = no_progress) -> NDArray[np.float32]:
@@ -129,6 +130,7 @@ class Classifier:
         max_pixels: larger images are refused.
         identity: tells this model from others.
         temperature: that its logits are divided by; None for a run that was never calibrated.
+        detector: of photos of no known class; None where the run has none.
 
     Example:
         >>> classifier = tellapart.load("runs/pets")
@@ -144,8 +146,10 @@ class Classifier:
         max_pixels: int = 100_000_000,
         identity: str = "",
         temperature: float | None = None,
+        detector: UnknownDetector | None = None,
     ) -> None:
         self.temperature = temperature
+        self.detector = detector
         self.model = model
         self._features = feature_model(model)
         self.classes = list(classes)
@@ -203,6 +207,11 @@ class Classifier:
         """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32."""
         return predict_arrays(self.model, pictures)
 
+    @property
+    def num_features(self) -> int:
+        """Length of an embedding."""
+        return int(np.prod(self._features.output_shape[0][1:]))
+
     def _picture(self, image: str | os.PathLike[str] | NDArray[np.uint8]) -> NDArray[np.uint8] | str:
         try:
             if isinstance(image, np.ndarray):
@@ -215,7 +224,10 @@ class Classifier:
         self, names: list, pictures: list[NDArray[np.uint8] | str], start: int, top_k: int
     ) -> list[Prediction]:
         squares = {index: picture for index, picture in enumerate(pictures) if not isinstance(picture, str)}
-        rows, embeddings = outputs_of_arrays(self._features, np.stack(list(squares.values()))) if squares else ((), ())
+        rows = embeddings = np.zeros((0, 0), np.float32)
+        if squares:
+            rows, embeddings = outputs_of_arrays(self._features, np.stack(list(squares.values())))
+        unknown = decide(self.detector, embeddings, len(squares))
         row_of = {index: row for row, index in enumerate(squares)}
         results = []
         for index, name in enumerate(names):
@@ -226,7 +238,10 @@ class Classifier:
             row = rows[row_of[index]]
             order = np.argsort(-row, kind="stable")[:top_k]
             top = tuple((self.classes[i], float(row[i])) for i in order)
-            results.append(Prediction(path, top[0][0], top[0][1], top, embedding=embeddings[row_of[index]]))
+            embedding, (is_unknown, similarity) = embeddings[row_of[index]], unknown[row_of[index]]
+            results.append(
+                Prediction(path, *top[0], top, embedding=embedding, unknown=is_unknown, similarity=similarity)
+            )
         return results
 
 
@@ -260,10 +275,18 @@ def load(run: str | os.PathLike[str]) -> Classifier:
             f"{file} maps {shapes[0]} to {shapes[1]}. Expected (None, side, side, 3) to "
             f"(None, {len(classes)}), one output for each class of the run: the file is another model's."
         )
-    return Classifier(
+    detector = load_detector(folder.unknown_path)
+    classifier = Classifier(
         model,
         classes,
         max_pixels=folder.recipe().data.max_pixels,
         identity=sha256(file.read_bytes())[:12],
         temperature=folder.metrics().get("temperature"),
+        detector=detector,
     )
+    if detector is not None and detector.num_features != classifier.num_features:
+        raise RunError(
+            f"{folder.unknown_path} is of {detector.num_features} features, {file} has {classifier.num_features}: one "
+            "of the files is another run's. Restore the run's own."
+        )
+    return classifier

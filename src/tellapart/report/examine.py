@@ -19,9 +19,11 @@ from tellapart.report.parts.reproduce import REPRODUCE
 from tellapart.report.parts.shortcuts import SHORTCUTS
 from tellapart.report.parts.slices import SLICES
 from tellapart.report.parts.training import TRAINING
+from tellapart.report.parts.unknown import UNKNOWN
 
 PARTS: tuple[Part, ...] = (
-    METRICS, TRAINING, CONFUSION, MISTAKES, LABELS, CALIBRATION, QUALITY, SLICES, ATTRIBUTION, SHORTCUTS, REPRODUCE,
+    METRICS, TRAINING, CONFUSION, MISTAKES, LABELS, CALIBRATION, UNKNOWN, QUALITY, SLICES, ATTRIBUTION, SHORTCUTS,
+    REPRODUCE,
 )  # fmt: skip
 """In the order of the page, in which they are computed too: slices need the quality, shortcuts the heat maps."""
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tellapart.evaluation.calibration import Abstention, Calibration
 from tellapart.evaluation.ranking import Curve
@@ -119,6 +120,35 @@ def answered(found: Abstention) -> str:
 
     text = f"Accuracy {found.accuracy[-1]:.3f} when all are answered, {_half(found):.3f} when half of them are."
     return svg(draw, text, "leaving the unsure ones to a person")
+
+
+def similarities(kinds: Mapping[str, NDArray[np.float32]], threshold: float) -> str:
+    """Draw how similar photos of each kind are to the training photos, as shares; below the threshold all are unknown.
+
+    Args:
+        kinds: name → (num_images,) cosines; the known photos come first, and are filled.
+        threshold: of the decision.
+    """
+    lowest = min(float(values.min()) for values in kinds.values())
+    edges = np.linspace(min(lowest, threshold) - 0.01, 1.001, 41)  # rounded references go a little beyond 1
+
+    def draw(panel: Any) -> None:
+        for number, (name, values) in enumerate(kinds.items()):
+            weights = np.full(len(values), 100 / len(values))
+            if number == 0:
+                panel.hist(values, edges, weights=weights, color=BLUE, alpha=0.3, label=_in_legend(name))
+            else:
+                how = {"color": _CLASSES[number], "linestyle": _LINES[(number - 1) % len(_LINES)], "linewidth": 1.3}
+                panel.hist(values, edges, weights=weights, histtype="step", label=_in_legend(name), **how)
+        panel.axvline(threshold, color=GREY, linewidth=1)
+        panel.annotate("unknown ", (threshold, 0.99), xycoords=("data", "axes fraction"), color=GREY, ha="right",
+                       va="top")  # fmt: skip
+        panel.set_xlabel("cosine to the nearest reference")
+        panel.set_ylabel("% of the photos")
+        panel.legend(frameon=False, fontsize=8)
+
+    shares = ", ".join(f"{name} {(values < threshold).mean():.0%}" for name, values in kinds.items())
+    return svg(draw, f"Similarity to the training photos; below {threshold:.3f}: {shares}.", "known and unknown")
 
 
 def corruption(runs: pd.DataFrame, name: str, clean: float, lowest: float) -> str:

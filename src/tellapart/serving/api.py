@@ -57,7 +57,7 @@ def _prediction(served: ModelVersion, name: str | None, answer: Answer, top_k: i
     if answer.row is None:
         return {
             "name": name, "label": None, "probability": None, "top": [], "prediction_set": [], "abstains": False,
-            "quality_warnings": [], "error": answer.error,
+            "unknown": False, "similarity": None, "quality_warnings": [], "error": answer.error,
         }  # fmt: skip
     found = to_prediction(served.bundle, "", answer.row, top_k, answer.quality_warnings)
     for measure in found.quality_warnings:
@@ -69,6 +69,8 @@ def _prediction(served: ModelVersion, name: str | None, answer: Answer, top_k: i
         "top": [{"label": label, "probability": probability} for label, probability in found.top],
         "prediction_set": found.prediction_set,
         "abstains": found.abstains,
+        "unknown": answer.unknown,
+        "similarity": answer.similarity,
         "quality_warnings": list(found.quality_warnings),
         "error": None,
     }
@@ -106,8 +108,15 @@ async def model(service: Service, request: Request) -> Response:
         _summary(service, served) | {
             "card": served.card, "metrics": record.metrics, "quality_range": record.quality_range,
             "threshold": record.threshold, "coverage": record.coverage, "versions": versions,
+            "unknown": _unknown_threshold(served),
         }
     )  # fmt: skip
+
+
+def _unknown_threshold(served: ModelVersion) -> dict[str, Any] | None:
+    """Return from which similarity on a photo is of a known class, and the share of those that is below it at most."""
+    detector = served.bundle.detector
+    return None if detector is None else {"threshold": detector.threshold, "refused": detector.refused}
 
 
 def _summary(service: Service, served: ModelVersion) -> dict[str, Any]:
@@ -232,8 +241,8 @@ _IMAGES: dict[str, Schema] = {
 _PREDICTION = d.record({
     "name": d.maybe(d.TEXT), "label": d.maybe(d.TEXT), "probability": d.maybe(d.SHARE),
     "top": d.rows(d.record({"label": d.TEXT, "probability": d.SHARE})),
-    "prediction_set": d.rows(d.TEXT), "abstains": d.BOOLEAN, "quality_warnings": d.rows(d.TEXT),
-    "error": d.maybe(d.TEXT),
+    "prediction_set": d.rows(d.TEXT), "abstains": d.BOOLEAN, "unknown": d.BOOLEAN, "similarity": d.maybe(d.NUMBER),
+    "quality_warnings": d.rows(d.TEXT), "error": d.maybe(d.TEXT),
 })  # fmt: skip
 _PREDICTIONS = d.record({
     "model": d.TEXT, "version": d.TEXT, "request_id": d.TEXT, "predictions": d.rows(_PREDICTION),
@@ -248,6 +257,7 @@ _MODEL = {
 _CARD = _MODEL | {
     "card": d.TEXT, "metrics": d.ANYTHING, "quality_range": d.ANYTHING, "threshold": d.maybe(d.SHARE),
     "coverage": d.SHARE, "versions": d.rows(d.record({"version": d.TEXT, "number": d.WHOLE})),
+    "unknown": d.maybe(d.record({"threshold": d.NUMBER, "refused": d.SHARE})),
 }  # fmt: skip
 _VERDICT = d.record(
     {

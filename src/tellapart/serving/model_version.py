@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.bundles.predictor import BundleClassifier, DecodedImage, Explain, choose, explain_bundle
-from tellapart.bundles.runtimes import Predictor, open_several
+from tellapart.bundles.runtimes import Outputs, Predictor, open_several
 from tellapart.data.decode import DecodingCost, decode_square, decode_within, decoding_cost
 from tellapart.data.image_file import load_formats
 from tellapart.errors import BundleError, DecodeError
@@ -31,6 +31,7 @@ from tellapart.serving.batching import Seconds
 from tellapart.serving.memory import give_back
 from tellapart.serving.options import BatchOptions
 from tellapart.serving.telemetry import ModelCounts, Telemetry
+from tellapart.unknown import decide
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +65,15 @@ class Answer:
         row: (num_classes,) float32; None: it could not be read.
         quality_warnings: measures of quality in which it is worse than what was measured.
         error: why there is no row.
+        unknown: whether it is none of the known classes.
+        similarity: that this was decided by; None: the model cannot tell.
     """
 
     row: NDArray[np.float32] | None
     quality_warnings: tuple[str, ...] = ()
     error: str = ""
+    unknown: bool = False
+    similarity: float | None = None
 
 
 class DecodeBudget:
@@ -136,38 +141,47 @@ class PredictorPool:
                 break
             for _ in range(2):  # ONNX Runtime lays out its memory anew when a size comes a second time
                 for thread in range(len(self._each)):
-                    self.probabilities([picture] * size, thread, False)
-                self.probabilities([picture] * size, 0, True)
+                    self.outputs([picture] * size, thread, False)
+                self.outputs([picture] * size, 0, True)
             done.append(size)
         self._sizes = tuple(sorted(done))
 
-    def probabilities(self, squares: list[NDArray[np.uint8]], thread: int, alone: bool) -> NDArray[np.float32]:
-        """Map pictures (image_px, image_px, 3) uint8 to (num_images, num_classes) float32.
+    def outputs(self, squares: list[NDArray[np.uint8]], thread: int, alone: bool) -> Outputs:
+        """Map pictures (image_px, image_px, 3) uint8 to probabilities and embeddings.
 
         A thread that works alone takes the network that has all processors, if no other has it.
         """
         if len(squares) > self.most:
             parts = [squares[start : start + self.most] for start in range(0, len(squares), self.most)]
-            return np.concatenate([self.probabilities(part, thread, False) for part in parts])
+            return _joined([self.outputs(part, thread, False) for part in parts])
         size = next((size for size in self._sizes if size >= len(squares)), len(squares))
         if size > len(squares):
-            return self.probabilities(squares + squares[:1] * (size - len(squares)), thread, alone)[: len(squares)]
+            rows, embeddings = self.outputs(squares + squares[:1] * (size - len(squares)), thread, alone)
+            return Outputs(rows[: len(squares)], None if embeddings is None else embeddings[: len(squares)])
         batch = squares[0][None] if size == 1 else np.stack(squares)
         if self._together is None:  # the only network: of the thread, and of the heat maps' one
             with self._free:
-                return self._each[thread](batch).probabilities
+                return self._each[thread](batch)
         if alone and self._free.acquire(blocking=False):
             try:
-                return self._together(batch).probabilities
+                return self._together(batch)
             finally:
                 self._free.release()
-        return self._each[thread](batch).probabilities
+        return self._each[thread](batch)
 
     def of_one(self, square: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map one picture to its row, in a thread that has no network of its own."""
         with self._free:
             rows = (self._together or self._each[0])(square[None]).probabilities
         return np.asarray(rows[0], np.float32)
+
+
+def _joined(parts: list[Outputs]) -> Outputs:
+    """Return the outputs of several runs as those of one."""
+    embeddings = [part.embeddings for part in parts if part.embeddings is not None]
+    return Outputs(
+        np.concatenate([part.probabilities for part in parts]), np.concatenate(embeddings) if embeddings else None
+    )
 
 
 class LargeImages:
@@ -263,16 +277,20 @@ class ModelVersion:
     def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[Answer]:
         """Run the network once on all that could be read."""
         squares = [seen.square for seen in prepared if seen.square is not None]
-        rows = iter(self.networks.probabilities(squares, thread, alone)) if squares else iter(())
+        if not squares:
+            return [Answer(None, (), seen.error) for seen in prepared]
+        outputs = self.networks.outputs(squares, thread, alone)
+        unknown = decide(self.bundle.detector, outputs.embeddings, len(squares))
+        rows = iter(zip(outputs.probabilities, unknown, strict=True))
         answers = []
         for seen in prepared:
             if seen.square is None:
                 answers.append(Answer(None, (), seen.error))
                 continue
-            row = next(rows)
+            row, (is_unknown, similarity) = next(rows)
             finite = math.isfinite(float(row.sum()))
             answers.append(
-                Answer(row, seen.quality_warnings)
+                Answer(row, seen.quality_warnings, "", is_unknown, similarity)
                 if finite
                 else Answer(None, (), "the model gave values that are not finite")
             )
@@ -434,5 +452,6 @@ def _warm_up(served: ModelVersion, max_batch_size: int) -> None:
     load_formats()
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
     served.networks.warm_up(picture, max_batch_size)
+    served.run([DecodedImage(picture, ())] * max_batch_size, 0, True)  # the cosines of unknown photos take memory too
     if served.explainer is not None:
         served.explainer.explain(picture[None], np.zeros(1, np.int64))

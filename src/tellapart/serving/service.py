@@ -142,6 +142,8 @@ class Service:
             served.counts.unreadable.inc(len(answers) - len(readable))
         if abstained := sum(abstains(served.bundle, row) for row in readable):
             served.counts.abstentions.inc(abstained)
+        if unknown := sum(answer.unknown for answer in answers):
+            served.counts.unknown.inc(unknown)
         return answers, call
 
     async def predict_all(

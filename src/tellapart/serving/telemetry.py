@@ -56,6 +56,9 @@ class Telemetry:
         self.abstentions = Counter(
             "tellapart_abstentions", "Images on which the model abstained.", _MODEL, registry=own
         )
+        self.unknown = Counter(
+            "tellapart_unknown_images", "Images that are none of the known classes.", _MODEL, registry=own
+        )
         self.quality_warnings = Counter(
             "tellapart_quality_warnings", "Images worse than those that the accuracy was measured on.",
             (*_MODEL, "measure"),
@@ -134,6 +137,7 @@ class ModelCounts:
         self.unreadable = telemetry.unreadable.labels(*self._names)
         self.batch_size = telemetry.batch_size.labels(*self._names)
         self.abstentions = telemetry.abstentions.labels(*self._names)
+        self.unknown = telemetry.unknown.labels(*self._names)
         self.queue, self.decode, self.network, self.whole = (
             telemetry.seconds.labels(*self._names, stage) for stage in ("queue", "decode", "network", "whole")
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tellapart.bundles.bundle import BundleRecord
+from tellapart.unknown import UnknownDetector
 
 _MEASURES = {
     "sharpness": "sharpness (standard deviation of the Laplacian, grey levels)",
@@ -20,8 +21,13 @@ _MEASURES = {
 }
 
 
-def model_card(record: BundleRecord) -> str:
-    """Return the card as Markdown."""
+def model_card(record: BundleRecord, detector: UnknownDetector | None = None) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        record: of the bundle.
+        detector: of photos of no known class; None: the bundle has none.
+    """
     lines = [
         f"# {record.name}",
         "",
@@ -45,7 +51,7 @@ def model_card(record: BundleRecord) -> str:
         "",
         *_quality_lines(record.quality_range),
         "",
-        "It always names one of its classes: a picture of anything else gets the class that it resembles most.",
+        _unknown_sentence(detector),
         "",
         "## Where it comes from",
         "",
@@ -82,6 +88,18 @@ def _sets_sentence(record: BundleRecord) -> str:
     return (
         f"All classes with a probability of at least {record.threshold:.3f} together hold the true one in "
         f"{record.coverage:.0%} of photos like these; where that is not exactly one class the model abstains."
+    )
+
+
+def _unknown_sentence(detector: UnknownDetector | None) -> str:
+    always = "It always names one of its classes: a picture of anything else gets the class that it resembles most"
+    if detector is None:
+        return f"{always}. It cannot tell such pictures."
+    return (
+        f"{always}, and is called unknown where it is less like the training photos (cosine of the embeddings to the "
+        f"nearest of {len(detector.references):,} references below {detector.threshold:.3f}) than at least "
+        f"{1 - detector.refused:.0%} of photos of its classes are. How often that finds a picture of something else "
+        "depends on what it is: the run's report says so."
     )
 
 

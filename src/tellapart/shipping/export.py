@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import (
     NAME,
+    UNKNOWN_FILE,
     Artefact,
     Bundle,
     BundleRecord,
@@ -50,7 +51,7 @@ from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.shipping.card import model_card
-from tellapart.shipping.formats import FORMATS, Network, save_explanation
+from tellapart.shipping.formats import FORMATS, WITHOUT_EMBEDDING, Network, save_explanation
 from tellapart.shipping.proofs import prove
 
 logger = logging.getLogger(__name__)
@@ -128,14 +129,15 @@ def export(
                 reference_images=_write_reference_images(part, known, photos),
             )
             _write_reference(part, known, photos)
-        write_text(part / "card.md", model_card(record))
+            _write_unknown(part, folder, formats, announce)
+        write_text(part / "card.md", model_card(record, classifier.detector))
         write_record(part, record)
         # Opened before it is put in place: what cannot be opened here cannot be opened anywhere.
-        version = open_bundle(part).version
+        bundle = open_bundle(part)
         _replace(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Bundle(place, record, version)
+    return replace(bundle, folder=place)
 
 
 @dataclass(frozen=True)
@@ -320,6 +322,19 @@ def _write_reference(part: Path, known: _Known, photos: _Photos) -> None:
     chosen = photos.at("validation")[:_EMBEDDINGS]
     embeddings = known.features[chosen].astype(np.float16)
     np.savez_compressed(part / "reference.npz", embeddings=embeddings, labels=photos.numbers[chosen])
+
+
+def _write_unknown(part: Path, run: Path, formats: Sequence[str], announce: Callable[[str], None]) -> None:
+    """Copy what tells photos of no known class, or say that the bundle cannot, or one of its formats."""
+    folder = RunFolder(run)
+    if not folder.unknown_path.is_file():
+        why = (folder.metrics().get("unknown") or {}).get("missing", "The run has no unknown.npz: train it again.")
+        announce(f"No photo will be called none of the known classes. {why}")
+        return
+    shutil.copyfile(folder.unknown_path, part / UNKNOWN_FILE)
+    for format_ in formats:
+        if format_ in WITHOUT_EMBEDDING:
+            announce(f"The {format_} model gives no embeddings: it alone cannot call a photo unknown.")
 
 
 def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[str, tuple[float, ...]]:

@@ -189,6 +189,9 @@ FORMATS: dict[str, Callable[[Network, Path], Path]] = {
 }
 """What can be added to ONNX: each writes a file or folder into a folder, and returns it."""
 
+WITHOUT_EMBEDDING = frozenset({"keras"})
+"""Formats whose files give probabilities alone."""
+
 
 def convert_to_onnx(saved_model: Path, path: Path) -> None:
     """SavedModel → ONNX, for Keras' own export leaves constants of EfficientNet behind as inputs.

@@ -31,6 +31,7 @@ export function turnTo(picture) {
 export function inWords({ state, answer, error }) {
   if (state === "failed") return explained(error)[0];
   if (state !== "done") return "is being looked at";
+  if (answer.unknown) return `none of the known classes, nearest ${answer.label}`;
   return answer.abstains ? `not sure: ${either(answer.prediction_set) || "no class is likely enough"}` : `${answer.label}, ${percent(answer.probability)}${answer.quality_warnings.length ? ", unusual photo" : ""}`;
 }
 
@@ -69,7 +70,14 @@ export function showAnswer() {
   showHeat(now.picture, now.picture.shown);
 }
 
-function headline({ label, probability, abstains, prediction_set: set }) {
+function headline({ label, probability, abstains, unknown, prediction_set: set }) {
+  if (unknown) {
+    const refused = now.model?.unknown?.refused;
+    $("eyebrow").textContent = "Unlike what the model knows";
+    $("headline").textContent = "None of the known classes";
+    $("sentence").textContent = `The nearest is ${label}.${refused ? ` Of photos that do show a known class, ${whole(refused)} at most are refused like this.` : ""}`;
+    return;
+  }
   $("eyebrow").textContent = abstains ? "No single answer" : "It is most likely";
   $("headline").textContent = abstains ? "I am not sure" : label;
   const coverage = now.model?.coverage ? ` For photos like those it was measured on, such a list holds the right one ${whole(now.model.coverage)} of the time.` : "";
@@ -85,12 +93,12 @@ function qualityNote({ quality_warnings: measures }) {
     ? `This photo is unlike those that the model was measured on: ${reasons.join(", ")}. The answer may be wrong.` : "";
 }
 
-function bars({ top, prediction_set: set, abstains }) {
+function bars({ top, prediction_set: set, abstains, unknown }) {
   const listed = allBars ? top : top.slice(0, FEW_BARS);
   $("bars").replaceChildren(...listed.map(({ label, probability }) => {
     const button = make("button", { type: "button", "aria-pressed": String(label === now.picture.shown) },
       make("span", { className: "name", textContent: label }), make("span", { className: "share", textContent: percent(probability) }), bar(probability));
-    button.classList.toggle("in-set", abstains ? set.includes(label) : label === top[0].label);
+    button.classList.toggle("in-set", !unknown && (abstains ? set.includes(label) : label === top[0].label));
     button.addEventListener("click", () => showHeat(now.picture, label));
     return make("li", {}, button);
   }));

@@ -163,8 +163,8 @@ function thumbOf(picture) {
 
 function changed(picture) {
   const { thumb, state, answer } = picture, words = `${picture.name}: ${inWords(picture)}`;
-  thumb.lastElementChild.textContent = { done: answer?.abstains ? "not sure" : answer?.label, failed: "no answer" }[state] ?? "…";
-  thumb.classList.toggle("unsure", state === "done" && (answer.abstains || answer.quality_warnings.length > 0));
+  thumb.lastElementChild.textContent = { done: answer?.unknown ? "unknown" : answer?.abstains ? "not sure" : answer?.label, failed: "no answer" }[state] ?? "…";
+  thumb.classList.toggle("unsure", state === "done" && (answer.unknown || answer.abstains || answer.quality_warnings.length > 0));
   thumb.classList.toggle("failed", state === "failed");
   thumb.setAttribute("aria-label", words);
   thumb.title = words;
@@ -246,6 +246,7 @@ wirePasteAndDrop();
 wireKeyDialog();
 liveCamera(async (file, signal) => {
   const { predictions: [found] } = await ask(`predict?${query({ top_k: 1, quality: "false" })}`, { body: file, signal });
+  if (found.unknown) return `None of the known classes; nearest ${found.label}`;
   return found.abstains ? `Not sure: ${either(found.prediction_set) || found.label}` : `${found.label}, ${percent(found.probability)}`;
 }, (file) => add([file]));
 $("model").addEventListener("change", () => choose($("model").value, ""));
