@@ -129,6 +129,11 @@ class Train(Section):
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
         "auto", description="auto measures both and keeps the faster"
     )
+    balance: Literal["none", "auto"] = Field(
+        "none",
+        description="auto: where a class has ten times the photos of another, the network is moved towards rare "
+        "classes as far as macro F1 on validation asks for",
+    )
     deterministic: bool = Field(False, description="the same weights, bit for bit, on the same machine")
     seed: int = Field(0, description="of initial weights, order, augmentation and dropout")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
 from tellapart.evaluation.balance import STRENGTHS, choose_strength, shift_of, shifted
+from tellapart.evaluation.calibration import at_temperature
+from tellapart.models.temperature import with_temperature
 
 
 def test_all_the_way_takes_the_shares_out_of_the_probabilities():
@@ -45,3 +48,12 @@ def test_classes_of_nearly_one_size_are_left_alone():
     counts, rng = np.array([100, 80, 50]), np.random.default_rng(0)
     true, said = long_tailed(counts, 500, rng)
     assert choose_strength(true, said, counts) == 0.0
+
+
+def test_a_network_that_was_moved_says_what_the_arithmetic_says():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax", name="probabilities")])
+    given, counts = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32), np.array([900, 90, 10])
+    said = model.predict_on_batch(given).astype(np.float64)
+    moved = with_temperature(model, 2.0, shift_of(counts, 0.75)).predict_on_batch(given)
+    np.testing.assert_allclose(moved, at_temperature(shifted(said, shift_of(counts, 0.75)), 2.0), rtol=1e-4)

@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-IMBALANCE = 3.0
+IMBALANCE = 10.0
 """Times the photos of the smallest class that the largest one has, from where on it is tried."""
 _SMALLEST = 1e-12
 

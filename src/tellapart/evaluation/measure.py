@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tellapart.data.cache import Pictures
 from tellapart.errors import InputError
+from tellapart.evaluation.balance import choose_strength, shift_of, shifted
 from tellapart.evaluation.calibration import at_temperature, fit_temperature
 from tellapart.evaluation.curves import draw_curves
 from tellapart.evaluation.features import features_and_probabilities, save_outputs
@@ -51,7 +52,7 @@ def measure(
         progress: called with ("predicting", done, total).
 
     Returns:
-        ``temperature`` (None without validation photos), ``unknown`` as `fit_unknown` gives it, and ``train``,
+        ``temperature`` and ``balance`` as `calibrate` gives them, ``unknown`` as `fit_unknown` gives it, and ``train``,
         ``validation`` and ``test``, each as `classification_metrics` gives it, ``train`` without intervals; a split
         without photos is missing.
     """
@@ -62,13 +63,13 @@ def measure(
         model, pictures, progress
     )
     # Before the table is written: the run, its table and its bundle must give one probability.
-    probabilities, temperature = calibrate(run, model, predicted, frame, classes)
+    probabilities, calibration = calibrate(run, model, predicted, frame, classes)
     save_outputs(run, features, probabilities)
     table = prediction_table(frame, probabilities, classes)
     write_text(run.predictions_path, csv_text(table))
     draw_curves(history, best, run.path / "curves.png")
     unknown = fit_unknown(run, features, frame, classes)
-    return {"temperature": temperature, "unknown": unknown, **measure_sides(frame, probabilities, classes)}
+    return {**calibration, "unknown": unknown, **measure_sides(frame, probabilities, classes)}
 
 
 def _by_features(
@@ -90,8 +91,10 @@ def _by_features(
 
 def calibrate(
     run: RunFolder, model: keras.Model, probabilities: NDArray[np.float32], frame: pd.DataFrame, classes: list[str]
-) -> tuple[NDArray[np.float32], float | None]:
+) -> tuple[NDArray[np.float32], dict[str, float | None]]:
     """Divide a network's logits by the temperature that suits the validation photos, and save it as ``model.keras``.
+
+    Where the recipe asks for balance, they are moved towards rare classes first (`tellapart.evaluation.balance`).
 
     Args:
         run: the run folder.
@@ -101,16 +104,23 @@ def calibrate(
         classes: names in the order of the network's outputs.
 
     Returns:
-        The probabilities of the calibrated network, and the temperature; without validation photos `probabilities` as
-        they are, and None.
+        The probabilities of the calibrated network, and ``temperature`` and ``balance`` (how far it was moved, 0 to 1);
+        without validation photos `probabilities` as they are, None and 0.
     """
     held_out = (frame["split"] == "validation").to_numpy()
     if not held_out.any():
-        return probabilities, None
-    true = class_numbers(frame, classes)
-    temperature = fit_temperature(true[held_out], probabilities[held_out].astype(np.float64))
-    save_network(with_temperature(model, temperature), run.model_path)
-    return at_temperature(probabilities.astype(np.float64), temperature).astype(np.float32), temperature
+        return probabilities, {"temperature": None, "balance": 0.0}
+    true, said, strength = class_numbers(frame, classes), probabilities.astype(np.float64), 0.0
+    counts = np.bincount(true[(frame["split"] == "train").to_numpy()], minlength=len(classes))
+    # The members of an ensemble were moved already.
+    if run.recipe().train.balance == "auto" and not run.record().request.ensemble:
+        strength = choose_strength(true[held_out], said[held_out], counts)
+    shift = shift_of(counts, strength) if strength else None
+    said = said if shift is None else shifted(said, shift)
+    temperature = fit_temperature(true[held_out], said[held_out])
+    save_network(with_temperature(model, temperature, shift), run.model_path)
+    found: dict[str, float | None] = {"temperature": temperature, "balance": strength}
+    return at_temperature(said, temperature).astype(np.float32), found
 
 
 def fit_unknown(

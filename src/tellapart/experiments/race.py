@@ -20,6 +20,7 @@ import numpy as np
 from tellapart.data.cache import default_cache
 from tellapart.data.scan import find_photos
 from tellapart.errors import InputError, TellapartError, TrainingStoppedError
+from tellapart.evaluation.balance import IMBALANCE
 from tellapart.evaluation.wording import duration
 from tellapart.experiments.ensembling.ensemble_run import write_joined
 from tellapart.experiments.ensembling.members import Member
@@ -44,6 +45,7 @@ SECONDS = 600.0
 """The time of a race that names none."""
 FIRST_BACKBONE = "mobilenet_v2"
 """Whose weights are fetched where none are at hand: the smallest of those that do well."""
+_BALANCE = "train.balance=auto"
 _NAMES = ("head", "from scratch", "fine-tuned")
 _SHARED = ("data.split", "data.split_seed", "data.max_pixels", "train.seed", "train.deterministic")
 """Settings that all candidates can share; with any other a run has one recipe, and no race."""
@@ -83,6 +85,7 @@ class Entry:
         correct: validation photos that it names rightly; None: it was given up.
         accuracy: on validation; of the last look where it was given up.
         loss: on validation, calibrated; None: it was given up.
+        f1: macro F1 on validation; None: it was given up.
         outcome: "won", "beaten", "given up" or "failed".
         why: in words, where it was given up or failed.
     """
@@ -95,6 +98,7 @@ class Entry:
     correct: int | None
     accuracy: float | None
     loss: float | None
+    f1: float | None = None
     outcome: str = "beaten"
     why: str = ""
 
@@ -170,7 +174,7 @@ def _at_hand() -> str:
 
 
 def _pretrained(backbone: str, changes: Sequence[str]) -> Recipe:
-    return load_recipe("transfer", [*changes, f"model.name={backbone}"])
+    return load_recipe("transfer", [*changes, f"model.name={backbone}", _BALANCE])
 
 
 def run_race(
@@ -250,7 +254,7 @@ class _Race:
         place = "from scratch"
         if self._is_over(place) or (backbone and self.left < 2 * _SECONDS_TO_BEGIN):
             return
-        recipe, plan = load_recipe("fast", self.changes), None
+        recipe, plan = load_recipe("fast", [*self.changes, _BALANCE]), None
         if not self._place(place).is_begun:
             plan = self._plan_again(recipe)
             if backbone and plan.share < 1:
@@ -382,7 +386,7 @@ class _Race:
             return
         root, files, _ = find_photos(Path(self.request.photos))
         paths = [root / path for path in files["path"]]
-        recipe = _pretrained(backbone, self.changes) if backbone else load_recipe("fast", self.changes)
+        recipe = _pretrained(backbone, self.changes) if backbone else load_recipe("fast", [*self.changes, _BALANCE])
         plan = plan_for_time(paths, files["label"].nunique(), recipe, self.left)
         if plan.share < 1:
             self.observer.announce(
@@ -423,14 +427,15 @@ class _Race:
         place = self._place(name)
         image_px = stages_of(place.recipe())[-1].image_px
         entry = Entry(
-            name, recipe.model.name, image_px, seconds, watch.epochs, None, watch.accuracy, None, outcome, why
+            name, recipe.model.name, image_px, seconds, watch.epochs, None, watch.accuracy, None, None, outcome, why
         )
         if not place.is_finished:
             return entry
         return _measured(entry, place)
 
     def _best(self) -> Entry | None:
-        return best_of(self.entries)
+        counts = self.folder.readable().query("split == 'train'")["label"].value_counts()
+        return best_of(self.entries, balanced=counts.max() < IMBALANCE * counts.min())
 
     def _save(self) -> None:
         self.spent = time.time() - self.started
@@ -476,10 +481,18 @@ _KEPT = frozenset({"environment.json", "manifest.csv", "health.json", "log.jsonl
 """Files of the winner that stay where they are: the race has its own, or needs them to go on after a kill."""
 
 
-def best_of(entries: Sequence[Entry]) -> Entry | None:
-    """Return the best of those that were measured: by validation photos named rightly, then by the loss."""
-    measured = [entry for entry in entries if entry.correct is not None]
-    return min(measured, key=lambda entry: (-(entry.correct or 0), entry.loss), default=None)
+def best_of(entries: Sequence[Entry], *, balanced: bool = True) -> Entry | None:
+    """Return the best of those that were measured, on validation.
+
+    Args:
+        entries: of all candidates.
+        balanced: whether photos named rightly decide, then the loss; else the macro F1 does.
+    """
+
+    def order(entry: Entry) -> tuple[float, float]:
+        return (-float(entry.correct or 0), entry.loss or 0.0) if balanced else (-(entry.f1 or 0.0), entry.loss or 0.0)
+
+    return min((entry for entry in entries if entry.correct is not None), key=order, default=None)
 
 
 class _Watch:
@@ -510,7 +523,7 @@ class _Watch:
 def _measured(entry: Entry, place: RunFolder) -> Entry:
     found = place.metrics()["validation"]
     correct = round(found["accuracy"] * found["num_images"])
-    return replace(entry, correct=correct, accuracy=found["accuracy"], loss=found["loss"])
+    return replace(entry, correct=correct, accuracy=found["accuracy"], loss=found["loss"], f1=found["f1_macro"])
 
 
 def _said(entry: Entry) -> str:

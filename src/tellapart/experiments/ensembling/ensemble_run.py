@@ -17,7 +17,7 @@ from scipy.special import softmax
 from tellapart.data.cache import Pictures, open_rows
 from tellapart.errors import RunError
 from tellapart.evaluation.features import features_and_probabilities, save_outputs
-from tellapart.evaluation.measure import calibrate, measure_sides
+from tellapart.evaluation.measure import calibrate, fit_unknown, measure_sides
 from tellapart.evaluation.predict import predict_arrays, predict_pictures, prediction_table
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.ensembling.members import Member
@@ -105,10 +105,11 @@ def write_joined(
         root, frame, image_px, folder=cache, max_pixels=recipe.data.max_pixels, progress=progress
     ) as pictures:
         features, said = _asked(model, members, weights, frame, pictures, progress)
-    probabilities, temperature = calibrate(run, model, said, frame, classes)
+    probabilities, calibration = calibrate(run, model, said, frame, classes)
     save_outputs(run, features, probabilities)
     write_text(run.predictions_path, csv_text(prediction_table(frame, probabilities, classes)))
-    metrics = {"temperature": temperature, **measure_sides(frame, probabilities, classes)}
+    unknown = fit_unknown(run, features, frame, classes)
+    metrics = {**calibration, "unknown": unknown, **measure_sides(frame, probabilities, classes)}
     write_json(run.metrics_path, metrics | _cost(members))
     agreement = _agreement(frame, said, members, weights, resized=_sizes(model) > 0)
     if not agreement.resized and agreement.largest_difference > TOLERANCE:
