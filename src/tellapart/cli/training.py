@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ def train(
     image_px: Annotated[int | None, typer.Option(help="Side of the pictures (data.image_px).")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step (train.batch_size).")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate (train.learning_rate).")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or gpu [default: a GPU where there is one].")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation (train.seed).")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting: train.epochs=3. Can be repeated.")
@@ -63,7 +65,9 @@ def train(
     """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
+    _choose_device(device)
     import_quietly("keras")
+    _check_device(device)
     from tellapart.experiments.race import describe_race, is_race
     from tellapart.records import Observer
     from tellapart.run import describe, reopen
@@ -112,6 +116,26 @@ def train(
     show_run(run)
 
 
+def _choose_device(device: str | None) -> None:
+    """Hide the GPUs where none is wanted: both backends look for them once, when they are imported."""
+    if device not in (None, "cpu", "gpu"):
+        raise InputError(f"--device is {device!r}. Expected cpu or gpu.")
+    if device == "cpu":
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+
+
+def _check_device(device: str | None) -> None:
+    from tellapart.training.environment import accelerators
+
+    if device == "gpu" and not accelerators():
+        import keras
+
+        raise InputError(
+            f"--device gpu: {keras.backend.backend()} sees no GPU here. tellapart doctor says what it sees; the extras "
+            "cuda and jax-cuda bring what NVIDIA GPUs need."
+        )
+
+
 def _refuse_beside_resume(given: dict[str, Any]) -> None:
     """Refuse what a resumed run would have to ignore: half of it by one recipe and half by another is no run."""
     contradicting = [name for name, value in given.items() if value]
@@ -154,6 +178,19 @@ def reproduce(
         raise typer.Exit(1)
 
 
+def _verdict(test: dict[str, Any]) -> str:
+    """Say in a line what to expect of the model, and where it is worst."""
+    from tellapart.cli.show import escaped
+
+    low, high = (100 * end for end in test["intervals"]["accuracy"])
+    share = f"{100 * test['accuracy']:.1f} % ({low:.1f} to {high:.1f} %)"
+    line = f"Expect {share} of new photos like these to be named rightly"
+    name, worst = min(test["per_class"].items(), key=lambda item: item[1]["recall"])
+    if worst["recall"] < test["accuracy"]:
+        line += f"; fewest of {escaped(name)}: {100 * worst['recall']:.0f} % of {worst['num_images']}"
+    return line + "."
+
+
 def _of_extension(found: dict[str, Any]) -> str:
     """Say what joining new photos did."""
     classes = f" and the classes {', '.join(found['new_classes'])}" if found["new_classes"] else ""
@@ -173,6 +210,8 @@ def show_run(run: Any) -> None:
     output.print(metrics_table(metrics))
     if "race" in metrics:
         output.print(race_table(metrics["race"]))
+    if "test" in metrics:
+        output.print(_verdict(metrics["test"]))
     if extension := metrics.get("extension"):
         output.print(_of_extension(extension))
     speed = f" at {metrics['images_per_second']:.0f} images/s" if metrics.get("images_per_second") else ""

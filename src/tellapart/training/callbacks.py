@@ -25,6 +25,10 @@ class OutOfTimeError(Exception):
     """An epoch would end after the run must be over: it is given up."""
 
 
+_CURVE_LENGTH = 16
+"""Looks at the validation photos that the progress line shows."""
+
+
 class EvaluatedWeights(keras.callbacks.Callback):
     """Validates the weights that would be kept: averaged, with statistics from clean photos.
 
@@ -232,7 +236,7 @@ class Journal(keras.callbacks.Callback):
         self._what = f"epoch {epoch + 1} of {self.state.epochs} at {self.state.current.image_px} px"
         seen = [row["val_accuracy"] for row in self.state.history if "val_accuracy" in row]
         if seen:
-            self._what += f", validation accuracy {seen[-1]:.3f}"
+            self._what += f", validation {_curve(seen)} {seen[-1]:.3f}"
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the running loss now and then: each look waits for the device."""
@@ -256,6 +260,13 @@ class Journal(keras.callbacks.Callback):
         self.run.write_history(history)
         self.run.log("epoch", **history[-1], best_epoch=best.epoch if best else None)
         self.observer.watch(history[-1] | {"progress": self.state.progress})
+
+
+def _curve(values: Sequence[float]) -> str:
+    """Return the last values as a line of blocks, the lowest of them all at the bottom."""
+    low, high = min(values), max(values)
+    blocks = "▁▂▃▄▅▆▇█"
+    return "".join(blocks[round(7 * (value - low) / (high - low or 1.0))] for value in values[-_CURVE_LENGTH:])
 
 
 def tensorboard(run: RunFolder) -> Sequence[keras.callbacks.Callback]:
