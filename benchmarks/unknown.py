@@ -137,7 +137,7 @@ def trained(photos: Photos, folder: Path, seconds: float, without: str | None = 
         frame = frame.assign(path=[str(root / path) for path in frame["path"]])
         frame[frame["label"] != without][["path", "label"]].to_csv(table, index=False)
         tellapart.train(
-            table, time_budget=seconds, split_from=photos.table.path, out=folder, cache=photos.cache
+            table, recipe="fast", time_budget=seconds, split_from=photos.table.path, out=folder, cache=photos.cache
         )  # its test photos are those of the table
         forget_networks()
     return run

@@ -182,7 +182,8 @@ def reopen(path: Path, photos: str | os.PathLike[str] | None) -> RunFolder:
     folder = RunFolder(path)
     if not folder.is_begun:
         raise RunError(f"{path} is not a run folder (no recipe.toml). Expected one made by tellapart train.")
-    folder.refuse_ensemble()
+    if folder.record().request.race is None:  # a race that ended with an ensemble can be finished
+        folder.refuse_ensemble()
     if photos is not None:
         record = folder.record()
         request = record.request.model_copy(update={"photos": os.path.abspath(photos)})

@@ -369,7 +369,13 @@ class RunFolder:
         Raises:
             RunError: it is an ensemble.
         """
-        if members := self.record().request.ensemble:
+        request = self.record().request
+        if request.ensemble and request.race is not None:
+            raise RunError(
+                f"{self.path} is an ensemble that won a race: it was not trained by one recipe. Run the race again: "
+                f"tellapart train {request.photos}."
+            )
+        if members := request.ensemble:
             raise RunError(
                 f"{self.path} is an ensemble of {', '.join(members)}: it was not trained itself. Train or reproduce "
                 "those runs, and combine them again with tellapart ensemble."

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tellapart.experiments.extend import extended_photos, extended_request, measure_extension
-from tellapart.experiments.race import begin_race, is_race, run_race
+from tellapart.experiments.race import begin_race, describe_race, is_race, run_race
 from tellapart.models.weights import with_weights_at_hand
 from tellapart.records import Observer
-from tellapart.run import Run, begin, reopen, run_stages
+from tellapart.run import Run, begin, describe, reopen, run_stages
 from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.settings import Machine, Recipe, fitting_recipe, load_recipe
 
@@ -128,6 +128,13 @@ def begin_any(
     if is_race(recipe, changes, request):
         return begin_race(changes, request, out)
     return begin(chosen_recipe(recipe, changes, request), request, out)
+
+
+def describe_any(recipe: Recipe | str | Path | None, changes: Sequence[str], request: RunRequest) -> list[str]:
+    """Return lines that say what a run, or a race, would do, without making a folder; arguments as for `begin_any`."""
+    if is_race(recipe, changes, request):
+        return describe_race(changes, request)
+    return describe(chosen_recipe(recipe, changes, request), request)
 
 
 def begin_extension(

@@ -8,16 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 import tellapart
 from tellapart.errors import InputError
 from tellapart.experiments import race
-from tellapart.experiments.race import Entry, _GivenUpError, _Watch, best_of, is_race
+from tellapart.experiments.backbone_choice import try_backbones
+from tellapart.experiments.race import Entry, _GivenUpError, _Watch, begin_race, best_of, is_race
 from tellapart.models.backbones import backbone_network, inside_of
+from tellapart.preparation import prepare
 from tellapart.records import Observer
 from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.sections import Backbone
@@ -57,6 +61,8 @@ def test_most_photos_named_rightly_win_then_the_lower_loss():
     entries = [entry("a", 90, 0.3), entry("b", 91, 0.9), entry("c", 91, 0.4), entry("d", None, None)]
     assert best_of(entries).name == "c"
     assert best_of(entries[3:]) is None
+    rare = [replace(entries[0], f1=0.8), replace(entries[1], f1=0.6)]
+    assert best_of(rare, balanced=False).name == "a", "where classes are ten to one the macro F1 decides"
 
 
 @pytest.mark.parametrize(
@@ -114,6 +120,22 @@ def test_a_race_keeps_its_time_and_the_best_on_validation(photos, cache, tmp_pat
     assert len(folder.predictions()[0]) == len(folder.readable()) == 360
     assert list(cache.glob("features-*/features.f32")), "what was seen once is kept for the next run"
     assert not list((run.path / "race").rglob("*.keras")), "losers leave their figures, not their networks"
+
+
+@pytest.mark.integration
+def test_of_several_networks_the_one_whose_head_loses_least_is_begun_from(photos, cache, tmp_path):
+    shelf, random = cache / "weights", backbone_network(Backbone(name="mobilenet_v2"), 2, 96)
+    blind = [np.zeros_like(weight) for weight in inside_of(random).get_weights()]
+    inside_of(random).set_weights(blind)  # whose features are the same for all photos
+    inside_of(random).save_weights(shelf / "mobilenet_v2.weights.h5")
+    folder = begin_race([], RunRequest(photos=str(photos)), tmp_path / "run")
+    prepare(folder, folder.recipe(), Observer())
+    names = ["mobilenet_v2", "mobilenet_v3_small"]
+    tried = try_backbones(names, folder, 96, cache, until=time.time() + 600, observer=Observer())
+    assert [each.name for each in tried] == names
+    assert tried[1].loss < tried[0].loss
+    assert tried[0].loss == pytest.approx(np.log(10), abs=0.2), "ten classes, and nothing to tell them by"
+    assert len(try_backbones(names, folder, 96, cache, until=0.0, observer=Observer())) == 1
 
 
 @pytest.mark.integration

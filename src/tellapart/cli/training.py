@@ -68,45 +68,37 @@ def train(
     _choose_device(device)
     import_quietly("keras")
     _check_device(device)
-    from tellapart.experiments.race import describe_race, is_race
     from tellapart.records import Observer
-    from tellapart.run import describe, reopen
+    from tellapart.run import reopen
     from tellapart.run_folder import RunRequest
     from tellapart.settings import machine_from, parse_duration
-    from tellapart.verbs import begin_any, begin_extension, chosen_recipe, go_on
+    from tellapart.verbs import begin_any, begin_extension, describe_any, go_on
 
     named = {
         "model.name": model, "train.epochs": epochs, "data.image_px": image_px, "train.batch_size": batch_size,
         "train.learning_rate": lr, "train.seed": seed,
     }  # fmt: skip
     changes = [f"{name}={value}" for name, value in named.items() if value is not None] + list(set_ or ())
+    beside = {"--split-from": split_from, "--begin-from": begin_from, "--dry-run": dry_run}
+    seconds = parse_duration(time_) if time_ else None
     if resume is not None:
-        _refuse_beside_resume({
-            "--recipe": recipe, "--set": changes, "--time": time_, "--out": out, "--split-from": split_from,
-            "--begin-from": begin_from, "--extend": extend, "--dry-run": dry_run,
-        })  # fmt: skip
+        others = {"--recipe": recipe, "--set": changes, "--time": time_, "--out": out, "--extend": extend}
+        _refuse_beside_resume(others | beside)
         folder = reopen(resume, photos)
     elif photos is None:
         raise InputError("No photos were given. Expected a folder of photos, or a run to resume: --resume RUN.")
     elif extend is not None:
-        given = {"--split-from": split_from, "--begin-from": begin_from, "--dry-run": dry_run}
-        if beside := [name for name, value in given.items() if value]:
-            raise InputError(f"{', '.join(beside)} cannot stand beside --extend, which takes both from its run.")
-        seconds = parse_duration(time_) if time_ else None
+        _refuse_beside_extend(beside)
         folder = begin_extension(photos, extend, recipe, changes, seconds, out)
     else:
         request = RunRequest(
             photos=str(photos),
-            time_budget=parse_duration(time_) if time_ else None,
+            time_budget=seconds,
             split_from=str(split_from) if split_from else None,
             begin_from=str(begin_from) if begin_from else None,
         )
         if dry_run:
-            if is_race(recipe, changes, request):
-                lines = describe_race(changes, request)
-            else:
-                lines = describe(chosen_recipe(recipe, changes, request), request)
-            for line in lines:
+            for line in describe_any(recipe, changes, request):
                 announce(line)
             return
         folder = begin_any(recipe, changes, request, out)
@@ -143,6 +135,13 @@ def _refuse_beside_resume(given: dict[str, Any]) -> None:
         raise InputError(
             f"A resumed run keeps its recipe, time budget and folder; got {', '.join(contradicting)} as well. Leave "
             "that out to go on with the run, or leave out --resume to train a new one."
+        )
+
+
+def _refuse_beside_extend(given: dict[str, Any]) -> None:
+    if beside := [name for name, value in given.items() if value]:
+        raise InputError(
+            f"{', '.join(beside)} cannot stand beside --extend, which takes split and weights from its run."
         )
 
 

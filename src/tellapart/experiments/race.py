@@ -19,9 +19,10 @@ import numpy as np
 
 from tellapart.data.cache import default_cache
 from tellapart.data.scan import find_photos
-from tellapart.errors import InputError, TellapartError, TrainingStoppedError
+from tellapart.errors import InputError, RunError, TellapartError, TrainingStoppedError
 from tellapart.evaluation.balance import IMBALANCE
-from tellapart.evaluation.wording import duration
+from tellapart.evaluation.wording import duration, points
+from tellapart.experiments.backbone_choice import try_backbones
 from tellapart.experiments.ensembling.ensemble_run import write_joined
 from tellapart.experiments.ensembling.members import Member
 from tellapart.experiments.ensembling.weighting import choose
@@ -52,6 +53,10 @@ _SHARED = ("data.split", "data.split_seed", "data.max_pixels", "train.seed", "tr
 _CURVE = 0.75
 """An error falls at most as the share of the schedule that is done to this power: of 12 runs on two sets, none of which
 had a pretrained network, the fastest fell with 0.62 (docs/experiments.md)."""
+_CHOOSING = 0.1
+"""Of the time, in which pretrained networks are tried on a few photos, where several are at hand."""
+_FEATURES = 0.5
+"""Of the time, that the features of all photos may take: a network that is slower, in Keras, is not chosen."""
 _USEFUL = 1.25
 """Times the smallest error: a network that errs no more often than that still helps in an ensemble."""
 _PAYS = 0.01
@@ -215,26 +220,32 @@ class _Race:
         self.changes = self.request.race or []
         self.log = folder.path / "race.json"
         self.entries: list[Entry] = []
-        self.spent = 0.0
+        self.spent, self.winner = 0.0, ""
         if self.log.is_file():
             kept = read_json(self.log)
             self.entries, self.spent = [Entry(**entry) for entry in kept["entries"]], kept["seconds"]
+            self.winner = kept.get("winner", "")
         for place in (self._place(name) for name in _NAMES if not self._is_over(name)):
             # A candidate that was killed, or over just before its entry was written.
             self.spent += place.metrics().get("seconds_total") or seconds_spent(place.last_checkpoint)
 
     def run(self, started: float) -> Run:
         """Do what is not done yet."""
-        backbone = self._backbone()
-        began_at = time.time()
-        if backbone and began_at - started > 30:
-            started = began_at - 5.0  # weights that were downloaded are no part of the time
+        if self.winner:  # killed while its files were moved: what would be looked at again may be moved already
+            self.started = started - self.spent
+            return self._finish()
+        backbone = _at_hand()
+        if not backbone:
+            fetching = time.time()
+            backbone = self._fetched()
+            started += time.time() - fetching  # a download is no part of the time
         self.started = started - self.spent
         self.ends = self.started + (self.request.time_budget or SECONDS)
         self.observer.announce(f"Run folder: {self.folder.path}")
         self.observer.announce(self._intention(backbone))
         self._prepare(backbone)
         if backbone:
+            backbone = self._best_backbone(backbone)
             self._head(backbone)
         self._from_scratch(backbone)
         if backbone:
@@ -333,19 +344,21 @@ class _Race:
         weights = choose(of_truth, photos["unit"].tolist(), seed=self.folder.record().seed).chosen.weights
         gain = float((np.tensordot(weights, said, 1).argmax(axis=1) == true).mean()) - (best.accuracy or 0.0)
         if gain < _PAYS:
-            self.observer.announce(
-                f"An ensemble would name {gain:+.1%} of the validation photos rightly: not worth it."
-            )
+            self.observer.announce(f"An ensemble would bring {points(gain)} points on validation: not worth its time.")
             return
         if self.left < self._seconds_to_join():
-            self.observer.announce(f"An ensemble would bring {gain:+.1%} on validation; there is no time left for it.")
+            self.observer.announce(f"An ensemble would bring {points(gain)} points on validation: no time is left.")
             return
         place = self._place("ensemble")
         shutil.rmtree(place.path, ignore_errors=True)
         members = [(Member(run), float(weight)) for run, weight in zip(runs, weights, strict=True) if weight > 0]
         chosen, shares = zip(*members, strict=True)
         self.observer.announce(f"Candidate: an ensemble of {' and '.join(m.finished_run.name for m in chosen)}.")
-        write_joined(place.path, chosen, shares, runs, cache=self.cache, progress=self.observer.progress)
+        try:
+            write_joined(place.path, chosen, shares, runs, cache=self.cache, progress=self.observer.progress)
+        except RunError as error:  # the best single candidate is there all the same
+            self.observer.announce(f"warning: {error}")
+            return
         networks = " + ".join(entry.network for entry, weight in zip(measured, weights, strict=True) if weight > 0)
         entry = Entry("ensemble", networks, place.recipe().data.image_px, time.time() - began, 0, None, None, None)
         self.entries.append(_measured(entry, place))
@@ -359,10 +372,14 @@ class _Race:
         """Seconds that are left."""
         return self.ends - time.time()
 
-    def _backbone(self) -> str:
-        """Return the network whose weights are at hand, fetching the first one's where there are none; "": none."""
-        if found := _at_hand():
-            return found
+    def _fetched(self) -> str:
+        """Fetch the first network's weights, and return its name; "": there is no way to them."""
+        if os.environ.get("TELLAPART_OFFLINE"):
+            self.observer.announce(
+                "warning: no pretrained weights are at hand, and TELLAPART_OFFLINE forbids to fetch any: training from "
+                "scratch. tellapart weights add FILE brings them to this machine."
+            )
+            return ""
         try:
             self.observer.announce(f"Fetching the pretrained weights of {FIRST_BACKBONE} …")
             get(FIRST_BACKBONE)
@@ -373,6 +390,23 @@ class _Race:
             )
             return ""
         return FIRST_BACKBONE
+
+    def _best_backbone(self, first: str) -> str:
+        """Return which of the networks whose weights are at hand to begin from, by a head on a few photos."""
+        if self._place("head").is_begun:
+            return str(self._place("head").recipe().model.name)
+        names = [first, *(weights.name for weights in listed() if weights.path and weights.name != first)]
+        if len(names) == 1:
+            return first
+        until = time.time() + _CHOOSING * self.left
+        image_px = int(self._plan()["image_px"])
+        tried = try_backbones(names, self.folder, image_px, self.cache, until=until, observer=self.observer)
+        photos = len(self.folder.readable())
+        fast = [each for each in tried if photos * each.seconds_per_photo < _FEATURES * self.left]
+        best = min(fast, key=lambda each: each.loss, default=tried[0]).name
+        if best != first:
+            self.folder.update_record(time_plan=self._plan_again(_pretrained(best, self.changes)).to_dict())
+        return best
 
     def _intention(self, backbone: str) -> str:
         first = f"a head on what {backbone} sees, then " if backbone else ""
@@ -439,7 +473,8 @@ class _Race:
 
     def _save(self) -> None:
         self.spent = time.time() - self.started
-        write_json(self.log, {"seconds": self.spent, "entries": [asdict(entry) for entry in self.entries]})
+        entries = [asdict(entry) for entry in self.entries]
+        write_json(self.log, {"seconds": self.spent, "entries": entries, "winner": self.winner})
 
     # The end ----------------------------------------------------------------------------------------------------
 
@@ -450,6 +485,8 @@ class _Race:
             reasons = "; ".join(f"{entry.name}: {entry.why}" for entry in self.entries)
             raise TrainingStoppedError(f"No candidate could be trained ({reasons}).")
         self.entries = [replace(e, outcome="won") if e.name == best.name else e for e in self.entries]
+        self.winner = best.name
+        self._save()
         winner = self._place(best.name)
         metrics, record = winner.metrics(), winner.record()
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True) if winner.checkpoints.is_dir() else None

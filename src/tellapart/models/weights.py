@@ -5,8 +5,10 @@ A machine without a network trains from the shelf: files are brought there by ha
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,9 @@ import keras
 from tellapart.errors import InputError, nearest
 from tellapart.models.backbones import BACKBONES, at_hand, backbone_network, load_pretrained, shelf
 from tellapart.settings import Backbone
+
+_PATIENCE = 20.0
+"""Seconds without an answer after which a download has failed."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,20 @@ def get(name: str) -> Path | None:
     """
     network = _network(name)
     if at_hand(name) is None:
-        load_pretrained(network, Backbone(name=name, weights="imagenet"))
+        with _patience(_PATIENCE):
+            load_pretrained(network, Backbone(name=name, weights="imagenet"))
     return at_hand(name)
+
+
+@contextlib.contextmanager
+def _patience(seconds: float) -> Iterator[None]:
+    """Let a connection that says nothing fail after a time: behind some firewalls Keras would wait for minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def with_weights_at_hand(changes: Sequence[str]) -> list[str]:

@@ -1,0 +1,101 @@
+"""Which pretrained network to begin from: heads on what each sees of a few photos, and what a photo costs.
+
+Features of some hundred photos rank networks as those of all would, for the head is the same and the photos are alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from tellapart.data.cache import open_rows
+from tellapart.randomness import generator
+from tellapart.records import Observer
+from tellapart.run_folder import RunFolder
+from tellapart.sections import Backbone
+from tellapart.training.features import pretrained_extractor
+from tellapart.training.transfer import fit_head
+
+MOST_TRAINED, MOST_HELD_OUT = 400, 200
+"""Photos that the heads are fitted to, and judged by."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A pretrained network on a few photos.
+
+    Attributes:
+        name: as in ``model.name``.
+        loss: of its head, in nats, on validation photos that it was not fitted to.
+        seconds_per_photo: for its features, in Keras.
+    """
+
+    name: str
+    loss: float
+    seconds_per_photo: float
+
+
+def try_backbones(
+    names: Sequence[str], folder: RunFolder, image_px: int, cache: Path, *, until: float, observer: Observer
+) -> list[Tried]:
+    """Fit a head on what each network sees of a few photos, those that come first until the time is over.
+
+    Args:
+        names: of networks whose weights are at hand.
+        folder: with a table of photos and their split.
+        image_px: side of the pictures.
+        cache: the folder for decoded pictures and features.
+        until: when no further network is begun, by `time.time`; the first one is tried always.
+        observer: whom to tell.
+    """
+    photos, seed = folder.readable(), folder.record().seed
+    classes = sorted(photos["label"].unique())
+    chosen = [
+        generator(seed, "backbones", side).permutation(np.flatnonzero(photos["split"] == side))[:most]
+        for side, most in (("train", MOST_TRAINED), ("validation", MOST_HELD_OUT))
+    ]
+    rows = photos.iloc[np.concatenate(chosen)].reset_index(drop=True)
+    numbers = rows["label"].map({name: number for number, name in enumerate(classes)}).to_numpy(np.int64)
+    learned = len(chosen[0])
+    found: list[Tried] = []
+    with open_rows(folder.root, rows, image_px, folder=cache, progress=observer.progress) as pictures:
+        for name in names:
+            if found and time.time() > until:
+                break
+            extractor = pretrained_extractor(
+                Backbone.model_validate({"name": name, "weights": "imagenet"}), image_px, 0
+            )
+            next(iter(extractor.forward([pictures.batch(range(min(8, len(rows))))])))  # compiles
+            began = time.perf_counter()
+            features = extractor(pictures, None, observer.progress)
+            seconds = (time.perf_counter() - began) / len(rows)
+            loss = _loss(features, numbers, learned, len(classes), seed)
+            found.append(Tried(name, loss, seconds))
+            observer.announce(f"{name}: validation loss {loss:.3f} on a few photos, {1000 * seconds:.0f} ms each.")
+    return found
+
+
+def _loss(
+    features: NDArray[np.float32], numbers: NDArray[np.int64], learned: int, num_classes: int, seed: int
+) -> float:
+    """Return the loss of a head on the photos that it was not fitted to.
+
+    A class that none of the few training photos shows cannot be named: its photos are left out.
+    """
+    train, held_out = numbers[:learned], numbers[learned:]
+    known = np.unique(train)
+    seen = np.isin(held_out, known)
+    if len(known) < 2 or not seen.any():
+        return float("inf")
+    place = np.full(num_classes, -1, np.int64)
+    place[known] = np.arange(len(known))
+    new = features[learned:][seen]
+    kernel, bias, _ = fit_head(features[:learned], place[train], new, place[held_out[seen]], len(known), seed=seed)
+    said = log_softmax(new @ kernel + bias, axis=1)
+    return float(-said[np.arange(len(new)), place[held_out[seen]]].mean())
