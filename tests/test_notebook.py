@@ -40,7 +40,7 @@ def test_the_tour_runs_from_top_to_bottom(tmp_path: Path):
     script = tmp_path / "tour.py"
     script.write_text(_script())
     done = subprocess.run(
-        [sys.executable, script], cwd=tmp_path, env={**os.environ, "MPLBACKEND": "Agg"},
+        [sys.executable, script], cwd=tmp_path, env={**os.environ, "MPLBACKEND": "Agg", "TELLAPART_OFFLINE": "1"},
         capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -250,7 +250,7 @@ class _Race:
         self._from_scratch(backbone)
         if backbone:
             self._fine_tuned(backbone)
-        self._joined(backbone)
+        self._joined()
         return self._finish()
 
     # The candidates --------------------------------------------------------------------------------------------
@@ -263,6 +263,11 @@ class _Race:
     def _from_scratch(self, backbone: str) -> None:
         """The convnet, as long as its error may still fall below what the others reach."""
         place = "from scratch"
+        if self._best() is not None and not self._num_validation():
+            self.observer.announce(
+                "Without validation photos nothing can say what is better than the head: it is kept."
+            )
+            return
         if self._is_over(place) or (backbone and self.left < 2 * _SECONDS_TO_BEGIN):
             return
         recipe, plan = load_recipe("fast", [*self.changes, _BALANCE]), None
@@ -280,7 +285,7 @@ class _Race:
 
     def _fine_tuned(self, backbone: str) -> None:
         """The head's network, its upper layers trained on: what is left of the time, if that is enough."""
-        if not self._is_over("fine-tuned") and self._can_fine_tune(self.left):
+        if not self._is_over("fine-tuned") and self._num_validation() and self._can_fine_tune(self.left):
             self._run("fine-tuned", _pretrained(backbone, self.changes), self._plan())
 
     def _run(
@@ -311,7 +316,7 @@ class _Race:
             begin(recipe, request, place.path, prepared=self.folder.path)
             if plan is not None:
                 place.update_record(time_plan=plan.to_dict() if isinstance(plan, TimePlan) else plan)
-        watch = _Watch(self.observer, target, int((self.folder.readable()["split"] == "validation").sum()))
+        watch = _Watch(self.observer, target, self._num_validation())
         told = Observer(self.observer.progress, self.observer.announce, watch)
         before, outcome, why = seconds_spent(place.last_checkpoint), "beaten", ""
         self.observer.announce(f"Candidate: {name} ({recipe.model.name}, {recipe.data.image_px} px).")
@@ -328,11 +333,11 @@ class _Race:
         self.observer.announce(_said(entry))
         self._save()
 
-    def _joined(self, backbone: str) -> None:
+    def _joined(self) -> None:
         """All that were measured as one network, where validation says that it pays and the time allows it."""
         measured = [entry for entry in self.entries if entry.correct is not None]
         best = self._best()
-        if best is None or len(measured) < 2 or not backbone or self._is_over("ensemble"):
+        if best is None or len(measured) < 2 or not self._num_validation() or self._is_over("ensemble"):
             return
         began = time.time()
         places = [self._place(entry.name) for entry in measured]
@@ -451,6 +456,9 @@ class _Race:
         """Return about how long it takes to ask an ensemble: the head's network has said what it says already."""
         return _SECONDS_TO_JOIN + _SHRUNK * len(self.folder.readable())
 
+    def _num_validation(self) -> int:
+        return int((self.folder.readable()["split"] == "validation").sum())
+
     def _place(self, name: str) -> RunFolder:
         return RunFolder(self.folder.path / "race" / name.replace(" ", "-"))
 
@@ -558,7 +566,9 @@ class _Watch:
 
 
 def _measured(entry: Entry, place: RunFolder) -> Entry:
-    found = place.metrics()["validation"]
+    found = place.metrics().get("validation")
+    if found is None:  # a table that gives its photos a split without any
+        return replace(entry, correct=0, loss=0.0, f1=0.0)
     correct = round(found["accuracy"] * found["num_images"])
     return replace(entry, correct=correct, accuracy=found["accuracy"], loss=found["loss"], f1=found["f1_macro"])
 
