@@ -42,8 +42,15 @@ def prepared_folder(photos: str | os.PathLike[str], folder: Path, recipe: Recipe
     return folder
 
 
-def prepare(folder: RunFolder, recipe: Recipe, observer: Observer) -> None:
-    """Scan, check and split the photos of a folder that was created; ``manifest.csv`` comes last: then all is done."""
+def prepare(folder: RunFolder, recipe: Recipe, observer: Observer, cache: Path | None = None) -> None:
+    """Scan, check and split the photos of a folder that was created; ``manifest.csv`` comes last: then all is done.
+
+    Args:
+        folder: of the run.
+        recipe: only its section ``data`` counts.
+        observer: whom to tell, also what is wrong with the photos.
+        cache: the folder for caches, so that photos which were seen before are not read; None: all are.
+    """
     record = folder.record()
     request = record.request
     manifest = scan(
@@ -51,6 +58,7 @@ def prepare(folder: RunFolder, recipe: Recipe, observer: Observer) -> None:
         max_pixels=recipe.data.max_pixels,
         share=(record.time_plan or {}).get("share", 1.0),
         seed=recipe.data.split_seed,
+        cache=cache,
         progress=observer.progress,
     )
     pairs = near_duplicates(manifest)

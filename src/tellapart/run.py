@@ -236,10 +236,11 @@ def run_stages(
         recipe, deadline = _fit_into(folder, recipe, started - spent + budget, observer.announce)
 
     # Photos. Each stage leaves its file last of all it does: a killed run does again only what is not whole.
-    ahead = precision_ahead(recipe, Path(cache) if cache is not None else default_cache())
+    place = Path(cache) if cache is not None else default_cache()
+    ahead = precision_ahead(recipe, place)
     if not folder.has_photos:
-        prepare(folder, recipe, observer)
-    photos = open_photos(folder, recipe, cache, observer.progress, machine, ahead=True)
+        prepare(folder, recipe, observer, place if machine.cache_limit_gb else None)
+    photos = open_photos(folder, recipe, place, observer.progress, machine, ahead=True)
 
     # Training
     replayed = RunFolder(Path(request.replay)).record() if request.replay else None

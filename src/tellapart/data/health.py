@@ -9,12 +9,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.data.cache import default_cache
 from tellapart.data.duplicates import Tally, near_duplicates, tally
 from tellapart.data.oddities import grey, unreadable, unusual, wrong_extension
 from tellapart.data.scan import scan
@@ -32,12 +34,20 @@ Pairs = NDArray[np.int64]
 Check = Callable[[Manifest, Pairs], Iterable[Finding]]
 
 
-def check(photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, progress: Progress = no_progress) -> Health:
+def check(
+    photos: str | os.PathLike[str],
+    *,
+    max_pixels: int = 100_000_000,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress = no_progress,
+) -> Health:
     """Look for what would make numbers from these photos untrue. Nothing is changed.
 
     Args:
         photos: a folder per class, train/val/test folders of those, or a CSV or Parquet table.
         max_pixels: images that declare more are not decoded.
+        cache: the folder for caches: photos that were seen before, and have not changed, are not read; None: the user's
+            cache folder.
         progress: called with (what, done, total).
 
     Returns:
@@ -51,7 +61,8 @@ def check(photos: str | os.PathLike[str], *, max_pixels: int = 100_000_000, prog
         >>> [finding.kind for finding in health.findings]  # doctest: +SKIP
         ['conflicting_labels', 'unreadable']
     """
-    return examine(scan(photos, max_pixels=max_pixels, progress=progress), progress=progress)
+    place = Path(cache) if cache is not None else default_cache()
+    return examine(scan(photos, max_pixels=max_pixels, cache=place, progress=progress), progress=progress)
 
 
 def examine(

@@ -6,7 +6,7 @@ Knows nothing about splits, training or what is wrong with the data.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tellapart.data.decode import decode, resize
 from tellapart.data.image_file import decoding_threads, read_file, read_header
 from tellapart.data.listing import IMAGE_EXTENSIONS, looks_like_image
+from tellapart.data.scan_cache import ScanCache, Seen
 from tellapart.errors import DecodeError, InputError, nearest
 from tellapart.files import sha256
 from tellapart.randomness import generator
@@ -45,6 +46,7 @@ def scan(
     max_pixels: int = 100_000_000,
     share: float = 1.0,
     seed: int = 0,
+    cache: Path | None = None,
     progress: Progress = no_progress,
 ) -> Manifest:
     """Find all photos of a data set, read each once and describe it.
@@ -55,6 +57,7 @@ def scan(
         max_pixels: images that declare more are refused.
         share: of the photos that are looked at, above 0 to 1: a random part of each class, and of each given split.
         seed: of the part.
+        cache: the folder for caches: files that were seen before, and have not changed, are not read; None: all are.
         progress: called with ("reading photos", done, total).
 
     Returns:
@@ -65,23 +68,35 @@ def scan(
     """
     root, files, problems = find_photos(Path(photos))
     files = part_of(files, share, seed)
-    rows: list[dict[str, Any]] = []
-    thumbnails = np.zeros((len(files), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     paths = [root / path for path in files["path"]]
-    tasks = [paths[start : start + _TASK] for start in range(0, len(paths), _TASK)]
-    with ThreadPoolExecutor(decoding_threads(paths)) as pool:
-        try:
-            for found in pool.map(lambda task: [inspect(path, max_pixels) for path in task], tasks):
-                for row, thumbnail in found:
-                    thumbnails[len(rows)] = thumbnail
-                    rows.append(row)
-                progress("reading photos", len(rows), len(paths))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    kept = None if cache is None else ScanCache(cache, max_pixels, THUMBNAIL_PX)
+    seen = kept.known(paths) if kept is not None else {}
+    new = [place for place in range(len(paths)) if place not in seen]
+    read = _read([paths[place] for place in new], max_pixels, progress)
+    if kept is not None:
+        kept.keep([paths[place] for place in new], read)
+    seen |= dict(zip(new, read, strict=True))
+    rows = [seen[place][0] for place in range(len(paths))]
+    thumbnails = np.zeros((len(files), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
+    for place, (_, thumbnail) in seen.items():
+        thumbnails[place] = thumbnail
     frame = pd.concat([files.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
     frame["fingerprint"] = frame["fingerprint"].astype(np.uint64)
     return Manifest(root, frame, thumbnails, tuple(problems))
+
+
+def _read(paths: Sequence[Path], max_pixels: int, progress: Progress) -> list[Seen]:
+    """Read files, in their order."""
+    tasks, found = [paths[start : start + _TASK] for start in range(0, len(paths), _TASK)], list[Seen]()
+    with ThreadPoolExecutor(decoding_threads(paths)) as pool:
+        try:
+            for part in pool.map(lambda task: [inspect(path, max_pixels) for path in task], tasks):
+                found += part
+                progress("reading photos", len(found), len(paths))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
 
 
 def find_photos(photos: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]:
@@ -123,7 +138,7 @@ def part_of(files: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     return chosen
 
 
-def inspect(path: Path, max_pixels: int = 100_000_000) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+def inspect(path: Path, max_pixels: int = 100_000_000) -> Seen:
     """Read one file and return its manifest row and its (32, 32) uint8 grey thumbnail."""
     row: dict[str, Any] = {
         "bytes": 0, "sha256": "", "extension": path.suffix[1:].lower(), "format": "", "width": 0, "height": 0,

@@ -432,7 +432,8 @@ class _Race:
                 f"warning: the time allows about {plan.share:.0%} of the {len(files):,} photos: the rest is left out."
             )
         self.folder.update_record(time_plan=plan.to_dict())
-        prepare(self.folder, self.folder.recipe(), self.observer)
+        kept = self.cache if self.machine.cache_limit_gb else None
+        prepare(self.folder, self.folder.recipe(), self.observer, kept)
 
     def _plan(self) -> dict[str, Any]:
         """Return what was measured before the photos were scanned, for the pretrained network."""
