@@ -78,7 +78,10 @@ def test_whole_steps_are_timed_only_where_a_convolution_gains(monkeypatch):
     monkeypatch.setattr(timing, "cpu_features", lambda: ["amx_bf16"])
     monkeypatch.setattr(timing, "_convolution_milliseconds", lambda px: (2.0, 1.9))
     assert choose() == timing.Precision("float32", {}, "a convolution takes 1.9 ms in bfloat16 and 2.0 ms in float32")
-    monkeypatch.setattr(timing, "_convolution_milliseconds", lambda px: (2.0, 1.0))
+    monkeypatch.setattr(timing, "_convolution_milliseconds", lambda px: (2.0, 0.9))
+    clear = "a convolution takes 0.9 ms in bfloat16 and 2.0 ms in float32"
+    assert choose() == timing.Precision("mixed_bfloat16", {}, clear), "no whole step is timed"
+    monkeypatch.setattr(timing, "_convolution_milliseconds", lambda px: (2.0, 1.2))
     monkeypatch.setattr(timing, "time", Clock())
     chosen = choose()
     assert chosen.name == "mixed_bfloat16"
