@@ -71,7 +71,7 @@ def test_what_a_change_switches_off_goes_with_it():
     backbone = load_recipe("reference", [MOBILENET])
     assert "batchnorm_momentum" not in saved_values(backbone)["model"]
     head = load_recipe("transfer", ["model.unfreeze=0"])
-    assert set(saved_values(head)["train"]) == {"precision", "deterministic", "seed", "label_smoothing"}
+    assert set(saved_values(head)["train"]) == {"precision", "balance", "deterministic", "seed", "label_smoothing"}
     assert saved_values(head)["augment"] == {}
     assert with_settings(with_settings(plain, {"train.optimizer": "adamw"}), {"train.weight_decay": 0.1}) == (
         load_recipe("fast", ["train.weight_decay=0.1"])
@@ -95,7 +95,7 @@ def test_a_head_alone_has_no_use_for_anything_of_training():
     known = {f"{section}.{key}" for section, each in sections.items() for key in each.model_fields}
     assert known - of_training == {
         "model.name", "model.weights", "model.unfreeze", "model.l2", "train.label_smoothing", "train.precision",
-        "train.deterministic", "train.seed",
+        "train.balance", "train.deterministic", "train.seed",
     }  # fmt: skip
     assert of_training <= known
 

@@ -53,9 +53,7 @@ class ScanCache:
         places = {name: place for place, name in enumerate(names)}
         if not self._file.exists():
             return found
-        with self._open() as base:
-            if base is None:
-                return found
+        with self._forgiving(), contextlib.closing(self._opened()) as base:
             for start in range(0, len(names), _AT_ONCE):
                 part = names[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
@@ -76,32 +74,35 @@ class ScanCache:
             if row["error"] or stamp is None or now - stamp[1] < _SETTLED * 1e9:
                 continue
             rows.append((name, self._max_pixels, *stamp, json.dumps(row), np.ascontiguousarray(small).tobytes()))
-        if not rows:
-            return
-        with self._open() as base:
-            if base is not None:
+        if rows:
+            with self._forgiving(), contextlib.closing(self._opened()) as base, base:
                 base.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection | None]:
-        """Yield the open file, whose changes are kept when the block ends; None where it cannot be opened."""
-        base = None
+    def _opened(self) -> sqlite3.Connection:
+        """Return the open file; as a context it keeps what was changed.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be opened or made.
+        """
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        base = sqlite3.connect(self._file, timeout=5.0)
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            base = sqlite3.connect(self._file, timeout=5.0)
             base.execute(
                 "CREATE TABLE IF NOT EXISTS seen (path BLOB, max_pixels INTEGER, size INTEGER, time INTEGER, row TEXT, "
                 "thumbnail BLOB, PRIMARY KEY (path, max_pixels))"
             )
-            yield base
-            base.commit()
-        except (sqlite3.Error, OSError) as error:
+        except sqlite3.Error:
+            base.close()
+            raise
+        return base
+
+    @contextlib.contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        """Go on without the file where it cannot be used."""
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a row that is not as it was written
             logger.warning("What was seen in photos cannot be kept in %s (%s).", self._file, error)
-            if base is None:
-                yield None
-        finally:
-            if base is not None:
-                base.close()
 
 
 def _stamp(name: bytes) -> tuple[int, int] | None:
