@@ -19,7 +19,8 @@ import tellapart
 from tellapart.errors import InputError
 from tellapart.experiments import race
 from tellapart.experiments.backbone_choice import _loss, try_backbones
-from tellapart.experiments.race import Entry, _GivenUpError, _Watch, begin_race, best_of, is_race
+from tellapart.experiments.candidates import Entry, GivenUpError, Watch, best_of
+from tellapart.experiments.race import begin_race, is_race
 from tellapart.models.backbones import backbone_network, inside_of
 from tellapart.preparation import prepare
 from tellapart.records import Observer
@@ -34,8 +35,8 @@ def row(epoch: int, progress: float, accuracy: float | None) -> dict[str, float]
 
 def gives_up(progress: float, accuracy: float | None, *, target: float | None, photos: int = 2000) -> bool:
     try:
-        _Watch(Observer(), target, photos)(row(3, progress, accuracy))
-    except _GivenUpError:
+        Watch(Observer(), target, photos)(row(3, progress, accuracy))
+    except GivenUpError:
         return True
     return False
 

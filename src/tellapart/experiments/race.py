@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import numpy as np
 
 from tellapart.data.cache import default_cache
 from tellapart.data.scan import find_photos
-from tellapart.errors import InputError, RunError, TellapartError, TrainingStoppedError
+from tellapart.errors import InputError, RunError, TrainingStoppedError
 from tellapart.evaluation.balance import IMBALANCE
 from tellapart.evaluation.wording import duration, points
 from tellapart.experiments.backbone_choice import try_backbones
+from tellapart.experiments.candidates import Entry, GivenUpError, Watch, best_of, measured, said
 from tellapart.experiments.ensembling.ensemble_run import write_joined
 from tellapart.experiments.ensembling.members import Member
 from tellapart.experiments.ensembling.weighting import choose
@@ -30,7 +31,6 @@ from tellapart.experiments.finished_run import open_finished_run
 from tellapart.files import read_json, write_json
 from tellapart.models.weights import get, listed
 from tellapart.preparation import prepare, refuse_one_class
-from tellapart.proportions import wilson
 from tellapart.records import Observer
 from tellapart.run import Run, begin, reopen, run_stages
 from tellapart.run_folder import RunFolder, RunRequest, new_folder
@@ -39,7 +39,6 @@ from tellapart.training.checkpoint import seconds_spent
 from tellapart.training.environment import environment, peak_memory_mb
 from tellapart.training.network import forget_networks
 from tellapart.training.schedule import stages_of
-from tellapart.training.selection import was_validated
 from tellapart.training.time_plan import TimePlan, plan_for_time
 
 SECONDS = 600.0
@@ -50,9 +49,6 @@ _BALANCE = "train.balance=auto"
 _NAMES = ("head", "from scratch", "fine-tuned")
 _SHARED = ("data.split", "data.split_seed", "data.max_pixels", "train.seed", "train.deterministic")
 """Settings that all candidates can share; with any other a run has one recipe, and no race."""
-_CURVE = 0.75
-"""An error falls at most as the share of the schedule that is done to this power: of 12 runs on two sets, none of which
-had a pretrained network, the fastest fell with 0.62 (docs/experiments.md)."""
 _CHOOSING = 0.1
 """Of the time, in which pretrained networks are tried on a few photos, where several are at hand."""
 _FEATURES = 0.5
@@ -71,41 +67,6 @@ _SHRUNK = 1.5e-3
 """Seconds for the convnet to see a picture that is shrunk in the network."""
 _RESERVE = 1.5
 """Seconds for the winner to be put in its place."""
-
-
-class _GivenUpError(TellapartError):
-    """A candidate can no longer win."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """How one candidate did.
-
-    Attributes:
-        name: "head", "from scratch", "fine-tuned" or "ensemble".
-        network: as in ``model.name``.
-        image_px: side of its pictures.
-        seconds: that it took.
-        epochs: that it trained.
-        correct: validation photos that it names rightly; None: it was given up.
-        accuracy: on validation; of the last look where it was given up.
-        loss: on validation, calibrated; None: it was given up.
-        f1: macro F1 on validation; None: it was given up.
-        outcome: "won", "beaten", "given up" or "failed".
-        why: in words, where it was given up or failed.
-    """
-
-    name: str
-    network: str
-    image_px: int
-    seconds: float
-    epochs: int
-    correct: int | None
-    accuracy: float | None
-    loss: float | None
-    f1: float | None = None
-    outcome: str = "beaten"
-    why: str = ""
 
 
 def is_race(recipe: Recipe | str | Path | None, changes: Sequence[str], request: RunRequest) -> bool:
@@ -316,13 +277,13 @@ class _Race:
             begin(recipe, request, place.path, prepared=self.folder.path)
             if plan is not None:
                 place.update_record(time_plan=plan.to_dict() if isinstance(plan, TimePlan) else plan)
-        watch = _Watch(self.observer, target, self._num_validation())
+        watch = Watch(self.observer, target, self._num_validation())
         told = Observer(self.observer.progress, self.observer.announce, watch)
         before, outcome, why = seconds_spent(place.last_checkpoint), "beaten", ""
         self.observer.announce(f"Candidate: {name} ({recipe.model.name}, {recipe.data.image_px} px).")
         try:
             run_stages(place, self.cache, told, machine=self.machine)
-        except _GivenUpError as error:
+        except GivenUpError as error:
             outcome, why = "given up", str(error)
         except TrainingStoppedError as error:
             outcome, why = "failed", str(error)
@@ -330,24 +291,24 @@ class _Race:
             forget_networks()
         entry = self._entry(name, recipe, time.time() - began + before, watch, outcome, why)
         self.entries.append(entry)
-        self.observer.announce(_said(entry))
+        self.observer.announce(said(entry))
         self._save()
 
     def _joined(self) -> None:
         """All that were measured as one network, where validation says that it pays and the time allows it."""
-        measured = [entry for entry in self.entries if entry.correct is not None]
+        finished = [entry for entry in self.entries if entry.correct is not None]
         best = self._best()
-        if best is None or len(measured) < 2 or not self._num_validation() or self._is_over("ensemble"):
+        if best is None or len(finished) < 2 or not self._num_validation() or self._is_over("ensemble"):
             return
         began = time.time()
-        places = [self._place(entry.name) for entry in measured]
+        places = [self._place(entry.name) for entry in finished]
         runs = [open_finished_run(place.path, place.path.name) for place in places]
         photos = runs[0].photos[runs[0].photos["split"] == "validation"]
         true = np.array([runs[0].classes.index(label) for label in photos["label"]], np.int64)
-        said = np.stack([run.probabilities[photos.index] for run in runs])
-        of_truth = said[:, np.arange(len(true)), true].clip(1e-7, 1.0)
+        given = np.stack([run.probabilities[photos.index] for run in runs])
+        of_truth = given[:, np.arange(len(true)), true].clip(1e-7, 1.0)
         weights = choose(of_truth, photos["unit"].tolist(), seed=self.folder.record().seed).chosen.weights
-        gain = float((np.tensordot(weights, said, 1).argmax(axis=1) == true).mean()) - (best.accuracy or 0.0)
+        gain = float((np.tensordot(weights, given, 1).argmax(axis=1) == true).mean()) - (best.accuracy or 0.0)
         if gain < _PAYS:
             self.observer.announce(f"An ensemble would bring {points(gain)} points on validation: not worth its time.")
             return
@@ -364,10 +325,10 @@ class _Race:
         except RunError as error:  # the best single candidate is there all the same
             self.observer.announce(f"warning: {error}")
             return
-        networks = " + ".join(entry.network for entry, weight in zip(measured, weights, strict=True) if weight > 0)
+        networks = " + ".join(entry.network for entry, weight in zip(finished, weights, strict=True) if weight > 0)
         entry = Entry("ensemble", networks, place.recipe().data.image_px, time.time() - began, 0, None, None, None)
-        self.entries.append(_measured(entry, place))
-        self.observer.announce(_said(self.entries[-1]))
+        self.entries.append(measured(entry, place))
+        self.observer.announce(said(self.entries[-1]))
         self._save()
 
     # What they need --------------------------------------------------------------------------------------------
@@ -466,7 +427,7 @@ class _Race:
     def _is_over(self, name: str) -> bool:
         return any(entry.name == name for entry in self.entries)
 
-    def _entry(self, name: str, recipe: Recipe, seconds: float, watch: _Watch, outcome: str, why: str) -> Entry:
+    def _entry(self, name: str, recipe: Recipe, seconds: float, watch: Watch, outcome: str, why: str) -> Entry:
         place = self._place(name)
         image_px = stages_of(place.recipe())[-1].image_px
         entry = Entry(
@@ -474,7 +435,7 @@ class _Race:
         )
         if not place.is_finished:
             return entry
-        return _measured(entry, place)
+        return measured(entry, place)
 
     def _best(self) -> Entry | None:
         counts = self.folder.readable().query("split == 'train'")["label"].value_counts()
@@ -525,59 +486,6 @@ class _Race:
 
 _KEPT = frozenset({"environment.json", "manifest.csv", "health.json", "log.jsonl", "metrics.json"})
 """Files of the winner that stay where they are: the race has its own, or needs them to go on after a kill."""
-
-
-def best_of(entries: Sequence[Entry], *, balanced: bool = True) -> Entry | None:
-    """Return the best of those that were measured, on validation.
-
-    Args:
-        entries: of all candidates.
-        balanced: whether photos named rightly decide, then the loss; else the macro F1 does.
-    """
-
-    def order(entry: Entry) -> tuple[float, float]:
-        return (-float(entry.correct or 0), entry.loss or 0.0) if balanced else (-(entry.f1 or 0.0), entry.loss or 0.0)
-
-    return min((entry for entry in entries if entry.correct is not None), key=order, default=None)
-
-
-class _Watch:
-    """Watches a candidate's epochs, and gives it up once it cannot win any more."""
-
-    def __init__(self, observer: Observer, target: float | None, num_validation: int) -> None:
-        self._observer, self._target, self._count = observer, target, num_validation
-        self.epochs = 0
-        self.accuracy: float | None = None
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        self._observer.watch(row)
-        self.epochs, done = int(row["epoch"]), row.get("progress")
-        if not was_validated(row):
-            return
-        self.accuracy = float(row["val_accuracy"])
-        if self._target is None or not done or not self._count:
-            return
-        # The error as it may be by chance, as it may fall at best.
-        likely = wilson(round((1 - self.accuracy) * self._count), self._count).low
-        if likely * done**_CURVE > self._target:
-            raise _GivenUpError(
-                f"validation {self.accuracy:.3f} after {done:.0%} of its epochs: it cannot reach "
-                f"{1 - self._target:.3f} any more"
-            )
-
-
-def _measured(entry: Entry, place: RunFolder) -> Entry:
-    found = place.metrics().get("validation")
-    if found is None:  # a table that gives its photos a split without any
-        return replace(entry, correct=0, loss=0.0, f1=0.0)
-    correct = round(found["accuracy"] * found["num_images"])
-    return replace(entry, correct=correct, accuracy=found["accuracy"], loss=found["loss"], f1=found["f1_macro"])
-
-
-def _said(entry: Entry) -> str:
-    if entry.correct is None:
-        return f"{entry.name}: {entry.outcome} after {entry.seconds:.0f} s: {entry.why}."
-    return f"{entry.name}: validation {entry.accuracy:.3f}, {entry.seconds:.0f} s."
 
 
 def _forget_weights(place: RunFolder) -> None:

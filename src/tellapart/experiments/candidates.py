@@ -1,0 +1,112 @@
+"""How the candidates of a race do: what is known of each, who is given up, who is best. Knows no recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tellapart.errors import TellapartError
+from tellapart.proportions import wilson
+from tellapart.records import Observer
+from tellapart.run_folder import RunFolder
+from tellapart.training.selection import was_validated
+
+_CURVE = 0.75
+"""An error falls at most as the share of the schedule that is done to this power: of nine runs on two sets, none of which
+had a pretrained network, the fastest fell with 0.62 (docs/experiments.md)."""
+
+
+class GivenUpError(TellapartError):
+    """A candidate can no longer win."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one candidate did.
+
+    Attributes:
+        name: "head", "from scratch", "fine-tuned" or "ensemble".
+        network: as in ``model.name``.
+        image_px: side of its pictures.
+        seconds: that it took.
+        epochs: that it trained.
+        correct: validation photos that it names rightly; None: it was given up.
+        accuracy: on validation; of the last look where it was given up.
+        loss: on validation, calibrated; None: it was given up.
+        f1: macro F1 on validation; None: it was given up.
+        outcome: "won", "beaten", "given up" or "failed".
+        why: in words, where it was given up or failed.
+    """
+
+    name: str
+    network: str
+    image_px: int
+    seconds: float
+    epochs: int
+    correct: int | None
+    accuracy: float | None
+    loss: float | None
+    f1: float | None = None
+    outcome: str = "beaten"
+    why: str = ""
+
+
+def best_of(entries: Sequence[Entry], *, balanced: bool = True) -> Entry | None:
+    """Return the best of those that were measured, on validation.
+
+    Args:
+        entries: of all candidates.
+        balanced: whether photos named rightly decide, then the loss; else the macro F1 does.
+    """
+
+    def order(entry: Entry) -> tuple[float, float]:
+        return (-float(entry.correct or 0), entry.loss or 0.0) if balanced else (-(entry.f1 or 0.0), entry.loss or 0.0)
+
+    return min((entry for entry in entries if entry.correct is not None), key=order, default=None)
+
+
+class Watch:
+    """Watches a candidate's epochs, and gives it up once it cannot win any more."""
+
+    def __init__(self, observer: Observer, target: float | None, num_validation: int) -> None:
+        self._observer, self._target, self._count = observer, target, num_validation
+        self.epochs = 0
+        self.accuracy: float | None = None
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Look at an epoch's row.
+
+        Raises:
+            GivenUpError: the candidate cannot reach the target any more.
+        """
+        self._observer.watch(row)
+        self.epochs, done = int(row["epoch"]), row.get("progress")
+        if not was_validated(row):
+            return
+        self.accuracy = float(row["val_accuracy"])
+        if self._target is None or not done or not self._count:
+            return
+        # The error as it may be by chance, as it may fall at best.
+        likely = wilson(round((1 - self.accuracy) * self._count), self._count).low
+        if likely * done**_CURVE > self._target:
+            raise GivenUpError(
+                f"validation {self.accuracy:.3f} after {done:.0%} of its epochs: it cannot reach "
+                f"{1 - self._target:.3f} any more"
+            )
+
+
+def measured(entry: Entry, place: RunFolder) -> Entry:
+    """Return an entry with what its finished run found on the validation photos."""
+    found = place.metrics().get("validation")
+    if found is None:  # a table that gives its photos a split without any
+        return replace(entry, correct=0, loss=0.0, f1=0.0)
+    correct = round(found["accuracy"] * found["num_images"])
+    return replace(entry, correct=correct, accuracy=found["accuracy"], loss=found["loss"], f1=found["f1_macro"])
+
+
+def said(entry: Entry) -> str:
+    """Say in a line how a candidate did."""
+    if entry.correct is None:
+        return f"{entry.name}: {entry.outcome} after {entry.seconds:.0f} s: {entry.why}."
+    return f"{entry.name}: validation {entry.accuracy:.3f}, {entry.seconds:.0f} s."
