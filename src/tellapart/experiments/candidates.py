@@ -13,8 +13,8 @@ from tellapart.run_folder import RunFolder
 from tellapart.training.selection import was_validated
 
 _CURVE = 0.75
-"""An error falls at most as the share of the schedule that is done to this power: of nine runs on two sets, none of which
-had a pretrained network, the fastest fell with 0.62 (docs/experiments.md)."""
+"""An error falls at most as the share of the schedule that is done to this power: of nine runs on two sets, all from
+scratch, the fastest fell with 0.62 (docs/experiments.md)."""
 
 
 class GivenUpError(TellapartError):
