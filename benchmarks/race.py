@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from machine import write_result
 from tellapart.evaluation.intervals import mean_interval
@@ -88,21 +89,32 @@ def summary(runs: list[dict[str, Any]], num_test: int) -> dict[str, Any]:
     return found | {"runs": runs}
 
 
-def right(runs: list[Path]) -> np.ndarray:
-    """Return (num_seeds, num_test) whether each test photo was named rightly."""
-    tables = [RunFolder(run).predictions() for run in runs]
-    rows = []
-    for photos, classes, probabilities in tables:
-        test = (photos["split"] == "test").to_numpy()
-        named = np.asarray(classes, object)[probabilities[test].argmax(axis=1)]
-        rows.append(named == photos["label"][test].to_numpy(object))
-    return np.stack(rows)
+def right(runs: dict[str, list[Path]]) -> dict[str, np.ndarray]:
+    """Return (num_seeds, num_test) of each way: whether it named each test photo that all of them have rightly.
+
+    A way that had no time for all photos has left some out.
+    """
+    found = {way: [answers(run) for run in places] for way, places in runs.items()}
+    common = set.intersection(*(set(answer.index) for answers_ in found.values() for answer in answers_))
+    order = sorted(common)
+    return {way: np.stack([each[order].to_numpy(bool) for each in answers_]) for way, answers_ in found.items()}
 
 
-def groups(run: Path) -> np.ndarray:
-    """Return (num_test,) the group of each test photo."""
-    photos = RunFolder(run).readable()
-    return photos["unit"][photos["split"] == "test"].to_numpy(np.int64)
+def answers(run: Path) -> pd.Series:
+    """Return whether each test photo was named rightly, by its digest."""
+    photos, classes, probabilities = RunFolder(run).predictions()
+    named = np.asarray(classes, object)[probabilities.argmax(axis=1)]
+    table = pd.Series(named == photos["label"].to_numpy(object), photos["sha256"])[
+        (photos["split"] == "test").to_numpy()
+    ]
+    return table[~table.index.duplicated()]
+
+
+def groups(runs: dict[str, list[Path]], run: Path) -> np.ndarray:
+    """Return (num_test,) the group of each test photo that all runs have, as one of them knows it."""
+    common = set.intersection(*(set(answers(each).index) for places in runs.values() for each in places))
+    photos = RunFolder(run).readable().drop_duplicates("sha256").set_index("sha256")
+    return photos["unit"][sorted(common)].to_numpy(np.int64)
 
 
 def main() -> None:
@@ -138,7 +150,7 @@ def main() -> None:
         for who, command in peers.items():
             kept = arguments.work / f"{name}-{who.replace(', ', '-').replace(' ', '-')}-{seed}.json"
             runs[who].append(peer(command, places[arguments.ways[0]][-1], seconds, seed, kept))
-    table = {way: right(found) for way, found in places.items()}
+    table = right(places)
     num_test = next(iter(table.values())).shape[1]
     values: dict[str, Any] = {
         "command": f"tellapart train {arguments.photos.name} --time {arguments.time}",
@@ -150,7 +162,7 @@ def main() -> None:
     alone = [way for way in places if way != "race"]
     if "race" in places and alone:
         better = max(alone, key=lambda way: values[way]["test"])
-        estimate = compare_over_seeds(table[better], table["race"], groups(places["race"][0]))
+        estimate = compare_over_seeds(table[better], table["race"], groups(places, places["race"][0]))
         values["race_less_the_better"] = {
             "better": better,
             "points": 100 * estimate.value,
