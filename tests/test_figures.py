@@ -43,16 +43,26 @@ def numbers_near(page: str, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["accuracy-photos9-10m", "accuracy-photos9-5m", "accuracy-trash6-3m"])
-def test_accuracies_of_the_readme_are_those_of_their_files(name: str):
-    missing = set(over_seeds(name).split()) - numbers_near("README.md", name)
-    assert not missing, f"README.md lacks {sorted(missing)} beside {name}.json: it says {over_seeds(name)}"
+def test_accuracies_of_recipes_are_those_of_their_files(name: str):
+    missing = set(over_seeds(name).split()) - numbers_near("docs/run-folder.md", name)
+    assert not missing, f"docs/run-folder.md lacks {sorted(missing)} beside {name}.json: it says {over_seeds(name)}"
+
+
+@pytest.mark.parametrize("name", ["race-photos9-2m", "race-trash6-3m", "race-antsbees-1m"])
+def test_the_races_accuracies_are_those_of_their_files(name: str):
+    found = result(name)
+    ends = [*found["race"]["interval_over_seeds"], *found["race"]["interval_over_test_photos"]]
+    shown = {f"{value:.3f}" for value in (*(found[way]["test"] for way in ("race", "fast", "transfer")), *ends)}
+    for page, less in (("README.md", set()), ("docs/race.md", {f"{end:.3f}" for end in ends[:2]})):
+        missing = shown - less - numbers_near(page, name)
+        assert not missing, f"{page} lacks {sorted(missing)} beside {name}.json"
 
 
 def test_the_reference_recipes_accuracy_is_that_of_its_file():
     found = result("accuracy-photos9-reference")
     low, high = found["interval_over_test_photos"]
     assert {f"{value:.3f}" for value in (found["mean_test_accuracy"], low, high)} <= numbers_near(
-        "README.md", "accuracy-photos9-reference"
+        "docs/run-folder.md", "accuracy-photos9-reference"
     )
 
 
