@@ -59,7 +59,7 @@ def _compute(e: Examination) -> Unknown:
     detector = load_detector(run.unknown_path)
     if detector is None:
         reason = (run.metrics().get("unknown") or {}).get("missing")
-        raise InputError(reason or "The run has no unknown.npz: an ensemble, or made before runs had one.")
+        raise InputError(reason or "The run has no unknown.npz: it was made before runs had one.")
     embeddings = subject.features[e.at]
     known = detector.similarity(embeddings)
     near = leave_each_out(detector, embeddings, e.true, subject.classes, e.groups)
