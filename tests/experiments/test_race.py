@@ -107,10 +107,8 @@ def test_a_race_without_validation_photos_is_refused(photos, tmp_path):
 
 
 @pytest.mark.integration
-def test_a_race_keeps_its_time_and_the_best_on_validation(photos, cache, tmp_path):
-    began = time.time()
+def test_a_race_keeps_the_best_on_validation(photos, cache, tmp_path):
     run = tellapart.train(photos, time_budget=75, out=tmp_path / "run", cache=cache)
-    assert time.time() - began < 1.03 * 75 or os.getloadavg()[0] > 3, "a busy machine is slower than it was planned for"
     entries = {entry["name"]: entry for entry in run.metrics["race"]}
     assert entries["head"]["accuracy"] < entries["from scratch"]["accuracy"], "random features tell little"
     (winner,) = (entry for entry in entries.values() if entry["outcome"] == "won")
