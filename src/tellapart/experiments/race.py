@@ -20,6 +20,7 @@ import numpy as np
 from tellapart.data.cache import default_cache
 from tellapart.data.scan import find_photos
 from tellapart.errors import InputError, RunError, TrainingStoppedError
+from tellapart.evaluation.averages import f1_macro
 from tellapart.evaluation.balance import IMBALANCE
 from tellapart.evaluation.wording import duration, points
 from tellapart.experiments.backbone_choice import try_backbones
@@ -58,8 +59,8 @@ _USEFUL = 1.25
 _PAYS = 0.01
 """More validation photos named rightly, as a share, for which an ensemble's longer answers are worth it."""
 _STEP = 4.0
-"""Forward passes that a step of fine-tuning takes the time of: 18 ms to OpenVINO's 4.4 on trash6. Where Keras does both it
-is 1.6, and fine-tuning is judged too slow for few photos."""
+"""Forward passes that a step of fine-tuning takes the time of: 18 ms to OpenVINO's 4.4 on trash6. Where Keras does
+both it is 1.6, so that fine-tuning is judged too slow for few photos."""
 _SECONDS_TO_BEGIN = 20.0
 """For a network that is built and whose step is compiled before the first epoch."""
 _SECONDS_TO_JOIN = 8.0
@@ -234,11 +235,11 @@ class _Race:
             return
         recipe, plan = load_recipe("fast", [*self.changes, _BALANCE]), None
         if not self._place(place).is_begun:
-            plan = self._plan_again(recipe)
-            if backbone and plan.share < 1:
+            fitted = self._plan_again(recipe)
+            if backbone and fitted.share < 1:
                 self.observer.announce("The time left is too short to train a network from scratch on all photos.")
                 return
-            recipe = plan.recipe
+            recipe, plan = fitted.recipe, fitted.to_dict()
         best, target = self._best(), None
         if best is not None and best.accuracy is not None:
             target = _USEFUL * (1 - best.accuracy)
@@ -254,7 +255,7 @@ class _Race:
         self,
         name: str,
         recipe: Recipe,
-        plan: TimePlan | dict[str, Any] | None,
+        plan: dict[str, Any] | None,
         target: float | None = None,
         reserve: float = 0.0,
     ) -> None:
@@ -277,7 +278,7 @@ class _Race:
             request = RunRequest(photos=self.request.photos, time_budget=self.left - _RESERVE - reserve)
             begin(recipe, request, place.path, prepared=self.folder.path)
             if plan is not None:
-                place.update_record(time_plan=plan.to_dict() if isinstance(plan, TimePlan) else plan)
+                place.update_record(time_plan=plan)
         watch = Watch(self.observer, target, self._num_validation())
         told = Observer(self.observer.progress, self.observer.announce, watch)
         before, outcome, why = seconds_spent(place.last_checkpoint), "beaten", ""
@@ -309,7 +310,12 @@ class _Race:
         given = np.stack([run.probabilities[photos.index] for run in runs])
         of_truth = given[:, np.arange(len(true)), true].clip(1e-7, 1.0)
         weights = choose(of_truth, photos["unit"].tolist(), seed=self.folder.record().seed).chosen.weights
-        gain = float((np.tensordot(weights, given, 1).argmax(axis=1) == true).mean()) - (best.accuracy or 0.0)
+        # By what decides who is kept: where classes are ten to one, photos named rightly would be the large classes'.
+        joined = np.tensordot(weights, given, 1).argmax(axis=1)
+        if self._is_balanced():
+            gain = float((joined == true).mean()) - (best.accuracy or 0.0)
+        else:
+            gain = f1_macro(true, joined, len(runs[0].classes)).value - (best.f1 or 0.0)
         if gain < _PAYS:
             self.observer.announce(f"An ensemble would bring {points(gain)} points on validation: not worth its time.")
             return
@@ -439,8 +445,11 @@ class _Race:
         return measured(entry, place)
 
     def _best(self) -> Entry | None:
+        return best_of(self.entries, balanced=self._is_balanced())
+
+    def _is_balanced(self) -> bool:
         counts = self.folder.readable().query("split == 'train'")["label"].value_counts()
-        return best_of(self.entries, balanced=counts.max() < IMBALANCE * counts.min())
+        return bool(counts.max() < IMBALANCE * counts.min())
 
     def _save(self) -> None:
         self.spent = time.time() - self.started
@@ -460,7 +469,8 @@ class _Race:
         self._save()
         winner = self._place(best.name)
         metrics, record = winner.metrics(), winner.record()
-        shutil.rmtree(self.folder.checkpoints, ignore_errors=True) if winner.checkpoints.is_dir() else None
+        if winner.checkpoints.is_dir():  # else they were moved by a process that was killed after it
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         for path in sorted(winner.path.iterdir()):
             if path.name not in _KEPT:
                 path.replace(self.folder.path / path.name)
