@@ -184,7 +184,8 @@ def _verdict(test: dict[str, Any]) -> str:
     low, high = (100 * end for end in test["intervals"]["accuracy"])
     share = f"{100 * test['accuracy']:.1f} % ({low:.1f} to {high:.1f} %)"
     line = f"Expect {share} of new photos like these to be named rightly"
-    name, worst = min(test["per_class"].items(), key=lambda item: item[1]["recall"])
+    seen = {name: found for name, found in test["per_class"].items() if found["num_images"]}
+    name, worst = min(seen.items(), key=lambda item: item[1]["recall"])
     if worst["recall"] < test["accuracy"]:
         line += f"; fewest of {escaped(name)}: {100 * worst['recall']:.0f} % of {worst['num_images']}"
     return line + "."
