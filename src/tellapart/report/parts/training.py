@@ -18,7 +18,7 @@ class _Training:
     """What is known of the training.
 
     Attributes:
-        curves: a figure for each column of the history; none where the run has no history.
+        curves: a figure for each column of the history; none where the run has none, or a head was fitted at once.
         race: (entry of ``metrics.json``, interval of its validation accuracy or None) of each candidate; none where the
             recipe was given.
     """
@@ -35,6 +35,8 @@ def _compute(e: Examination) -> _Training:
     if not run.history_path.is_file():
         return _Training([], race)
     history = run.history()
+    if len(history) < 2:  # one point is no curve: the figures would be empty
+        return _Training([], race)
     best = best_epoch(history.to_dict("records"))
     names = [name for name in ("loss", "accuracy", "learning_rate") if name in history]
     return _Training([figures.learning_curve(history, name, best) for name in names], race)
