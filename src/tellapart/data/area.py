@@ -36,8 +36,9 @@ class AreaShrinker:
         # Divided twice, as OpenCV does: 1 / (a / b) is not always b / a.
         self._across, self._down = (1 / (factor or new / old) for new, old in zip(to, size, strict=True))
         self._factor, self._row = factor, 0
-        whole = [abs(scale - round(scale)) < _EPSILON for scale in (self._across, self._down)]
-        self._is_whole, self._is_whole_across = all(whole), whole[0]
+        are_whole = [abs(scale - round(scale)) < _EPSILON for scale in (self._across, self._down)]
+        self._is_whole, self._is_whole_across = all(are_whole), are_whole[0]
+        # OpenCV sums whole numbers in its fast path and floats in the other; each rounds differently.
         kind = np.int64 if self._is_whole else np.float32
         self._sums = np.zeros((to[1], to[0] * channels), kind)
         self._begun = np.zeros(to[1], bool)
@@ -49,27 +50,30 @@ class AreaShrinker:
             sums = self._summed_across(rows)
             times = round(self._down)
             for at, row in enumerate(sums, start=self._row):
+                # Rows beyond the last one of the result are left out.
                 if at // times < self._to[1]:
                     self._sums[at // times] += row
         else:
             across = self._averaged_across(rows)
             for at, row in enumerate(across, start=self._row):
-                for place, weight in self._weights[at]:
-                    if self._begun[place]:
-                        self._sums[place] += weight * row
+                for new_row, weight in self._weights[at]:
+                    if self._begun[new_row]:
+                        self._sums[new_row] += weight * row
                     else:
-                        self._sums[place], self._begun[place] = weight * row, True
+                        self._sums[new_row], self._begun[new_row] = weight * row, True
         self._row += len(rows)
 
     def result(self) -> NDArray[np.uint8]:
         """Return the picture, (height, width[, 3]) uint8, after the last row; once."""
         values = self._averages() if self._is_whole else self._sums
+        # Halves go to the even number, as in OpenCV's cvRound.
         picture = np.clip(np.rint(values, out=values), 0, 255, out=values).astype(np.uint8)
         shape = (self._to[1], self._to[0], self.channels)
         return picture.reshape(shape if self.channels > 1 else shape[:2])
 
     def _averages(self) -> NDArray[np.float32]:
         """Return sums divided by the pixels of their cells, of which the last ones may lack some."""
+        # Whole cells have round(across) · round(down) pixels; those at the right and lower edge may reach beyond it.
         across, down = (
             np.clip(old - times * np.arange(new), 0, times)
             for old, new, times in zip(self._size, self._to, (round(self._across), round(self._down)), strict=True)
@@ -80,6 +84,7 @@ class AreaShrinker:
         parts = np.divide(sums, counts.astype(np.float32), out=np.zeros_like(sums), where=counts > 0)
         if (round(self._across), round(self._down)) == (2, 2):  # the only ones that OpenCV rounds up at one half
             return np.where(counts == full, (self._sums + 2) // 4, parts).astype(np.float32)
+        # Times the reciprocal, as OpenCV does it: a division would differ in the last bit.
         return np.where(counts == full, sums * np.float32(1 / full), parts)
 
     def _cells(self, rows: NDArray) -> NDArray:
@@ -97,6 +102,7 @@ class AreaShrinker:
         """Average each row, in the order in which OpenCV adds up."""
         if self._is_whole_across:
             cells, weight = self._cells(rows), np.float32(1 / self._across)
+            # One column of the cells after the other: NumPy's own sum adds pairwise, which rounds otherwise.
             sums = cells[:, :, 0] * weight
             for at in range(1, cells.shape[2]):
                 sums += cells[:, :, at] * weight
@@ -115,16 +121,17 @@ class AreaShrinker:
 
 def _weights(old: int, new: int, scale: float) -> list[list[tuple[int, np.float32]]]:
     """Return for each old row the new rows that it goes into, and with which weights (computeResizeAreaTab)."""
-    found: list[list[tuple[int, np.float32]]] = [[] for _ in range(old)]
-    for place in range(new):
-        start = place * scale
+    parts: list[list[tuple[int, np.float32]]] = [[] for _ in range(old)]
+    for new_row in range(new):
+        start = new_row * scale
         stop, width = start + scale, min(scale, old - start)
+        # Old rows from `first` up to `last` lie in the new one entirely; the ones before and after them in part.
         last = min(math.floor(stop), old - 1)
         first = min(math.ceil(start), last)
         if first - start > _SLIVER:
-            found[first - 1].append((place, np.float32((first - start) / width)))
+            parts[first - 1].append((new_row, np.float32((first - start) / width)))
         for row in range(first, last):
-            found[row].append((place, np.float32(1 / width)))
+            parts[row].append((new_row, np.float32(1 / width)))
         if stop - last > _SLIVER:
-            found[last].append((place, np.float32(min(stop - last, 1.0, width) / width)))
-    return found
+            parts[last].append((new_row, np.float32(min(stop - last, 1.0, width) / width)))
+    return parts

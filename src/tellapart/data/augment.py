@@ -44,6 +44,7 @@ NUM_DRAWS = 7
 
 def changes_from(augment: Augment, draws: NDArray[np.float64]) -> Change:
     """Return changes that are uniform in the ranges of `augment`, from (…, `NUM_DRAWS`) numbers uniform in [0, 1)."""
+    # Every draw has its own column whether its range is 0 or not.
     signed = 2 * draws[..., 1:] - 1
     return Change(
         flip=augment.flip & (draws[..., 0] < 0.5),
@@ -68,10 +69,12 @@ def warp_matrix(change: Change, source_px: int, image_px: int) -> NDArray[np.flo
     """
     cosine, sine = np.cos(change.angle), np.sin(change.angle)
     mirror = np.where(change.flip, -1.0, 1.0)
+    # From the result back to the source (WARP_INVERSE_MAP), so no matrix has to be inverted.
     turn = np.stack([mirror * cosine, -mirror * sine, sine, cosine], axis=-1).reshape(*np.shape(cosine), 2, 2)
     linear = turn * (np.asarray(change.zoom) * source_px / image_px)[..., None, None]
     middle_in, middle_out = (source_px - 1) / 2, (image_px - 1) / 2
     shift = (turn * (np.asarray(change.shift) * source_px)[..., None, :]).sum(axis=-1)  # along the turned sides
+    # The middle of the result maps to the middle of the source, moved by the shift.
     offset = middle_in + shift - linear.sum(axis=-1) * middle_out
     return np.concatenate([linear, offset[..., None]], axis=-1)
 
@@ -94,6 +97,7 @@ def apply(picture: NDArray[np.uint8], change: Change, image_px: int) -> NDArray[
 
 def change_levels(picture: NDArray[np.uint8], contrast: float, brightness: float) -> None:
     """Change contrast and brightness of (height, width, 3) uint8 in place, as `Change` means them."""
+    # One lookup for 256 levels in place of arithmetic on every pixel.
     if contrast != 1.0 or brightness != 0.0:
         cv2.LUT(picture, _levels_table(cv2.mean(picture)[:3], contrast, brightness), dst=picture)
 
@@ -121,5 +125,6 @@ def _levels_table(means: tuple[float, ...], contrast: float, brightness: float) 
     Clipped after each of the two, as Keras' two layers do.
     """
     contrasted = _LEVELS * contrast + np.asarray(means, np.float32) * (1 - contrast)
+    # One half more, since the conversion to uint8 cuts off.
     table = np.clip(contrasted, 0, 255) + (255 * brightness + 0.5)
     return np.clip(table, 0, 255).astype(np.uint8)[None]

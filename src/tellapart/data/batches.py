@@ -70,6 +70,7 @@ class TrainingBatches(keras.utils.PyDataset):
         self.positions = positions
         self.targets = np.eye(num_classes, dtype=np.float32)[targets] if targets.ndim == 1 else targets
         self.augment = augment
+        # Fewer photos than a batch would make an epoch of no steps.
         self.batch_size = min(batch_size, len(positions))
         self.image_px = image_px
         self.seed = seed
@@ -83,12 +84,16 @@ class TrainingBatches(keras.utils.PyDataset):
         """Return (batch, image_px, image_px, 3) uint8 and (batch, num_targets) float32."""
         chosen = self.members(index)
         images = np.empty((len(chosen), self.image_px, self.image_px, 3), np.uint8)
+        # All draws of the batch at once, from a generator that belongs to (seed, purpose, epoch, index): no thread's
+        # turn can change them.
         changes = draw_changes(self.augment, self.generator("augment", index), len(chosen))
         matrices = warp_matrix(changes, self.source_px, self.image_px)
         for slot, member in enumerate(chosen):
+            # Written straight into the batch: no picture is copied again.
             warp(self.source(int(member)), matrices[slot], self.image_px, out=images[slot])
             change_levels(images[slot], changes.contrast[slot], changes.brightness[slot])
         self._change_further(images, index)
+        # Last, when all pictures of the batch are there: each is mixed with another one.
         mixing = draw_mixing(len(images), self.image_px, self.augment, self.generator("mix", index))
         return mix(images, self.targets[chosen], mixing)
 
@@ -127,6 +132,7 @@ class TrainingBatches(keras.utils.PyDataset):
                 erase(images[number], rng)
 
     def _shuffled(self) -> NDArray[np.int64]:
+        # The name is part of the seed: another one would shuffle every run differently, resumed ones too.
         return generator(self.seed, "order", self.epoch).permutation(len(self.positions))
 
 
@@ -171,6 +177,7 @@ class CleanBatches(keras.utils.PyDataset):
 def pictures_ahead(batches: CleanBatches) -> Iterator[NDArray[np.uint8]]:
     """Yield the pictures of each batch; the next one is read while the caller works on this one."""
     with ThreadPoolExecutor(1) as pool:
+        # One batch ahead, no more: two of them are in memory.
         waiting = pool.submit(batches.__getitem__, 0)
         for index in range(len(batches)):
             images = waiting.result()[0]

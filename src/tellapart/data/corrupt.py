@@ -45,8 +45,8 @@ def corrupt(picture: NDArray[np.uint8], name: str, severity: int, rng: np.random
         >>> corrupt(grey, "brightness", 2, np.random.default_rng(0))[0, 0]
         array([179, 179, 179], dtype=uint8)
     """
-    found = _CORRUPTIONS.get(name)
-    if found is None:
+    corruption = _CORRUPTIONS.get(name)
+    if corruption is None:
         known = ", ".join(_CORRUPTIONS)
         raise InputError(f"There is no corruption {name!r}.{nearest(name, _CORRUPTIONS)} There are: {known}.")
     if severity not in range(1, 6):
@@ -55,7 +55,8 @@ def corrupt(picture: NDArray[np.uint8], name: str, severity: int, rng: np.random
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or min(shape[:2]) < MIN_PX:
         expected = f"(height, width, 3) uint8 in RGB, both sides at least {MIN_PX} pixels"
         raise InputError(f"The picture is {shape} {dtype}. Expected {expected}.")
-    return found.apply(np.ascontiguousarray(picture), rng, *found.parameters[int(severity) - 1])
+    # A mirrored or transposed view is copied: OpenCV works on rows in one piece.
+    return corruption.apply(np.ascontiguousarray(picture), rng, *corruption.parameters[int(severity) - 1])
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,10 @@ def decode_square(
         DecodeError: not an image, truncated, or too large.
     """
     shrunk = _shrunk_in_strips(data, max_pixels, image_px)
+    # A large PNG is shrunk while it is decoded: whole, it would take twice its size in memory.
     picture, order = (shrunk[0], "RGB") if shrunk else _decode(data, max_pixels, image_px)
     square = _square(picture, order, image_px, out)
+    # A picture that had the size already is not resized, so nothing was written into `out`.
     if out is not None and square is not out:
         out[:] = square
         return out
@@ -94,6 +96,8 @@ def decode_square_and_whole(
     picture, order = _decode(data, max_pixels, image_px)
     square = _square(picture, order, image_px)
     size = declared_size(data) if data[:2] == b"\xff\xd8" else None
+    # One decode serves both purposes unless the larger picture may be reduced by less: quality then costs 0.11 ms,
+    # where a decode of its own took 0.63 (docs/experiments.md).
     if size is not None and _shrinks_by(*size, image_px) != _shrinks_by(*size, whole_px):
         picture, order = _decode(data, max_pixels, whole_px)
     return square, _rgb(picture, order)
@@ -121,6 +125,7 @@ def decode_within(data: bytes, longest_px: int, *, max_pixels: int = 100_000_000
         DecodeError: not an image, truncated, or too large.
     """
     if (size := _large_png(data, max_pixels)) is not None and max(size) > longest_px:
+        # Never the whole picture and the small one beside each other.
         return _shrink_in_strips(data, [AreaShrinker(size, _within(size, longest_px), 3)])[0]
     picture = decode(data, max_pixels=max_pixels)
     size = (picture.shape[1], picture.shape[0])
@@ -154,12 +159,15 @@ def _shrunk_in_strips(
     data: bytes, max_pixels: int, image_px: int, short_px: int | None = None
 ) -> list[NDArray[np.uint8]] | None:
     """Return the first step of `resize` to a square of a large PNG, and its grey with that shorter side; or None."""
+    # Only the averaging over areas can be done strip by strip; where no side shrinks by half there is none.
     if (size := _large_png(data, max_pixels)) is None or (halved := _halved(size, image_px)) == size:
         return None
     shrinkers = [AreaShrinker(size, halved, 3)]
     if short_px is not None:
         if min(size) <= short_px:
             return None
+        # cv2.resize that is given factors scales by these, not by the ratio of the rounded sides: pixels would
+        # differ.
         factor = short_px / min(size)
         shrinkers.append(AreaShrinker(size, (round(size[0] * factor), round(size[1] * factor)), 1, factor))
     return _shrink_in_strips(data, shrinkers)
@@ -204,6 +212,7 @@ def decoding_cost(data: bytes, image_px: int, *, max_pixels: int = 100_000_000) 
             return _NOTHING
         if pixels * frame.scans > MAX_SCANNED_PIXELS:
             return _NOTHING
+        # One decode where the square and the quality take the same reduction, else two: a set.
         factors = {_shrinks_by(frame.width, frame.height, side) for side in (image_px, _WHOLE_PX)}
         shrunk = [pixels // factor**2 for factor in factors]
         return DecodingCost(
@@ -239,6 +248,7 @@ def _bytes_per_pixel(data: bytes, pixels: int) -> int:
     if data[:4] == b"\x89PNG":
         if pixels >= _LARGE_PIXELS and can_be_cut(data):
             return (2 if b"eXIf" in data else 1) * _COLOUR + _GREY
+        # OpenCV keeps 16 bits only where alpha is asked for (IMREAD_UNCHANGED); other pictures come as 8 bits.
         channels = 4 if has_alpha(data) else _COLOUR
         return 2 * channels * (2 if data[24] == 16 and channels == 4 else 1) + _GREY
     if data[:4] in (b"GIF8", b"RIFF"):  # what they are made of besides: frames that build on each other, planes
@@ -255,6 +265,7 @@ def resize(picture: NDArray[np.uint8], image_px: int, out: NDArray[np.uint8] | N
     height, width = picture.shape[:2]
     square = (image_px, image_px)
     halved = _halved((width, height), image_px)
+    # Area averaging takes 0.7 ms at 224 px for ratios that are not whole numbers, bilinear 0.18 (docs/decisions.md).
     for size, method in ((halved, cv2.INTER_AREA), (square, cv2.INTER_LINEAR)):
         if size != (picture.shape[1], picture.shape[0]):
             picture = np.asarray(cv2.resize(picture, size, dst=out if size == square else None, interpolation=method))
@@ -282,11 +293,14 @@ def _rgb(picture: NDArray[np.uint8], order: str) -> NDArray[np.uint8]:
 
 def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.uint8], str]:
     """Return a picture of three channels, and their order, "RGB" or "BGR": whichever is cheaper."""
+    # JPEG and PNG tell their size in a few bytes; only the others need Pillow's header.
     size, header = declared_size(data), None
     if size is None:
         header = read_header(data, max_pixels)
         size = (header.width, header.height)
     width, height = size
+    # Both before OpenCV sees the file: it would allocate what is declared, and paint what is missing grey without an
+    # error.
     refuse_bomb(width, height, max_pixels)
     refuse_truncated(data)
     if width * height >= _LARGE_PIXELS and can_be_cut(data):
@@ -296,6 +310,7 @@ def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.
     if layered:
         flags = cv2.IMREAD_UNCHANGED
     elif at_least_px and data[:2] == b"\xff\xd8":
+        # The reduced modes give BGR only. Channels are swapped after resizing, when fewer pixels are left.
         factor = _shrinks_by(width, height, at_least_px)
         if factor > 1:
             flags, order = _REDUCED[factor], "BGR"
@@ -314,6 +329,7 @@ def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.
 
 
 def _orientation(data: bytes, max_pixels: int) -> int:
+    # Reading EXIF takes Pillow; the search for its name saves that for nearly all files.
     turned = b"eXIf" in data or b"EXIF" in data
     return read_header(data, max_pixels).orientation if turned else 1
 
@@ -323,6 +339,7 @@ _LARGE_PIXELS = 2**22
 
 
 def _in_strips(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
+    # Strips are written into their place, so that OpenCV never holds a second copy of the picture.
     picture = np.empty((height, width, 3), np.uint8)
     for strip in decoded_strips(data):
         rows = picture[strip.start : strip.start + len(strip.colours)]
@@ -340,12 +357,14 @@ def _shrinks_by(width: int, height: int, at_least_px: int) -> int:
 
 
 def _turn(picture: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    # EXIF's eight orientations as one transposition and two mirrorings, in this order.
     if orientation in (5, 6, 7, 8):
         picture = picture.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         picture = picture[:, ::-1]
     if orientation in (3, 4, 7, 8):
         picture = picture[::-1]
+    # Transposed and mirrored views have odd strides; callers get rows in one piece.
     return np.ascontiguousarray(picture)
 
 
@@ -360,6 +379,7 @@ def _lay_on_white(picture: NDArray, multiplied: bool = False) -> NDArray[np.uint
     """
     if picture.ndim == 2:
         return np.asarray(cv2.cvtColor(_upper_eight(picture), cv2.COLOR_GRAY2RGB))
+    # The colours move up within the same memory: three or four channels, of 8 or 16 bits, become three of 8.
     height, width, channels = picture.shape
     pixels, room = picture.reshape(-1, channels), picture.reshape(-1).view(np.uint8)
     rgb = room[: 3 * len(pixels)].reshape(-1, 3)
@@ -378,11 +398,11 @@ def _upper_eight(values: NDArray) -> NDArray[np.uint8]:
     """Return 8-bit values as they are and the upper bits of 16-bit ones, a few rows at a time."""
     if values.dtype != np.uint16:
         return values
-    found = np.empty(values.shape, np.uint8)
+    upper = np.empty(values.shape, np.uint8)
     rows = max(1, _STRIP_PIXELS // max(1, values[0].size))
     for start in range(0, len(values), rows):
-        found[start : start + rows] = values[start : start + rows] >> 8
-    return found
+        upper[start : start + rows] = values[start : start + rows] >> 8
+    return upper
 
 
 def _strip_on_white(strip: NDArray[np.uint8], multiplied: bool) -> NDArray[np.uint8]:
@@ -395,9 +415,11 @@ def _mixed(colours: NDArray[np.uint8], alpha: NDArray[np.uint8], multiplied: boo
     """Return colours (…, 3) uint8 laid on white by alpha (…, 1) uint8, in an array of their own."""
     if alpha.min() == 255:
         return colours.copy()
+    # 255 · 255 + 127 fits 16 bits. np.uint16(255) and not 255: a Python number would keep the product in 8 bits.
     opacity = alpha.astype(np.uint16)
     mixed = colours * (np.uint16(255) if multiplied else opacity)
     mixed += 255 * (255 - opacity)
+    # (x + 127) // 255 rounds to the nearest.
     mixed += np.uint16(127)
     mixed //= np.uint16(255)
     return mixed.astype(np.uint8)

@@ -62,6 +62,7 @@ def draw(
     if num_images < len(CLASSES):
         raise InputError(f"num_images is {num_images}. Expected at least {len(CLASSES)}, one for each class.")
     root = Path(folder)
+    # The first classes take what does not divide evenly.
     share, rest = divmod(num_images, len(CLASSES))
     jobs = [
         (label, index) for position, label in enumerate(CLASSES) for index in range(1, share + (position < rest) + 1)
@@ -72,6 +73,7 @@ def draw(
     write_json(root / MARKER, {"seed": seed, "version": DRAWING_VERSION})
 
     def write(job: tuple[str, int], path: Path) -> None:
+        # Files are written whole or not at all, so what is there is finished.
         if not path.exists():
             data = encoded_picture(seed, *job)[1]
             with atomic_file(path) as stream:
@@ -129,35 +131,39 @@ def _refuse_foreign(root: Path, seed: int, expected: set[Path]) -> None:
 
 def _picture(random: np.random.Generator, outline: Outline) -> NDArray[np.uint8]:
     """Return one (height, width, 3) uint8 BGR picture with 3 to 6 shapes of one class."""
+    # One generator in a fixed order: a draw more or less changes every later one, and with it all pictures (see
+    # DRAWING_VERSION).
     side = 64 * 4 ** random.random()
     stretch = 1.6 ** (random.random() - 0.5)
     width, height = (int(np.clip(round(length), 48, 320)) for length in (side * stretch, side / stretch))
-    unit = float(np.sqrt(width * height))
+    mean_side = float(np.sqrt(width * height))
     dark, light = (0.15, 0.5), (0.8, 1.0)
     ground, ink = (dark, light) if random.random() < 0.85 else (light, dark)
     canvas = _paper(random, _colour(random, ground), width, height)
 
+    # Clutter first, so that it never hides a shape of the class.
     for _ in range(random.integers(1, 5)):
         clutter = _stick(random) if random.random() < 0.4 else _pebble(random)
         centre = random.uniform(0, 1, 2) * (width, height)
         _cut_out(
             canvas,
-            _placed(random, clutter, centre, unit * random.uniform(0.05, 0.14)),
+            _placed(random, clutter, centre, mean_side * random.uniform(0.05, 0.14)),
             _colour(random, (0.2, 0.8)),
         )
 
-    area_side = unit * random.uniform(0.17, 0.24)
+    area_side = mean_side * random.uniform(0.17, 0.24)
     shapes = [
         _placed(random, outline(random), centre, area_side * random.uniform(0.88, 1.12))
         for centre in _centres(random, width, height, 1.45 * area_side)
     ]
-    _shade(random, canvas, shapes, unit)
+    # Shadows of all shapes before the first one is laid down: none falls on another shape.
+    _shade(random, canvas, shapes, mean_side)
     colour = _colour(random, ink)
     for shape in shapes:
         if random.random() < 0.6:
             colour = _colour(random, ink)
         _cut_out(canvas, shape, colour)
-    return _photographed(random, canvas, unit)
+    return _photographed(random, canvas, mean_side)
 
 
 def _paper(random: np.random.Generator, ground: NDArray[np.float64], width: int, height: int) -> NDArray[np.uint8]:
@@ -172,6 +178,7 @@ def _centres(random: np.random.Generator, width: int, height: int, distance: flo
     wanted = int(random.integers(3, 7))
     margin = distance * 0.42
     points: list[NDArray[np.float64]] = []
+    # Forty candidates are drawn whether they are needed or not: later draws do not depend on how many fit.
     candidates = random.uniform(margin, np.array([width, height]) - margin, (40, 2))
     for point in candidates:
         if all(np.hypot(*(point - other)) >= distance for other in points):
@@ -190,6 +197,7 @@ def _placed(random: np.random.Generator, contours: Contours, centre: NDArray[np.
     stretch = 1.25 ** random.uniform(-1, 1)
     cosine, sine = np.cos(turn), np.sin(turn)
     matrix = np.array([[cosine, -sine], [sine, cosine]]) * (stretch, 1 / stretch)
+    # The largest contour is the outline, the others are holes in it.
     areas = sorted(abs(_area(contour)) for contour in contours)
     scale = area_side / np.sqrt(areas[-1] - sum(areas[:-1]))
     return [contour @ matrix.T * scale + centre for contour in contours]
@@ -207,26 +215,26 @@ def _cut_out(canvas: NDArray[np.uint8], contours: Contours, colour: Any, offset:
     cv2.fillPoly(canvas, points, shade, lineType=cv2.LINE_AA, shift=4)
 
 
-def _shade(random: np.random.Generator, canvas: NDArray[np.uint8], shapes: list[Contours], unit: float) -> None:
+def _shade(random: np.random.Generator, canvas: NDArray[np.uint8], shapes: list[Contours], mean_side: float) -> None:
     """Darken `canvas` in place where the shapes' shadows fall."""
     shadow = np.zeros(canvas.shape[:2], np.uint8)
     turn = random.uniform(0, 2 * np.pi)
-    offset = np.array([np.cos(turn), np.sin(turn)]) * unit * random.uniform(0.008, 0.025)
+    offset = np.array([np.cos(turn), np.sin(turn)]) * mean_side * random.uniform(0.008, 0.025)
     for shape in shapes:
         _cut_out(shadow, shape, 255, offset)
-    shadow = cv2.GaussianBlur(shadow, (0, 0), unit * 0.012)
+    shadow = cv2.GaussianBlur(shadow, (0, 0), mean_side * 0.012)
     strength = random.uniform(0.15, 0.5)
     light = cv2.LUT(shadow, np.rint(255 - strength * np.arange(256)).astype(np.uint8))
     cv2.multiply(canvas, cv2.merge([light] * 3), dst=canvas, scale=1 / 255)
 
 
-def _photographed(random: np.random.Generator, canvas: NDArray[np.uint8], unit: float) -> NDArray[np.uint8]:
+def _photographed(random: np.random.Generator, canvas: NDArray[np.uint8], mean_side: float) -> NDArray[np.uint8]:
     """Return `canvas` under uneven light, out of focus and with a sensor's noise."""
     height, width = canvas.shape[:2]
     corners = random.uniform(0.68, 1.12, (2, 2, 1)).astype(np.float32)
     light = cv2.resize(corners, (width, height), interpolation=cv2.INTER_LINEAR)
     pixels = canvas * light[..., None]
-    blur = unit * random.uniform(0.0, 0.009)
+    blur = mean_side * random.uniform(0.0, 0.009)
     if blur > 0.3:
         pixels = cv2.GaussianBlur(pixels, (0, 0), blur)
     # A table of normal quantiles turns random bytes into noise faster than `normal`.

@@ -43,10 +43,12 @@ def near_duplicates(manifest: Manifest) -> NDArray[np.int64]:
         (num_pairs, 2) int64 positions in ``manifest.frame``, first < second. Unreadable files are in no pair.
     """
     frame = manifest.frame
+    # From here on photos are numbered among the readable ones; `position` leads back to rows of the manifest.
     position = np.flatnonzero((frame["error"] == "").to_numpy())
     if len(position) < 2:
         return np.zeros((0, 2), np.int64)
     exact = _exact(frame["sha256"].to_numpy(object)[position])
+    # Only the first of a set of copies is compared: what it resembles, they all do.
     first = np.setdiff1d(np.arange(len(position)), exact[:, 1])
     prints = frame["fingerprint"].to_numpy(np.uint64)[position[first]]
     alike = _alike(prints, manifest.thumbnails[position[first]])
@@ -87,14 +89,18 @@ def tally(manifest: Manifest, pairs: NDArray[np.int64], kinds: NDArray | None = 
     paired[pairs.ravel()] = True
     # Photos in no pair, unreadable ones among them, are alone even where their digests are the same: none was made.
     copies = pd.factorize(np.where(paired, digests, np.arange(len(digests)).astype(object)))[0]
+    # How many photos of each kind there are in each set of copies. Pairs are counted from it, not listed.
     table = csr_array((np.ones(len(copies)), (copies, numbers)), shape=(copies.max() + 1, numbers.max() + 1))
     table.sum_duplicates()
     sizes, squares = table.sum(axis=1), (table**2).sum(axis=1)
     several = np.diff(table.indptr) > 1  # kinds among the copies
+    # Pairs of sets of copies, each once and without those within a set.
     links = copies[pairs]
     links = np.unique(np.sort(links[links[:, 0] != links[:, 1]], axis=1), axis=0)
     left, right = links[:, 0], links[:, 1]
+    # Of two sets that look alike, pairs of one kind do not count.
     same = (table[left] * table[right]).sum(axis=1)
+    # A photo with as many look-alikes as are listed at most may have more.
     listed = np.bincount(pairs[:, 0], minlength=1)
     return Tally(
         exact_pairs=int(((sizes**2 - squares) / 2).sum()),
@@ -133,6 +139,7 @@ def units(manifest: Manifest, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     for group, members in grouped:
         if group:
             rows = members.to_numpy()
+            # A star, not all pairs: it joins the group as well, in memory that grows with its size alone.
             links.append(np.stack([np.full(len(rows) - 1, rows[0]), rows[1:]], axis=1))
     edges = np.concatenate(links)
     graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(frame), len(frame)))
@@ -142,12 +149,14 @@ def units(manifest: Manifest, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
 def _alike(prints: NDArray[np.uint64], pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Compare all with all in square blocks, as they are and mirrored; of dense blocks not all pairs are kept."""
     mirrored = _mirrored(pictures)
-    found: list[NDArray[np.int64]] = []
+    pairs: list[NDArray[np.int64]] = []
     listed, cluster, total = np.zeros(len(prints), np.int64), np.arange(len(prints)), 0
+    # Blocks of 1,024 × 1,024 keep the comparisons' memory flat however many photos there are.
     for rows, columns in _blocks(len(prints)):
         for turned, others in ((False, prints), (True, mirrored)):
             close = np.bitwise_count(prints[rows, None] ^ others[None, columns]) <= MAX_BITS
             if rows == columns:
+                # On the diagonal each pair comes twice, and each photo meets itself.
                 close &= np.tri(len(close), dtype=bool).T & ~np.eye(len(close), dtype=bool)
             if not close.any():
                 continue
@@ -155,15 +164,16 @@ def _alike(prints: NDArray[np.uint64], pictures: NDArray[np.uint8]) -> NDArray[n
                 pictures[rows], pictures[columns, :, ::-1] if turned else pictures[columns], close
             )
             left, right = left + rows.start, right + columns.start
+            # Nearly all photos look the same here: listing all pairs would take memory with their square.
             if total + len(left) > _MANY_PAIRS or len(left) > 2 * LISTED * _BLOCK:
-                kept = _worth_listing(left, right, listed, cluster)
-                left, right = left[kept], right[kept]
+                selected = _worth_listing(left, right, listed, cluster)
+                left, right = left[selected], right[selected]
             if len(left):
-                found.append(np.stack([left, right], axis=1))
+                pairs.append(np.stack([left, right], axis=1))
                 listed += np.bincount(left, minlength=len(listed))
                 total += len(left)
                 cluster = _joined(cluster, left, right)
-    return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+    return np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64)
 
 
 def _blocks(count: int) -> Iterator[tuple[slice, slice]]:
@@ -173,18 +183,18 @@ def _blocks(count: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _correlated(
-    ours: NDArray[np.uint8], theirs: NDArray[np.uint8], close: NDArray[np.bool_]
+    left_pictures: NDArray[np.uint8], right_pictures: NDArray[np.uint8], close: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return which of the close pairs correlate; 64 bits and one popcount told most of them apart."""
     left, right = np.nonzero(close)
     if len(left) > close.size // 100:  # one product of matrices is cheaper than so many single ones
-        first, second = _standardised(ours), _standardised(theirs)
+        first, second = _standardised(left_pictures), _standardised(right_pictures)
         left, right = np.nonzero(close & (first @ second.T / first.shape[1] >= MIN_CORRELATION))
         return left.astype(np.int64), right.astype(np.int64)
     good = np.zeros(len(left), bool)
     for start in range(0, len(left), _BLOCK):
         part = slice(start, start + _BLOCK)
-        products = _standardised(ours[left[part]]) * _standardised(theirs[right[part]])
+        products = _standardised(left_pictures[left[part]]) * _standardised(right_pictures[right[part]])
         good[part] = products.mean(axis=1) >= MIN_CORRELATION
     return left[good].astype(np.int64), right[good].astype(np.int64)
 
@@ -194,10 +204,12 @@ def _worth_listing(
 ) -> NDArray[np.int64]:
     """Return which pairs to keep of too many: the first of each photo, and one for each two clusters that they join."""
     starts = np.flatnonzero(np.append(True, np.diff(left) != 0))
+    # How many pairs of the same left photo come before each one; `left` is sorted.
     rank = np.arange(len(left)) - np.repeat(starts, np.diff(np.append(starts, len(left))))
     few = np.flatnonzero(rank + listed[left] < LISTED)
     ends = np.sort(np.stack([cluster[left], cluster[right]]), axis=0)
     apart = np.flatnonzero(ends[0] != ends[1])
+    # One number for each pair of clusters, so that `unique` finds the first link of each.
     keys = ends[0, apart] * len(cluster) + ends[1, apart]
     return np.union1d(few, apart[np.unique(keys, return_index=True)[1]])
 
@@ -210,6 +222,7 @@ def _joined(cluster: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[
 
 
 def _exact(digests: NDArray) -> NDArray[np.int64]:
+    # Stable: each copy is paired with the one before it in the manifest.
     order = np.argsort(digests, kind="stable")
     same = digests[order[:-1]] == digests[order[1:]]
     return np.sort(np.stack([order[:-1][same], order[1:][same]], axis=1), axis=1).astype(np.int64)
@@ -226,5 +239,7 @@ def _mirrored(pictures: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 def _standardised(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     flat = pictures.reshape(len(pictures), -1).astype(np.float32)
+    # The mean of products of standardised pictures is their correlation; a picture of one colour has none, and must
+    # not divide by 0.
     flat -= flat.mean(axis=1, keepdims=True)
     return np.asarray(flat / np.maximum(flat.std(axis=1, keepdims=True), 1e-6), np.float32)

@@ -61,8 +61,8 @@ def check(
         >>> [finding.kind for finding in health.findings]  # doctest: +SKIP
         ['conflicting_labels', 'unreadable']
     """
-    place = Path(cache) if cache is not None else default_cache()
-    return examine(scan(photos, max_pixels=max_pixels, cache=place, progress=progress), progress=progress)
+    cache_folder = Path(cache) if cache is not None else default_cache()
+    return examine(scan(photos, max_pixels=max_pixels, cache=cache_folder, progress=progress), progress=progress)
 
 
 def examine(
@@ -92,12 +92,14 @@ def examine(
     """
     if pairs is None:
         pairs = near_duplicates(manifest)
+    # The shortcut check needs the seed of its folds, so it is bound here and not listed in CHECKS.
     checks: tuple[Check, ...] = (*CHECKS, partial(metadata_shortcuts, seed=seed))
     findings: list[Finding] = []
     for done, find in enumerate(checks):
         progress("checking", done, len(checks))
         findings += find(manifest, pairs)
     progress("checking", len(checks), len(checks))
+    # Stable: within a severity findings stay in the order of the checks.
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Health(tuple(findings), len(manifest.frame), len(manifest.readable), _class_counts(manifest))
 
@@ -130,8 +132,8 @@ def leakage(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     frame = manifest.frame[manifest.frame["split"] != ""]
     if frame.empty:
         return
-    sides = manifest.frame["split"].to_numpy(object)
-    torn, counts = pairs[sides[pairs[:, 0]] != sides[pairs[:, 1]]], tally(manifest, pairs, sides)
+    splits = manifest.frame["split"].to_numpy(object)
+    torn, counts = pairs[splits[pairs[:, 0]] != splits[pairs[:, 1]]], tally(manifest, pairs, splits)
     num_pairs = counts.exact_pairs + counts.near_pairs
     grouped = frame[(frame["group"] != "") & (frame["error"] == "")]
     spread = grouped[grouped.groupby("group")["split"].transform("nunique") > 1]
@@ -150,7 +152,7 @@ def leakage(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
             {
                 "pairs": num_pairs,
                 "groups": int(spread["group"].nunique()),
-                "photos": _by_side(frame, concerned),
+                "photos": _by_split(frame, concerned),
             },
         )
 
@@ -276,7 +278,7 @@ def duplicates(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     exact, counts = _same_bytes(manifest, pairs), tally(manifest, pairs)
     copied = "are byte-by-byte copies of another photo"
     alike = "look the same as another photo, re-encoded, resized or mirrored"
-    for kind, found, photos, num_pairs, least, what in (
+    for kind, listed_pairs, photos, num_pairs, least, description in (
         ("exact_duplicates", pairs[exact], counts.exact, counts.exact_pairs, "", copied),
         ("near_duplicates", pairs[~exact], counts.near, counts.near_pairs, _least(counts), alike),
     ):
@@ -286,11 +288,11 @@ def duplicates(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
             yield Finding(
                 kind,
                 "warning" if share > DUPLICATE_SHARE else "note",
-                f"{count:,} photos ({share:.1%}) {what}, in {least}{num_pairs:,} pairs. tellapart keeps them in "
+                f"{count:,} photos ({share:.1%}) {description}, in {least}{num_pairs:,} pairs. tellapart keeps them in "
                 "one split, so no test photo is known from training; but they count "
                 "more than once. Delete all but one of each.",
                 count,
-                _pair_paths(manifest, found),
+                _pair_paths(manifest, listed_pairs),
                 {"pairs": num_pairs, "share": share},
             )
 
@@ -329,5 +331,5 @@ def _pair_paths(manifest: Manifest, pairs: Pairs) -> tuple[str, ...]:
     return tuple(manifest.frame["path"].iloc[pairs[:5].ravel()])
 
 
-def _by_side(frame: pd.DataFrame, paths: list[str]) -> dict[str, int]:
-    return {str(side): int(count) for side, count in frame["split"][frame["path"].isin(paths)].value_counts().items()}
+def _by_split(frame: pd.DataFrame, paths: list[str]) -> dict[str, int]:
+    return {str(name): int(count) for name, count in frame["split"][frame["path"].isin(paths)].value_counts().items()}

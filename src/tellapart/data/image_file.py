@@ -59,6 +59,8 @@ class Header:
     bits: int
 
 
+# Measured on 5,134 small photos and 16 cores: decoding took 1.50 s with one thread, 0.92 s with four and 1.13 s with
+# 16 (docs/experiments.md).
 _SMALL_BYTES = 100_000
 _MOST_FOR_SMALL = 4
 _LOOKED_AT = 32
@@ -71,8 +73,8 @@ def decoding_threads(paths: Sequence[Path]) -> int:
     take turns (16 threads took 1.4 times as long as four, on 16 processors).
     """
     cores = os.cpu_count() or 1
-    some = paths[:: max(1, len(paths) // _LOOKED_AT)]
-    sizes = [os.path.getsize(path) for path in some if os.path.exists(path)]
+    sample = paths[:: max(1, len(paths) // _LOOKED_AT)]
+    sizes = [os.path.getsize(path) for path in sample if os.path.exists(path)]
     return cores if sum(sizes) > _SMALL_BYTES * len(sizes) else min(cores, _MOST_FOR_SMALL)
 
 
@@ -83,6 +85,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         DecodeError: it is missing, no regular file, empty, too large or not permitted.
     """
     try:
+        # Asked before the file is opened: opening a named pipe waits for a writer, and a device has no end.
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise DecodeError("is not a regular file")
@@ -95,6 +98,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     except OSError as error:
         raise DecodeError(f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:
+        # DecodeError is a ValueError as well; any other one is of a name that no file can have: with a null byte, say.
         if isinstance(error, DecodeError):
             raise
         raise DecodeError(f"has a name that cannot be opened: {error}") from error
@@ -106,6 +110,8 @@ def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
     Raises:
         DecodeError: not an image of a known format, or more than `max_pixels` pixels.
     """
+    # Most photos are plain JPEGs, and for each Pillow takes 0.2 ms of Python with the lock held that all threads need
+    # (docs/decisions.md).
     plain = _plain_jpeg_header(data)
     if plain is not None:
         refuse_bomb(plain.width, plain.height, max_pixels)
@@ -124,20 +130,24 @@ def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
                 has_exif = image.format != "PNG" or b"eXIf" in data
                 orientation = image.getexif().get(0x0112, 1) if has_exif else 1
                 orientation = orientation if orientation in range(1, 9) else 1
+                # Orientations 5 to 8 lie on their side.
                 width, height = image.size if orientation < 5 else image.size[::-1]
                 frames = int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1
                 transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
                 mode, bits = image.mode, 16 if _has_16_bits(image.mode, data) else 8
     except (UnidentifiedImageError, Image.DecompressionBombError):
+        # Pillow refuses bombs before it tells their size, and by a limit of its own: name the size that the file
+        # declares, before anything is called damaged.
         size = declared_size(data)
         if size is not None:
             refuse_bomb(*size, max_pixels)
         kind = describe(data)
-        what = f"is a damaged {kind}" if kind in ("JPEG", "PNG") else f"is not an image ({kind})"
-        raise DecodeError(what) from None
+        reason = f"is a damaged {kind}" if kind in ("JPEG", "PNG") else f"is not an image ({kind})"
+        raise DecodeError(reason) from None
     except DecodeError:
         raise
     except (
+        # Pillow's readers raise all of these for headers that are damaged in one way or another.
         OSError,
         ValueError,
         SyntaxError,
@@ -170,6 +180,8 @@ def _plain_jpeg_header(data: bytes) -> Header | None:
         if marker in _FRAME_MARKERS and frame is None and end <= len(data):
             frame = start
         elif marker == 0xDA:
+            # A frame holds the bits of a sample (1 byte), height and width (2 bytes each) and the number of
+            # components (T.81, B.2.2). 12-bit and CMYK pictures are left to Pillow.
             if frame is None or data[frame] != 8 or data[frame + 5] not in (1, 3):
                 return None
             height, width = (int.from_bytes(data[frame + at : frame + at + 2], "big") for at in (1, 3))
@@ -207,6 +219,8 @@ def refuse_truncated(data: bytes) -> None:
         for marker, start, end in jpeg_segments(data):
             if marker in _FRAME_MARKERS and frame is None:
                 frame = start
+            # The mark is searched for from the first scan on: a file cut off in its pixels still has everything
+            # before them.
             elif marker == 0xDA and data.find(b"\xff\xd9", end) > 0:  # a thumbnail's end mark lies before it
                 if frame is not None:
                     _refuse_scans(data, frame, start, end)
@@ -214,6 +228,7 @@ def refuse_truncated(data: bytes) -> None:
         raise DecodeError("is a truncated JPEG (no end mark)")
     elif data[:8] == b"\x89PNG\r\n\x1a\n":
         _refuse_damaged_png(data)
+    # The size in a RIFF header does not count the eight bytes before its own end.
     elif data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         raise DecodeError("is a truncated WebP (shorter than it declares)")
 
@@ -227,9 +242,11 @@ def _refuse_scans(data: bytes, frame: int, scan: int, pixels: int) -> None:
         scan: where the content of the first scan's header begins.
         pixels: where the pixels of that scan begin.
     """
+    # The frame's marker lies three bytes before its content; a scan's header begins with its number of components.
     if data[frame - 3] not in _PROGRESSIVE_MARKERS and data[scan] >= data[frame + 5]:
         return  # the first scan holds all colours and all bits: decoders read no other
     size = int.from_bytes(data[frame + 1 : frame + 3], "big") * int.from_bytes(data[frame + 3 : frame + 5], "big")
+    # A budget of pixels, not of scans: a small picture may have many scans, a large one few.
     most = MAX_SCANNED_PIXELS // max(1, size)
     if _count_scans(data, pixels, most) > most:
         raise DecodeError(
@@ -241,8 +258,8 @@ def _refuse_scans(data: bytes, frame: int, scan: int, pixels: int) -> None:
 def _count_scans(data: bytes, position: int, most: int) -> int:
     """Return the number of scans, the first of which begins before `position`, or `most` + 1 where there are more."""
     scans = 1
-    while scans <= most and (found := _MARKER.search(data, position)) is not None:
-        position, marker = found.end(), found[0][1]
+    while scans <= most and (match := _MARKER.search(data, position)) is not None:
+        position, marker = match.end(), match[0][1]
         if marker == 0xD9:
             break
         scans += marker == 0xDA
@@ -259,6 +276,8 @@ def _refuse_damaged_png(data: bytes) -> None:
         kind = bytes(data[position + 4 : position + 8])
         if end + 4 > len(data):
             break
+        # A capital first letter marks a part that the picture cannot be decoded without; tRNS changes pixels too. A
+        # damaged text or date costs nothing and is let through.
         critical = kind[:1].isupper() or kind == b"tRNS"
         if critical and zlib.crc32(view[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise DecodeError(f"is a damaged PNG (the checksum of its part {kind!r} is wrong)")
@@ -270,6 +289,7 @@ def _refuse_damaged_png(data: bytes) -> None:
 
 def declared_size(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) of a JPEG or PNG as stored, or None for other formats and damaged headers."""
+    # IHDR is always the first part: its width and height stand at bytes 16 and 20.
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if data[:2] == b"\xff\xd8":
@@ -288,9 +308,12 @@ def other_size(data: bytes) -> tuple[int, int] | None:
     if data[:4] == b"GIF8":
         return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") >= 40:
+        # A negative height means that rows are stored from top to bottom.
         width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
         return abs(width), abs(height)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        # Each of WebP's three layouts packs its size differently: 24 bits less one, 14 bits less one, 14 bits as they
+        # are.
         if data[12:16] == b"VP8X":
             return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
         if data[12:16] == b"VP8L":
@@ -327,9 +350,12 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
         elif marker == 0xDA and frame:
             height, width = (int.from_bytes(data[frame + at : frame + at + 2], "big") for at in (1, 3))
             count = data[frame + 5]
+            # One scan holds all components: it is decoded row by row, and nothing is buffered.
             if data[frame - 3] not in _PROGRESSIVE_MARKERS and start < len(data) and data[start] >= count:
                 return JpegFrame(width, height, 0, 1)
-            factors = [(each >> 4, each & 15) for each in data[frame + 7 : frame + 6 + 3 * count : 3]] or [(1, 1)]
+            factors = [(packed >> 4, packed & 15) for packed in data[frame + 7 : frame + 6 + 3 * count : 3]] or [(1, 1)]
+            # Otherwise libjpeg keeps every coefficient until the last scan: 16 bits for each sample, in blocks of up
+            # to 32 pixels across, and a little more. Subsampled components have fewer samples.
             full = max(across for across, _ in factors) * max(down for _, down in factors)
             samples = sum(across * down for across, down in factors) / max(1, full)
             scans = _count_scans(data, end, MAX_SCANNED_PIXELS // max(1, width * height))
@@ -348,11 +374,13 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
+        # Fill bytes, TEM, restart marks and the start mark have no length behind them.
         if marker in (0xFF, 0x01) or 0xD0 <= marker <= 0xD8:
             position += 1 if marker == 0xFF else 2
             continue
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         yield marker, position + 4, position + 2 + length
+        # A length counts its own two bytes. With less it is not one, and what follows is not a segment.
         if marker == 0xDA or length < 2:
             return
         position += 2 + length
@@ -361,6 +389,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def has_alpha(data: bytes) -> bool:
     """Return whether a PNG or WebP may have transparent pixels."""
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 26:
+        # Colour types 4 and 6 have an alpha channel; tRNS has to stand before the pixels.
         return data[25] in (4, 6) or b"tRNS" in data[: data.find(b"IDAT")]
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) > 25:
         return (data[12:16] == b"VP8X" and bool(data[20] & 0x10)) or (data[12:16] == b"VP8L" and bool(data[24] & 0x10))
@@ -368,6 +397,7 @@ def has_alpha(data: bytes) -> bool:
 
 
 def _has_16_bits(mode: str, data: bytes) -> bool:
+    # Pillow opens a PNG of 16 bits per channel as 8-bit RGB: only the header tells.
     png = data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 26
     return data[24] == 16 if png else mode.startswith(("I", "F"))
 

@@ -22,24 +22,26 @@ def image_files(names: Sequence[str | os.PathLike[str]]) -> list[Path]:
     Raises:
         InputError: a name leads to nothing, or a folder holds no image.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for name in map(Path, names):
         if name.is_dir():
             inside = list(_images_below(name))
             if not inside:
                 raise InputError(f"{name} holds no images ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
-            found += inside
+            paths += inside
+        # A broken link exists for nobody; it is passed on, and reading it says what is wrong.
         elif name.exists() or name.is_symlink():
-            found.append(name)
+            paths.append(name)
         else:
             raise InputError(f"{name} does not exist. Expected an image or a folder of images.")
-    return found
+    return paths
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
-    for here, folders, files in os.walk(folder):  # does not follow links: loops end
+    for parent, folders, files in os.walk(folder):  # does not follow links: loops end
+        # In place: os.walk goes on in this order, so a folder is listed alike on every machine.
         folders.sort()
-        yield from (Path(here, name) for name in sorted(files) if Path(name).suffix[1:].lower() in IMAGE_EXTENSIONS)
+        yield from (Path(parent, name) for name in sorted(files) if Path(name).suffix[1:].lower() in IMAGE_EXTENSIONS)
 
 
 def listed_files(path: Path) -> list[Path]:
@@ -49,10 +51,11 @@ def listed_files(path: Path) -> list[Path]:
         InputError: it cannot be read, or names nothing.
     """
     try:
+        # Bytes, not text: a file's name need not be UTF-8.
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    found = [path.parent / os.fsdecode(line) for line in lines if line.strip()]
-    if not found:
+    paths = [path.parent / os.fsdecode(line) for line in lines if line.strip()]
+    if not paths:
         raise InputError(f"{path} names no image. Expected a path in each line.")
-    return found
+    return paths

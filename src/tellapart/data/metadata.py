@@ -33,6 +33,7 @@ def without_metadata(data: bytes) -> bytes | None:
 
 def _plain_jpeg(data: bytes) -> bytes | None:
     parts, scan = [b"\xff\xd8"], None
+    # Kept in an EXIF segment of its own: without it the photo would lie on its side.
     orientation = read_header(data).orientation
     if orientation != 1:
         parts.append(_orientation(orientation))
@@ -43,6 +44,7 @@ def _plain_jpeg(data: bytes) -> bytes | None:
             scan = start - 4
             break
         is_application = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        # JFXX is a JFIF segment that holds a thumbnail: a picture that would not have been looked at.
         if not is_application or (marker in _JPEG_KEPT and data[start : start + 4] != b"JFXX"):
             parts.append(data[start - 4 : end])
     end_mark = _end_of_picture(data, scan) if scan is not None else None
@@ -71,6 +73,7 @@ def _end_of_picture(data: bytes, position: int) -> int | None:
 
 def _orientation(value: int) -> bytes:
     """Return an EXIF segment with the orientation alone."""
+    # One entry of TIFF: tag 0x0112, type SHORT, count 1, the value in the upper half of four bytes.
     entry = b"\x01\x12\x00\x03\x00\x00\x00\x01" + value.to_bytes(2, "big") + b"\x00\x00"
     content = b"Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x01" + entry + b"\x00\x00\x00\x00"
     return b"\xff\xe1" + (len(content) + 2).to_bytes(2, "big") + content
@@ -87,6 +90,7 @@ def _plain_png(data: bytes) -> bytes | None:
         if kind in _PNG_KEPT:
             parts.append(data[position:end])
         if kind == b"IHDR" and orientation != 1:
+            # A PNG holds the TIFF structure alone, without JPEG's marker, length and "Exif\0\0".
             content = _orientation(orientation)[10:]
             chunk = b"eXIf" + content
             parts.append(len(content).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big"))

@@ -47,6 +47,7 @@ def draw_mixing(num_images: int, px: int, augment: Augment, rng: np.random.Gener
     """
     if not (augment.mixup or augment.cutmix):
         return None
+    # Both are drawn whether they are needed or not: settings shift no later draw.
     mixed_draw, kind_draw = rng.random(2)
     if mixed_draw >= augment.mix_probability:
         return None
@@ -76,8 +77,8 @@ def mix(
         mixup(images, mixing.partners, mixing.shares)
     else:
         cutmix(images, mixing.partners, mixing.boxes)
-    kept = mixing.shares.astype(np.float32)[:, None]
-    return images, kept * targets + (1 - kept) * targets[mixing.partners]
+    own_share = mixing.shares.astype(np.float32)[:, None]
+    return images, own_share * targets + (1 - own_share) * targets[mixing.partners]
 
 
 def mixup(images: NDArray[np.uint8], partners: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
@@ -99,6 +100,7 @@ def draw_boxes(shares: NDArray[np.float64], px: int, rng: np.random.Generator) -
 
     Squares of ``1 - share`` of the area about a uniform centre, clipped at the borders, as in the paper.
     """
+    # A box that is clipped at the border covers less than was drawn; `kept_shares` counts its pixels.
     sides = np.rint(px * np.sqrt(1 - shares)).astype(np.int64)[:, None]
     starts = rng.integers(px, size=(len(shares), 2)) - sides // 2
     return np.asarray(np.clip(np.concatenate([starts, starts + sides], axis=1), 0, px))

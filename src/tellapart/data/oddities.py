@@ -40,8 +40,8 @@ def unreadable(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
 def wrong_extension(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     """Files whose content is of another format than their name says."""
     frame = manifest.readable
-    named = frame["extension"].map(lambda extension: _FORMAT_OF.get(extension, extension))
-    wrong = frame[(named != frame["format"]) & (named != "")]
+    expected = frame["extension"].map(lambda extension: _FORMAT_OF.get(extension, extension))
+    wrong = frame[(expected != frame["format"]) & (expected != "")]
     kinds = (wrong["extension"] + " is " + wrong["format"]).value_counts().to_dict()
     yield from _some(
         "wrong_extension", "note", wrong,
@@ -59,10 +59,11 @@ def grey(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     if colourless.empty:
         return
     counts = {str(label): len(rows) for label, rows in frame.groupby("label")}
-    found = dict.fromkeys(counts, 0) | {str(label): len(rows) for label, rows in colourless.groupby("label")}
-    shares = {label: found[label] / count for label, count in counts.items()}
+    grey_counts = dict.fromkeys(counts, 0) | {str(label): len(rows) for label, rows in colourless.groupby("label")}
+    shares = {label: grey_counts[label] / count for label, count in counts.items()}
     most, least = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
-    apart = wilson(found[most], counts[most]).low > wilson(found[least], counts[least]).high
+    # Intervals that do not overlap: with few photos a difference of shares is mostly chance.
+    apart = wilson(grey_counts[most], counts[most]).low > wilson(grey_counts[least], counts[least]).high
     differs = bool(apart and shares[most] - shares[least] > GREY_DIFFERENCE)
     follows = (
         f"That is {shares[most]:.0%} of {most} and {shares[least]:.0%} of {least}, so missing colour tells "

@@ -70,6 +70,7 @@ def decoded_strips(data: bytes) -> Iterator[Strip]:
     width, height, bits, kind = struct.unpack(">IIBB", data[16:26])
     parts = dict(_parts(data))
     row_bits = width * bits * _CHANNELS[kind]
+    # Each row begins with a byte that names its filter, and ends with a whole byte.
     row_bytes = 1 + (row_bits + 7) // 8
     pixel_bytes = max(1, bits * _CHANNELS[kind] // 8)
     rows = max(1, min(_STRIP_BYTES // row_bytes, _STRIP_PIXELS // width))
@@ -108,26 +109,28 @@ class _Inflated:
         Raises:
             DecodeError: there are none, or they are damaged.
         """
-        found: list[bytes] = []
+        pieces: list[bytes] = []
         try:
             while count:
                 if not len(self._pending):
                     self._pending = self._next_part()
+                # `count` bounds what is inflated: a few bytes of zlib can stand for a thousand times as many.
                 piece = self._inflate.decompress(self._pending, count)
                 self._pending = self._inflate.unconsumed_tail
                 count -= len(piece)
-                found.append(piece)
+                pieces.append(piece)
                 if count and self._inflate.eof:
                     raise DecodeError("cannot be decoded: damaged PNG")
         except zlib.error as error:
             raise DecodeError(f"cannot be decoded: damaged PNG ({error})") from None
-        return b"".join(found)
+        return b"".join(pieces)
 
     def _next_part(self) -> memoryview:
         while self._position + 12 <= len(self._view):
             start = self._position + 8
             length = int.from_bytes(self._view[start - 8 : start - 4], "big")
             self._position = start + length + 4
+            # The stream may be cut into IDAT parts anywhere, and some are empty.
             if bytes(self._view[start - 4 : start]) == b"IDAT" and length:
                 return self._view[start : start + length]
         raise DecodeError("cannot be decoded: damaged PNG")
@@ -138,6 +141,8 @@ def _unfiltered(filtered: bytes, row_bytes: int, pixel_bytes: int) -> NDArray[np
     bits, kind = _CARRIERS[pixel_bytes]
     num_rows, width = len(filtered) // row_bytes, (row_bytes - 1) // pixel_bytes
     header = struct.pack(">IIBBBBB", width, num_rows, bits, kind, 0, 0, 0)
+    # A file that OpenCV reads: the same filtered rows, not compressed (level 0), under a header whose pixels are as
+    # many bytes wide as the original's. Undoing filters needs no more than that width.
     file = b"".join([
         _SIGNATURE, _part(b"IHDR", header), _part(b"IDAT", zlib.compress(filtered, 0)), _part(b"IEND", b""),
     ])  # fmt: skip
@@ -150,6 +155,7 @@ def _unfiltered(filtered: bytes, row_bytes: int, pixel_bytes: int) -> NDArray[np
     if picture.ndim == 3:
         order = cv2.COLOR_BGR2RGB if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
         picture = cv2.cvtColor(picture, order)
+    # OpenCV gives 16-bit samples in the machine's order, the file's is big-endian.
     if bits == 16:
         picture = picture.astype(">u2")
     return np.ascontiguousarray(picture).reshape(num_rows, -1).view(np.uint8)
@@ -192,6 +198,7 @@ def _looked_up(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Return colours and alpha of numbers of a palette or of fewer than 256 greys."""
     if kind != _PALETTE:
+        # 1, 2 and 4 bits: 255 is a multiple of their largest value.
         table = (np.arange(2**bits) * (255 // (2**bits - 1))).astype(np.uint8)
         return np.repeat(table[numbers][..., None], 3, axis=2), None
     table = np.zeros((256, 3), np.uint8)

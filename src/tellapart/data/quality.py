@@ -84,11 +84,12 @@ def decode_and_measure(
     Raises:
         DecodeError: it cannot be decoded.
     """
+    # A large PNG never stands in memory as a whole; all other files are decoded once where that is enough.
     shrunk = decode_square_and_grey(data, image_px, MEASURED_PX, max_pixels=max_pixels)
     if shrunk is not None:
         return shrunk[0], _with_file(data, _quality_of_grey(shrunk[1]))
-    square, whole = decode_square_and_whole(data, image_px, MEASURED_PX, max_pixels=max_pixels)
-    return square, _of_file(data, whole)
+    square, picture = decode_square_and_whole(data, image_px, MEASURED_PX, max_pixels=max_pixels)
+    return square, _of_file(data, picture)
 
 
 def _of_file(data: bytes, picture: NDArray[np.uint8]) -> Quality:
@@ -116,6 +117,7 @@ def _quality_of_grey(grey: NDArray[np.uint8]) -> Quality:
     # 16-bit whole numbers hold every response of both masks, and are twice as fast as floats.
     edges = cv2.Laplacian(grey, cv2.CV_16S)
     brightness, contrast = cv2.meanStdDev(grey)
+    # Mean of squares less square of the mean: OpenCV's norms take one pass each, and no array of floats.
     variance = cv2.norm(edges, cv2.NORM_L2SQR) / grey.size - cv2.mean(edges)[0] ** 2
     return Quality(
         sharpness=max(variance, 0.0) ** 0.5,
@@ -137,6 +139,7 @@ def noise_level(grey: NDArray[np.uint8]) -> float:
     if min(grey.shape) < 3:
         return 0.0
     second = np.array([1, -2, 1], np.float32)  # the mask is its product with itself
+    # Two passes of three numbers in place of one of nine; the border, where the mask reaches outside, is left out.
     response = cv2.sepFilter2D(grey, cv2.CV_16S, second, second)[1:-1, 1:-1]
     return float(cv2.norm(response, cv2.NORM_L1) / response.size * np.sqrt(np.pi / 2) / 6)
 
@@ -152,8 +155,9 @@ def jpeg_quality(data: bytes) -> float:
     table = _luminance_table(data)
     if table is None:
         return 100.0
-    whole = table < table.max() if table.max() >= 255 else np.ones(64, bool)  # larger values were cut off
-    scale = 100 * float((table / _STANDARD)[whole].mean()) if whole.any() else 5000.0
+    uncut = table < table.max() if table.max() >= 255 else np.ones(64, bool)  # larger values were cut off
+    # All values cut off at 255: the quality is 1, whose scale is 5000.
+    scale = 100 * float((table / _STANDARD)[uncut].mean()) if uncut.any() else 5000.0
     quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
     return float(np.clip(quality, 1, 100))
 

@@ -37,6 +37,7 @@ Picture = NDArray[np.uint8]
 def randaugment(picture: Picture, num_ops: int, magnitude: float, rng: np.random.Generator) -> None:
     """Apply `num_ops` random operations of strength `magnitude` or its negative, one after another, in place."""
     operations = list(OPERATIONS.values())
+    # One draw chooses the operation and its sign.
     for draw in rng.integers(2 * len(operations), size=num_ops).tolist():
         operations[draw // 2](picture, magnitude if draw % 2 else -magnitude)
 
@@ -57,6 +58,7 @@ def _equalize(picture: Picture, strength: float) -> None:
     table = np.empty((1, 256, 3), np.uint8)
     for channel in range(3):
         counts = cv2.calcHist([picture], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+        # As Pillow's ImageOps.equalize counts: the brightest level that occurs takes no part in the step.
         step = (counts.sum() - counts[np.flatnonzero(counts)[-1]]) // 255
         below = np.cumsum(counts) - counts
         table[0, :, channel] = np.minimum((step // 2 + below) // step, 255) if step else np.arange(256)

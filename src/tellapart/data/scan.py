@@ -69,34 +69,37 @@ def scan(
     root, files, problems = find_photos(Path(photos))
     files = part_of(files, share, seed)
     paths = [root / path for path in files["path"]]
-    kept = None if cache is None else ScanCache(cache, max_pixels, THUMBNAIL_PX)
-    seen = kept.known(paths) if kept is not None else {}
-    new = [place for place in range(len(paths)) if place not in seen]
-    read = _read([paths[place] for place in new], max_pixels, progress)
-    if kept is not None:
-        kept.keep([paths[place] for place in new], read)
+    scan_cache = None if cache is None else ScanCache(cache, max_pixels, THUMBNAIL_PX)
+    # Asked before anything is read: `keep` compares with the times that files had here.
+    seen = scan_cache.known(paths) if scan_cache is not None else {}
+    new = [position for position in range(len(paths)) if position not in seen]
+    read = _read([paths[position] for position in new], max_pixels, progress)
+    if scan_cache is not None:
+        scan_cache.keep([paths[position] for position in new], read)
     seen |= dict(zip(new, read, strict=True))
-    rows = [seen[place][0] for place in range(len(paths))]
+    rows = [seen[position][0] for position in range(len(paths))]
     thumbnails = np.zeros((len(files), THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
-    for place, (_, thumbnail) in seen.items():
-        thumbnails[place] = thumbnail
+    for position, (_, thumbnail) in seen.items():
+        thumbnails[position] = thumbnail
     frame = pd.concat([files.reset_index(drop=True), pd.DataFrame(rows)], axis=1)
+    # All 64 bits are used; left alone, pandas picks the type by the largest value.
     frame["fingerprint"] = frame["fingerprint"].astype(np.uint64)
     return Manifest(root, frame, thumbnails, tuple(problems))
 
 
 def _read(paths: Sequence[Path], max_pixels: int, progress: Progress) -> list[Seen]:
     """Read files, in their order."""
-    tasks, found = [paths[start : start + _TASK] for start in range(0, len(paths), _TASK)], list[Seen]()
+    tasks, results = [paths[start : start + _TASK] for start in range(0, len(paths), _TASK)], list[Seen]()
     with ThreadPoolExecutor(decoding_threads(paths)) as pool:
         try:
             for part in pool.map(lambda task: [inspect(path, max_pixels) for path in task], tasks):
-                found += part
-                progress("reading photos", len(found), len(paths))
+                results += part
+                progress("reading photos", len(results), len(paths))
+        # Ctrl-C as well: what is waiting is dropped, and what is being read ends by itself.
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return found
+    return results
 
 
 def find_photos(photos: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]:
@@ -133,6 +136,7 @@ def part_of(files: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
         return files
     rank = pd.Series(generator(seed, "part of the photos").permutation(len(files)), files.index)
     groups = rank.groupby([files["label"], files["split"]])
+    # Of a rare class a share would leave too few to train on and to measure.
     wanted = np.maximum(np.ceil(share * groups.transform("size")), _FEWEST_OF_A_CLASS)
     chosen: pd.DataFrame = files[groups.rank() <= wanted].reset_index(drop=True)
     return chosen
@@ -152,12 +156,14 @@ def inspect(path: Path, max_pixels: int = 100_000_000) -> Seen:
         header = read_header(data, max_pixels)
         row |= {name: getattr(header, name) for name in
                 ("format", "width", "height", "mode", "orientation", "frames", "bits", "transparent")}  # fmt: skip
+        # Decoded once: this finds damage that no header shows, and makes the thumbnail.
         picture = resize(decode(data, max_pixels=max_pixels, at_least_px=THUMBNAIL_PX), THUMBNAIL_PX)
     except DecodeError as error:
         row["error"] = str(error)
         return row, blank
     thumbnail = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
     red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
+    # Largest less smallest channel. JPEG gives pictures without colour a few levels of it.
     spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     row |= {"grey": bool(spread.max() <= 8), "fingerprint": fingerprint(thumbnail)}
     return row, thumbnail
@@ -170,6 +176,7 @@ def fingerprint(thumbnail: NDArray[np.uint8]) -> int:
     that look alike differ in few bits (Zauner 2010, "Implementation and benchmarking of perceptual
     image hash functions", section 3.2).
     """
+    # The median leaves out the first value, the mean brightness: it is far from all others.
     low = cv2.dct(thumbnail.astype(np.float32))[:8, :8].ravel()
     median = np.sort(low[1:])[31]  # of 63 values
     return int.from_bytes(np.packbits(low > median).tobytes(), "big")
@@ -181,8 +188,9 @@ def _walk(root: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, st
     except OSError as error:
         raise InputError(f"{root} cannot be listed: {error.strerror}.") from error
     folders = [name for name in tops if (root / name).is_dir()]
-    given = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
-    is_split = "train" in given.values() and len(given) == len(folders) and len(given) > 1
+    split_of = {name: SPLIT_FOLDERS[name.lower()] for name in folders if name.lower() in SPLIT_FOLDERS}
+    # A class may be called "test": folders are splits only if all of them are, and one is for training.
+    is_split = "train" in split_of.values() and len(split_of) == len(folders) and len(split_of) > 1
     problems += [
         (name, "is not inside a class folder") for name in tops if looks_like_image(name) and (root / name).is_file()
     ]
@@ -193,7 +201,7 @@ def _walk(root: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, st
         if is_split:
             labels = [entry for entry in _listed(root / name, problems, root) if (root / name / entry).is_dir()]
             for label in labels:
-                yield from _class_files(root, root / name / label, label, given[name], problems)
+                yield from _class_files(root, root / name / label, label, split_of[name], problems)
         else:
             yield from _class_files(root, root / name, name, "", problems)
 
@@ -220,28 +228,29 @@ def _class_files(
             f"{_shown(folder)} is a class folder whose name is not UTF-8. Rename it: the class is called so in every "
             "table, page and answer."
         )
+    # By device and inode, not by path: a link to a folder above would have ever longer paths.
     seen: set[tuple[int, int]] = set()
-    waiting, found = [folder], 0
+    waiting, num_images = [folder], 0
     while waiting:
-        here = waiting.pop()
+        current = waiting.pop()
         try:
-            status = here.stat()
+            status = current.stat()
         except OSError as error:
-            problems.append((str(here.relative_to(root)), f"cannot be entered: {error.strerror}"))
+            problems.append((str(current.relative_to(root)), f"cannot be entered: {error.strerror}"))
             continue
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        for name in _listed(here, problems, root):
-            path = here / name
+        for name in _listed(current, problems, root):
+            path = current / name
             if path.is_dir():
                 waiting.append(path)
             elif looks_like_image(name):
-                found += 1
+                num_images += 1
                 yield path.relative_to(root).as_posix(), label, split, ""
             else:
                 problems.append((path.relative_to(root).as_posix(), "is not an image by its name and was left out"))
-    if not found:
+    if not num_images:
         problems.append((folder.relative_to(root).as_posix(), "is a class folder without a photo"))
 
 
@@ -262,6 +271,7 @@ def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]
     try:
         if table.suffix.lower() in (".parquet", ".pq"):
             frame = pd.read_parquet(table)
+        # Everything as text: a class may be called "1", "007" or "NA".
         elif table.suffix.lower() in (".csv", ".tsv"):
             frame = pd.read_csv(table, dtype=str, keep_default_na=False, sep="\t" if table.suffix == ".tsv" else ",")
         else:

@@ -49,20 +49,22 @@ class ScanCache:
         """Return what is known of those files that have neither changed nor moved, by their place among `paths`."""
         names = [os.fsencode(os.path.abspath(path)) for path in paths]
         self._stamps = {name: stamp for name in names if (stamp := _stamp(name)) is not None}
-        found: dict[int, Seen] = {}
-        places = {name: place for place, name in enumerate(names)}
+        hits: dict[int, Seen] = {}
+        places = {name: position for position, name in enumerate(names)}
         if not self._file.exists():
-            return found
+            return hits
         with self._forgiving(), contextlib.closing(self._opened()) as base:
             for start in range(0, len(names), _AT_ONCE):
+                # SQLite limits the number of question marks in a statement.
                 part = names[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
                 query = f"SELECT path, size, time, row, thumbnail FROM seen WHERE max_pixels = ? AND path IN ({marks})"
                 for name, size, changed, row, small in base.execute(query, (self._max_pixels, *part)):
+                    # Another size or time: the file is read again, and its row replaced.
                     if self._stamps.get(bytes(name)) == (size, changed):
                         picture = np.frombuffer(small, np.uint8).reshape(self._px, self._px)
-                        found[places[bytes(name)]] = json.loads(row), picture
-        return found
+                        hits[places[bytes(name)]] = json.loads(row), picture
+        return hits
 
     def keep(self, paths: Sequence[Path], seen: Sequence[Seen]) -> None:
         """Note what was seen in files that could be read; `known` was asked about them before they were."""
@@ -85,6 +87,7 @@ class ScanCache:
             sqlite3.Error, OSError: it cannot be opened or made.
         """
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        # Several commands may share the file: a writer is waited for, five seconds at most.
         base = sqlite3.connect(self._file, timeout=5.0)
         try:
             base.execute(

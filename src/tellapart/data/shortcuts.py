@@ -113,14 +113,16 @@ def measure(features: pd.DataFrame, labels: NDArray, *, seed: int = 0) -> dict[s
     from sklearn.tree import DecisionTreeClassifier
 
     names, classes, counts = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
+    # Each class needs a photo in each fold.
     folds = int(min(MOST_FOLDS, counts.min()))
     tree = DecisionTreeClassifier(min_samples_leaf=_MIN_LEAF, class_weight="balanced", random_state=seed)
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    told = cross_val_predict(tree, features.to_numpy(np.float64), classes, cv=splitter, n_jobs=1)
-    right = told == classes
+    predictions = cross_val_predict(tree, features.to_numpy(np.float64), classes, cv=splitter, n_jobs=1)
+    right = predictions == classes
     hits = np.bincount(classes[right], minlength=len(names))
     recalls = hits / counts
     intervals = [wilson(int(hit), int(count)) for hit, count in zip(hits, counts, strict=True)]
+    # Square-and-add: distances of the classes' ends from their recalls add up as squares do.
     low = recalls.mean() - math.hypot(*(recalls - [interval.low for interval in intervals])) / len(names)
     high = recalls.mean() + math.hypot(*([interval.high for interval in intervals] - recalls)) / len(names)
     accuracy = wilson(int(right.sum()), len(right))

@@ -51,23 +51,26 @@ def split(
         raise InputError(f"None of the {len(frame)} files in {manifest.root} can be read as an image.")
     # A source that says where its photos belong is believed, copies across splits and all: `check` warns of those.
     if (frame["split"] != "").any():
-        given = frame["split"].where(readable, "")
-        if not (given == "train").any():
+        source_splits = frame["split"].where(readable, "")
+        if not (source_splits == "train").any():
             raise InputError("The given split has no train photos.")
-        return given
-    table = _unit_table(frame, units, readable, seed)
+        return source_splits
+    table = _group_table(frame, units, readable, seed)
+    # A group's number is fixed by its content: larger shares only move the bounds, and other photos move nothing.
     bounds = np.cumsum(shares)[:2]
     table["side"] = np.asarray(SPLITS, object)[np.searchsorted(bounds, table["number"], side="right")]
-    _fill_empty_sides(table, bounds, shares)
+    # First the rule, then the exceptions to it; what an earlier run says comes last and always holds.
+    _fill_empty_splits(table, bounds, shares)
     if earlier:
         _keep_earlier(table, frame, units, readable, earlier)
-    sides = pd.Series(table["side"].reindex(units).to_numpy(object), index=frame.index)
-    return sides.where(readable, "")
+    assigned = pd.Series(table["side"].reindex(units).to_numpy(object), index=frame.index)
+    return assigned.where(readable, "")
 
 
-def _unit_table(frame: pd.DataFrame, units: NDArray[np.int64], readable: NDArray, seed: int) -> pd.DataFrame:
+def _group_table(frame: pd.DataFrame, groups: NDArray[np.int64], readable: NDArray, seed: int) -> pd.DataFrame:
+    # Sorted by digest, so that the smallest one stands for the group however files are named.
     rows = pd.DataFrame({
-        "unit": units,
+        "unit": groups,
         "label": frame["label"].to_numpy(object),
         "sha256": frame["sha256"].to_numpy(object),
     })[readable].sort_values("sha256")  # fmt: skip
@@ -76,33 +79,34 @@ def _unit_table(frame: pd.DataFrame, units: NDArray[np.int64], readable: NDArray
     return table
 
 
-def _fill_empty_sides(table: pd.DataFrame, bounds: NDArray, shares: tuple[float, float, float]) -> None:
+def _fill_empty_splits(table: pd.DataFrame, bounds: NDArray, shares: tuple[float, float, float]) -> None:
     """Small classes only: move the nearest unit from a side that can spare one. Changes `table`."""
     for _, members in table.groupby("label"):
-        wanted = [side for side, share in zip(SPLITS, shares, strict=True) if share > 0]
+        wanted = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
         if len(members) < len(wanted):
             continue
         edges = dict(zip(SPLITS, ((0.0, bounds[0]), (bounds[0], bounds[1]), (bounds[1], 1.0)), strict=True))
-        for side in wanted:
-            sides = table.loc[members.index, "side"]
-            if (sides == side).any():
+        for name in wanted:
+            assigned = table.loc[members.index, "side"]
+            if (assigned == name).any():
                 continue
-            low, high = edges[side]
+            low, high = edges[name]
+            # 0 or less inside the range, else how far the number lies outside of it.
             distance = np.maximum(low - members["number"], members["number"] - high)
             # Never the last one of another split, or that would be the next to be filled.
-            spare = sides.map(sides.value_counts()) > 1
-            table.loc[distance[spare].idxmin(), "side"] = side
+            spare = assigned.map(assigned.value_counts()) > 1
+            table.loc[distance[spare].idxmin(), "side"] = name
 
 
 def _keep_earlier(
     table: pd.DataFrame,
     frame: pd.DataFrame,
-    units: NDArray[np.int64],
+    groups: NDArray[np.int64],
     readable: NDArray,
     earlier: dict[str, str],
 ) -> None:
     """Give each unit the side of its photos in the earlier run, test before validation before train."""
-    known = pd.DataFrame({"unit": units, "side": frame["sha256"].map(earlier).to_numpy(object)})[readable].dropna()
+    known = pd.DataFrame({"unit": groups, "side": frame["sha256"].map(earlier).to_numpy(object)})[readable].dropna()
     # Test first: what joined a known test photo since must not be learned from, or the test is of its copies.
     known["rank"] = known["side"].map({"test": 0, "validation": 1, "train": 2})
     first = known.sort_values("rank").groupby("unit")["side"].first()

@@ -66,12 +66,13 @@ def neighbours(height: int, width: int, rng: np.random.Generator, reach: int) ->
     inner += np.take(offsets, draws * np.uint32(len(offsets)) >> np.uint32(16))
     sources = first.copy()
     pixels = np.flatnonzero(first > places)
-    here = first[pixels]
+    current = first[pixels]
     while pixels.size:
-        there = np.take(first, here)
-        sources[pixels] = there
-        onward = there > here
-        pixels, here = pixels[onward], there[onward]
+        following = np.take(first, current)
+        sources[pixels] = following
+        # Only a later pixel has had its turn, so only there does the chain go on; it ends when none does.
+        onward = following > current
+        pixels, current = pixels[onward], following[onward]
     return sources
 
 
@@ -98,6 +99,8 @@ def smeared(values: Plane, radius: int, sigma: float, angle: float) -> Plane:
     height, width = values.shape[:2]
     downs, rights = zip(*taps, strict=True)
     top, left = -min(downs), -min(rights)
+    # Shifted views of one padded picture, weighted and added: a few dozen taps, and no convolution with a kernel that
+    # is mostly zeros.
     padded = cv2.copyMakeBorder(values, top, max(downs), left, max(rights), cv2.BORDER_REPLICATE)
     result = np.zeros_like(values)
     for (down, right), weight in taps.items():

@@ -85,6 +85,7 @@ def pixelate(picture: Picture, rng: np.random.Generator, share: float) -> Pictur
     That averages the pixels whose centres lie in the smaller picture's pixel, or on its further border, then
     takes the nearest.
     """
+    # Differences of running sums give the sum of each block, whatever its size, without a loop over blocks.
     sums, counts, nearest = np.asarray(cv2.integral(picture)), [], []
     for axis, length in enumerate(picture.shape[:2]):
         smaller = int(length * share)

@@ -69,6 +69,7 @@ def frost_sheet(number: int) -> NDArray[np.uint8]:
     for length, num_fans in FANS:
         for _ in range(num_fans // FANS_AT_ONCE):
             places = random.uniform(0, SHEET_PX, (FANS_AT_ONCE, 8, 2))
+            # Of eight places each fan takes the one with the least ice around it.
             emptiest = np.argmin(_cells_at(cv2.blur(taken, (9, 9)), places), axis=1)
             roots = places[np.arange(FANS_AT_ONCE), emptiest]
             headings = random.uniform(0, 2 * np.pi, FANS_AT_ONCE)
@@ -96,6 +97,7 @@ def _grow_fronds(
     for needles, brightness in ((stems, 255), (branches, 215), (twigs, 170)):
         lines = list(np.rint(needles.points * 16).astype(np.int32))  # sixteenths of a pixel
         cv2.polylines(ice, lines, False, brightness * strength, 1, cv2.LINE_AA, 4)
+        # Twigs stop at older ice, but nothing stops at them.
         if needles is not twigs:
             cv2.polylines(taken, [line // _CELL_PX for line in lines], False, 255, 1, cv2.LINE_8, 4)
 
@@ -112,11 +114,14 @@ def _free(needles: _Needles, taken: NDArray[np.uint8]) -> _Needles:
     """Return `needles` up to where they meet ice, without those that cannot begin."""
     away = needles.points - needles.origins[:, None]
     near_origin = away[..., 0] ** 2 + away[..., 1] ** 2 < 8**2  # where fronds of one fan touch
+    # Free up to the first step that meets ice: what lies beyond is cut off too.
     free = np.logical_and.accumulate((_cells_at(taken, needles.points) == 0) | near_origin, axis=1)
     steps = free.sum(axis=1) - 1
-    kept = np.flatnonzero(steps > 0)
-    points = needles.points[kept[:, None], np.minimum(_STEPS, steps[kept, None])]
-    return _Needles(points, needles.headings[kept], needles.lengths[kept], steps[kept], needles.origins[kept])
+    selected = np.flatnonzero(steps > 0)
+    points = needles.points[selected[:, None], np.minimum(_STEPS, steps[selected, None])]
+    return _Needles(
+        points, needles.headings[selected], needles.lengths[selected], steps[selected], needles.origins[selected]
+    )
 
 
 def _sprouts(needles: _Needles, spacing_px: float, share: float, random: np.random.Generator) -> _Needles:

@@ -27,9 +27,9 @@ def shot_noise(picture: Picture, rng: np.random.Generator, photons: int) -> Pict
     columns = draw_bits(rng, picture.shape, np.uint8)
     # Column and level side by side are the number of a cell, level * 256 + column.
     pairs = np.asarray(cv2.merge([columns.reshape(-1, 1), picture.reshape(-1, 1)]))
-    found = np.take(cells, pairs.view("<u2").reshape(picture.shape))
-    keep = draw_bits(rng, picture.shape, np.uint16) < found >> np.uint32(8)
-    return np.asarray(cv2.copyTo(cv2.LUT(columns, own), keep.view(np.uint8), found.astype(np.uint8)))
+    entries = np.take(cells, pairs.view("<u2").reshape(picture.shape))
+    keep = draw_bits(rng, picture.shape, np.uint16) < entries >> np.uint32(8)
+    return np.asarray(cv2.copyTo(cv2.LUT(columns, own), keep.view(np.uint8), entries.astype(np.uint8)))
 
 
 def impulse_noise(picture: Picture, rng: np.random.Generator, share: float) -> Picture:
@@ -74,6 +74,7 @@ def photon_tables(photons: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         heights = (256 * chances).tolist()
         low = [column for column in range(256) if heights[column] < 1]
         high = [column for column in range(256) if heights[column] >= 1]
+        # Walker's alias method: each column below the average height is filled up from one above it.
         while low and high:
             column, donor = low.pop(), high[-1]
             share[level, column], other[level, column] = round(heights[column] * 65536), outcomes[donor]

@@ -73,6 +73,7 @@ def frost(picture: Picture, rng: np.random.Generator, picture_weight: float, fro
     sheet = frost_sheet(int(rng.integers(5)))
     if max(height, width) > len(sheet):
         side = ceil(1.1 * max(height, width))
+        # Larger pictures get an enlarged sheet, with some room to cut from at random.
         sheet = np.asarray(cv2.resize(sheet, (side, side), interpolation=cv2.INTER_CUBIC))
     top, left = rng.integers(0, (len(sheet) - height + 1, len(sheet) - width + 1))
     cut = sheet[top : top + height, left : left + width]
@@ -84,6 +85,7 @@ def fog(picture: Picture, rng: np.random.Generator, thickness: float, decay: flo
     height, width = picture.shape[:2]
     brightest = float(picture.max())
     darkened = brightest / (brightest + 255 * thickness)
+    # Diamond-square needs a power of two; the map is at least 256, as in the published code, and cut.
     side = max(256, 1 << (max(height, width) - 1).bit_length())
     layer = clouds(side, decay, rng)[:height, :width] * np.float32(255 * thickness * darkened)
     return np.asarray(cv2.addWeighted(picture, darkened, cv2.merge([layer] * 3), 1, 0, dtype=cv2.CV_8U))
