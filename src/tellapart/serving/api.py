@@ -59,19 +59,19 @@ def _prediction(served: ModelVersion, name: str | None, answer: Answer, top_k: i
             "name": name, "label": None, "probability": None, "top": [], "prediction_set": [], "abstains": False,
             "unknown": False, "similarity": None, "quality_warnings": [], "error": answer.error,
         }  # fmt: skip
-    found = to_prediction(served.bundle, "", answer.row, top_k, answer.quality_warnings)
-    for measure in found.quality_warnings:
+    prediction = to_prediction(served.bundle, "", answer.row, top_k, answer.quality_warnings)
+    for measure in prediction.quality_warnings:
         served.counts.quality_warning(measure)
     return {
         "name": name,
-        "label": found.label,
-        "probability": found.probability,
-        "top": [{"label": label, "probability": probability} for label, probability in found.top],
-        "prediction_set": found.prediction_set,
-        "abstains": found.abstains,
+        "label": prediction.label,
+        "probability": prediction.probability,
+        "top": [{"label": label, "probability": probability} for label, probability in prediction.top],
+        "prediction_set": prediction.prediction_set,
+        "abstains": prediction.abstains,
         "unknown": answer.unknown,
         "similarity": answer.similarity,
-        "quality_warnings": list(found.quality_warnings),
+        "quality_warnings": list(prediction.quality_warnings),
         "error": None,
     }
 
@@ -87,10 +87,10 @@ async def explain(service: Service, request: Request) -> Response:
     files = await files_of(service, request)
     if len(files) != 1:
         raise ApiError(400, f"{len(files)} images came. Expected one to explain.")
-    found = await service.explain(request, served, ExplainRequest(files[0][1], target, as_png))
-    if found.error:
-        raise ApiError(422, f"The image {found.error}.")
-    return Response(found.body, media_type="image/png" if as_png else JSON)
+    explanation = await service.explain(request, served, ExplainRequest(files[0][1], target, as_png))
+    if explanation.error:
+        raise ApiError(422, f"The image {explanation.error}.")
+    return Response(explanation.body, media_type="image/png" if as_png else JSON)
 
 
 async def models(service: Service, request: Request) -> Response:
@@ -103,7 +103,7 @@ async def model(service: Service, request: Request) -> Response:
     """Return the card of a model."""
     served = service.find(request, request.path_params["name"], context_of(request).query.get("version"))
     record = served.bundle.record
-    versions = [{"version": each.version, "number": each.number} for each in service.models.of(served.name)]
+    versions = [{"version": version.version, "number": version.number} for version in service.models.of(served.name)]
     return json_response(
         _summary(service, served) | {
             "card": served.card, "metrics": record.metrics, "quality_range": record.quality_range,
@@ -138,6 +138,7 @@ async def feedback(service: Service, request: Request) -> Response:
     served = _check_feedback(service, request, values)
     if service.options.feedback is not None:
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "model": served.name} | values
+        # In a thread: a slow disk would hold up every other request.
         try:
             await asyncio.to_thread(_append, service.options.feedback, line)
         except OSError as error:
@@ -173,6 +174,7 @@ def _check_feedback(service: Service, request: Request, values: Any) -> ModelVer
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     """Append one line in one write: several processes may do so."""
+    # O_APPEND: the end of the file is looked up with each write, wherever other processes have written since.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, (json.dumps(line) + "\n").encode())
@@ -208,8 +210,9 @@ async def files_of(service: Service, request: Request) -> list[tuple[str | None,
             raise ApiError(400, "The body is empty. Expected an image, or multipart/form-data with the field 'file'.")
         return [(None, body.take())]
     most = service.options.limits.max_files
+    # Twice its size for a moment: the parts are copies, and body and parts are in memory together while it is cut.
     size = len(body)
-    body.add(size)  # its parts are copies
+    body.add(size)
     parts = parse_multipart(body.take(), kind, most)
     body.free(size)
     files = [(part.filename, part.data) for part in parts if part.name == "file"]

@@ -27,6 +27,7 @@ from tellapart.serving.options import BatchOptions, ServerOptions
 from tellapart.serving.service import Service
 from tellapart.serving.telemetry import Telemetry
 
+# The page's rows come last: its /{file} fits any path of one part, such as /models.
 ENDPOINTS = (*api.ENDPOINTS, *tensorflow_serving.ENDPOINTS, *open_inference.ENDPOINTS, *page.ENDPOINTS)
 """Everything that the server answers to. The first row counts whose path and method fit."""
 _HEALTH = frozenset({"/v2/health/live", "/v2/health/ready"})
@@ -47,9 +48,9 @@ def make_app(options: ServerOptions) -> Starlette:
     service = Service(options, Models(options, telemetry), *_batchers(options.batches), telemetry, pages)
     log = RequestLog() if options.log else None
     direct = {
-        (each.method, each.path): partial(respond, each, service)
-        for each in ENDPOINTS
-        if (each.method, each.path) in _DIRECT
+        (endpoint.method, endpoint.path): partial(respond, endpoint, service)
+        for endpoint in ENDPOINTS
+        if (endpoint.method, endpoint.path) in _DIRECT
     }
     access = Middleware(
         AccessMiddleware,
@@ -60,11 +61,12 @@ def make_app(options: ServerOptions) -> Starlette:
         direct=direct,
     )
     app = Starlette(
-        routes=[_route(each, service) for each in ENDPOINTS],
+        routes=[_route(endpoint, service) for endpoint in ENDPOINTS],
         middleware=[access],
         exception_handlers={HTTPException: _refuse},
         lifespan=partial(_running, service, log),
     )
+    # Starlette would answer /predict/ with a redirect, and the client would send its images twice.
     app.router.redirect_slashes = False
     app.state.service = service
     return app
@@ -92,9 +94,11 @@ async def _running(service: Service, log: RequestLog | None, _: Starlette) -> As
     if log is not None:
         log.start()
     try:
+        # Not in make_app: a batcher's answers go to the event loop that runs while it is started.
         service.start()
         service.models.start_polling()
         yield
+        # Polling ends first, so that no version is loaded while the threads stop; the log ends last, to have it all.
         service.models.close()
         service.stop()
     finally:

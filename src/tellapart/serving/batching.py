@@ -23,7 +23,7 @@ from tellapart.serving.options import BatchOptions
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 1.0
-_NICENESS = 10
+_NICENESS = 10  # background threads still run, at about a tenth of the weight, when others want every processor
 _NEWS = 0.1
 """Weight of a new batch in the pace."""
 
@@ -81,6 +81,7 @@ class Call:
         "worker",
     )  # fmt: skip
 
+    # An item is set to None by whoever takes it from the queue or gives it up, under the batcher's lock.
     def __init__(
         self, worker: Worker, items: Sequence[Any], future: asyncio.Future[list[Any]], deadline: float
     ) -> None:
@@ -122,6 +123,7 @@ class Batcher:
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._waiting = 0
         self._busy = 0
+        # Weak keys: a version that was replaced must not stay in memory for the sake of its pace.
         self._paces: WeakKeyDictionary[Worker, float] = WeakKeyDictionary()  # seconds that a thread takes for an item
         self._ahead = 0.0  # seconds of work for one thread in what waits
         self._lock = threading.Lock()
@@ -146,6 +148,7 @@ class Batcher:
 
         They are daemons: one that hangs in a library does not keep the process.
         """
+        # A mark of the end for each thread, behind everything that was accepted.
         for _ in self._threads:
             self._queue.put(None)
         until = time.monotonic() + self.options.deadline_ms / 1000 + _STOP_SECONDS
@@ -167,9 +170,11 @@ class Batcher:
         if loop is None:
             raise RuntimeError("The batcher was not started.")
         with self._lock:
+            # Whatever comes while nothing waits is taken, however large: else it would be refused for ever.
             if self._waiting and (self._waiting + len(items) > self.options.max_queue or self._is_slow()):
                 raise QueueFullError(f"{self._waiting} images wait already, for about {1000 * self._wait():.0f} ms")
             call = Call(worker, items, loop.create_future(), self.options.deadline_ms / 1000)
+            # Kept with the call: the pace changes, and what is added to the work ahead must be what is taken off again.
             call.pace = self._paces.get(worker, 0.0)
             # Counted before the queue has it: a thread that takes it at once would else count below zero.
             self._enter(call, len(items))
@@ -187,6 +192,7 @@ class Batcher:
 
     def _enter(self, call: Call, num_items: int) -> None:
         """Count items that wait, or with a negative number that no longer do; under the lock."""
+        # Set to 0 whenever nothing waits: sums of floats would otherwise drift away from it.
         self._waiting += num_items
         self._ahead = self._ahead + num_items * call.pace if self._waiting else 0.0
 
@@ -215,6 +221,7 @@ class Batcher:
         if self._in_background:
             step_back()
         while (first := self._queue.get()) is not None:
+            # The end may come in the middle of a batch: what was collected before it is still answered.
             entries, over = self._drain(first)
             if taken := self._take(entries):
                 self._work_on(taken, thread)
@@ -251,6 +258,7 @@ class Batcher:
                     continue
                 call.items[index] = None
                 self._enter(call, -1)
+                # Nothing is done for a call whose time is over; its timer tells the caller.
                 if now < call.deadline:
                     taken.append((call, index, item))
                     if call.queue < 0:
@@ -260,6 +268,7 @@ class Batcher:
 
     def _work_on(self, taken: list[tuple[Call, int, Any]], thread: int) -> None:
         finished: list[tuple[Call, BaseException | None]] = []
+        # A batch may hold items of several models; one run takes those of one.
         try:
             by_worker: dict[int, list[tuple[Call, int, Any]]] = {}
             for entry in taken:
@@ -276,6 +285,7 @@ class Batcher:
     def _work_on_group(
         self, group: list[tuple[Call, int, Any]], thread: int
     ) -> list[tuple[Call, BaseException | None]]:
+        # Ready first, one after the other, and timed for each call; then one run for all of them.
         worker = group[0][0].worker
         began = at = time.perf_counter()
         try:
@@ -297,13 +307,14 @@ class Batcher:
         finished: list[tuple[Call, BaseException | None]] = []
         seen: set[int] = set()
         with self._lock:
+            # Each worker has its own: how long one model takes says nothing about another.
             pace = (ended - began) / len(group)
             before = self._paces.get(worker, pace)
             self._paces[worker] = before + _NEWS * (pace - before)
             for (call, index, _), answer in zip(group, answers, strict=True):
                 call.answers[index] = answer
                 call.left -= 1
-                if id(call) not in seen:
+                if id(call) not in seen:  # a call with several items in the batch was in it once
                     seen.add(id(call))
                     call.network += ended - at
                 if call.left == 0:
@@ -313,6 +324,7 @@ class Batcher:
     def _deliver(self, finished: list[tuple[Call, BaseException | None]]) -> None:
         """Hand answers to their callers; in the event loop."""
         for call, error in finished:
+            # Its deadline may have passed, or its client left, while the network worked.
             if call.future.done():
                 continue
             if error is not None:

@@ -38,6 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
+    # A server that was just stopped leaves connections in TIME_WAIT, which would keep its port from it for a minute.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host.strip("[]"), port))
@@ -77,6 +78,7 @@ class Server(uvicorn.Server):
     ) -> None:
         self._app, self._options, self._ready, self._signals = app, options, ready, signals
         self._end_of_notice = 0.0
+        # By its deadline every accepted request has an answer or a 504; uvicorn must not cancel it before.
         grace = options.batches.deadline_ms / 1000 + 5
         super().__init__(
             uvicorn.Config(
@@ -116,12 +118,15 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; on a second signal stop now."""
+        # Draining only fails readiness; `on_tick` stops listening later. A balancer that has not noticed yet sends
+        # requests for a moment longer, and they must not be refused.
         service = self._app.state.service
         if service.draining:
             self.should_exit = self.force_exit = True
             return
         service.draining = True
         self._end_of_notice = time.monotonic() + self._options.drain_seconds
+        # A thread and not the event loop, which may be what hangs; a daemon, so that a server that ends in time does.
         last = threading.Timer(self._options.stop_seconds, _end_now)
         last.daemon = True
         last.start()
@@ -159,6 +164,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Wait for headers; refuse a connection too many."""
         super().connection_made(transport)
+        # uvicorn's keep-alive timer begins after the first answer; this one ends a client that connects and is silent.
         self._header_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.bounds.max_connections:
@@ -185,16 +191,19 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count a header."""
         super().on_header(name, value)
-        self._count(len(name) + len(value) + 4)
+        self._count(len(name) + len(value) + 4)  # ": " and the line end
 
     def on_headers_complete(self) -> None:
         """Wait no more: bodies have a time of their own."""
         self._wait(None)
+        # The parser goes on with what has arrived already, though the connection was refused while it read the headers:
+        # without this test the application would still be called.
         if not self.transport.is_closing():
             super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         """Give a client that was refused a while to end its body, which is thrown away."""
+        # A connection that stays open has to be read to the end of the body before its next request can be found.
         unread = self.cycle is not None and self.cycle.more_body
         super().on_response_complete()
         if unread:
@@ -226,6 +235,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: bytes) -> None:
         if not self.transport.is_closing():
+            # Nothing into the middle of an answer that is being sent: its client would take it for a part of the body.
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()

@@ -66,9 +66,9 @@ def read_request(values: Any, binary: memoryview) -> Inference:
     shape, kind = _shape(tensor), tensor.get("datatype")
     raw = _raw(tensor, binary)
     if kind == "UINT8":
-        return Inference([Image(each) for each in _pictures(tensor, shape, raw)], wanted, values.get("id"))
+        return Inference([Image(pixels) for pixels in _pictures(tensor, shape, raw)], wanted, values.get("id"))
     if kind == "BYTES":
-        return Inference([Image(each) for each in _files(tensor, shape, raw)], wanted, values.get("id"))
+        return Inference([Image(file) for file in _files(tensor, shape, raw)], wanted, values.get("id"))
     raise ApiError(400, f"{INPUT} has the datatype {shown(kind, 40)}. Expected UINT8 or BYTES.")
 
 
@@ -84,15 +84,16 @@ def write_outputs(
     """
     labels = [classes[number] for number in table.argmax(axis=1)]
     outputs, tail = [], b""
-    for each in wanted:
-        if each.name == "probabilities":
-            values: dict[str, Any] = {"name": each.name, "datatype": "FP32", "shape": list(table.shape)}
+    for output in wanted:
+        if output.name == "probabilities":
+            values: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(table.shape)}
+            # Little-endian on every machine, as Triton's extension has it.
             raw, data = table.astype("<f4").tobytes(), table.ravel().tolist()
         else:
-            values = {"name": each.name, "datatype": "BYTES", "shape": [len(labels)]}
+            values = {"name": output.name, "datatype": "BYTES", "shape": [len(labels)]}
             raw = b"".join(struct.pack("<I", len(text)) + text for text in (label.encode() for label in labels))
             data = labels
-        if each.binary:
+        if output.binary:
             values["parameters"] = {"binary_data_size": len(raw)}
             tail += raw
         else:
@@ -102,6 +103,7 @@ def write_outputs(
 
 
 def _wanted(values: dict[str, Any]) -> list[Wanted]:
+    # Of the whole request; a parameter of one output goes before it.
     by_default = _parameters(values).get("binary_data_output") is True
     outputs = values.get("outputs")
     if outputs is None or outputs == []:
@@ -109,11 +111,11 @@ def _wanted(values: dict[str, Any]) -> list[Wanted]:
     if not isinstance(outputs, list) or len(outputs) > len(OUTPUTS):
         raise ApiError(400, f"outputs: expected a list of at most {len(OUTPUTS)}.")
     wanted = []
-    for each in outputs:
-        name = each.get("name") if isinstance(each, dict) else None
+    for output in outputs:
+        name = output.get("name") if isinstance(output, dict) else None
         if name not in OUTPUTS:
             raise ApiError(400, f"There is no output {shown(name, 40)}. Expected any of {', '.join(OUTPUTS)}.")
-        parameters = _parameters(each)
+        parameters = _parameters(output)
         if "classification" in parameters:
             raise ApiError(400, "The classification extension is not offered; the output 'label' names the class.")
         wanted.append(Wanted(name, parameters.get("binary_data", by_default) is True))
@@ -121,16 +123,17 @@ def _wanted(values: dict[str, Any]) -> list[Wanted]:
 
 
 def _parameters(values: dict[str, Any]) -> dict[str, Any]:
-    found = values.get("parameters", {})
-    if not isinstance(found, dict):
+    parameters = values.get("parameters", {})
+    if not isinstance(parameters, dict):
         raise ApiError(400, "parameters: expected an object.")
-    return found
+    return parameters
 
 
 def _shape(tensor: dict[str, Any]) -> tuple[int, ...]:
     shape = tensor.get("shape")
     good = isinstance(shape, list) and 0 < len(shape) <= 4
-    if not good or any(type(side) is not int or not 0 < side < 2**31 for side in shape or ()):
+    # By type: isinstance would take true for 1.
+    if not good or any(type(length) is not int or not 0 < length < 2**31 for length in shape or ()):
         raise ApiError(400, f"{INPUT} has the shape {_some(shape)}. Expected whole numbers above 0, at most four.")
     assert shape is not None
     check_number(shape[0], INPUT)
@@ -157,6 +160,7 @@ def _pictures(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | 
         if len(raw) != count:
             raise ApiError(400, f"{INPUT} has {len(raw):,} bytes; its shape needs {count:,}.")
         return list(np.frombuffer(raw, np.uint8).reshape(shape))
+    # The protocol lets values stand flat or nested; the shape says which picture they belong to.
     _, numbers = flattened(tensor.get("data"))
     if set(map(type, numbers)) != {int} or len(numbers) != count or min(numbers) < 0 or max(numbers) > 255:
         raise ApiError(400, f"{INPUT}: expected {count:,} whole numbers from 0 to 255 in 'data', by its shape.")
@@ -164,14 +168,15 @@ def _pictures(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | 
 
 
 def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | None) -> list[bytes]:
-    if any(side != 1 for side in shape[1:]):
+    if any(length != 1 for length in shape[1:]):
         raise ApiError(400, f"{INPUT} has the shape {list(shape)}. Expected [num_images] for files.")
     if raw is None:
         data = tensor.get("data")
         if not isinstance(data, list) or len(data) != shape[0]:
             raise ApiError(400, f"{INPUT}: expected {shape[0]} files in base64 in 'data', by its shape.")
-        return [from_base64(each, f"{INPUT}[{number}]") for number, each in enumerate(data)]
+        return [from_base64(text, f"{INPUT}[{number}]") for number, text in enumerate(data)]
     files, at = [], 0
+    # A length that reaches beyond the end leaves `at` beyond it too, and is refused below.
     while at + 4 <= len(raw):
         (size,) = struct.unpack_from("<I", raw, at)
         files.append(bytes(raw[at + 4 : at + 4 + size]))
@@ -184,5 +189,5 @@ def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | Non
 def _some(shape: Any) -> str:
     """Return a shape for a message; it may be anything."""
     if isinstance(shape, list) and len(shape) <= 4:
-        return f"[{', '.join(shown(side, 20) for side in shape)}]"
+        return f"[{', '.join(shown(length, 20) for length in shape)}]"
     return shown(shape, 60)

@@ -32,6 +32,7 @@ CLIENT_LEFT = 499
 OVERLOAD = frozenset({429, 503, 504})
 """Statuses of requests that were turned away because there was too much to do."""
 
+# A client's id comes back in a header and goes into the log: nothing that could break a line of either.
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,100}")
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
@@ -64,9 +65,9 @@ class RequestContext:
     def __init__(self, scope: Scope, body: Body) -> None:
         self.began = time.perf_counter()
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
+        client_id = self.headers.get(b"x-request-id", b"")
         # No secret; and the system's random bytes would hand Python's lock to a working thread, which keeps it.
-        self.id = given.decode("ascii") if _SANE_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+        self.id = client_id.decode("ascii") if _SANE_ID.fullmatch(client_id) else f"{random.getrandbits(64):016x}"
         self.query: Mapping[str, Any] = {}
         self.body = body
         self.counts: ModelCounts | None = None
@@ -102,6 +103,8 @@ class AccessMiddleware:
         self._options, self._direct = options, direct
         self._held = BodyBudget(options.limits.max_held_bytes)
         self._rate = RateLimit(options.limits.rate)
+        # Against DNS rebinding: a page of a site whose name is made to point to this machine still sends that name. A
+        # server that others reach cannot know the names that lead to it, and checks none.
         own = {"localhost", "127.0.0.1", "::1", options.host.strip("[]")}
         self._hosts = own | {host.lower() for host in options.allowed_hosts} if options.is_local else None
         self._key = options.api_key.encode() if options.api_key else None
@@ -109,6 +112,7 @@ class AccessMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
         if scope["type"] != "http":
+            # Start and end of the application pass; other kinds, such as websockets, are not answered.
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
@@ -139,7 +143,7 @@ class AccessMiddleware:
             await refused(scope, receive, send_with_headers)
         except Exception as error:  # the edge: one request fails, the server goes on
             logger.exception("Request %s failed.", context.id)
-            if started:
+            if started:  # the status is on its way: a second answer would be part of the first one's body
                 raise
             message = f"Something is wrong with the server ({type(error).__name__}); its log says more."
             await error_response(scope["path"], 500, message, context.id)(scope, receive, send_with_headers)
@@ -157,6 +161,8 @@ class AccessMiddleware:
                 421, f"Host {host!r} is not allowed. Expected one of {', '.join(sorted(self._hosts))}; "
                 "tellapart serve --allowed-host adds a name.",
             )  # fmt: skip
+        # Browsers name the page that a request comes from. With a key this is not needed: no other page knows the key.
+        # Behind a proxy the name that the browser used is in X-Forwarded-Host.
         if (origin := context.headers.get(b"origin")) is not None and self._key is None:
             try:
                 named = urlsplit(origin.decode("latin-1")).netloc.encode("latin-1")
@@ -170,6 +176,7 @@ class AccessMiddleware:
                 401, "Expected the API key, as Authorization: Bearer KEY or X-API-Key: KEY.",
                 {"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
+        # Never health: a balancer that asks often must not be told to stop, and take the server for dead.
         if not path.startswith("/v2/health/"):
             client = scope.get("client")
             if wait := self._rate.take(client[0] if client else ""):
@@ -179,8 +186,9 @@ class AccessMiddleware:
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
         assert self._key is not None
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        return hmac.compare_digest(given, self._key)
+        key = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        # Takes the same time wherever the first wrong byte stands: == would let a key be guessed byte by byte.
+        return hmac.compare_digest(key, self._key)
 
     def _end(self, scope: Scope, context: RequestContext) -> None:
         context.body.end()

@@ -40,7 +40,7 @@ OVERLAY_PX = 1024
 LARGE_PIXELS = 16_000_000
 """Which take more than a tenth of a second: as long as nobody should wait for the picture of another."""
 _WARM_UP_SECONDS = 2.0
-_PIXELS_AT_ONCE = 2**18
+_PIXELS_AT_ONCE = 2**18  # five pictures at 224 px
 """Of all pictures in one run of the network: with more of them its memory grows and its speed does not."""
 
 
@@ -101,6 +101,7 @@ class DecodeBudget:
     def small(self, size: int) -> Iterator[None]:
         """Wait until a small picture fits, and keep its place."""
         size = min(size, self.most)  # what can never fit would wait for ever
+        # The condition is held only to count: pictures are decoded side by side.
         with self._changed:
             self._changed.wait_for(lambda: self.bytes + size <= self.most)
             self.bytes += size
@@ -116,13 +117,15 @@ class PredictorPool:
     """A model in memory, once for each thread and once for a thread that works alone.
 
     Args:
-        each: one per thread, on one processor.
+        per_thread: one each, on one processor.
         together: on all processors; None where there is one thread.
         most: pictures in one run; more are cut into several.
     """
 
-    def __init__(self, each: tuple[Predictor, ...], together: Predictor | None, most: int) -> None:
-        self._each, self._together, self.most = each, together, most
+    def __init__(self, per_thread: tuple[Predictor, ...], together: Predictor | None, most: int) -> None:
+        self._per_thread, self._together, self.most = per_thread, together, most
+        # Held while the shared network runs: a predictor writes answers into memory of its own, and two calls at once
+        # would mix them.
         self._free = threading.Lock()
         self._sizes: tuple[int, ...] = ()
 
@@ -132,6 +135,7 @@ class PredictorPool:
         A size that is new takes several times longer, and memory for good, a megabyte each: other sizes than these are
         filled up from now on, so that a server does not grow while it works.
         """
+        # `_sizes` is empty until the end: here each size runs as it is, not filled up to another.
         until = time.perf_counter() + _WARM_UP_SECONDS
         largest = min(max_batch_size, self.most)
         powers = {largest, *(2**power for power in range(largest.bit_length()) if 2**power <= largest)}
@@ -140,7 +144,7 @@ class PredictorPool:
             if size not in powers and time.perf_counter() > until:
                 break
             for _ in range(2):  # ONNX Runtime lays out its memory anew when a size comes a second time
-                for thread in range(len(self._each)):
+                for thread in range(len(self._per_thread)):
                     self.outputs([picture] * size, thread, False)
                 self.outputs([picture] * size, 0, True)
             done.append(size)
@@ -154,6 +158,7 @@ class PredictorPool:
         if len(squares) > self.most:
             parts = [squares[start : start + self.most] for start in range(0, len(squares), self.most)]
             return _joined([self.outputs(part, thread, False) for part in parts])
+        # Filled up to the next size that was warmed, with copies of a picture whose rows are thrown away.
         size = next((size for size in self._sizes if size >= len(squares)), len(squares))
         if size > len(squares):
             rows, embeddings = self.outputs(squares + squares[:1] * (size - len(squares)), thread, alone)
@@ -161,18 +166,19 @@ class PredictorPool:
         batch = squares[0][None] if size == 1 else np.stack(squares)
         if self._together is None:  # the only network: of the thread, and of the heat maps' one
             with self._free:
-                return self._each[thread](batch)
+                return self._per_thread[thread](batch)
+        # Not waited for: if another thread has the large network by now, this one's own is free.
         if alone and self._free.acquire(blocking=False):
             try:
                 return self._together(batch)
             finally:
                 self._free.release()
-        return self._each[thread](batch)
+        return self._per_thread[thread](batch)
 
     def of_one(self, square: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map one picture to its row, in a thread that has no network of its own."""
         with self._free:
-            rows = (self._together or self._each[0])(square[None]).probabilities
+            rows = (self._together or self._per_thread[0])(square[None]).probabilities
         return np.asarray(rows[0], np.float32)
 
 
@@ -276,21 +282,23 @@ class ModelVersion:
 
     def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[Answer]:
         """Run the network once on all that could be read."""
-        squares = [seen.square for seen in prepared if seen.square is not None]
+        # Images that could not be decoded are left out of the batch and get their error in the end.
+        squares = [image.square for image in prepared if image.square is not None]
         if not squares:
-            return [Answer(None, (), seen.error) for seen in prepared]
+            return [Answer(None, (), image.error) for image in prepared]
         outputs = self.networks.outputs(squares, thread, alone)
         unknown = decide(self.bundle.detector, outputs.embeddings, len(squares))
         rows = iter(zip(outputs.probabilities, unknown, strict=True))
         answers = []
-        for seen in prepared:
-            if seen.square is None:
-                answers.append(Answer(None, (), seen.error))
+        for image in prepared:
+            if image.square is None:
+                answers.append(Answer(None, (), image.error))
                 continue
+            # The sum is finite only if all of them are: NaN and infinity stay in it.
             row, (is_unknown, similarity) = next(rows)
             finite = math.isfinite(float(row.sum()))
             answers.append(
-                Answer(row, seen.quality_warnings, "", is_unknown, similarity)
+                Answer(row, image.quality_warnings, "", is_unknown, similarity)
                 if finite
                 else Answer(None, (), "the model gave values that are not finite")
             )
@@ -357,6 +365,7 @@ class Explainer:
     def prepare(self, item: ExplainRequest) -> _Ready | str:
         """Decode an image for the network and, for an overlay, for the eye."""
         image_px, max_pixels = self._bundle.record.image_px, self._max_pixels
+        # What decoding takes is not looked up here: any size has the lock of large pictures, and is decoded alone.
         try:
             with self._budget.alone:
                 square = decode_square(item.data, image_px, max_pixels=max_pixels)
@@ -373,13 +382,14 @@ class Explainer:
 
     def run(self, prepared: list[_Ready | str], thread: int, alone: bool) -> list[ExplainResult]:
         """Explain one after the other."""
-        return [ExplainResult(b"", each) if isinstance(each, str) else self._explained(each) for each in prepared]
+        return [ExplainResult(b"", item) if isinstance(item, str) else self._explained(item) for item in prepared]
 
     def _explained(self, ready: _Ready) -> ExplainResult:
         row = self._networks.of_one(ready.square)
         target = int(row.argmax()) if ready.target is None else ready.target
         heat = self.explain(ready.square[None], np.array([target], np.int64))[0]
         if ready.picture is not None:
+            # OpenCV writes blue, green, red: channels are turned round.
             done, png = cv2.imencode(".png", overlay(ready.picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
             return ExplainResult(png.tobytes()) if done else ExplainResult(b"", "cannot be written as PNG")
         rows = np.round(heat.astype(np.float64), 3).tolist()
@@ -418,8 +428,10 @@ def open_served(
     bundle, threads = open_bundle(folder), batches.num_threads
     runtime, together = choose(bundle, runtime, threads=threads)
     several = threads > 1
-    each = tuple(open_several(bundle, runtime, threads)) if several else (together,)
-    networks = PredictorPool(each, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2))
+    per_thread = tuple(open_several(bundle, runtime, threads)) if several else (together,)
+    networks = PredictorPool(
+        per_thread, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2)
+    )
     classifier = BundleClassifier(bundle, runtime, together)
     classifier.max_pixels = min(classifier.max_pixels, max_pixels or classifier.max_pixels)
     served = ModelVersion(
@@ -434,6 +446,7 @@ def open_served(
         budget=budget,
     )
     _warm_up(served, batches.max_batch_size)
+    # A new bundle may have been renamed into the folder since its checksums were read: files of both may be loaded.
     if open_version(folder) != bundle.version:
         raise BundleError(f"{folder} changed while it was loaded.")
     return served
@@ -449,7 +462,7 @@ def open_version(folder: Path) -> str | None:
 
 def _warm_up(served: ModelVersion, max_batch_size: int) -> None:
     """Do what the first requests would do, so that they are as fast as the others and need no memory for good."""
-    load_formats()
+    load_formats()  # Pillow's readers, for files that OpenCV cannot read: the first odd file would load them otherwise
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
     served.networks.warm_up(picture, max_batch_size)
     served.run([DecodedImage(picture, ())] * max_batch_size, 0, True)  # the cosines of unknown photos take memory too

@@ -137,6 +137,7 @@ class Models:
             max_pixels=self._options.limits.max_pixels,
             telemetry=self._telemetry,
         )  # fmt: skip
+        # Numbers are never given twice, so that a client's "version 2" stays the same bundle.
         number = self._numbers[served.name] = self._numbers.get(served.name, 0) + 1
         return replace(served, number=number)
 
@@ -146,8 +147,8 @@ class Models:
         except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the old one goes on
             source.refused = state
             self._telemetry.refused.inc()
-            kept = f"{source.served.version} goes on" if source.served else "it is not served"
-            logger.error("The bundle in %s was refused, %s: %s", source.folder, kept, error)
+            outcome = f"{source.served.version} goes on" if source.served else "it is not served"
+            logger.error("The bundle in %s was refused, %s: %s", source.folder, outcome, error)
             return
         # Requests in flight hold the old version, and it goes when the last of them is answered.
         old, source.served = source.served, fresh
@@ -174,22 +175,28 @@ class Models:
         for source in self._sources:
             if source.served is not None:
                 table.setdefault(source.served.name, {})[source.served.version] = source.served
-        table = {name: dict(sorted(each.items(), key=lambda item: item[1].number)) for name, each in table.items()}
+        # In the order of loading: the default version is the last one.
+        table = {
+            name: dict(sorted(versions.items(), key=lambda item: item[1].number)) for name, versions in table.items()
+        }
+        # Readers take no lock: a new table is complete before one assignment puts it in the place of the old one.
         before, self._table = self._order, table
         self._order = tuple(served for versions in table.values() for served in versions.values())
         for served in before:
             if served not in self._order:
+                # Not removed: prometheus_client cannot take labels out of the files that several processes share.
                 self._telemetry.info.labels(served.name, served.version, served.runtime).set(0)
         for served in self._order:
             self._telemetry.info.labels(served.name, served.version, served.runtime).set(1)
 
     def _subfolders(self) -> list[Path]:
-        place = self._options.models
-        if place is None:
+        parent = self._options.models
+        if parent is None:
             return []
-        if not place.is_dir():
-            raise BundleError(f"{place} is not a folder. Expected a folder of bundles.")
-        return sorted(each for each in place.iterdir() if not each.name.startswith(".") and is_bundle(each))
+        if not parent.is_dir():
+            raise BundleError(f"{parent} is not a folder. Expected a folder of bundles.")
+        # Hidden ones are bundles that export is writing or replacing: it works under such names and renames at the end.
+        return sorted(folder for folder in parent.iterdir() if not folder.name.startswith(".") and is_bundle(folder))
 
     def _keep_polling(self) -> None:
         while not self._stop.wait(self._options.poll_seconds):

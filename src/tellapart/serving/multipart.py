@@ -39,20 +39,24 @@ def parse_multipart(body: bytes, content_type: bytes, max_parts: int) -> list[Pa
     Raises:
         ApiError: it is malformed (400) or has too many fields (413).
     """
-    found = _BOUNDARY.search(content_type)
-    if found is None:
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
         raise _malformed("the Content-Type names no boundary")
-    dashed = b"--" + (found[1] or found[2])
+    dashed = b"--" + (boundary[1] or boundary[2])
     delimiter = b"\r\n" + dashed
+    # The first boundary may open the body, without a line end before it, or follow a preamble, which is skipped. Where
+    # there is none, find returns -1 and `at` is 1.
     at = 0 if body.startswith(dashed) else body.find(delimiter) + 2
     if at == 1:
         raise _malformed("the boundary that the Content-Type names does not occur")
     at += len(dashed)
     parts: list[Part] = []
+    # Every search begins where the last one ended: time grows with the length of the body, whatever stands in it.
     while body[at : at + 2] != b"--":
         if len(parts) >= max_parts + _MORE_PARTS:
             raise ApiError(413, f"The form has more than {max_parts} fields. Send fewer images at once.")
         line = body.find(b"\r\n", at)
+        # RFC 2046 allows spaces and tabs between a boundary and the end of its line.
         if line < 0 or body[at:line].strip(b" \t"):
             raise _malformed("a boundary is followed by something else than a line end")
         end = body.find(delimiter, line)
@@ -87,5 +91,5 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-def _malformed(what: str) -> ApiError:
-    return ApiError(400, f"The multipart body is malformed: {what}. Expected multipart/form-data as browsers send it.")
+def _malformed(fault: str) -> ApiError:
+    return ApiError(400, f"The multipart body is malformed: {fault}. Expected multipart/form-data as browsers send it.")

@@ -48,12 +48,12 @@ async def model_ready(service: Service, request: Request) -> Response:
 async def metadata(service: Service, request: Request) -> Response:
     """Return what goes in and comes out."""
     served = service.find_in_path(request)
-    side = served.bundle.record.image_px
+    image_px = served.bundle.record.image_px
     return json_response({
         "name": served.name,
-        "versions": [each.version for each in service.models.of(served.name)],
+        "versions": [version.version for version in service.models.of(served.name)],
         "platform": f"tellapart_{served.runtime}",
-        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, side, side, 3]}],
+        "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, image_px, image_px, 3]}],
         "outputs": [
             {"name": "probabilities", "datatype": "FP32", "shape": [-1, len(served.classes)]},
             {"name": "label", "datatype": "BYTES", "shape": [-1]},
@@ -72,6 +72,7 @@ async def infer(service: Service, request: Request) -> Response:
     if asked.id is not None:
         head["id"] = asked.id
     values = head | {"outputs": outputs}
+    # Binary tensors stand behind the JSON; the header says where it ends.
     if not tail:
         return json_response(values)
     text = json.dumps(values).encode()
@@ -84,13 +85,14 @@ def _json_bytes(request: Request, total: int) -> int | None:
     Raises:
         ApiError: the header is no such number (400).
     """
-    given = context_of(request).headers.get(b"inference-header-content-length")
-    if given is None:
+    length = context_of(request).headers.get(b"inference-header-content-length")
+    if length is None:
         return None
-    if not given.isdigit() or len(given) > 12 or int(given) > total:
-        came = f"{given.decode('latin-1')!r:.40}"
+    # At most twelve digits are converted: int() of thousands raises an error of its own.
+    if not length.isdigit() or len(length) > 12 or int(length) > total:
+        came = f"{length.decode('latin-1')!r:.40}"
         raise ApiError(400, f"Inference-Header-Content-Length is {came}. Expected a number up to {total:,}.")
-    return int(given)
+    return int(length)
 
 
 _OWN = Protocol("Open Inference Protocol", d.PLAIN_ERROR)

@@ -41,6 +41,7 @@ _STYLE = (
     "pre{overflow:auto;max-height:24rem;padding:.5rem;border:1px solid #8886}"
     "table{border-collapse:collapse}td{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
 )
+# /docs brings its style along; its hash lets the policy allow this one and no other inline style.
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _DOCS_CSP = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -61,19 +62,21 @@ def load_pages(document: dict[str, Any], folder: Path = FOLDER) -> dict[str, Res
 
 
 def _headers(etag: str) -> dict[str, str]:
+    # no-cache: a browser may keep a file but asks each time whether it changed (304 if not), so a page never runs the
+    # script of an older version.
     return {"ETag": etag, "Cache-Control": "no-cache", "Content-Security-Policy": _CSP}
 
 
 async def page(service: Service, request: Request) -> Response:
     """Return a page, or say that the client has it."""
     path: str = request.scope["path"]
-    found = service.pages.get(path)
-    if found is None:
+    response = service.pages.get(path)
+    if response is None:
         raise ApiError(404, f"There is no page {path[1:]!r:.80} here. GET /docs lists what there is.")
-    etag = found.headers.get("etag")
+    etag = response.headers.get("etag")
     if etag is not None and etag in context_of(request).headers.get(b"if-none-match", b"").decode("latin-1"):
         return Response(status_code=304, headers=_headers(etag))
-    return found
+    return response
 
 
 def _as_html(document: dict[str, Any]) -> str:
@@ -93,7 +96,8 @@ def _as_html(document: dict[str, Any]) -> str:
 
 def _operation_html(described: dict[str, Any]) -> str:
     parameters = {
-        f"<code>{escape(each['name'])}</code>": each["description"] for each in described.get("parameters", ())
+        f"<code>{escape(parameter['name'])}</code>": parameter["description"]
+        for parameter in described.get("parameters", ())
     }
     statuses = {escape(status): response["description"] for status, response in described["responses"].items()}
     bodies = [("Body", described.get("requestBody", {}))]

@@ -43,14 +43,14 @@ def read_request(values: Any, _: memoryview) -> tuple[str, list[Image]]:
     if ("instances" in values) == ("inputs" in values):
         raise ApiError(400, "Expected either 'instances' (rows) or 'inputs' (columns).")
     if "instances" in values:
-        key, given = "instances", values["instances"]
-        if isinstance(given, list):
-            given = [_without_name(each) for each in given]
+        key, batch = "instances", values["instances"]
+        if isinstance(batch, list):
+            batch = [_without_name(instance) for instance in batch]
     else:
-        key, given = "inputs", _without_name(values["inputs"])
-        if isinstance(given, dict):
-            given = [given]
-    return key, [Image(data) for data in images_of(given, key)]
+        key, batch = "inputs", _without_name(values["inputs"])
+        if isinstance(batch, dict):  # {"b64": …}: one file, without a list around it
+            batch = [batch]
+    return key, [Image(data) for data in images_of(batch, key)]
 
 
 def _without_name(value: Any) -> Any:
@@ -63,16 +63,16 @@ async def status(service: Service, request: Request) -> Response:
     served = service.find_in_path(request)
     versions = [served] if "version" in request.path_params else service.models.of(served.name)[::-1]
     fine = {"error_code": "OK", "error_message": ""}
-    states = [{"version": each.version, "state": "AVAILABLE", "status": fine} for each in versions]
+    states = [{"version": version.version, "state": "AVAILABLE", "status": fine} for version in versions]
     return json_response({"model_version_status": states})
 
 
 async def metadata(service: Service, request: Request) -> Response:
     """Return what goes in and comes out."""
     served = service.find_in_path(request)
-    side = str(served.bundle.record.image_px)
+    image_px = str(served.bundle.record.image_px)  # a protobuf's int64 is a text in JSON
     signature = {
-        "inputs": {INPUT: _tensor("DT_UINT8", INPUT, "-1", side, side, "3")},
+        "inputs": {INPUT: _tensor("DT_UINT8", INPUT, "-1", image_px, image_px, "3")},
         "outputs": {"probabilities": _tensor("DT_FLOAT", "probabilities", "-1", str(len(served.classes)))},
         "method_name": "tensorflow/serving/predict",
     }

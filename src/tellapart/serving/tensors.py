@@ -41,7 +41,7 @@ def images_of(value: Any, where: str) -> list[bytes | NDArray[np.uint8]]:
     if not isinstance(value, list) or not value:
         raise ApiError(400, f"{where} is {kind_of(value)}. Expected a list of images, at least one.")
     check_number(len(value), where)
-    return [image_of(each, f"{where}[{number}]") for number, each in enumerate(value)]
+    return [image_of(element, f"{where}[{number}]") for number, element in enumerate(value)]
 
 
 def check_number(count: int, where: str) -> None:
@@ -59,14 +59,17 @@ def picture(value: Any, where: str) -> NDArray[np.uint8]:
     shape, numbers = flattened(value)
     if shape is None:
         raise ApiError(400, f"{where} is not an array: its rows differ in length or kind. {_EXPECTED}.")
-    # NumPy makes of texts an array in which each element is as wide as the longest: kinds are looked at before.
+    # NumPy makes of texts an array in which each element is as wide as the longest: kinds are looked at before, and by
+    # type, since isinstance takes true and false for numbers.
     kinds = set(map(type, numbers))
     if not kinds <= {int, float} or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         kind = "int64" if kinds == {int} else "bool" if kinds == {bool} else "float64"
-        what = f"{kind} {shape}" if shape and kinds <= {int, float, bool} else kind_of(value)
-        raise ApiError(400, f"{where} is {what}. {_EXPECTED}.")
+        received = f"{kind} {shape}" if shape and kinds <= {int, float, bool} else kind_of(value)
+        raise ApiError(400, f"{where} is {received}. {_EXPECTED}.")
     try:
         if kinds == {int}:
+            # bytes() checks the range as well: anything but 0 to 255 is a ValueError. Takes a byte for each number,
+            # where an array of int64 would take eight.
             return np.frombuffer(bytes(numbers), np.uint8).reshape(shape)
         array = np.array(numbers, np.float64)
         if array.min() >= 0 and array.max() <= 255:
@@ -83,6 +86,7 @@ def flattened(value: Any, most_axes: int = 4) -> tuple[tuple[int, ...] | None, l
     """
     shape: list[int] = []
     level: list[Any] = [value]
+    # One level of nesting at a time: map and chain loop over all rows in C, a recursion would do so in Python.
     while level and type(level[0]) is list:
         if len(shape) == most_axes or set(map(type, level)) != {list} or len(lengths := set(map(len, level))) != 1:
             return None, []
