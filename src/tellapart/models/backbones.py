@@ -132,6 +132,8 @@ def backbone_network(
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
     x = known.prepare(dtype=dtype, name="normalise")(inputs)
     x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(inside(x))
+    # Pooling and head stay in float32: they take no time, and bfloat16 would round probabilities to
+    # three digits.
     x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)
     outputs = keras.layers.Dense(
         num_classes,
@@ -175,12 +177,13 @@ def load_pretrained(model: keras.Model, settings: Backbone) -> None:
         InputError: they cannot be downloaded, the file is missing, or it holds another network's weights.
     """
     known, inside = BACKBONES[settings.name], inside_of(model)
-    kept = at_hand(settings.name) if settings.weights == "imagenet" else Path(settings.weights)
-    if kept is None:
+    path = at_hand(settings.name) if settings.weights == "imagenet" else Path(settings.weights)
+    if path is None:
         inside.set_weights(_downloaded(settings.name, known))
     else:
-        _load_file(inside, settings.name, kept)
+        _load_file(inside, settings.name, path)
     if known.reads_bgr:
+        # Once, in the weights: a layer that reverses the channels of pictures would stay in every export.
         first = next(layer for layer in inside.layers if isinstance(layer, keras.layers.Conv2D))
         kernel, *rest = first.get_weights()
         first.set_weights([kernel[:, :, ::-1, :], *rest])
@@ -190,13 +193,15 @@ def _downloaded(name: str, known: Architecture) -> list[Any]:
     """Return the weights as Keras downloads or remembers them."""
     make = getattr(keras.applications, known.make)
     try:
+        # 224: Keras chooses MobileNetV2's file by the size. Only the weights are taken.
         source = make(include_top=False, weights="imagenet", input_shape=(224, 224, 3))
     except Exception as error:  # Keras raises a bare one where a download fails
-        found = re.search(r"(https?://\S+?/([\w.-]+\.h5))", str(error))
-        if found is None:
+        match = re.search(r"(https?://\S+?/([\w.-]+\.h5))", str(error))
+        # Keras names the address in its text only. Any other error is not about the download.
+        if match is None:
             raise
         raise InputError(
-            f"The weights of {name} could not be downloaded, and Keras has none in its cache. Bring {found[2]} "
+            f"The weights of {name} could not be downloaded, and Keras has none in its cache. Bring {match[2]} "
             "from a machine that can (there it lies in ~/.keras/models), and put it on the shelf here: "
             f"tellapart weights add FILE --model {name}."
         ) from error
@@ -211,9 +216,10 @@ def shelf() -> Path:
 
 def at_hand(name: str) -> Path | None:
     """Return the file with a network's weights, from the shelf before Keras' own folder; None: there is none."""
-    ours = (shelf() / f"{name}{suffix}" for suffix in (".weights.h5", ".h5"))
+    # What was brought here by hand goes before what Keras has downloaded.
+    on_shelf = (shelf() / f"{name}{suffix}" for suffix in (".weights.h5", ".h5"))
     keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    return next((path for path in (*ours, keras_home / "models" / BACKBONES[name].file) if path.is_file()), None)
+    return next((path for path in (*on_shelf, keras_home / "models" / BACKBONES[name].file) if path.is_file()), None)
 
 
 def _load_file(inside: keras.Model, name: str, path: Path) -> None:

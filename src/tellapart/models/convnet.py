@@ -50,6 +50,7 @@ def convnet(
         A model from (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32
         probabilities.
     """
+    # Each kernel takes the next seed: the order of layers decides on the initial weights.
     seeds = iter(range(seed, seed + 100))
     penalty = keras.regularizers.L2(settings.l2) if settings.l2 else None
 
@@ -63,6 +64,7 @@ def convnet(
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype=dtype, name="normalise")(inputs)
     widths = (_times(settings.width, channels) for channels in (32, 64, 128))
     for block, channels in enumerate(widths, start=1):
+        # Averaging is in float32 even where convolutions are not: it adds thousands of values.
         pool = (
             keras.layers.MaxPooling2D(2, dtype=dtype, name=f"pool{block}")
             if block < 3
@@ -81,6 +83,7 @@ def convnet(
         )
     hidden = _times(settings.width, 256)
     x = keras.layers.Dense(hidden, activation="relu", dtype="float32", name="hidden", **kernel())(x)
+    # Out of reach of the kernels' seeds.
     x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)
     outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities", **kernel())(
         x

@@ -57,6 +57,7 @@ class Forward:
         The first pictures go through Keras as well: a runtime that does not agree is not asked again.
         """
         for images in batches:
+            # Eight pictures through both, once. From then on one runtime answers for the whole data set.
             if self._compiled is not None and not self._is_proved:
                 self._is_proved = self._agrees(images[:_AT_ONCE])
                 if not self._is_proved:
@@ -64,25 +65,26 @@ class Forward:
             yield self._by_keras(images) if self._compiled is None else self._by_openvino(images)
 
     def _by_keras(self, images: NDArray[np.uint8]) -> Outputs:
-        found = self._model.predict_on_batch(images)
-        return [np.asarray(part, np.float32) for part in (found if isinstance(found, list | tuple) else [found])]
+        outputs = self._model.predict_on_batch(images)
+        return [np.asarray(part, np.float32) for part in (outputs if isinstance(outputs, list | tuple) else [outputs])]
 
     def _by_openvino(self, images: NDArray[np.uint8]) -> Outputs:
         import openvino
 
         queue = openvino.AsyncInferQueue(self._compiled)
-        found: dict[int, Outputs] = {}
+        outputs_at: dict[int, Outputs] = {}
 
         def keep(request: Any, start: int) -> None:
             # Copies: the request that comes next writes into the same tensors.
-            found[start] = [np.array(request.get_output_tensor(i).data, np.float32) for i in range(num_outputs)]
+            outputs_at[start] = [np.array(request.get_output_tensor(i).data, np.float32) for i in range(num_outputs)]
 
         num_outputs = len(self._model.outputs)
         queue.set_callback(keep)
         for start in range(0, len(images), _AT_ONCE):
             queue.start_async([images[start : start + _AT_ONCE]], start)
         queue.wait_all()
-        return [np.concatenate([found[start][i] for start in sorted(found)]) for i in range(num_outputs)]
+        # Requests end in any order; their starts put them back into that of the pictures.
+        return [np.concatenate([outputs_at[start][i] for start in sorted(outputs_at)]) for i in range(num_outputs)]
 
     def _agrees(self, images: NDArray[np.uint8]) -> bool:
         pairs = zip(self._by_keras(images), self._by_openvino(images), strict=True)
@@ -119,5 +121,7 @@ def _compiled(model: keras.Model) -> Any:
     except Exception as error:  # noqa: BLE001  # an operation that OpenVINO does not know; its errors have no base
         logger.info("%s is not converted for OpenVINO: %s", model.name, error)
         return None
+    # float32, whatever the processor offers: in bfloat16 features differ by up to 0.31 of the largest
+    # (docs/experiments.md). Pinned threads of two processes may end on the same processors.
     settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
     return openvino.Core().compile_model(converted, "CPU", settings)

@@ -56,6 +56,7 @@ class FusedBlock(keras.layers.Layer):
         if not fuses or (norm is not None and training and not norm.trainable):
             features = self.conv(inputs)
             return self.pool(features if norm is None else norm(features, training=training))
+        # Without its bias: the pass that follows adds it, which saves one more reading and writing.
         raw = tf.nn.conv2d(inputs, tf.cast(self.conv.kernel, inputs.dtype), strides=1, padding="SAME")
         if norm is None:
             outputs = (_average if self._averages else _max)(raw, tf.convert_to_tensor(self.conv.bias))
@@ -65,9 +66,11 @@ class FusedBlock(keras.layers.Layer):
             train = _train_average if self._averages else _train_max
             outputs, mean, variance = train(raw, bias, gamma, beta, norm.epsilon)
             keep = norm.momentum
+            # As Keras' own layer does it: the variance is the biased one.
             norm.moving_mean.assign(norm.moving_mean * keep + mean * (1 - keep))
             norm.moving_variance.assign(norm.moving_variance * keep + variance * (1 - keep))
         else:
+            # Outside training the statistics are known before the pass, so the whole line is.
             scale = gamma * tf.math.rsqrt(norm.moving_variance + norm.epsilon)
             offset = beta - scale * norm.moving_mean
             if self._averages:
@@ -108,6 +111,7 @@ def _train_max(raw: Any, bias: Any, gamma: Any, beta: Any, epsilon: float) -> tu
         scale = gamma * inverse
 
         def gradient(upstream: Any, *_unused: Any) -> tuple[Any, ...]:
+            # Pooled values are sign(scale) · r; the sums are of r.
             total, product = _gradient_sums(upstream, pooled)
             sums = total, product * tf.where(scale < 0, -1.0, 1.0)
             constant, slope, gamma_gradient = _line_of_gradient(mean, inverse, scale, sums, raw)
@@ -193,13 +197,13 @@ def _gradient_sums(upstream: Any, pooled: Any) -> Any:
 
 
 def _max_gradient(raw: Any, bias: Any, scale: Any, upstream: Any, constant: Any, slope: Any) -> Any:
-    given = (raw, bias, scale, upstream, constant, slope)
-    return _operation(passes.max_gradient, given, ((raw.dtype, raw.shape), _per(raw.shape[3])))
+    arrays = (raw, bias, scale, upstream, constant, slope)
+    return _operation(passes.max_gradient, arrays, ((raw.dtype, raw.shape), _per(raw.shape[3])))
 
 
 def _average_gradient(raw: Any, bias: Any, upstream: Any, slope: Any) -> Any:
-    given = (raw, bias, upstream, slope)
-    return _operation(passes.average_gradient, given, ((raw.dtype, raw.shape), _per(raw.shape[3])))
+    arrays = (raw, bias, upstream, slope)
+    return _operation(passes.average_gradient, arrays, ((raw.dtype, raw.shape), _per(raw.shape[3])))
 
 
 def _per(*shape: int | None) -> tuple[Any, Sequence[int | None]]:
@@ -210,8 +214,10 @@ def _operation(
     function: Callable[..., Any], inputs: Sequence[Any], results: Sequence[tuple[Any, Sequence[int | None]]]
 ) -> Any:
     """Apply a function of NumPy arrays; `results` has the (dtype, shape) of each array that it returns."""
+    # stateful=False: the passes depend on their arguments alone, and TensorFlow may leave out what nothing uses.
     outputs = tf.nest.flatten(tf.numpy_function(function, inputs, [dtype for dtype, _ in results], stateful=False))
     for output, (_, shape) in zip(outputs, results, strict=True):
+        # numpy_function forgets shapes, and the layers that follow are built from them.
         output.set_shape(shape)
     return outputs
 

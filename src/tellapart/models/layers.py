@@ -57,6 +57,7 @@ class LayerReader:
         self.layer = feature_layer(model) if layer is None else layer
         self.batch_size = batch_size
         self._shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        # Compiled at the first call; `resume` costs another compilation and is made only if it is asked for.
         self._gradient = _with_gradient(self._look, model)
         self._resumed: Callable[..., Any] | None = None
 
@@ -74,8 +75,8 @@ class LayerReader:
             part, count = images[chosen], len(images[chosen])
             moved = np.zeros((count, *self.shape(part)), np.float32) if move is None else move[chosen]
             full = self.batch_size if len(images) > self.batch_size else count  # a short last batch would compile anew
-            given = (_filled(array, full) for array in (part, targets[chosen].astype(np.int32), moved))
-            parts.append([np.asarray(found, np.float32)[:count] for found in self._gradient(*given)])
+            arrays = (_filled(array, full) for array in (part, targets[chosen].astype(np.int32), moved))
+            parts.append([np.asarray(output, np.float32)[:count] for output in self._gradient(*arrays)])
         return Reading(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def resume(self, image: Images, outputs: Floats) -> Floats:
@@ -97,15 +98,16 @@ class LayerReader:
             parts.append(np.asarray(self._resumed(image, _filled(part, full)), np.float32)[: len(part)])
         return np.concatenate(parts)
 
-    def _from_layer(self, image: Any, given: Any) -> Any:
+    def _from_layer(self, image: Any, features: Any) -> Any:
         """Return the probabilities for outputs of the layer: compilers leave out what nothing depends on."""
         # As often as there are outputs: beside the layer's there may be another way through the network, an ensemble's.
-        image = keras.ops.repeat(image, given.shape[0], axis=0)
-        with _changed(self.layer, lambda outputs: keras.ops.cast(given, outputs.dtype)):
+        image = keras.ops.repeat(image, features.shape[0], axis=0)
+        with _changed(self.layer, lambda outputs: keras.ops.cast(features, outputs.dtype)):
             return keras.ops.cast(self.model(image, training=False), "float32")
 
     def shape(self, images: Images) -> tuple[int, ...]:
         """Return the shape of the layer's output for one of the images: (height, width, channels)."""
+        # Found by running one image: Keras does not know the shape inside a network of any size.
         size = images.shape[1:3]
         if size not in self._shapes:
             seen: list[Any] = []
@@ -125,11 +127,14 @@ class LayerReader:
 
         def open_up(outputs: Any) -> Any:
             seen.append(ops.cast(outputs, "float32"))
+            # Adding a move of zeros changes nothing, and gradients with respect to it are those of the layer's
+            # outputs.
             return outputs + ops.cast(move, outputs.dtype)
 
         with _changed(self.layer, open_up), _without_softmax(self.model) as ends_with_softmax:
             last = ops.cast(self.model(images, training=False), "float32")
         probabilities = ops.softmax(last) if ends_with_softmax else last
+        # Without a softmax to take off, logarithms stand for logits: they differ by a constant for each image.
         logits = last if ends_with_softmax else ops.log(ops.maximum(last, 1e-7))
         scores = ops.sum(logits * ops.one_hot(targets, last.shape[-1], dtype="float32"), axis=-1)
         return probabilities, scores, seen[-1]
@@ -155,9 +160,9 @@ def feature_maps(model: keras.Model, images: Images, *, at_most: int) -> dict[st
     Returns:
         Layer's name → (num_images, height, width, channels) float32, from input to output.
     """
-    found = [layer for layer in layers_of(model) if _has_feature_maps(layer)]
-    last = max(len(found) - 1, 0)
-    places = sorted({round(place) for place in np.linspace(0, last, at_most).tolist()}) if found else []
+    layers = [layer for layer in layers_of(model) if _has_feature_maps(layer)]
+    last = max(len(layers) - 1, 0)
+    places = sorted({round(index) for index in np.linspace(0, last, at_most).tolist()}) if layers else []
     seen: dict[str, Floats] = {}
 
     def noting(name: str) -> Callable[[Any], Any]:
@@ -168,8 +173,8 @@ def feature_maps(model: keras.Model, images: Images, *, at_most: int) -> dict[st
         return note
 
     with contextlib.ExitStack() as stack:
-        for place in places:
-            stack.enter_context(_changed(found[place], noting(found[place].name)))
+        for index in places:
+            stack.enter_context(_changed(layers[index], noting(layers[index].name)))
         model(images, training=False)
     return seen
 
@@ -193,10 +198,10 @@ def feature_layer(model: keras.Model) -> keras.layers.Layer:
     Raises:
         InputError: there is none.
     """
-    found = [layer for layer in layers_of(model) if _has_feature_maps(layer)]
-    if not found:
+    layers = [layer for layer in layers_of(model) if _has_feature_maps(layer)]
+    if not layers:
         raise InputError(f"The network {model.name!r} has no layer with feature maps (height, width, channels).")
-    return found[-1]
+    return layers[-1]
 
 
 def first_layer(model: keras.Model) -> keras.layers.Layer:
@@ -229,6 +234,7 @@ def _filled(array: NDArray, count: int) -> NDArray:
 @contextlib.contextmanager
 def _replaced(layer: keras.layers.Layer, name: str, value: Any) -> Iterator[None]:
     """Give a layer another attribute for a while."""
+    # The layer itself is changed, for every caller: until it is put back, nobody else may call the network.
     plain = getattr(layer, name)
     setattr(layer, name, value)
     try:
@@ -263,15 +269,16 @@ def _compiled(function: Callable[..., Any], model: keras.Model) -> Callable[...,
         import tensorflow as tf
 
         run = tf.function(function, autograph=False)
-        return lambda *given: run(*map(tf.convert_to_tensor, given))
+        return lambda *arrays: run(*map(tf.convert_to_tensor, arrays))
     import jax
 
-    def stateless(weights: Any, *given: Any) -> Any:
+    def stateless(weights: Any, *arrays: Any) -> Any:
         with keras.StatelessScope(state_mapping=list(zip(model.variables, weights, strict=True))):
-            return function(*given)
+            return function(*arrays)
 
+    # Weights go in as arguments: captured, they would become constants of the compiled function.
     compiled = jax.jit(stateless)
-    return lambda *given: compiled([variable.value for variable in model.variables], *given)
+    return lambda *arrays: compiled([variable.value for variable in model.variables], *arrays)
 
 
 def _with_gradient(look: Callable[..., tuple[Any, Any, Any]], model: keras.Model) -> Callable[..., Any]:
@@ -287,20 +294,20 @@ def _with_gradient(look: Callable[..., tuple[Any, Any, Any]], model: keras.Model
                 probabilities, scores, outputs = look(images, targets, move)
             return probabilities, scores, outputs, tape.gradient(scores, move)
 
-        return lambda *given: run(*map(tf.convert_to_tensor, given))
+        return lambda *arrays: run(*map(tf.convert_to_tensor, arrays))
     if backend == "jax":
         import jax
 
         def total(move: Any, weights: Any, images: Any, targets: Any) -> Any:
             with keras.StatelessScope(state_mapping=list(zip(model.variables, weights, strict=True))):
-                found = look(images, targets, move)
-            return found[1].sum(), found
+                reading = look(images, targets, move)
+            return reading[1].sum(), reading
 
         compiled = jax.jit(jax.grad(total, has_aux=True))
 
         def run_jax(images: Any, targets: Any, move: Any) -> Any:
-            gradients, found = compiled(move, [variable.value for variable in model.variables], images, targets)
-            return *found, gradients
+            gradients, reading = compiled(move, [variable.value for variable in model.variables], images, targets)
+            return *reading, gradients
 
         return run_jax
     raise InputError(f"Explanations need TensorFlow or JAX; the Keras backend is {backend}.")

@@ -145,6 +145,7 @@ def _sign(scale: Floats) -> Floats:
 def _empty(shape: tuple[int, ...], dtype: Any) -> Activations:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = _memory.take(size + _ALIGNMENT)
+    # A little more memory than asked for, begun at the next address that TensorFlow takes without a copy.
     start = -memory.ctypes.data % _ALIGNMENT
     values: Activations = memory[start : start + size].view(dtype).reshape(shape)
     return values
@@ -156,21 +157,24 @@ class _Memory:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._blocks: list[NDArray[np.uint8]] = []
+        # Counted, not assumed: the list and getrefcount's own argument are references too.
         self._idle = self._references([np.empty(0, np.uint8)], 0)
 
     def take(self, size: int) -> NDArray[np.uint8]:
         """Return a block of `size` bytes that no array lies in."""
         with self._lock:
-            for place in range(len(self._blocks)):
-                if self._blocks[place].size == size and self._references(self._blocks, place) == self._idle:
-                    self._blocks.append(self._blocks.pop(place))
+            for index in range(len(self._blocks)):
+                # Reference counts tell whether a tensor still lies in the block; every view of it counts.
+                if self._blocks[index].size == size and self._references(self._blocks, index) == self._idle:
+                    self._blocks.append(self._blocks.pop(index))
                     return self._blocks[-1]
+            # The front of the list is what has not been used for longest.
             self._blocks = [*self._blocks[1 - _MOST_BLOCKS :], np.empty(size, np.uint8)]
             return self._blocks[-1]
 
     @staticmethod
-    def _references(blocks: list[NDArray[np.uint8]], place: int) -> int:
-        return sys.getrefcount(blocks[place])
+    def _references(blocks: list[NDArray[np.uint8]], index: int) -> int:
+        return sys.getrefcount(blocks[index])
 
 
 _memory = _Memory()
@@ -178,6 +182,7 @@ _memory = _Memory()
 
 def _bits(values: Activations) -> NDArray[Any]:
     """Return bfloat16 as its bits: Numba does not know the dtype."""
+    # A view: the same memory under another type.
     return values if values.dtype == np.float32 else values.view(np.uint16)
 
 
@@ -185,14 +190,17 @@ def _run(kernel: Callable[[int], Any], *arrays: NDArray[Any]) -> None:
     """Run the kernel over all pictures, an equal part in each thread."""
     function, count = kernels.compiled(kernel, arrays[0].shape[-1]), len(arrays[0])
     pool, threads = _threads()
+    # The calling thread takes the first part: TensorFlow waits for it anyway.
     mine, *others = itertools.pairwise(count * part // threads for part in range(threads + 1))
     waiting = [pool.submit(function, *(*arrays, *part)) for part in others]
     function(*arrays, *mine)
-    for each in waiting:
-        each.result()
+    for future in waiting:
+        # Raises what the part raised.
+        future.result()
 
 
 @functools.cache
 def _threads() -> tuple[ThreadPoolExecutor, int]:
+    # The processors that this process may use, which in a container are fewer than there are.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ThreadPoolExecutor(count, thread_name_prefix="passes"), count

@@ -31,6 +31,7 @@ def with_temperature(model: keras.Model, temperature: float, shift: NDArray[np.f
     is_softmax = getattr(last, "activation", None) is keras.activations.softmax or len(layers) < len(everything)
     if not isinstance(last, keras.layers.Dense) or not is_softmax:
         raise InputError(f"The network ends with {last.name!r}. Expected a Dense layer with a softmax.")
+    # Kernel and bias alike: logits are linear in both. The shift goes to the bias first, and is divided with it.
     weights = [np.asarray(weight) for weight in last.get_weights()]
     if shift is not None:
         if len(weights) < 2:

@@ -54,13 +54,15 @@ def add(path: Path, name: str) -> Path:
         InputError: there is no such network or file, or it holds other weights.
     """
     network = _network(name)
+    # Before it is copied: a file that does not fit must never stand on the shelf.
     load_pretrained(network, Backbone(name=name, weights=str(path)))
-    place = shelf() / f"{name}{'.weights.h5' if path.name.endswith('.weights.h5') else '.h5'}"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.part")
+    target = shelf() / f"{name}{'.weights.h5' if path.name.endswith('.weights.h5') else '.h5'}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Copied beside its place and renamed, so that nobody loads half of it.
+    part = target.with_name(f".{target.name}.part")
     shutil.copyfile(path, part)
-    part.replace(place)
-    return place
+    part.replace(target)
+    return target
 
 
 def get(name: str) -> Path | None:
@@ -82,6 +84,7 @@ def get(name: str) -> Path | None:
 @contextlib.contextmanager
 def _patience(seconds: float) -> Iterator[None]:
     """Let a connection that says nothing fail after a time: behind some firewalls Keras would wait for minutes."""
+    # Keras passes no timeout on; the default holds for the whole process, so it is put back.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -95,9 +98,11 @@ def with_weights_at_hand(changes: Sequence[str]) -> list[str]:
 
     Where nothing is said of weights, and they are at hand: who names such a network mostly wants it trained.
     """
-    given = {name.strip(): value.strip().strip("\"'") for name, _, value in (each.partition("=") for each in changes)}
-    name = given.get("model.name", "")
-    if "model.weights" in given or name not in BACKBONES or at_hand(name) is None:
+    settings = {
+        name.strip(): value.strip().strip("\"'") for name, _, value in (change.partition("=") for change in changes)
+    }
+    name = settings.get("model.name", "")
+    if "model.weights" in settings or name not in BACKBONES or at_hand(name) is None:
         return list(changes)
     return [*changes, "model.weights=imagenet"]
 
