@@ -48,8 +48,8 @@ class Counts:
 
 def count(true: Numbers, predicted: Numbers, num_classes: int) -> Counts:
     """Count photos by class; of no more size than the classes themselves, however many there are."""
-    found = (true[true == predicted], true, predicted)
-    return Counts(*(np.bincount(each, minlength=num_classes).astype(np.float64) for each in found))
+    selections = (true[true == predicted], true, predicted)
+    return Counts(*(np.bincount(numbers, minlength=num_classes).astype(np.float64) for numbers in selections))
 
 
 def scores(counts: Counts) -> dict[str, Floats]:
@@ -63,11 +63,11 @@ def scores(counts: Counts) -> dict[str, Floats]:
 
 def averages(counts: Counts) -> dict[str, float]:
     """Return ``precision_macro``, ``precision_weighted``, ``recall_macro`` and so on."""
-    found = {}
+    means = {}
     for name, values in scores(counts).items():
-        found[f"{name}_macro"] = float((values * counts.present).sum() / max(counts.present.sum(), 1))
-        found[f"{name}_weighted"] = float((values * counts.support).sum() / max(counts.support.sum(), 1))
-    return found
+        means[f"{name}_macro"] = float((values * counts.present).sum() / max(counts.present.sum(), 1))
+        means[f"{name}_weighted"] = float((values * counts.support).sum() / max(counts.support.sum(), 1))
+    return means
 
 
 def average_intervals(
@@ -121,9 +121,12 @@ def _estimate(
     spread = float((influence**2).sum()) + of_lent
     total = len(true) + 2 * _LENT * counts.present.sum()
     middle = slopes.value
+    # As many photos as a plain share of this variance would have been measured on, less the lent ones. Without any
+    # variance all photos count.
     size = middle * (1 - middle) / spread * len(true) / total if spread > 1e-12 else float(len(true))
     numbers = several(groups)
     effect = design_effect(influence, numbers)
+    # The bias falls with the number of photos as the variance does, so groups raise it as much.
     bias = _bias_of_f1(lent, counts, average) * effect if name == "f1" else 0.0
     size = size / effect * _few_photos(lent, counts, name, average, 1 if numbers is None else effect)
     value = averages(counts)[f"{name}_{average}"]
@@ -137,8 +140,8 @@ def _around(value: float, bias: float, size: float) -> Interval:
     return Interval(min(ends.low, value), max(ends.high, value))
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+def _ratio(part: Floats, total: Floats) -> Floats:
+    return np.divide(part, total, out=np.zeros_like(part), where=total > 0)
 
 
 def _lent(counts: Counts) -> tuple[Counts, tuple[Floats, Floats]]:
@@ -174,14 +177,15 @@ class _Slopes:
             "recall": (counts.support, np.zeros_like(values)),
             "f1": (counts.support, counts.named),
         }[name]
-        whole = support + named
-        per_hit = _ratio(np.full_like(values, 2.0 if name == "f1" else 1.0), whole)
-        per_photo = -_ratio(values, whole)
+        total = support + named
+        per_hit = _ratio(np.full_like(values, 2.0 if name == "f1" else 1.0), total)
+        per_photo = -_ratio(values, total)
         of_support, of_named = per_photo * (name != "precision"), per_photo * (name != "recall")
         weights = present / max(present.sum(), 1)
         if average == "weighted":
             weights = counts.support * present / max((counts.support * present).sum(), 1e-12)
         value = float((values * weights).sum())
+        # A weighted average's weights move too: one more photo of a class draws the average towards that class.
         own = (values - value) * present / max((counts.support * present).sum(), 1e-12) if average == "weighted" else 0
         return _Slopes(value, per_hit * weights, of_support * weights + own, of_named * weights)
 
@@ -191,9 +195,11 @@ def _spread_of_lent(slopes: _Slopes, present: Floats, into: tuple[Floats, Floats
     size, others = into
     right = present * (slopes.hits + slopes.support + slopes.named) ** 2
     total = _LENT * float(right.sum())
-    for own, theirs in ((slopes.support, slopes.named), (slopes.named, slopes.support)):
-        first = (size * theirs).sum() - size * theirs
-        second = (size * theirs**2).sum() - size * theirs**2
+    # The square (own + other)² summed over all other classes, multiplied out: own², twice the product, other². First
+    # a class's own photos that are taken for others, then the reverse.
+    for own, other_slopes in ((slopes.support, slopes.named), (slopes.named, slopes.support)):
+        first = (size * other_slopes).sum() - size * other_slopes
+        second = (size * other_slopes**2).sum() - size * other_slopes**2
         wrong = (others > 0) * own**2 + 2 * own * first * others + second * others
         total += _LENT / 2 * float(wrong.sum())
     return total
@@ -212,6 +218,7 @@ def _few_photos(lent: Counts, counts: Counts, name: str, average: str, effect: f
     weights = weights / max(weights.sum(), 1e-12)
     values = scores(lent)[name]
     parts = weights**2 * values * (1 - values) / np.maximum(photos, 1)
+    # Welch and Satterthwaite: a class of few photos costs degrees of freedom as far as it carries the variance.
     freedom = parts.sum() ** 2 / max((parts**2 / np.maximum(photos - 1, 1)).sum(), 1e-300)
     return float((Z / t.ppf(0.975, max(freedom, 1.0))) ** 2)
 

@@ -106,11 +106,11 @@ def calibration(
 
 
 def _bins(right: NDArray[np.bool_], sure: Floats, groups: Numbers | None, num_bins: int) -> tuple[Bin, ...]:
-    place, edges = bin_of(sure, num_bins), np.linspace(0, 1, num_bins + 1)
-    counts = np.bincount(place, minlength=num_bins)
-    sums = [np.bincount(place, values, minlength=num_bins) for values in (sure, right)]
+    bin_numbers, edges = bin_of(sure, num_bins), np.linspace(0, 1, num_bins + 1)
+    counts = np.bincount(bin_numbers, minlength=num_bins)
+    sums = [np.bincount(bin_numbers, values, minlength=num_bins) for values in (sure, right)]
     confidence, accuracy = (np.divide(total, counts, out=np.full(num_bins, np.nan), where=counts > 0) for total in sums)
-    ends = share_intervals(right, place, num_bins, groups)
+    ends = share_intervals(right, bin_numbers, num_bins, groups)
     return tuple(
         Bin(
             low=float(edges[index]),
@@ -143,8 +143,9 @@ def fit_temperature(true: Numbers, probabilities: Floats) -> float:
         scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
         return float(-scaled[np.arange(len(true)), true].mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    # Over the logarithm: half and double are equally far from 1.
+    minimum = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(minimum.x))
 
 
 def at_temperature(probabilities: Floats, temperature: float) -> Floats:
@@ -170,6 +171,7 @@ def conformal_threshold(true: Numbers, probabilities: Floats, coverage: float) -
         0 to 1; 0, so that sets hold all classes, where there are too few images for the coverage.
     """
     scores = np.sort(1 - probabilities[np.arange(len(true)), true])
+    # Of n + 1, not n: the new image may take any place among the n known ones.
     rank = int(np.ceil((len(true) + 1) * coverage))
     return float(1 - scores[rank - 1]) if rank <= len(true) else 0.0
 
@@ -201,6 +203,7 @@ class Abstention:
 def abstention(true: Numbers, probabilities: Floats, groups: Numbers | None = None, *, points: int = 50) -> Abstention:
     """Return accuracy against the share answered, surest images first (El-Yaniv & Wiener 2010, section 2)."""
     sure = probabilities.max(axis=1)
+    # Sorted once: the answers at each share are a prefix of this order.
     order = np.argsort(-sure, kind="stable")
     right, groups = (probabilities.argmax(axis=1) == true)[order], several(groups)
     hits = np.cumsum(right)

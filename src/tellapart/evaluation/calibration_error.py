@@ -84,12 +84,12 @@ class _Groups:
     """Photos in groups.
 
     Attributes:
-        place: (num_images,) the filled bin of each photo.
+        bin_numbers: (num_images,) the filled bin of each photo.
         groups: (num_images,) from 0 on.
         alike: share of the groups in which one photo's fate is that of all.
     """
 
-    place: NDArray[np.int64]
+    bin_numbers: NDArray[np.int64]
     groups: NDArray[np.int64]
     alike: float
 
@@ -111,18 +111,24 @@ def calibration_error(
         groups: (num_images,) of the images; None: each stands for itself.
         num_bins: of equal width.
     """
-    place = bin_of(confidence, num_bins)
-    counts = np.bincount(place, minlength=num_bins)
+    bin_numbers = bin_of(confidence, num_bins)
+    counts = np.bincount(bin_numbers, minlength=num_bins)
+    # Bins without photos take no part: they have neither a gap nor a deviation.
     filled = np.flatnonzero(counts)
-    sums = [np.bincount(place, values, minlength=num_bins)[filled] for values in (confidence, right.astype(np.float64))]
-    grouped, effect = _groups(right, np.searchsorted(filled, place), groups)
+    sums = [
+        np.bincount(bin_numbers, values, minlength=num_bins)[filled]
+        for values in (confidence, right.astype(np.float64))
+    ]
+    grouped, effect = _groups(right, np.searchsorted(filled, bin_numbers), groups)
     bins = _Bins(counts[filled] / len(right), sums[0] / counts[filled], sums[1] / len(right), len(right), effect)
+    # What the photos show, then the error of which photos like these are typical, and its ends.
     seen = float(_debiased(bins.gap, bins.deviation).sum())
     grid, ends = _simulated(bins, _test_sets(bins) if grouped is None else _grouped_test_sets(bins, grouped))
     plain = float(np.abs(bins.gap).sum())
     low, middle, high = (_where(seen, grid, ends[:, 2 - level]) for level in range(3))
+    # The wider of both intervals: that of drawn groups alone held 87 to 91 of 100 true errors (see `_reach`).
     if grouped is not None:
-        below, above = _reach(right - confidence, np.sign(bins.gap)[grouped.place], grouped.groups)
+        below, above = _reach(right - confidence, np.sign(bins.gap)[grouped.bin_numbers], grouped.groups)
         low, high = max(min(low, middle - below), 0.0), min(max(high, plain + above), 1.0)
     return CalibrationError(middle, Interval(low, high), plain)
 
@@ -139,20 +145,22 @@ def _reach(gaps: Floats, signs: Floats, groups: NDArray[np.int64]) -> tuple[floa
 
 
 def _groups(
-    right: NDArray[np.bool_], place: NDArray[np.int64], groups: NDArray[np.int64] | None
+    right: NDArray[np.bool_], bin_numbers: NDArray[np.int64], groups: NDArray[np.int64] | None
 ) -> tuple[_Groups | None, Floats]:
     """Return how alike photos of a group are, and what that does to the variance in each bin."""
-    counts = np.bincount(place).astype(np.float64)
+    counts = np.bincount(bin_numbers).astype(np.float64)
     if (numbers := several(groups)) is None:
         return None, np.ones(len(counts))
-    accuracy = (np.bincount(place, right) + 1) / (counts + 2)  # never 0 or 1
+    accuracy = (np.bincount(bin_numbers, right) + 1) / (counts + 2)  # never 0 or 1
     members = np.bincount(numbers).astype(np.float64)
     largest = float((members**2).sum()) / len(right)  # the design effect of groups that are all alike
-    effect = design_effect(right - accuracy[place], numbers)
+    # Between independent photos (1) and groups that are all alike: how far the measured effect lies from one to the
+    # other.
+    effect = design_effect(right - accuracy[bin_numbers], numbers)
     alike = min((effect - 1) / (largest - 1), 1.0)
-    cells, at = np.unique(place * len(members) + numbers, return_inverse=True)
+    cells, at = np.unique(bin_numbers * len(members) + numbers, return_inverse=True)
     squares = np.bincount(cells // len(members), np.bincount(at).astype(np.float64) ** 2)
-    return _Groups(place, numbers, alike), 1 + alike * (squares / counts - 1)
+    return _Groups(bin_numbers, numbers, alike), 1 + alike * (squares / counts - 1)
 
 
 def _debiased(gap: Floats, deviation: Floats) -> Floats:
@@ -179,6 +187,7 @@ def _simulated(bins: _Bins, draw: TestSets) -> tuple[Floats, Floats]:
     towards = np.where(np.abs(bins.gap) > deviation, np.sign(bins.gap), np.where(bins.confidence > 0.5, -1.0, 1.0))
     room = bins.share * np.where(towards > 0, 1 - bins.confidence, bins.confidence)
     reach = 2.5 * np.abs(bins.gap).sum() + 4 * np.sqrt((deviation**2).sum())
+    # Errors to try: up to well beyond what was seen, but no more than bins have room for.
     grid = np.unique(np.minimum(_GRID * reach, 0.999 * room.sum()))
     ends = []
     for error in grid:
@@ -186,13 +195,17 @@ def _simulated(bins: _Bins, draw: TestSets) -> tuple[Floats, Floats]:
         total = counts.sum(axis=1, keepdims=True)  # not always the same where groups are drawn
         gaps = (hits - counts * bins.confidence) / total
         deviation = _deviation(hits, counts, bins) * bins.total / total
+        # The same estimate of drawn photos as of the real ones, so that its bias is in both.
         ends.append(np.quantile(_debiased(gaps, deviation).sum(axis=1), _LEVELS))
+    # A larger error shows larger values; where draws say otherwise it is chance, and interpolation needs rising
+    # values.
     return grid, np.maximum.accumulate(np.array(ends), axis=0)
 
 
 def _test_sets(bins: _Bins) -> TestSets:
     """Draw photos anew, and which of them are right."""
     rng = generator(0, "calibration error")
+    # Drawn once for all errors that are tried: differences between them are not those of the draws.
     counts = rng.multinomial(bins.total, bins.share / bins.share.sum(), size=_DRAWS)
 
     def draw(accuracy: Floats) -> tuple[Floats, Floats]:
@@ -206,13 +219,16 @@ def _grouped_test_sets(bins: _Bins, grouped: _Groups) -> TestSets:
     rng = generator(0, "calibration error of groups")
     order = np.argsort(grouped.groups, kind="stable")
     members, num_bins = np.bincount(grouped.groups), len(bins.share)
+    # Every draw holds all photos: fewer draws for many photos keep time and memory flat.
     num_draws = max(min(_DRAWS, 300_000 // len(order)), 200)
     drawn = rng.integers(0, len(members), num_draws * len(members))
     sizes = members[drawn]
     first = np.cumsum(sizes) - sizes
+    # The photos of each drawn group, one group after another, without a loop.
     rows = order[np.repeat((np.cumsum(members) - members)[drawn] - first, sizes) + np.arange(sizes.sum())]
-    place = grouped.place[rows]
-    cells = np.repeat(np.repeat(np.arange(num_draws), len(members)), sizes) * num_bins + place
+    bin_numbers = grouped.bin_numbers[rows]
+    cells = np.repeat(np.repeat(np.arange(num_draws), len(members)), sizes) * num_bins + bin_numbers
+    # One throw for a group that is alike; NaN marks groups whose photos throw by themselves.
     shared = np.where(rng.random(len(drawn)) < grouped.alike, rng.random(len(drawn)), np.nan)
     throws = np.repeat(shared, sizes)
     alone = np.isnan(throws)
@@ -220,7 +236,7 @@ def _grouped_test_sets(bins: _Bins, grouped: _Groups) -> TestSets:
     counts = np.bincount(cells, minlength=num_draws * num_bins).reshape(num_draws, num_bins).astype(np.float64)
 
     def draw(accuracy: Floats) -> tuple[Floats, Floats]:
-        hits = np.bincount(cells[throws < accuracy[place]], minlength=num_draws * num_bins)
+        hits = np.bincount(cells[throws < accuracy[bin_numbers]], minlength=num_draws * num_bins)
         return hits.reshape(num_draws, num_bins).astype(np.float64), counts
 
     return draw

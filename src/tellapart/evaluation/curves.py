@@ -30,6 +30,7 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, path: Path) -> None:
     for panel, name, title in zip(panels, ("loss", "accuracy"), ("Loss", "Accuracy"), strict=False):
         panel.plot(history["epoch"], history[name], color=_ORANGE, label="train (augmented)")
         if f"val_{name}" in history:
+            # Not every epoch is validated: a line over the gaps, with marks where there are few.
             seen = history.dropna(subset=[f"val_{name}"])
             marker = "o" if len(seen) < 30 else None
             panel.plot(
@@ -46,6 +47,7 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, path: Path) -> None:
     panels[2].plot(history["epoch"], history["learning_rate"], color=_GREY)
     panels[2].set_title("Learning rate")
     panels[2].set_ylim(bottom=0)
+    # A thin line wherever the size of the pictures changes: curves jump there.
     changes = history["epoch"][history["image_px"].diff().fillna(0) != 0]
     for panel in panels:
         panel.set_xlabel("epoch")

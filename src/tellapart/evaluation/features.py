@@ -30,10 +30,10 @@ def features_and_probabilities(
     """Return (num_images, num_features) and (num_images, num_classes), both float32, for all pictures of a data set."""
     batches, flat, probabilities, done = CleanBatches(pictures, np.arange(len(pictures))), [], [], 0
     forward = Forward(feature_model(model), is_converted=pays(len(pictures), pictures.image_px))
-    for features, said in forward(pictures_ahead(batches)):
+    for features, batch_probabilities in forward(pictures_ahead(batches)):
         flat.append(features.reshape(len(features), -1))
-        probabilities.append(said)
-        done += len(said)
+        probabilities.append(batch_probabilities)
+        done += len(batch_probabilities)
         progress("predicting", done, len(pictures))
     return np.concatenate(flat), np.concatenate(probabilities)
 
@@ -48,16 +48,17 @@ def save_outputs(run: RunFolder, features: Floats, probabilities: Floats) -> Non
 def saved_outputs(run: RunFolder, model: keras.Model, pictures: Pictures) -> tuple[Floats, Floats] | None:
     """Return what `save_outputs` kept of these pictures; None where it is missing, or the model says something else."""
     try:
-        with np.load(run.features_path) as found:
-            features, probabilities = found["features"], found["probabilities"]
+        with np.load(run.features_path) as archive:
+            features, probabilities = archive["features"], archive["probabilities"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     if not len(features) == len(probabilities) == len(pictures):
         return None
-    some = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
-    seen, said = feature_model(model).predict_on_batch(pictures.batch(some))
-    near = np.abs(np.asarray(seen).reshape(len(some), -1) - features[some]).max() <= _SAME * np.abs(features).max()
-    return (features, probabilities) if near and np.abs(said - probabilities[some]).max() <= _SAME else None
+    # A few photos through the network: the file may be of other weights, or of other photos in the same number.
+    sample = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
+    seen, predicted = feature_model(model).predict_on_batch(pictures.batch(sample))
+    near = np.abs(np.asarray(seen).reshape(len(sample), -1) - features[sample]).max() <= _SAME * np.abs(features).max()
+    return (features, probabilities) if near and np.abs(predicted - probabilities[sample]).max() <= _SAME else None
 
 
 def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> tuple[NDArray[np.int64], Floats]:
@@ -72,11 +73,12 @@ def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> t
         Positions among the references, nearest first, and their cosines: (num_queries, count) each.
     """
     count = min(count, len(references))
-    ours, theirs = _unit(queries), _unit(references)
-    positions = np.empty((len(ours), count), np.int64)
-    cosines = np.empty((len(ours), count), np.float32)
-    for start in range(0, len(ours), _BLOCK):
-        similarity = ours[start : start + _BLOCK] @ theirs.T
+    unit_queries, unit_references = _unit(queries), _unit(references)
+    positions = np.empty((len(unit_queries), count), np.int64)
+    cosines = np.empty((len(unit_queries), count), np.float32)
+    for start in range(0, len(unit_queries), _BLOCK):
+        similarity = unit_queries[start : start + _BLOCK] @ unit_references.T
+        # The nearest few first, then those few in order: sorting all would take most of the time.
         best = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         values = np.take_along_axis(similarity, best, axis=1)
         order = np.argsort(-values, axis=1, kind="stable")

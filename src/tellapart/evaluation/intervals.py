@@ -42,8 +42,8 @@ def several(groups: Numbers | None) -> Numbers | None:
     """Return the groups as numbers from 0 on, or None where no group has more than one photo."""
     if groups is None:
         return None
-    found, numbers = np.unique(groups, return_inverse=True)
-    return None if len(found) == len(groups) else numbers.astype(np.int64)
+    distinct, numbers = np.unique(groups, return_inverse=True)
+    return None if len(distinct) == len(groups) else numbers.astype(np.int64)
 
 
 def design_effect(residuals: Floats, groups: Numbers | None) -> float:
@@ -80,10 +80,12 @@ def effective_sizes(residuals: Floats, places: Numbers, num_places: int, groups:
     if (numbers := several(groups)) is None:
         return counts
     width = int(numbers.max()) + 1
+    # One number for each pair of place and group that occurs; `owners` are their places.
     keys, at = np.unique(places * width + numbers, return_inverse=True)
     owners, members = keys // width, np.bincount(at)
     clusters = np.bincount(owners, minlength=num_places).astype(np.float64)
     shared, single = clusters < counts, (clusters < counts) & (clusters < 2)
+    # What is left of a place without the group: the jackknife's enlargement of its total.
     left = np.where(single[owners], 1.0, 1 - members / counts[owners])
     between = np.bincount(owners, (np.bincount(at, residuals) / np.maximum(left, 1e-12)) ** 2, minlength=num_places)
     within = np.bincount(places, residuals**2, minlength=num_places)
@@ -93,6 +95,7 @@ def effective_sizes(residuals: Floats, places: Numbers, num_places: int, groups:
     lent = _LENT * np.bincount(places, residuals**4, minlength=num_places)[usable] / within[usable]
     factor = (1 - 1 / clusters[usable]) * (1 - 1 / counts[usable])
     total = factor * between[usable] + lent * squares[usable] / counts[usable]
+    # Never below 1: chance can make groups look more varied than they are.
     effect[usable] = np.maximum(total / (within[usable] + lent), 1.0)
     effect[single] = counts[single]  # a single group has no variance between groups: it is worth one photo
     wider, alike = np.ones(num_places), counts[shared] ** 2 / squares[shared]

@@ -46,8 +46,9 @@ def out_of_sample(
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
     parts = folds.split(features[positions], labels[positions], units[positions])
     folds_of = [(positions[fitted], positions[held_out]) for fitted, held_out in parts]
+    # The first fold chooses the penalty; its predictions are kept, so it is not fitted again below.
     tried = {penalty: _asked(features, labels, *folds_of[0], penalty, result.shape[1]) for penalty in _PENALTIES}
-    penalty = min(tried, key=lambda each: photo_losses(labels[folds_of[0][1]], tried[each]).mean())
+    penalty = min(tried, key=lambda candidate: photo_losses(labels[folds_of[0][1]], tried[candidate]).mean())
     for done, (fitted, held_out) in enumerate(folds_of, start=1):
         result[held_out] = (
             tried[penalty] if done == 1 else _asked(features, labels, fitted, held_out, penalty, result.shape[1])
@@ -69,9 +70,12 @@ def _asked(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # scikit-learn's C weighs the sum of the losses: divided by the photos it weighs their mean, however many there
+    # are.
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty / len(fitted), max_iter=300))
     model.fit(features[fitted], labels[fitted])
     rows = np.zeros((len(held_out), num_classes))
+    # A class without photos in these folds has no column, and stays at 0.
     rows[:, model.classes_] = model.predict_proba(features[held_out])
     return rows
 
@@ -94,9 +98,9 @@ def suspected_labels(labels: NDArray[np.int64], probabilities: NDArray[np.float6
     from cleanlab.rank import get_label_quality_scores
 
     present, numbers = np.unique(labels, return_inverse=True)  # confident learning wants labels of every class
-    among = probabilities[:, present]
-    among = (among + _TINY) / (among + _TINY).sum(axis=1, keepdims=True)
-    suspected = find_label_issues(numbers, among, n_jobs=1) if len(present) > 1 else np.zeros(len(labels), bool)
+    of_present = probabilities[:, present]
+    of_present = (of_present + _TINY) / (of_present + _TINY).sum(axis=1, keepdims=True)
+    suspected = find_label_issues(numbers, of_present, n_jobs=1) if len(present) > 1 else np.zeros(len(labels), bool)
     quality = get_label_quality_scores(labels, probabilities, method="self_confidence")
     table = pd.DataFrame({
         "position": np.arange(len(labels)),

@@ -63,7 +63,7 @@ def classification_metrics(
         "accuracy": share_interval(predicted == true, numbers),
         "loss": skewed_mean_interval(losses, numbers, bounds=LOSS_BOUNDS),
     }
-    found = scores(counts)
+    class_scores = scores(counts)
     return {
         "num_images": len(true),
         "num_groups": len(true) if numbers is None else int(numbers.max()) + 1,
@@ -71,7 +71,7 @@ def classification_metrics(
         "loss": float(losses.mean()),
         **averages(counts),
         "per_class": {
-            name: {score: float(found[score][at]) for score in SCORES} | {"num_images": int(counts.support[at])}
+            name: {score: float(class_scores[score][at]) for score in SCORES} | {"num_images": int(counts.support[at])}
             for at, name in enumerate(classes)
         },
         "intervals": {
@@ -88,6 +88,7 @@ def photo_losses(true: NDArray[np.int64], probabilities: NDArray[np.floating]) -
 
 def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
     """Count (num_classes, num_classes) int64, true classes in rows, predicted ones in columns."""
+    # One number for each cell: counting is one pass over the photos.
     cells = np.bincount(true * num_classes + predicted, minlength=num_classes * num_classes)
     return cells.reshape(num_classes, num_classes).astype(np.int64)
 
@@ -101,12 +102,12 @@ def _class_intervals(
     either = np.concatenate([true, predicted[~right]])
     in_either = None if groups is None else np.concatenate([groups, groups[~right]])
     jaccard = share_intervals(np.concatenate([right, right[~right]]), either, total, in_either)
-    found = {
+    intervals = {
         "precision": share_intervals(right, predicted, total, groups),
         "recall": share_intervals(right, true, total, groups),
         "f1": [Interval(2 * ends.low / (1 + ends.low), 2 * ends.high / (1 + ends.high)) for ends in jaccard],
     }
-    return {name: {score: _ends(found[score][at]) for score in SCORES} for at, name in enumerate(classes)}
+    return {name: {score: _ends(intervals[score][at]) for score in SCORES} for at, name in enumerate(classes)}
 
 
 def _ends(interval: Interval) -> list[float]:

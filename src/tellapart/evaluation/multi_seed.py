@@ -46,9 +46,9 @@ def accuracy_over_seeds(right: Right, groups: NDArray[np.int64] | None = None) -
         right: (num_seeds, num_images) bool.
         groups: (num_images,) of the images; None: each stands for itself.
     """
-    found = _mean_of_table(right.astype(np.float64), groups)
-    low, high = found.interval.low, found.interval.high
-    return Estimate(found.value, Interval(max(0.0, low), min(1.0, high)), found.p_value)
+    estimate = _mean_of_table(right.astype(np.float64), groups)
+    low, high = estimate.interval.low, estimate.interval.high
+    return Estimate(estimate.value, Interval(max(0.0, low), min(1.0, high)), estimate.p_value)
 
 
 def compare_over_seeds(first: Right, second: Right, groups: NDArray[np.int64] | None = None) -> Estimate:
@@ -89,6 +89,7 @@ def _mean_of_table(table: NDArray[np.float64], groups: NDArray[np.int64] | None 
         table = _of_groups(table, mean, numbers)
     seeds, photos = table.shape
     per_seed, per_photo = table.mean(axis=1), table.mean(axis=0)
+    # Three mean squares: of photos, of seeds, and of what neither explains.
     of_photos = seeds * float(per_photo.var(ddof=1))
     variance, freedom = of_photos, float(photos - 1)
     if seeds > 1:

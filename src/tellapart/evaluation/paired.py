@@ -80,6 +80,7 @@ def grouped_mcnemar(
     chances = np.zeros(2 * total + 1)
     chances[total] = 1
     for step in steps:
+        # np.roll wraps round, but no sum of steps lies beyond the total, so only zeros do.
         chances = (np.roll(chances, step) + np.roll(chances, -step)) / 2
     far = np.abs(np.arange(-total, total + 1)) >= abs(int(net.sum()))
     return min(1.0, float(chances[far].sum()))
@@ -118,13 +119,16 @@ def f1_difference(
         num_classes: how many there are.
         groups: (num_images,) of the photos; None: each stands for itself.
     """
-    found = [f1_macro(true, named, num_classes, groups) for named in (first, second)]
+    estimates = [f1_macro(true, predicted, num_classes, groups) for predicted in (first, second)]
     numbers = several(groups)
-    moves = [each.influence if numbers is None else np.bincount(numbers, each.influence) for each in found]
+    # What each photo, or each group of them, does to either model's F1: their agreement makes the difference surer.
+    moves = [
+        estimate.influence if numbers is None else np.bincount(numbers, estimate.influence) for estimate in estimates
+    ]
     # Photos lent to a class are each model's own, so two models without a mistake are not taken for one.
-    spreads = [float(move @ move) + each.spread_of_lent for move, each in zip(moves, found, strict=True)]
+    spreads = [float(move @ move) + estimate.spread_of_lent for move, estimate in zip(moves, estimates, strict=True)]
     agreement = float(moves[0] @ moves[1]) / math.sqrt(math.prod(spreads)) if min(spreads) > 0 else 0.0
-    return of_both([each.value for each in found], [each.interval for each in found], agreement)
+    return of_both([estimate.value for estimate in estimates], [estimate.interval for estimate in estimates], agreement)
 
 
 def differences(true: Numbers, first: Floats, second: Floats, groups: Numbers | None = None) -> dict[str, Interval]:
@@ -139,10 +143,10 @@ def differences(true: Numbers, first: Floats, second: Floats, groups: Numbers | 
     Returns:
         ``accuracy``, ``f1_macro`` and ``loss`` (nats; below 0 where the second is better).
     """
-    named = first.argmax(axis=1), second.argmax(axis=1)
+    predicted = first.argmax(axis=1), second.argmax(axis=1)
     return {
-        "accuracy": grouped_difference(named[0] == true, named[1] == true, groups),
-        "f1_macro": f1_difference(true, *named, first.shape[1], groups),
+        "accuracy": grouped_difference(predicted[0] == true, predicted[1] == true, groups),
+        "f1_macro": f1_difference(true, *predicted, first.shape[1], groups),
         "loss": loss_difference(photo_losses(true, first), photo_losses(true, second), groups),
     }
 
@@ -160,5 +164,6 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)
     corrected = np.empty_like(p_values)
+    # The running maximum keeps the order: no p-value may fall below that of a stronger finding.
     corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1.0)
     return corrected

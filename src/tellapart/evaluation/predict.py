@@ -33,7 +33,7 @@ def predict_pictures(model: keras.Model, pictures: Pictures, progress: Progress 
     Returns:
         (num_images, num_classes) float32.
     """
-    return np.concatenate([np.asarray(found) for found in outputs_for(model, pictures, progress)])
+    return np.concatenate([np.asarray(outputs) for outputs in outputs_for(model, pictures, progress)])
 
 
 def outputs_for(model: keras.Model, pictures: Pictures, progress: Progress = no_progress) -> Iterator[Any]:
@@ -73,6 +73,7 @@ def outputs_of_arrays(
 
     def both(values: Any) -> NDArray[np.float32]:
         embeddings, probabilities = (np.asarray(part, np.float32) for part in values)
+        # One array, so that both are cut alike where a batch was filled up.
         return np.hstack([probabilities, embeddings.reshape(len(embeddings), -1)])
 
     rows = np.concatenate(list(_filled_batches(features, pictures, both)))
@@ -176,8 +177,8 @@ class Classifier:
         """
         results: list[Prediction] = []
         size = clean_batch_size(self.image_px)
-        for found in self.stream(images, top_k=top_k):
-            results.append(found)
+        for prediction in self.stream(images, top_k=top_k):
+            results.append(prediction)
             if len(results) % size == 0 or len(results) == len(images):
                 progress("predicting", len(results), len(images))
         return results
@@ -198,6 +199,7 @@ class Classifier:
         """
         del with_quality
         size = clean_batch_size(self.image_px)
+        # Files are read and decoded side by side, a batch at a time, so memory does not grow with their number.
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for start in range(0, len(images), size):
                 part = list(images[start : start + size])
@@ -228,6 +230,7 @@ class Classifier:
         if squares:
             rows, embeddings = outputs_of_arrays(self._features, np.stack(list(squares.values())))
         unknown = decide(self.detector, embeddings, len(squares))
+        # Images that could not be read have no row in the batch; the others' rows close up.
         row_of = {index: row for row, index in enumerate(squares)}
         results = []
         for index, name in enumerate(names):
@@ -270,6 +273,7 @@ def load(run: str | os.PathLike[str]) -> Classifier:
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{file} cannot be opened: {error}") from error
     shapes = tuple(getattr(model, "input_shape", None) or ()), tuple(getattr(model, "output_shape", None) or ())
+    # A model.keras of other classes would load, and give every image a wrong name.
     if shapes[0] != (None, *shapes[0][1:2] * 2, 3) or shapes[1] != (None, len(classes)) or None in shapes[0][1:]:
         raise RunError(
             f"{file} maps {shapes[0]} to {shapes[1]}. Expected (None, side, side, 3) to "

@@ -30,13 +30,14 @@ def teacher_for(run: Path, photos: pd.DataFrame, classes: list[str]) -> NDArray[
     folder = RunFolder(run)
     if not folder.predictions_path.is_file() or not folder.has_photos:
         raise InputError(f"The teacher {run} is not a finished run folder. Expected one with predictions.csv.")
-    known, theirs, said = folder.predictions()
-    if theirs != classes:
+    known, learned, probabilities = folder.predictions()
+    if learned != classes:
         raise InputError(
-            f"The teacher {run} tells {', '.join(theirs)} apart. Expected the student's classes, {', '.join(classes)}."
+            f"The teacher {run} tells {', '.join(learned)} apart. Expected the student's classes, {', '.join(classes)}."
         )
     refuse_leak(run, photos, "teacher")
     rows = pd.Series(np.arange(len(known)), known["sha256"])
+    # Copies of a photo have one digest, and the teacher says the same of each.
     at = rows[~rows.index.duplicated()].reindex(photos["sha256"]).to_numpy()
     unknown = np.isnan(at)
     missing = int((unknown & (photos["split"] == "train").to_numpy()).sum())
@@ -45,7 +46,7 @@ def teacher_for(run: Path, photos: pd.DataFrame, classes: list[str]) -> NDArray[
             f"The teacher {run} said nothing of {missing:,} of the training photos. Expected a teacher that was "
             "measured on all of them: make it from runs of the same photos."
         )
-    return np.where(unknown[:, None], 1 / len(classes), said[np.where(unknown, 0, at).astype(np.int64)])
+    return np.where(unknown[:, None], 1 / len(classes), probabilities[np.where(unknown, 0, at).astype(np.int64)])
 
 
 def refuse_leak(run: Path, photos: pd.DataFrame, role: str) -> None:

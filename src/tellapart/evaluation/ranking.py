@@ -75,10 +75,10 @@ def _curve(positive: NDArray[np.bool_], score: Floats, name: str, groups: Number
     order = np.argsort(-score, kind="stable")
     last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # of each run of equal scores
     hits = np.cumsum(positive[order])[last]
-    named = last + 1
+    num_predicted = last + 1
     recall = np.concatenate([[0.0], hits / count])
-    false_rate = np.concatenate([[0.0], (named - hits) / (len(positive) - count)])
-    precision = np.concatenate([[1.0], hits / named])
+    false_rate = np.concatenate([[0.0], (num_predicted - hits) / (len(positive) - count)])
+    precision = np.concatenate([[1.0], hits / num_predicted])
     area, of_area = roc_auc(positive, score, groups)
     average, of_average = average_precision(positive, score, groups)
     return Curve(
@@ -95,10 +95,11 @@ def roc_auc(positive: NDArray[np.bool_], score: Floats, groups: Numbers | None =
     scale and that of a plain share with this variance (Wilson's, of as many photos as it takes): the first fails near
     1, where it held the truth 88 to 90 of 100 times, the second for few positives further away.
     """
-    both, ours, theirs = rankdata(score), rankdata(score[positive]), rankdata(score[~positive])
-    num_positive, num_negative = len(ours), len(theirs)
-    above = (both[positive] - ours) / num_negative  # share of negatives below each positive
-    below = 1 - (both[~positive] - theirs) / num_positive  # share of positives above each negative
+    ranks, positive_ranks, negative_ranks = rankdata(score), rankdata(score[positive]), rankdata(score[~positive])
+    num_positive, num_negative = len(positive_ranks), len(negative_ranks)
+    above = (ranks[positive] - positive_ranks) / num_negative  # share of negatives below each positive
+    below = 1 - (ranks[~positive] - negative_ranks) / num_positive  # share of positives above each negative
+    # Rank among all less rank among one's own kind: how many of the other kind lie below, without a table of pairs.
     area, few = float(above.mean()), min(num_positive, num_negative)
     spread = [values.var(ddof=1) / len(values) if len(values) > 1 else 0.25 for values in (above, below)]
     influence = np.zeros(len(positive))
@@ -132,18 +133,20 @@ def average_precision(
     hit = positive[order].astype(np.float64)
     last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
     block = np.searchsorted(last, np.arange(len(hit)))  # photos of equal scores come in together
-    named = (last + 1)[block]
-    precision, count = np.cumsum(hit)[last][block] / named, float(hit.sum())
+    num_predicted = (last + 1)[block]
+    precision, count = np.cumsum(hit)[last][block] / num_predicted, float(hit.sum())
     average = float((hit * precision).sum() / count)
     firsts = np.append(0, last[:-1] + 1)
+    # Running sums from the lowest score up: what each photo does to the precision of all below it.
     gained, lost = (
-        np.cumsum(np.add.reduceat(values / named, firsts)[::-1])[::-1][block] for values in (hit, hit * precision)
+        np.cumsum(np.add.reduceat(values / num_predicted, firsts)[::-1])[::-1][block]
+        for values in (hit, hit * precision)
     )
     influence = np.empty(len(hit))
     influence[order] = (hit * (precision - average) + hit * gained - lost) / count
     effect = design_effect(influence, groups) if influence.any() else _all_alike(len(hit), groups)
     variance = float((influence**2).sum()) * len(hit) / (len(hit) - 1) * effect
-    own = float((hit * (1 - precision) / named).sum()) / count * _all_alike(len(hit), groups)
+    own = float((hit * (1 - precision) / num_predicted).sum()) / count * _all_alike(len(hit), groups)
     ends = _as_share(max(average - own / 2, 0.0), variance, (count - 1) / effect, count / effect)
     return average, Interval(min(ends.low, average), max(ends.high, average))
 

@@ -145,11 +145,12 @@ def find_quality_range(
     for measure, bad in DIRECTIONS.items() if known.any() else ():
         values = qualities[measure].to_numpy(np.float64)
         edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)))
-        place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
-        counts = [int((place == index).sum()) for index in range(max(len(edges) - 1, 1))]
-        hits = [int(correct[place == index].sum()) for index in range(len(counts))]
-        ends = share_intervals(correct, place, len(counts), groups)
+        bin_numbers = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
+        counts = [int((bin_numbers == index).sum()) for index in range(max(len(edges) - 1, 1))]
+        hits = [int(correct[bin_numbers == index].sum()) for index in range(len(counts))]
+        ends = share_intervals(correct, bin_numbers, len(counts), groups)
         inside = [end.high >= correct.mean() for end in ends]
+        # From a bad end inwards only: a range in the middle that happens to be worse stays inside.
         first = next((index for index, good in enumerate(inside) if good), 0) if bad != "high" else 0
         last = next((index for index in reversed(range(len(inside))) if inside[index]), 0) if bad != "low" else None
         stop = len(inside) - 1 if last is None else last
@@ -158,16 +159,17 @@ def find_quality_range(
         high = min(float(edges[min(stop + 1, len(edges) - 1)]), float(observed[1])) if bad != "low" else np.inf
         limits[measure] = (low, high)
         for index, (count, hit, end) in enumerate(zip(counts, hits, ends, strict=True)):
-            kept = first <= index <= stop
+            is_inside = first <= index <= stop
             top = float(edges[min(index + 1, len(edges) - 1)])
             share = hit / count if count else np.nan
-            rows.append((measure, float(edges[index]), top, count, share, end.low, end.high, kept))
+            rows.append((measure, float(edges[index]), top, count, share, end.low, end.high, is_inside))
     columns = ["measure", "low", "high", "num_images", "accuracy", "accuracy_low", "accuracy_high", "inside"]
     return QualityRange(limits, pd.DataFrame(rows, columns=columns), overall)
 
 
 def _corrupted(picture: NDArray[np.uint8], kind: tuple[str, int], at: int, image_px: int) -> NDArray[np.uint8]:
     name, severity = kind
+    # The same damage for every network, so that networks are compared on the same pictures.
     return resize(corrupt(picture, name, severity, generator(0, "corrupt", name, severity, at)), image_px)
 
 

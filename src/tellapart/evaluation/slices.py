@@ -64,7 +64,7 @@ def slices(
             columns with one value or with too many names are left out.
         groups: (num_images,) of the photos; None: each stands for itself.
     """
-    groups, found = several(groups), []
+    groups, results = several(groups), []
     for column, value, inside in _parts(properties):
         count, hits = int(inside.sum()), int(correct[inside].sum())
         rest, rest_hits = len(correct) - count, int(correct.sum()) - hits
@@ -72,10 +72,13 @@ def slices(
             continue
         interval = share_interval(correct[inside], None if groups is None else groups[inside])
         p_value = equality_p_value(correct, inside, groups)
-        found.append(Slice(column, value, count, hits / count, interval, rest_hits / rest, p_value))
-    corrected = holm(np.array([part.p_value for part in found]))
-    found = [Slice(**{**vars(part), "p_value": float(p_value)}) for part, p_value in zip(found, corrected, strict=True)]
-    return sorted(found, key=lambda part: (not part.is_worse, part.accuracy))
+        results.append(Slice(column, value, count, hits / count, interval, rest_hits / rest, p_value))
+    # All slices of all columns are one family: correcting each column alone would find too much.
+    corrected = holm(np.array([part.p_value for part in results]))
+    results = [
+        Slice(**{**vars(part), "p_value": float(p_value)}) for part, p_value in zip(results, corrected, strict=True)
+    ]
+    return sorted(results, key=lambda part: (not part.is_worse, part.accuracy))
 
 
 def equality_p_value(
@@ -101,6 +104,7 @@ def equality_p_value(
         residuals = (correct - middle) * np.where(inside, 1 / len(parts[0]), -1 / len(parts[1]))
         size = effective_sizes(residuals, np.zeros(len(correct), np.int64), 1, numbers)[0]
         shrink = float(size) / len(correct)
+    # Rounded down, a hair above: 20.0 must not become 19 by the arithmetic.
     sizes = [max(int(shrink * len(part) + 1e-9), 1) for part in parts]
     hits = [round(float(part.mean()) * size) for part, size in zip(parts, sizes, strict=True)]
     return float(fisher_exact([[hit, size - hit] for hit, size in zip(hits, sizes, strict=True)]).pvalue)
@@ -112,10 +116,10 @@ def _parts(properties: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool
         if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
             yield from _quarters(str(column), values.to_numpy(np.float64))
         else:
-            named = np.array([str(value) for value in values], object)
-            names = sorted(set(named))
+            texts = np.array([str(value) for value in values], object)
+            names = sorted(set(texts))
             if 1 < len(names) <= _MOST_VALUES:
-                yield from ((str(column), name, named == name) for name in names)
+                yield from ((str(column), name, texts == name) for name in names)
 
 
 def _quarters(column: str, values: NDArray[np.float64]) -> Iterator[tuple[str, str, NDArray[np.bool_]]]:
@@ -124,6 +128,6 @@ def _quarters(column: str, values: NDArray[np.float64]) -> Iterator[tuple[str, s
     edges = np.unique(np.quantile(values[finite], np.linspace(0, 1, _QUARTERS + 1))) if finite.any() else np.zeros(0)
     if len(edges) < 2:
         return
-    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    quarters = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
     for index in range(len(edges) - 1):
-        yield column, f"{edges[index]:.4g} to {edges[index + 1]:.4g}", finite & (place == index)
+        yield column, f"{edges[index]:.4g} to {edges[index + 1]:.4g}", finite & (quarters == index)

@@ -67,8 +67,10 @@ def tell(
     """
     stranger, joint = np.repeat([False, True], [len(known), len(unknown)]), None
     if groups is not None:
+        # Numbers of their own: without `strangers` no unknown picture shares a group with a known photo.
         own = groups.max() + 1 + np.arange(len(unknown)) if strangers is None else strangers
         joint = np.concatenate([groups, own])
+    # The unknown ones are the positives, so the least similar comes first.
     area, interval = roc_auc(stranger, -np.concatenate([known, unknown]).astype(np.float64), joint)
     return Told(name, len(unknown), area, interval, *share_refused(detector, unknown, strangers), unknown)
 
@@ -93,18 +95,18 @@ def leave_each_out(
         One for each class that has both references and photos; none where no other class has.
     """
     known, cosines = detector.similarity_by_class(embeddings)
-    found: list[Told] = []
-    for place, number in enumerate(known.tolist()):
-        unknown, others = numbers == number, np.delete(cosines, place, axis=1)
+    results: list[Told] = []
+    for column, number in enumerate(known.tolist()):
+        unknown, others = numbers == number, np.delete(cosines, column, axis=1)
         if not others.shape[1] or unknown.all() or not unknown.any():
             continue
         similarity = others.max(axis=1)
-        told = tell(
+        result = tell(
             detector, classes[number], similarity[~unknown], similarity[unknown],
             groups=None if groups is None else groups[~unknown], strangers=None if groups is None else groups[unknown],
         )  # fmt: skip
-        found.append(told)
-    return found
+        results.append(result)
+    return results
 
 
 def mean_auroc(found: list[Told]) -> tuple[float, Interval]:
@@ -113,9 +115,9 @@ def mean_auroc(found: list[Told]) -> tuple[float, Interval]:
     All classes are told from nearly the same photos, so that their areas go up and down together; these ends are right
     if they do so entirely, and too wide otherwise.
     """
-    ends = [(each.interval.low, each.interval.high) for each in found]
+    ends = [(result.interval.low, result.interval.high) for result in found]
     low, high = np.mean(ends, axis=0).tolist()
-    return float(np.mean([each.auroc for each in found])), Interval(low, high)
+    return float(np.mean([result.auroc for result in found])), Interval(low, high)
 
 
 def share_refused(
