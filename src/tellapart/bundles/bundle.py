@@ -214,19 +214,20 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
     Raises:
         BundleError: it is none, of a later version, or a file is missing, changed or not listed.
     """
-    place = Path(folder)
-    if not (place / SUMS).is_file():
-        state = "has no SHA256SUMS" if place.is_dir() else "does not exist"
-        raise BundleError(f"{place} {state}. Expected a bundle made by tellapart export.")
-    text = (place / SUMS).read_bytes()
+    path = Path(folder)
+    if not (path / SUMS).is_file():
+        state = "has no SHA256SUMS" if path.is_dir() else "does not exist"
+        raise BundleError(f"{path} {state}. Expected a bundle made by tellapart export.")
+    text = (path / SUMS).read_bytes()
     # Before any file is parsed: no parser must see what nobody vouches for.
-    _check_sums(place, text)
-    record = _read_record(place)
+    _check_sums(path, text)
+    record = _read_record(path)
     try:
-        detector = load_detector(place / UNKNOWN_FILE)
+        detector = load_detector(path / UNKNOWN_FILE)
     except InputError as error:
         raise BundleError(str(error)) from error
-    return Bundle(place, record, hashlib.sha256(text).hexdigest()[:12], detector)
+    # The version is the checksum of the checksums: two bundles with one version are the same to the last byte.
+    return Bundle(path, record, hashlib.sha256(text).hexdigest()[:12], detector)
 
 
 def is_bundle(folder: str | os.PathLike[str]) -> bool:
@@ -242,24 +243,25 @@ def write_record(folder: Path, record: BundleRecord) -> None:
     write_text(folder / SUMS, "".join(lines))
 
 
-def _read_record(place: Path) -> BundleRecord:
-    values = read_json(place / RECORD)
+def _read_record(folder: Path) -> BundleRecord:
+    values = read_json(folder / RECORD)
     version = values.get("schema_version") if isinstance(values, dict) else None
     if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
         raise BundleError(
-            f"{place / RECORD} has schema version {version!r}; this tellapart reads 1 to {SCHEMA_VERSION}. "
+            f"{folder / RECORD} has schema version {version!r}; this tellapart reads 1 to {SCHEMA_VERSION}. "
             "Export the run again, or install the tellapart that made the bundle."
         )
     try:
+        # One step for each version, so that a record of any age goes through the same upgrades.
         for older in range(version, SCHEMA_VERSION):
             values = _UPGRADES[older](values)
         return BundleRecord.model_validate_json(json.dumps(values))
     except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{place / RECORD} is not a whole record: {error}. Export the run again.") from error
+        raise BundleError(f"{folder / RECORD} is not a whole record: {error}. Export the run again.") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{place / RECORD}: {where}: {first['msg']}. Export the run again.") from error
+        raise BundleError(f"{folder / RECORD}: {where}: {first['msg']}. Export the run again.") from error
 
 
 def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
@@ -275,34 +277,36 @@ _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_ver
 """From each older schema version to the next one."""
 
 
-def _check_sums(place: Path, text: bytes) -> None:
+def _check_sums(folder: Path, text: bytes) -> None:
+    # The list may come from a stranger: a line that leads out of the folder would make this read other files.
     listed = {}
     for line in text.decode("utf-8", "replace").splitlines():
         digest, _, name = line.partition("  ")
         inside = os.path.normpath(name)
         if len(digest) != 64 or not name or os.path.isabs(inside) or inside.startswith(".."):
-            raise BundleError(f"{place / SUMS} is damaged: {line[:80]!r}. Copy or export the bundle again.")
+            raise BundleError(f"{folder / SUMS} is damaged: {line[:80]!r}. Copy or export the bundle again.")
         listed[name] = digest
-    found = {path.relative_to(place).as_posix() for path in _files(place)}
+    present = {path.relative_to(folder).as_posix() for path in _files(folder)}
     for name, digest in listed.items():
-        if name not in found:
-            raise BundleError(f"{place / name} is missing. Copy or export the bundle again.")
-        if _file_sha256(place / name) != digest:
-            raise BundleError(f"{place / name} is not what it was when the bundle was made. Copy or export it again.")
+        if name not in present:
+            raise BundleError(f"{folder / name} is missing. Copy or export the bundle again.")
+        if _file_sha256(folder / name) != digest:
+            raise BundleError(f"{folder / name} is not what it was when the bundle was made. Copy or export it again.")
     # What a link leads to can be changed without a change in the folder that is looked after.
-    if links := sorted(path for path in place.rglob("*") if path.is_symlink()):
+    if links := sorted(path for path in folder.rglob("*") if path.is_symlink()):
         raise BundleError(f"{links[0]} is a link: what it leads to is not the bundle's. Copy or export it again.")
-    if strange := sorted(found - set(listed)):
-        raise BundleError(f"{place / strange[0]} does not belong to the bundle. Remove it.")
+    if strange := sorted(present - set(listed)):
+        raise BundleError(f"{folder / strange[0]} does not belong to the bundle. Remove it.")
     if RECORD not in listed:
-        raise BundleError(f"{place / SUMS} does not list {RECORD}. Copy or export the bundle again.")
+        raise BundleError(f"{folder / SUMS} does not list {RECORD}. Copy or export the bundle again.")
 
 
 def strange_files(folder: Path) -> list[str]:
     """Return what lies in a bundle's folder and is not the bundle's: it must not be deleted with it."""
     listed = {line.partition("  ")[2] for line in (folder / SUMS).read_text("utf-8", "replace").splitlines()}
-    found = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    return sorted({path.relative_to(folder).as_posix() for path in found} - listed - {SUMS})
+    # A link to a folder counts: what it leads to must not be taken for the bundle's.
+    present = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    return sorted({path.relative_to(folder).as_posix() for path in present} - listed - {SUMS})
 
 
 def _files(folder: Path) -> list[Path]:

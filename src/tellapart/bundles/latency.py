@@ -67,7 +67,7 @@ def benchmark(
     Raises:
         BundleError: the bundle is damaged.
     """
-    bundle, found = open_bundle(folder), []
+    bundle, speeds = open_bundle(folder), []
     artefacts = {
         name: artefact
         for name, runtime in RUNTIMES.items()
@@ -78,20 +78,22 @@ def benchmark(
         proof = artefact.proofs.get(name)
         values: dict[str, Any] = {"agreement": proof.agreement if proof else _NAN, "size_mb": artefact.bytes / 1e6}
         if proof is not None and not proof.passed:
-            found.append(Speed(name, error=f"refused when the bundle was made: {proof.reason}", **values))
+            speeds.append(Speed(name, error=f"refused when the bundle was made: {proof.reason}", **values))
             continue
         values |= _measured_apart(Path(folder), name, threads or os.cpu_count() or 1, seconds)
-        found.append(Speed(name, **values))
+        speeds.append(Speed(name, **values))
     progress("measuring", len(artefacts), len(artefacts))
-    return sorted(found, key=lambda speed: (bool(speed.error), speed.p50_ms))
+    return sorted(speeds, key=lambda speed: (bool(speed.error), speed.p50_ms))
 
 
 def _measured_apart(folder: Path, name: str, threads: int, seconds: float) -> dict[str, Any]:
     """Return what `measure` finds in a process of its own."""
+    # Memory that one runtime took would be counted for the next one, and their threads would get into each other's way.
     command = [sys.executable, "-m", "tellapart.bundles.latency", str(folder), name, str(threads), str(seconds)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         return {"error": (ran.stderr.strip().splitlines() or ["no reason given"])[-1]}
+    # Libraries write to stdout as well: the result is its last line.
     values: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
     return values | {"images_per_second": tuple(values["images_per_second"])}
 
@@ -114,6 +116,7 @@ def measure(folder: Path, name: str, threads: int, seconds: float) -> dict[str, 
 def _laps(call: Callable[[], object], seconds: float) -> list[float]:
     laps: list[float] = []
     end = time.perf_counter() + seconds
+    # The first calls lay out memory and are left out; at least five others are measured, however slow they are.
     while time.perf_counter() < end or len(laps) < _WARM_UP + 5:
         start = time.perf_counter()
         call()

@@ -44,7 +44,7 @@ def no_worse(margin: float) -> Tolerance:
     return Tolerance(margin=margin)
 
 
-def parity(keras: Floats, found: Floats, true: NDArray[np.int64] | None, tolerance: Tolerance) -> Proof:
+def parity(keras: Floats, exported: Floats, true: NDArray[np.int64] | None, tolerance: Tolerance) -> Proof:
     """Compare an artefact's probabilities with the Keras model's.
 
     A loss of accuracy is tested one-sided (exact McNemar test; McNemar 1947), or, with a margin, bounded by Newcombe's
@@ -52,16 +52,17 @@ def parity(keras: Floats, found: Floats, true: NDArray[np.int64] | None, toleran
 
     Args:
         keras: (num_images, num_classes), the Keras model's.
-        found: the artefact's.
+        exported: the artefact's.
         true: (num_images,) class numbers, -1 where unknown; None: unknown.
         tolerance: what is let through.
     """
-    if found.shape != keras.shape:
-        reason = f"it gives {found.shape}, Keras {keras.shape}"
+    if exported.shape != keras.shape:
+        reason = f"it gives {exported.shape}, Keras {keras.shape}"
         return Proof(passed=False, reason=reason, num_images=len(keras), agreement=0.0, largest_difference=1.0)
-    first, ours = keras.argmax(axis=1), found.argmax(axis=1)
-    finite = bool(np.isfinite(found).all())
-    difference = float(np.abs(keras - found).max()) if finite else 1.0
+    first, ours = keras.argmax(axis=1), exported.argmax(axis=1)
+    # NaN is never "more than allowed" in a comparison: it has to be looked for.
+    finite = bool(np.isfinite(exported).all())
+    difference = float(np.abs(keras - exported).max()) if finite else 1.0
     agreement = float((first == ours).mean())
     accuracies: tuple[float | None, float | None] = (None, None)
     p_value, reason = None, "" if finite else "not finite"
@@ -95,6 +96,7 @@ def _difference(
     if most is not None and difference > most:
         return f"a probability differs by {difference:.1g}; {most:g} is allowed"
     if tolerance.near_tie is not None and differs.any():
+        # Reduced precision may turn round two classes that are as good as equal, and no others.
         two = np.sort(keras[differs], axis=1)[:, -2:]
         gap = float((two[:, 1] - two[:, 0]).max())
         if gap > tolerance.near_tie:
@@ -115,6 +117,7 @@ def _loss(before: NDArray[np.bool_], after: NDArray[np.bool_], p_value: float, m
 
 def _mcnemar(lost: int, won: int) -> float:
     """Return the probability of so many losses among the changes, or more, if losses and wins were equally likely."""
-    from scipy.stats import binom
+    from scipy.stats import binom  # here, for SciPy comes with training only: what opens a bundle has no labels
 
+    # sf is strict: P(X > lost - 1) is P(X >= lost).
     return float(binom.sf(lost - 1, lost + won, 0.5)) if lost + won else 1.0

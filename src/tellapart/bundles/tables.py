@@ -24,7 +24,7 @@ FORMATS = ("csv", "jsonl", "parquet")
 
 _FLUSHED = 256
 """Rows between two flushes to the disk: so much work is done again after a kill."""
-_ROW_GROUP = 20_000
+_ROW_GROUP = 20_000  # rows in memory while Parquet is written, whatever the length of the table
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,26 @@ def predict_files(
     with open(part, "ab") as stream:
         if stream.tell() == 0:
             stream.write(line.header().encode())
-        for found in classifier.stream(images[done:], top_k=top_k, with_quality=with_quality):
-            stream.write(line.row(found).encode("utf-8", "surrogateescape"))
-            _count(counts, found.label is None, found.abstains, found.unknown, bool(found.quality_warnings))
+        for prediction in classifier.stream(images[done:], top_k=top_k, with_quality=with_quality):
+            # Names of files need not be UTF-8: their odd bytes are written back as they were.
+            stream.write(line.row(prediction).encode("utf-8", "surrogateescape"))
+            _count(
+                counts,
+                prediction.label is None,
+                prediction.abstains,
+                prediction.unknown,
+                bool(prediction.quality_warnings),
+            )
             done += 1
             if done % _FLUSHED == 0 or done == len(images):
                 _to_disk(stream)
                 progress("predicting", done, len(images))
+    # Parquet cannot be appended to after a kill: its rows are collected as JSON Lines.
     if kind == "parquet":
         _to_parquet(part, out)
     else:
         part.replace(out)
-    _model_of(part).unlink(missing_ok=True)
+    _model_of(part).unlink(missing_ok=True)  # last: a note without rows does no harm, rows without a note do
     return Written(out, done, counts[0], counts[1], counts[2], counts[3], resumed)
 
 
@@ -129,20 +137,32 @@ class CsvLines:
         columns = ["path", "label", "probability", "abstains", "unknown", "quality_warnings", "prediction_set", "error"]
         return _csv_line([*columns, *runners_up])
 
-    def row(self, found: Prediction) -> str:
+    def row(self, prediction: Prediction) -> str:
         """Return a prediction as a line."""
-        rest: list[Any] = [value for pair in found.top[1:] for value in pair]
+        rest: list[Any] = [value for pair in prediction.top[1:] for value in pair]
         rest += [""] * (2 * (self.top_k - 1) - len(rest))
-        probability = "" if found.label is None else f"{found.probability:.6f}"
+        probability = "" if prediction.label is None else f"{prediction.probability:.6f}"
+        # One line for each image, even where a name has line ends: rows are counted by lines when the work goes on.
         path = (
-            json.dumps(found.path, ensure_ascii=False)[1:-1] if "\n" in found.path or "\r" in found.path else found.path
+            json.dumps(prediction.path, ensure_ascii=False)[1:-1]
+            if "\n" in prediction.path or "\r" in prediction.path
+            else prediction.path
         )
         flags = ["", "", "", ""]
-        if found.label is not None:
-            flags = [str(flag).lower() for flag in (found.abstains, found.unknown)]
-            flags += [" ".join(found.quality_warnings), json.dumps(found.prediction_set)]
+        if prediction.label is not None:
+            flags = [str(flag).lower() for flag in (prediction.abstains, prediction.unknown)]
+            flags += [" ".join(prediction.quality_warnings), json.dumps(prediction.prediction_set)]
         rest = [f"{value:.6f}" if isinstance(value, float) else value for value in rest]
-        return _csv_line([path, found.label or "", probability, *flags, found.error.replace("\n", " "), *rest])
+        return _csv_line(
+            [
+                path,
+                prediction.label or "",
+                probability,
+                *flags,
+                prediction.error.replace("\n", " "),
+                *rest,
+            ]
+        )
 
     def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
         """Return (path as written, unreadable, abstains, unknown, warned)."""
@@ -157,19 +177,19 @@ class JsonLines:
         """Return nothing: every line names its fields."""
         return ""
 
-    def row(self, found: Prediction) -> str:
+    def row(self, prediction: Prediction) -> str:
         """Return a prediction as a line."""
-        known = found.label is not None
+        known = prediction.label is not None
         values = {
-            "path": found.path,
-            "label": found.label,
-            "probability": round(found.probability, 6) if known else None,
-            "abstains": found.abstains if known else None,
-            "unknown": found.unknown if known else None,
-            "quality_warnings": list(found.quality_warnings) if known else None,
-            "prediction_set": list(found.prediction_set) if known else None,
-            "error": found.error,
-            "top": [{"label": label, "probability": round(probability, 6)} for label, probability in found.top],
+            "path": prediction.path,
+            "label": prediction.label,
+            "probability": round(prediction.probability, 6) if known else None,
+            "abstains": prediction.abstains if known else None,
+            "unknown": prediction.unknown if known else None,
+            "quality_warnings": list(prediction.quality_warnings) if known else None,
+            "prediction_set": list(prediction.prediction_set) if known else None,
+            "error": prediction.error,
+            "top": [{"label": label, "probability": round(probability, 6)} for label, probability in prediction.top],
         }
         return json.dumps(values) + "\n"
 
@@ -204,7 +224,7 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
             try:
                 path, *flags = line.facts(text.rstrip("\r\n"))
             except (ValueError, IndexError, KeyError, StopIteration):
-                break
+                break  # a disk that lost power may hold anything behind the last flush
             if done >= len(images) or path.replace("\\n", "\n").replace("\\r", "\r") != os.fspath(images[done]):
                 raise InputError(
                     f"{part} was begun with other images: row {done + 1} is {path}. Remove it to begin anew."
@@ -238,8 +258,8 @@ def _same_model(part: Path, identity: str, done: int) -> None:
 
 def _count(counts: list[int], *flags: bool) -> None:
     """Add the flags (unreadable, abstains, unknown, warned) of a row to their counts."""
-    for place, flag in enumerate(flags):
-        counts[place] += bool(flag)
+    for position, flag in enumerate(flags):
+        counts[position] += bool(flag)
 
 
 def _csv_line(cells: list) -> str:
@@ -275,7 +295,7 @@ def _to_parquet(part: Path, out: Path) -> None:
         ("prediction_set", pa.list_(pa.string())), ("error", pa.string()), ("top", pa.list_(pair)),
     ])  # fmt: skip
 
-    def whole(rows: list[dict]) -> pa.Table:
+    def to_table(rows: list[dict]) -> pa.Table:
         return pa.Table.from_pylist(rows, schema=schema)
 
     read: Callable[[str], dict] = json.loads
@@ -284,9 +304,9 @@ def _to_parquet(part: Path, out: Path) -> None:
         for text in lines:
             rows.append({k: _text(v) for k, v in read(text).items()})
             if len(rows) == _ROW_GROUP:
-                writer.write_table(whole(rows))
+                writer.write_table(to_table(rows))
                 rows = []
-        writer.write_table(whole(rows))
+        writer.write_table(to_table(rows))
     part.unlink()
 
 
