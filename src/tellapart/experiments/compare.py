@@ -58,7 +58,7 @@ def compare(
     if against not in ("first", "all"):
         raise InputError(f"against is {against!r}. Expected 'first' or 'all'.")
     folders = [Path(run) for run in runs]
-    finished = [open_finished_run(*each) for each in zip(folders, names_of(folders), strict=True)]
+    finished = [open_finished_run(*named_folder) for named_folder in zip(folders, names_of(folders), strict=True)]
     refuse_other_classes(finished)
     costs = [cost_of(folder) for folder in folders]
     if speed:
@@ -92,26 +92,28 @@ def compare_finished_runs(
     classes, photos = runs[0].classes, runs[0].photos.iloc[rows[0]]
     true = np.array([classes.index(label) for label in photos["label"]], np.int64)
     groups = shared_groups(runs, rows)
-    said = [each.probabilities[at] for each, at in zip(runs, rows, strict=True)]
+    predictions = [run.probabilities[at] for run, at in zip(runs, rows, strict=True)]
     results = tuple(
         RunResult(
-            name=each.name,
-            folder=str(each.folder),
+            name=run.name,
+            folder=str(run.folder),
             measures=_measures(true, probabilities, classes, groups),
-            left_out=count_on(each, "test") - len(true),
+            left_out=count_on(run, "test") - len(true),
             cost=cost,
         )
-        for each, probabilities, cost in zip(runs, said, costs, strict=True)
+        for run, probabilities, cost in zip(runs, predictions, costs, strict=True)
     )
 
     # Two at a time
-    places = list(itertools.combinations(range(len(runs)), 2))
-    places = [(a, b) for a, b in places if against == "all" or a == 0]
+    index_pairs = list(itertools.combinations(range(len(runs)), 2))
+    index_pairs = [(a, b) for a, b in index_pairs if against == "all" or a == 0]
     pairs = []
-    for done, (a, b) in enumerate(places):
-        progress("comparing", done, len(places))
-        pairs.append(_pair((results[a], results[b]), (said[a], said[b]), true, photos, groups, classes=classes))
-    progress("comparing", len(places), len(places))
+    for done, (a, b) in enumerate(index_pairs):
+        progress("comparing", done, len(index_pairs))
+        pairs.append(
+            _pair((results[a], results[b]), (predictions[a], predictions[b]), true, photos, groups, classes=classes)
+        )
+    progress("comparing", len(index_pairs), len(index_pairs))
     num_groups = len(true) if groups is None else len(np.unique(groups))
     return Comparison(results, _corrected(pairs), len(true), num_groups, relabelled)
 
@@ -122,13 +124,13 @@ def _measures(
     classes: list[str],
     groups: NDArray[np.int64] | None,
 ) -> dict[str, Measured]:
-    found = classification_metrics(true, probabilities, classes, groups)
-    return {name: Measured(found[name], Interval(*found["intervals"][name])) for name in MEASURES}
+    metrics = classification_metrics(true, probabilities, classes, groups)
+    return {name: Measured(metrics[name], Interval(*metrics["intervals"][name])) for name in MEASURES}
 
 
 def _pair(
     results: tuple[RunResult, RunResult],
-    said: tuple[NDArray[np.float64], NDArray[np.float64]],
+    predictions: tuple[NDArray[np.float64], NDArray[np.float64]],
     true: NDArray[np.int64],
     photos: pd.DataFrame,
     groups: NDArray[np.int64] | None,
@@ -137,32 +139,33 @@ def _pair(
 ) -> Pair:
     """Compare two runs; the p-values are corrected later, when all are known."""
     first, second = results
-    named = [probabilities.argmax(axis=1) for probabilities in said]
-    right = named[0] == true, named[1] == true
-    intervals = differences(true, *said, groups)
+    predicted = [probabilities.argmax(axis=1) for probabilities in predictions]
+    right = predicted[0] == true, predicted[1] == true
+    intervals = differences(true, *predictions, groups)
     gained = {
         name: Measured(second.measures[name].value - first.measures[name].value, intervals[name]) for name in MEASURES
     }
-    of_truth = [probabilities[np.arange(len(true)), true] for probabilities in said]
+    of_truth = [probabilities[np.arange(len(true)), true] for probabilities in predictions]
+    # By how far apart the two put the true class: a photo that one is sure of comes before a near miss.
     striking = np.argsort(-np.abs(of_truth[1] - of_truth[0]), kind="stable")
 
-    def flips(which: NDArray[np.bool_]) -> tuple[Flip, ...]:
+    def flips(selected: NDArray[np.bool_]) -> tuple[Flip, ...]:
         return tuple(
             Flip(
                 path=str(photos["path"].iloc[at]),
                 sha256=str(photos["sha256"].iloc[at]),
                 label=classes[true[at]],
-                first_said=classes[named[0][at]],
-                second_said=classes[named[1][at]],
+                first_said=classes[predicted[0][at]],
+                second_said=classes[predicted[1][at]],
             )
             for at in striking
-            if which[at]
+            if selected[at]
         )
 
     only_first, only_second = flips(right[0] & ~right[1]), flips(right[1] & ~right[0])
     p_value = grouped_mcnemar(*right, groups)
-    found = tuple(_slice(part, right, groups) for part in _parts(photos) if part[2].sum() >= SMALLEST)
-    return Pair(first.name, second.name, gained, only_first, only_second, p_value, p_value, found)
+    slices = tuple(_slice(part, right, groups) for part in _parts(photos) if part[2].sum() >= SMALLEST)
+    return Pair(first.name, second.name, gained, only_first, only_second, p_value, p_value, slices)
 
 
 def _slice(
@@ -184,17 +187,19 @@ def _parts(photos: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]
     labels = photos["label"].to_numpy(object)
     yield from (("class", str(name), labels == name) for name in sorted(set(labels)))
     short = photos[["width", "height"]].min(axis=1).to_numpy(np.float64)
+    # Rounded, so that the page shows whole pixels; where most photos have one size, fewer than three ranges are left.
     edges = np.unique(np.quantile(short, (0, 1 / 3, 2 / 3, 1)).round())
     if len(edges) < 3:
         return
-    place = np.clip(np.searchsorted(edges, short, side="right") - 1, 0, len(edges) - 2)
+    ranges = np.clip(np.searchsorted(edges, short, side="right") - 1, 0, len(edges) - 2)
     for number in range(len(edges) - 1):
         last = number == len(edges) - 2
-        yield "short side", f"{edges[number]:.0f} to {edges[number + 1] - (not last):.0f} px", place == number
+        yield "short side", f"{edges[number]:.0f} to {edges[number + 1] - (not last):.0f} px", ranges == number
 
 
 def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     """Correct the p-values of all pairs together, and those of all their slices together."""
+    # Two families: the question which run is better must not pay for the many questions about slices.
     of_pairs = holm(np.array([pair.p_value for pair in pairs]))
     of_slices = iter(holm(np.array([part.p_value for pair in pairs for part in pair.slices])))
     return tuple(
@@ -209,9 +214,9 @@ def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
 
 def _whereabouts(runs: Sequence[FinishedRun]) -> dict[str, list[Path]]:
     """Return where each test photo may lie, by SHA-256."""
-    found: dict[str, list[Path]] = {}
-    for each in runs:
-        tested = each.photos[each.photos["split"] == "test"]
+    paths: dict[str, list[Path]] = {}
+    for run in runs:
+        tested = run.photos[run.photos["split"] == "test"]
         for path, digest in zip(tested["path"], tested["sha256"], strict=True):
-            found.setdefault(digest, []).append(each.root / path)
-    return found
+            paths.setdefault(digest, []).append(run.root / path)
+    return paths

@@ -58,12 +58,12 @@ def _headline(pairs: Sequence[Pair]) -> str:
 
 def _pictures(flips: Sequence[Flip], whereabouts: dict[str, list[Path]]) -> dict[str, str]:
     """Return a small JPEG in base64 for each photo that still lies where some run saw it, by SHA-256."""
-    found = {flip.sha256: where for flip in flips if (where := _still_there(flip.sha256, whereabouts)) is not None}
-    drawn = thumbnails(list(found.values()), _THUMBNAIL_PX)
-    return {digest: data for digest, data in zip(found, drawn, strict=True) if data}
+    files = {flip.sha256: path for flip in flips if (path := _unchanged_file(flip.sha256, whereabouts)) is not None}
+    drawn = thumbnails(list(files.values()), _THUMBNAIL_PX)
+    return {digest: data for digest, data in zip(files, drawn, strict=True) if data}
 
 
-def _still_there(digest: str, whereabouts: dict[str, list[Path]]) -> Path | None:
+def _unchanged_file(digest: str, whereabouts: dict[str, list[Path]]) -> Path | None:
     """Return a file with the very content, since another photo may have taken its name."""
     for path in whereabouts.get(digest, ()):
         try:

@@ -156,8 +156,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of ``compare.json``; intervals are [low, high]."""
         values = plain(self)
-        for pair, found in zip(values["pairs"], self.pairs, strict=True):
-            pair |= {"winner": found.winner, "verdict": found.verdict}
+        for pair, judged in zip(values["pairs"], self.pairs, strict=True):
+            pair |= {"winner": judged.winner, "verdict": judged.verdict}
         return dict(values)
 
 

@@ -88,18 +88,20 @@ def with_speed(runs: Sequence[Path], costs: Sequence[Cost], progress: Progress =
     laps: list[dict[int, list[float]]] = [{count: [] for count in BATCH_SIZES} for _ in runs]
     for done in range(_WARM_UP + _ROUNDS):
         progress("measuring", done, _WARM_UP + _ROUNDS)
-        for classifier, found in zip(classifiers, laps, strict=True):
+        # In turns: whatever else the machine does slows all runs alike. The first laps compile and fill caches, and
+        # do not count.
+        for classifier, lap_times in zip(classifiers, laps, strict=True):
             for count in BATCH_SIZES:
-                found[count].append(_seconds(classifier, list(pictures[:count])))
+                lap_times[count].append(_seconds(classifier, list(pictures[:count])))
     progress("measuring", _WARM_UP + _ROUNDS, _WARM_UP + _ROUNDS)
     return [
         replace(
             cost,
             parameters=int(classifier.model.count_params()),
             image_px=classifier.image_px,
-            ms_per_image={count: 1000 * float(np.median(found[count][_WARM_UP:])) / count for count in BATCH_SIZES},
+            ms_per_image={count: 1000 * float(np.median(lap_times[count][_WARM_UP:])) / count for count in BATCH_SIZES},
         )
-        for cost, classifier, found in zip(costs, classifiers, laps, strict=True)
+        for cost, classifier, lap_times in zip(costs, classifiers, laps, strict=True)
     ]
 
 

@@ -67,8 +67,9 @@ def names_of(folders: Sequence[Path]) -> list[str]:
     """Return a name for each run: its folder's, with as much of the path as tells it from the others."""
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]
     longest = max(map(len, parts))
+    # Two runs may be called alike in different folders: take as many folders above as tell them apart.
     for length in range(1, longest + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(set(parts)):
             break
-    return [name if names.index(name) == place else f"{name} (again)" for place, name in enumerate(names)]
+    return [name if names.index(name) == index else f"{name} (again)" for index, name in enumerate(names)]

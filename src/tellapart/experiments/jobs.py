@@ -68,6 +68,7 @@ def run_job(
         folder = begin(job.recipe, request, job.folder, prepared=job.prepared)
         return run_stages(folder, cache, observer, machine=machine).metrics
     finally:
+        # Keras keeps every network of a process: dozens of runs one after another would fill the memory.
         forget_networks()
 
 

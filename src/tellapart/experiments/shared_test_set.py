@@ -27,10 +27,10 @@ def refuse_other_classes(runs: Sequence[FinishedRun]) -> None:
         if other.classes == first.classes:
             continue
         alone = sorted(set(first.classes) ^ set(other.classes))
-        where = first if alone and alone[0] in first.classes else other
-        what = f"only {where.name} has the class {alone[0]!r}" if alone else "their order is different"
+        holder = first if alone and alone[0] in first.classes else other
+        reason = f"only {holder.name} has the class {alone[0]!r}" if alone else "their order is different"
         raise InputError(
-            f"{first.name} and {other.name} do not tell the same classes apart: {what}. Expected runs with the same "
+            f"{first.name} and {other.name} do not tell the same classes apart: {reason}. Expected runs with the same "
             f"classes ({', '.join(first.classes)})."
         )
 
@@ -51,16 +51,18 @@ def shared_photos(runs: Sequence[FinishedRun], side: str = "test") -> tuple[list
     Raises:
         InputError: there are none.
     """
-    sides = shared_splits(runs)
-    everywhere = [each.photos.drop_duplicates(["sha256", "label"]) for each in runs]
+    splits = shared_splits(runs)
+    # A photo whose label was corrected between two runs has no truth that both were measured against.
+    everywhere = [run.photos.drop_duplicates(["sha256", "label"]) for run in runs]
     labels = pd.concat(everywhere)[["sha256", "label"]].drop_duplicates()["sha256"].value_counts()
-    known = [each.photos[each.photos["split"] != ""].drop_duplicates("sha256") for each in runs]
-    common = {digest for digest, found in sides.items() if found == side}
+    known = [run.photos[run.photos["split"] != ""].drop_duplicates("sha256") for run in runs]
+    common = {digest for digest, split in splits.items() if split == side}
     common &= set.intersection(*(set(photos["sha256"]) for photos in known))
     relabelled = {digest for digest in common if labels[digest] > 1}
+    # One order for all runs, so that row n is the same photo in each.
     order = [digest for digest in known[0]["sha256"] if digest in common - relabelled]
     if not order:
-        counts = ", ".join(f"{each.name} has {count_on(each, side):,}" for each in runs)
+        counts = ", ".join(f"{run.name} has {count_on(run, side):,}" for run in runs)
         raise InputError(
             f"The runs have no photo in common that {_WANTED[side]}, with one label ({counts} {side} photos). Expected "
             "runs of the same photos: train one with --split-from the other, so that photos stay in their split."
@@ -77,15 +79,16 @@ def shared_groups(runs: Sequence[FinishedRun], rows: Sequence[NDArray[np.int64]]
         runs: the runs.
         rows: of each run's photos, as `shared_photos` gives them.
     """
-    known = [each.photos["unit"].to_numpy(np.int64)[at] for each, at in zip(runs, rows, strict=True)
-             if "unit" in each.photos]  # fmt: skip
+    known = [run.photos["unit"].to_numpy(np.int64)[at] for run, at in zip(runs, rows, strict=True)
+             if "unit" in run.photos]  # fmt: skip
     if not known:
         return None
-    count, place = len(known[0]), np.arange(len(known[0]))
+    count, positions = len(known[0]), np.arange(len(known[0]))
     links, offset = [], count
+    # Photos and all runs' groups are the nodes of one graph; what hangs together is a group here.
     for groups in known:
         numbers = np.unique(groups, return_inverse=True)[1]
-        links.append((place, numbers + offset))
+        links.append((positions, numbers + offset))
         offset += int(numbers.max()) + 1
     photos, groups = (np.concatenate(ends) for ends in zip(*links, strict=True))
     graph = coo_matrix((np.ones(len(photos)), (photos, groups)), shape=(offset, offset))
@@ -97,11 +100,12 @@ def shared_splits(runs: Sequence[FinishedRun]) -> dict[str, str]:
 
     "train" where any run was trained on it, else "validation" where any was validated on it, else "test".
     """
-    sides: dict[str, str] = {}
-    for side in ("test", "validation", "train"):
-        for each in runs:
-            sides |= dict.fromkeys(each.photos["sha256"][each.photos["split"] == side], side)
-    return sides
+    splits: dict[str, str] = {}
+    # Later ones overwrite earlier ones: one run that has learned from a photo spoils it for all.
+    for split in ("test", "validation", "train"):
+        for run in runs:
+            splits |= dict.fromkeys(run.photos["sha256"][run.photos["split"] == split], split)
+    return splits
 
 
 def count_on(finished_run: FinishedRun, side: str) -> int:

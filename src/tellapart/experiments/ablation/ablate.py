@@ -82,38 +82,41 @@ def ablate(
     recipe = with_settings(recipe, {"train.validate_every": 1})  # curves of all variants, point for point
     folder = Path(out) if out is not None else Path("ablations") / Path(photos).resolve().stem
     steps = ladder(recipe) if recipe.model.name == "convnet" else []
-    known = [*steps, *(each for name in ("float32", "mixed_bfloat16") for each in ingredients(recipe, name))]
-    names = {each.name for each in chosen(known, only)}
+    # Names are checked before anything is trained, and before it is known which precision is the recipe's.
+    known = [*steps, *(candidate for name in ("float32", "mixed_bfloat16") for candidate in ingredients(recipe, name))]
+    names = {candidate.name for candidate in chosen(known, only)}
     _claim(folder, recipe)
     table = prepared_folder(photos, folder / "photos", recipe, Observer(progress, announce))
 
     # The recipe itself, whose first run settles the precision of all
     base = Variant(RECIPE, "", "final: the recipe", {})
     pictures = Path(cache) if cache is not None else None
-    _run(Job(_place(folder, base, 0), base.recipe(recipe, 0), table), cache=pictures, progress=progress)
-    precision = _precision_of(_place(folder, base, 0))
+    _run(Job(_run_folder(folder, base, 0), base.recipe(recipe, 0), table), cache=pictures, progress=progress)
+    precision = _precision_of(_run_folder(folder, base, 0))
+    # Fixed from here on: chosen anew for each run it could differ between two that are compared.
     recipe = with_settings(recipe, {"train.precision": precision})
     others = ingredients(recipe, precision)
-    variants = [each for each in (*steps, *others) if each.name in names]
+    variants = [candidate for candidate in (*steps, *others) if candidate.name in names]
 
     # All others, one seed after the other: at any time each variant has about as many runs
     todo = [(variant, seed) for seed in range(seeds) for variant in (base, *variants)]
     started, trained = time.time(), 0
     for done, (variant, seed) in enumerate(todo, start=1):
-        began, where = time.time(), _place(folder, variant, seed)
-        if _run(Job(where, variant.recipe(recipe, seed), table), cache=pictures, progress=progress):
+        began, run_folder = time.time(), _run_folder(folder, variant, seed)
+        if _run(Job(run_folder, variant.recipe(recipe, seed), table), cache=pictures, progress=progress):
             trained += 1
             left = (time.time() - started) / trained * (len(todo) - done) / 60
             announce(
                 f"{done} of {len(todo)}: {variant.name}, seed {seed}, {time.time() - began:.0f} s; "
                 f"about {left:.0f} min left."
             )
+        # After each seed of all variants: tables can be read, and a stopped ablation still has some.
         if done == len(todo) or todo[done][1] != seed:
             result = _write(folder, Path(photos).resolve().stem, recipe, (base, steps, others), seed + 1)
     return result
 
 
-def _place(folder: Path, variant: Variant, seed: int) -> Path:
+def _run_folder(folder: Path, variant: Variant, seed: int) -> Path:
     return folder / "runs" / f"{variant.name}-seed{seed}"
 
 
@@ -123,14 +126,14 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     Raises:
         InputError: the folder has another recipe.
     """
-    kept = folder / "recipe.toml"
-    if kept.is_file() and load_saved_recipe(kept) != recipe:
+    path = folder / "recipe.toml"
+    if path.is_file() and load_saved_recipe(path) != recipe:
         raise InputError(
-            f"{folder} holds the ablation of another recipe. Expected the recipe in {kept}: give the same --recipe and "
+            f"{folder} holds the ablation of another recipe. Expected the recipe in {path}: give the same --recipe and "
             "--set as before, or name another folder with --out."
         )
-    if not kept.is_file():
-        save_recipe(recipe, kept)
+    if not path.is_file():
+        save_recipe(recipe, path)
 
 
 def _run(job: Job, *, cache: Path | None, progress: Progress) -> bool:
@@ -141,6 +144,7 @@ def _run(job: Job, *, cache: Path | None, progress: Progress) -> bool:
         run_job(job, cache=cache, progress=progress)
     except TrainingStoppedError as error:
         write_json(job.folder / _STOPPED, {"error": str(error)})
+    # Dozens of runs: each keeps its weights and tables only.
     tidy(job.folder)
     return True
 
@@ -161,14 +165,14 @@ def _write(
 ) -> Ablation:
     """Judge all runs so far, and write the tables and the page."""
     base, steps, others = variants
-    outcomes = {each.name: _outcome(folder, each, num_seeds) for each in (base, *steps, *others)}
-    tried = {name for name, each in outcomes.items() if each.seeds or each.stopped}
+    outcomes = {variant.name: _outcome(folder, variant, num_seeds) for variant in (base, *steps, *others)}
+    tried = {name for name, outcome in outcomes.items() if outcome.seeds or outcome.stopped}
     result = summarise(
         photos,
         num_seeds,
-        [outcomes[each.name] for each in steps if each.name in tried],
+        [outcomes[variant.name] for variant in steps if variant.name in tried],
         outcomes[RECIPE],
-        [(outcomes[each.name], setting_of(recipe, each)) for each in others if each.name in tried],
+        [(outcomes[variant.name], setting_of(recipe, variant)) for variant in others if variant.name in tried],
     )
     write_json(folder / "ablation.json", result.to_dict())
     write_text(folder / "ablation.md", tables(result))
@@ -180,11 +184,11 @@ def _write(
 
 def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
     """Read the runs of a variant."""
-    found: dict[str, list[Any]] = {"seeds": [], "right": [], "train": [], "curve": [], "seconds": [], "processor": []}
+    columns: dict[str, list[Any]] = {"seeds": [], "right": [], "train": [], "curve": [], "seconds": [], "processor": []}
     stopped = parameters = 0
     groups = None  # the same for all seeds: they share one table of photos
     for seed in range(num_seeds):
-        run = _place(folder, variant, seed)
+        run = _run_folder(folder, variant, seed)
         stopped += (run / _STOPPED).exists()
         finished = RunFolder(run)
         if not finished.is_finished:
@@ -194,22 +198,22 @@ def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
         tested = (photos["split"] == "test").to_numpy()
         photos, probabilities = photos[tested], probabilities[tested]
         groups = photos["unit"].to_numpy(np.int64) if "unit" in photos else None
-        found["seeds"].append(seed)
+        columns["seeds"].append(seed)
         predicted = np.array(classes, object)[probabilities.argmax(axis=1)]
-        found["right"].append(predicted == photos["label"].to_numpy(object))
-        found["train"].append(metrics["train"]["accuracy"])
-        found["curve"].append(history.get("val_accuracy", history["accuracy"]).to_numpy(np.float64))
-        found["seconds"].append(metrics["seconds_training"])
-        found["processor"].append(metrics["processor_seconds_training"])
+        columns["right"].append(predicted == photos["label"].to_numpy(object))
+        columns["train"].append(metrics["train"]["accuracy"])
+        columns["curve"].append(history.get("val_accuracy", history["accuracy"]).to_numpy(np.float64))
+        columns["seconds"].append(metrics["seconds_training"])
+        columns["processor"].append(metrics["processor_seconds_training"])
         parameters = cost_of(run).parameters or 0
     return Outcome(
         variant=variant,
-        seeds=tuple(found["seeds"]),
-        right=np.array(found["right"], bool, ndmin=2),
-        train_accuracy=tuple(found["train"]),
-        curves=tuple(found["curve"]),
-        seconds=tuple(found["seconds"]),
-        processor_seconds=tuple(found["processor"]),
+        seeds=tuple(columns["seeds"]),
+        right=np.array(columns["right"], bool, ndmin=2),
+        train_accuracy=tuple(columns["train"]),
+        curves=tuple(columns["curve"]),
+        seconds=tuple(columns["seconds"]),
+        processor_seconds=tuple(columns["processor"]),
         parameters=parameters,
         stopped=stopped,
         groups=groups,

@@ -51,15 +51,15 @@ def draw_differences(ablation: Ablation) -> bytes:
 
 
 def _draw_rows(panel: Any, rows: Sequence[Row]) -> None:
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         assert row.gained is not None
         value, low, high = (
-            100 * each for each in (row.gained.value, row.gained.interval.low, row.gained.interval.high)
+            100 * share for share in (row.gained.value, row.gained.interval.low, row.gained.interval.high)
         )
         colour = _GREY if not row.is_detectable else _BLUE if value > 0 else _ORANGE
         mark = "o" if row.is_detectable else "|"  # nothing is said by colour alone
-        panel.plot([low, high], [place, place], color=colour, linewidth=2)
-        panel.plot(value, place, mark, color=colour, markersize=6)
+        panel.plot([low, high], [position, position], color=colour, linewidth=2)
+        panel.plot(value, position, mark, color=colour, markersize=6)
     panel.axvline(0, color="#333333", linewidth=0.8, linestyle=":")
     panel.set_yticks(range(len(rows)), [f"{row.factor} {row.value}".strip() for row in rows], fontsize=8)
     panel.set_ylim(len(rows) - 0.5, -0.5)

@@ -76,13 +76,13 @@ def ingredients(recipe: Recipe, precision: str) -> list[Variant]:
         recipe: where everything begins.
         precision: that the recipe's own runs computed in; the other one becomes a variant.
     """
-    found = [*_augmentation(recipe), *_rates(recipe), *_regularisation(recipe), *_averages(recipe)]
+    variants = [*_augmentation(recipe), *_rates(recipe), *_regularisation(recipe), *_averages(recipe)]
     other = "float32" if precision == "mixed_bfloat16" else "mixed_bfloat16"
-    found.append(Variant(other, "precision", other, {"train.precision": other}))
+    variants.append(Variant(other, "precision", other, {"train.precision": other}))
     for size in (16, 32, 64):
         if size != recipe.train.batch_size:
-            found.append(Variant(f"batch-{size}", "batch size", str(size), {"train.batch_size": size}))
-    return found
+            variants.append(Variant(f"batch-{size}", "batch size", str(size), {"train.batch_size": size}))
+    return variants
 
 
 def chosen(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
@@ -91,13 +91,13 @@ def chosen(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
     Raises:
         InputError: a name that no variant and no factor has.
     """
-    known = sorted({each.name for each in variants} | {each.factor for each in variants if each.factor})
+    known = sorted({variant.name for variant in variants} | {variant.factor for variant in variants if variant.factor})
     for name in only:
         if name not in known:
             raise InputError(
                 f"There is nothing called {name!r} to ablate.{nearest(name, known)} Known here: {', '.join(known)}."
             )
-    return [each for each in variants if not only or each.name in only or each.factor in only]
+    return [variant for variant in variants if not only or variant.name in only or variant.factor in only]
 
 
 def _augmentation(recipe: Recipe) -> Iterator[Variant]:

@@ -92,9 +92,9 @@ class Ablation:
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of ``ablation.json``; intervals are [low, high]."""
         values = dict(plain(self))
-        for rows, found in (("architecture", self.architecture), ("hyperparameters", self.hyperparameters)):
-            for row, each in zip(values[rows], found, strict=True):
-                row["is_detectable"] = each.is_detectable
+        for rows, judged in (("architecture", self.architecture), ("hyperparameters", self.hyperparameters)):
+            for row, judged_row in zip(values[rows], judged, strict=True):
+                row["is_detectable"] = judged_row.is_detectable
         return values
 
 
@@ -113,7 +113,8 @@ def tables(ablation: Ablation) -> str:
         "### Key insights", "",
         "| about | finding | significant |",
         "|---|---|---|",
-        *(f"| {each.about} | {each.sentence} | {_yes(each.is_detectable)} |" for each in ablation.insights), "",
+        *(f"| {insight.about} | {insight.sentence} | {_yes(insight.is_detectable)} |" for insight in ablation.insights),
+        "",
     ])  # fmt: skip
 
 

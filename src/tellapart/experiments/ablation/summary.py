@@ -62,8 +62,8 @@ def summarise(
     """
     climbed = [*steps, base] if steps else []
     ladder = _rows(climbed, [None, *climbed[:-1]], [""] * len(climbed)) if climbed else []
-    changed = _rows([each for each, _ in others], [base] * len(others), [text for _, text in others])
-    outcomes = {each.variant.name: each for each in (base, *(each for each, _ in others))}
+    changed = _rows([outcome for outcome, _ in others], [base] * len(others), [text for _, text in others])
+    outcomes = {outcome.variant.name: outcome for outcome in (base, *(outcome for outcome, _ in others))}
     return Ablation(
         photos=photos,
         num_test=base.right.shape[1],
@@ -76,29 +76,30 @@ def summarise(
 
 
 def _rows(outcomes: Sequence[Outcome], against: Sequence[Outcome | None], texts: Sequence[str]) -> list[Row]:
-    gains = [_gain(other, each) for other, each in zip(against, outcomes, strict=True)]
-    compared = [place for place, gain in enumerate(gains) if gain is not None]
+    gains = [_gain(other, outcome) for other, outcome in zip(against, outcomes, strict=True)]
+    compared = [index for index, gain in enumerate(gains) if gain is not None]
     corrected: dict[int, float] = {}
     if compared:
+        # Only rows that are compared with something are tests; the others must not cost the correction.
         p_values = holm(np.array([gain.p_value for gain in gains if gain is not None]))
-        corrected = {place: float(p) for place, p in zip(compared, p_values, strict=True)}
+        corrected = {index: float(p) for index, p in zip(compared, p_values, strict=True)}
     return [
         Row(
-            name=each.variant.name,
-            factor=each.variant.factor,
+            name=outcome.variant.name,
+            factor=outcome.variant.factor,
             in_recipe=text,
-            value=each.variant.value,
-            num_seeds=len(each.seeds),
-            stopped=each.stopped,
-            accuracy=accuracy_over_seeds(each.right, each.groups) if each.seeds else None,
+            value=outcome.variant.value,
+            num_seeds=len(outcome.seeds),
+            stopped=outcome.stopped,
+            accuracy=accuracy_over_seeds(outcome.right, outcome.groups) if outcome.seeds else None,
             gained=gain,
-            corrected_p_value=corrected.get(place),
-            train_accuracy=_mean(each.train_accuracy),
-            seconds=_mean(each.seconds),
-            processor_seconds=_mean(each.processor_seconds),
-            parameters=each.parameters,
+            corrected_p_value=corrected.get(index),
+            train_accuracy=_mean(outcome.train_accuracy),
+            seconds=_mean(outcome.seconds),
+            processor_seconds=_mean(outcome.processor_seconds),
+            parameters=outcome.parameters,
         )
-        for place, (each, gain, text) in enumerate(zip(outcomes, gains, texts, strict=True))
+        for index, (outcome, gain, text) in enumerate(zip(outcomes, gains, texts, strict=True))
     ]
 
 
@@ -106,8 +107,8 @@ def _gain(first: Outcome | None, second: Outcome) -> Estimate | None:
     """Compare on the seeds that both have."""
     if first is None:
         return None
-    ours, theirs = _common(first, second)
-    return compare_over_seeds(first.right[ours], second.right[theirs], second.groups) if ours else None
+    first_rows, second_rows = _common(first, second)
+    return compare_over_seeds(first.right[first_rows], second.right[second_rows], second.groups) if first_rows else None
 
 
 def _common(first: Outcome, second: Outcome) -> tuple[list[int], list[int]]:
@@ -121,30 +122,30 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _insights(ladder: list[Row], changed: list[Row], outcomes: dict[str, Outcome]) -> list[Insight]:
     base, rows = outcomes[RECIPE], {row.name: row for row in changed}
-    found = []
+    insights = []
     if "no-augmentation" in rows:
-        found.append(_augmentation(rows["no-augmentation"], base))
+        insights.append(_augmentation(rows["no-augmentation"], base))
     if "constant-rate" in rows:
-        found.append(_schedule(rows["constant-rate"], outcomes["constant-rate"], base))
+        insights.append(_schedule(rows["constant-rate"], outcomes["constant-rate"], base))
     for name in ("float32", "mixed_bfloat16"):
         if name in rows:
-            found.append(_precision(rows[name], outcomes[name], base))
+            insights.append(_precision(rows[name], outcomes[name], base))
     for before, row in pairwise(ladder):
-        found.append(_step(before, row))
-    told = {"no-augmentation", "constant-rate", "float32", "mixed_bfloat16"}
-    found += _others([row for row in changed if row.name not in told])
-    return [each for each in found if each is not None]
+        insights.append(_step(before, row))
+    covered = {"no-augmentation", "constant-rate", "float32", "mixed_bfloat16"}
+    insights += _others([row for row in changed if row.name not in covered])
+    return [insight for insight in insights if insight is not None]
 
 
 def _augmentation(row: Row, base: Outcome) -> Insight | None:
     if row.gained is None or row.accuracy is None or row.train_accuracy is None:
         return None
-    ours = float(np.mean(base.train_accuracy)) - float(base.right.mean())
-    theirs = row.train_accuracy - row.accuracy.value
+    gap_on = float(np.mean(base.train_accuracy)) - float(base.right.mean())
+    gap_off = row.train_accuracy - row.accuracy.value
     return Insight(
         "augmentation",
-        f"Augmentation gives {_turned(row)}. Training photos are named better than test photos by {100 * theirs:.1f} "
-        f"points without it, by {100 * ours:.1f} with it.",
+        f"Augmentation gives {_turned(row)}. Training photos are named better than test photos by {100 * gap_off:.1f} "
+        f"points without it, by {100 * gap_on:.1f} with it.",
         row.is_detectable,
     )
 
@@ -152,34 +153,38 @@ def _augmentation(row: Row, base: Outcome) -> Insight | None:
 def _schedule(row: Row, constant: Outcome, base: Outcome) -> Insight | None:
     if row.gained is None:
         return None
-    ours, theirs = _common(base, constant)
+    base_rows, constant_rows = _common(base, constant)
     speeds = []
-    for mine, other in zip(ours, theirs, strict=True):
-        target, curve = float(constant.curves[other].max()), base.curves[mine]
+    for base_row, constant_row in zip(base_rows, constant_rows, strict=True):
+        target, curve = float(constant.curves[constant_row].max()), base.curves[base_row]
         if (curve >= target).any():
+            # argmax of truth values is the first True: the first epoch that reaches the target.
             needed = int(np.argmax(curve >= target)) + 1
-            speeds.append((int(np.argmax(constant.curves[other])) + 1) / needed)
-    if len(speeds) == len(ours) and speeds:
+            speeds.append((int(np.argmax(constant.curves[constant_row])) + 1) / needed)
+    if len(speeds) == len(base_rows) and speeds:
         ratio, ends = _ratio(speeds)
         speed = f"It reaches the constant rate's best validation accuracy {ratio:.2f} times as fast{ends}, in epochs"
     else:
-        speed = f"It reaches the constant rate's best validation accuracy with {len(speeds)} of {len(ours)} seeds"
+        speed = f"It reaches the constant rate's best validation accuracy with {len(speeds)} of {len(base_rows)} seeds"
     return Insight("cosine schedule", f"The cosine schedule gives {_turned(row)}. {speed}.", row.is_detectable)
 
 
 def _precision(row: Row, other: Outcome, base: Outcome) -> Insight | None:
     if row.gained is None:
         return None
-    ours, theirs = _common(base, other)
-    half, full = ((base, ours), (other, theirs))
+    base_rows, other_rows = _common(base, other)
+    bfloat16, float32 = ((base, base_rows), (other, other_rows))
     turned = row.name == "mixed_bfloat16"
     if turned:
-        half, full = full, half
+        bfloat16, float32 = float32, bfloat16
     parts = []
-    for what, of in (("seconds", "seconds"), ("processor time", "processor_seconds")):
-        shares = [getattr(half[0], of)[a] / getattr(full[0], of)[b] for a, b in zip(half[1], full[1], strict=True)]
+    for quantity, of in (("seconds", "seconds"), ("processor time", "processor_seconds")):
+        shares = [
+            getattr(bfloat16[0], of)[a] / getattr(float32[0], of)[b]
+            for a, b in zip(bfloat16[1], float32[1], strict=True)
+        ]
         ratio, ends = _ratio(shares)
-        parts.append(f"{ratio:.2f} of the {what}{ends}")
+        parts.append(f"{ratio:.2f} of the {quantity}{ends}")
     difference = _signed(row) if turned else _turned(row)
     return Insight(
         "mixed precision",
@@ -191,27 +196,29 @@ def _precision(row: Row, other: Outcome, base: Outcome) -> Insight | None:
 def _step(before: Row, row: Row) -> Insight | None:
     if row.gained is None:
         return None
-    whole = {
+    openings = {
         ("baseline", "batchnorm"): "BatchNorm gives",
         ("batchnorm", "dropout"): "Dropout after that gives",
         ("dropout", RECIPE): "The rest of the recipe after that gives",
     }
-    what = whole.get((before.name, row.name), f"From “{before.value}” to “{row.value}” it is")  # steps were left out
-    return Insight("architecture", f"{what} {_signed(row)}.", row.is_detectable)
+    opening = openings.get(
+        (before.name, row.name), f"From “{before.value}” to “{row.value}” it is"
+    )  # steps were left out
+    return Insight("architecture", f"{opening} {_signed(row)}.", row.is_detectable)
 
 
 def _others(rows: list[Row]) -> list[Insight]:
     """Name the ingredients that make a difference, the largest first, and those that make none."""
     judged = [row for row in rows if row.gained is not None]
     strong = sorted((row for row in judged if row.is_detectable), key=lambda row: -abs(row.gained.value))  # type: ignore[union-attr]
-    found = [Insight(row.factor, f"{_sentence_of(row)} changes accuracy by {_signed(row)}.", True) for row in strong]
+    insights = [Insight(row.factor, f"{_sentence_of(row)} changes accuracy by {_signed(row)}.", True) for row in strong]
     weak = [_name_of(row) for row in judged if not row.is_detectable]
     if weak:
-        found.append(Insight("the rest", f"No detectable difference: {', '.join(weak)}.", False))
+        insights.append(Insight("the rest", f"No detectable difference: {', '.join(weak)}.", False))
     stopped = [_sentence_of(row) for row in rows if row.stopped]
     if stopped:
-        found.append(Insight("stability", f"The loss became infinite: {'; '.join(stopped)}.", None))
-    return found
+        insights.append(Insight("stability", f"The loss became infinite: {'; '.join(stopped)}.", None))
+    return insights
 
 
 def _name_of(row: Row) -> str:
@@ -240,6 +247,7 @@ def _turned(row: Row) -> str:
 
 def _ratio(values: Sequence[float]) -> tuple[float, str]:
     """Return the geometric mean and its interval over seeds as text, where there is more than one."""
+    # Ratios are averaged as logarithms: half and double then cancel.
     logs = np.log(values)
     if len(values) < 2:
         return float(values[0]), ""
