@@ -291,7 +291,6 @@ def check_reference_images(bundle: Bundle, predict: Predictor, tolerance: Tolera
     ])  # fmt: skip
     expected = np.array([record.reference_images[name] for name in names], np.float32)
     probabilities = np.concatenate([predict(picture[None]).probabilities for picture in pictures])
-    proof = parity(
-        expected, probabilities, None, replace(tolerance, margin=None)
-    )  # a handful of images shows no accuracy
+    # Without the margin: a handful of images shows no accuracy.
+    proof = parity(expected, probabilities, None, replace(tolerance, margin=None))
     return "" if proof.passed else proof.reason

@@ -66,16 +66,16 @@ def model_card(record: BundleRecord, detector: UnknownDetector | None = None) ->
 
 
 def _metrics_table(metrics: dict[str, Any]) -> list[str]:
-    sides = list(metrics)
+    splits = list(metrics)
     rows = [
-        "| | " + " | ".join(f"{side} ({metrics[side]['num_images']:,})" for side in sides) + " |",
-        "|---|" + "---|" * len(sides),
+        "| | " + " | ".join(f"{split} ({metrics[split]['num_images']:,})" for split in splits) + " |",
+        "|---|" + "---|" * len(splits),
     ]
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro"):
         cells = []
-        for side in sides:
-            cell = f"{metrics[side][name]:.3f}"
-            if ends := metrics[side].get("intervals"):  # none on training photos, which the network knows
+        for split in splits:
+            cell = f"{metrics[split][name]:.3f}"
+            if ends := metrics[split].get("intervals"):  # none on training photos, which the network knows
                 cell += f" ({ends[name][0]:.3f} to {ends[name][1]:.3f})"
             cells.append(cell)
         rows.append(f"| {name.replace('_', ', ')} | " + " | ".join(cells) + " |")

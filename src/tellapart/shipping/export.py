@@ -95,18 +95,20 @@ def export(
         InputError: an unknown format or name, or a network that cannot be calibrated.
         BundleError: `to` is something else, or an artefact failed the parity gate.
     """
-    folder, place = Path(run), Path(to)
-    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)[:100] if name is None else name
-    _check(place, name, formats, coverage)
-    classifier = load(folder)
-    classifier.max_pixels = RunFolder(folder).recipe().data.max_pixels
-    photos = _photos(folder, classifier, default_cache() if cache is None else Path(cache), progress)
-    part = place.with_name(f".{place.name}.part")
+    run_folder, target = Path(run), Path(to)
+    name = re.sub(r"[^\w.-]+", "-", run_folder.resolve().name)[:100] if name is None else name
+    # First what takes no time: a wrong name must not be found out after minutes of proofs.
+    _check(target, name, formats, coverage)
+    classifier = load(run_folder)
+    classifier.max_pixels = RunFolder(run_folder).recipe().data.max_pixels
+    photos = _photos(run_folder, classifier, default_cache() if cache is None else Path(cache), progress)
+    # Hidden and beside the target: a server passes it over, and a rename stays on one file system.
+    part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         with photos.pictures:
-            known = _calibrated(folder, classifier, photos, coverage, progress)
+            known = _calibrated(run_folder, classifier, photos, coverage, progress)
             shown = f"{known.threshold:.3f}" if known.threshold is not None else "0"
             announce(
                 f"Temperature {known.temperature:.3f}; a class belongs to the answer from a probability of {shown}."
@@ -122,22 +124,25 @@ def export(
                 coverage=coverage,
                 threshold=known.threshold,
                 quality_range=_quality_range(known, photos, progress),
-                metrics={side: found for side, found in RunFolder(folder).metrics().items() if side in SPLITS},
-                source=_source(folder),
+                metrics={
+                    split: metrics for split, metrics in RunFolder(run_folder).metrics().items() if split in SPLITS
+                },
+                source=_source(run_folder),
                 artefacts=artefacts,
                 explains=_write_explanation(known.model, part, photos, announce),
                 reference_images=_write_reference_images(part, known, photos),
             )
             _write_reference(part, known, photos)
-            _write_unknown(part, folder, formats, announce)
+            _write_unknown(part, run_folder, formats, announce)
+        # The card before the record, whose checksums cover every file: what comes later would not be the bundle's.
         write_text(part / "card.md", model_card(record, classifier.detector))
         write_record(part, record)
         # Opened before it is put in place: what cannot be opened here cannot be opened anywhere.
         bundle = open_bundle(part)
-        _replace(part, place)
+        _replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return replace(bundle, folder=place)
+    return replace(bundle, folder=target)
 
 
 @dataclass(frozen=True)
@@ -154,14 +159,14 @@ class _Photos:
     pictures: Pictures
     numbers: NDArray[np.int64]
 
-    def at(self, side: str) -> NDArray[np.int64]:
+    def at(self, split: str) -> NDArray[np.int64]:
         """Return the positions in one split."""
-        return np.flatnonzero((self.frame["split"] == side).to_numpy())
+        return np.flatnonzero((self.frame["split"] == split).to_numpy())
 
     @property
     def main(self) -> NDArray[np.int64]:
-        """The positions on the last side that has photos."""
-        return next(self.at(side) for side in reversed(SPLITS) if len(self.at(side)))
+        """The positions in the last split that has photos."""
+        return next(self.at(split) for split in reversed(SPLITS) if len(self.at(split)))
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class _Known:
     features: NDArray[np.float32]
 
 
-def _check(place: Path, name: str, formats: Sequence[str], coverage: float) -> None:
+def _check(target: Path, name: str, formats: Sequence[str], coverage: float) -> None:
     for format_ in formats:
         if format_ not in FORMATS:
             raise InputError(
@@ -198,10 +203,11 @@ def _check(place: Path, name: str, formats: Sequence[str], coverage: float) -> N
         raise InputError(f"The name is {name!r}. Expected up to 100 letters, digits, points, hyphens and underscores.")
     if not 0 < coverage < 1:
         raise InputError(f"The coverage is {coverage:g}. Expected a share between 0 and 1, such as 0.95.")
-    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not is_bundle(place))):
-        raise BundleError(f"{place} already exists and is not a bundle. Name a new folder.")
-    if is_bundle(place) and (strange := strange_files(place)):
-        raise BundleError(f"{place} holds {strange[0]}, which is not the bundle's and would be lost. Move it away.")
+    # The target is deleted in the end: never anything that export has not made.
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not is_bundle(target))):
+        raise BundleError(f"{target} already exists and is not a bundle. Name a new folder.")
+    if is_bundle(target) and (strange := strange_files(target)):
+        raise BundleError(f"{target} holds {strange[0]}, which is not the bundle's and would be lost. Move it away.")
 
 
 def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) -> _Photos:
@@ -224,6 +230,7 @@ def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) 
 def _calibrated(run: Path, classifier: Classifier, photos: _Photos, coverage: float, progress: Progress) -> _Known:
     """Fit the threshold on validation photos, and the temperature where the run has none; without any, neither."""
     features, probabilities = features_and_probabilities(classifier.model, photos.pictures, progress)
+    # Fitted on validation photos alone: test photos must stay new to everything that a bundle promises.
     held_out, threshold, model = photos.at("validation"), None, classifier.model
     metrics = RunFolder(run).metrics()
     temperature = metrics.get("temperature") or 1.0  # it is inside the network
@@ -342,6 +349,8 @@ def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[
 
     They leave the machine with the bundle: without places, times and whatever else a camera writes into a file.
     """
+    # These photos decide elsewhere whether a runtime is right: clear ones, whose first class the rounding of another
+    # processor cannot turn. The clearest of each class come first, then the second ones.
     two = np.sort(known.probabilities[photos.main], axis=1)[:, -2:]
     clearest = photos.main[np.argsort(two[:, 0] - two[:, 1], kind="stable")]
     rank = pd.Series(clearest).groupby(photos.numbers[clearest]).cumcount().to_numpy()  # the how-many-eth of its class
@@ -352,6 +361,7 @@ def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[
             data = read_file(path)
         except DecodeError:
             continue
+        # No large file: a bundle travels, and every start of a server decodes these photos.
         if len(data) <= _REFERENCE_BYTES and len(chosen) < _REFERENCE_IMAGES:
             data = without_metadata(data) or _as_png(data)
             # Without its metadata it must still be the same picture, or what is expected of it would be of another one.
@@ -372,8 +382,8 @@ def _as_png(data: bytes) -> bytes:
 
 
 def _source(run: Path) -> dict[str, Any]:
-    kept = ("run_id", "commit", "packages", "data_sha256", "num_photos", "seed", "precision")
-    return {"run": run.resolve().name, **RunFolder(run).record().known(*kept)}
+    keys = ("run_id", "commit", "packages", "data_sha256", "num_photos", "seed", "precision")
+    return {"run": run.resolve().name, **RunFolder(run).record().known(*keys)}
 
 
 def _limit(value: float) -> float | None:
@@ -387,12 +397,13 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _replace(part: Path, place: Path) -> None:
+def _replace(part: Path, target: Path) -> None:
     """Put the new folder in the place of the old one: two renames, so that a reader sees either."""
     # A server that follows the folder must never see half of a bundle: it would refuse it, or worse, load it.
-    old = place.with_name(f".{place.name}.old")
+    # Between the two renames there is none; the server waits for three looks before it takes a folder for removed.
+    old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
-    part.rename(place)
+    if target.exists():
+        target.rename(old)
+    part.rename(target)
     shutil.rmtree(old, ignore_errors=True)

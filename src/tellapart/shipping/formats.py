@@ -32,14 +32,14 @@ def save_saved_model(model: keras.Model, folder: Path) -> None:
     """Write a SavedModel: "image" → "probabilities" and "embedding", the inputs of the last dense layer."""
     import tensorflow as tf
 
-    side = int(model.input_shape[1])
+    image_px = int(model.input_shape[1])
     embedding = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1].input
     both = keras.Model(model.inputs, [model.outputs[0], embedding])
     module = tf.Module()
     # Held by the module: TensorFlow saves no function whose variables nobody holds.
     module.variables_of_the_network = [variable.value for variable in both.variables]
 
-    @tf.function(input_signature=[tf.TensorSpec((None, side, side, 3), tf.uint8, name="image")])  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=[tf.TensorSpec((None, image_px, image_px, 3), tf.uint8, name="image")])  # type: ignore[untyped-decorator]
     def served(image: Any) -> dict[str, Any]:
         probabilities, features = both(image, training=False)
         flat = tf.reshape(features, (tf.shape(features)[0], int(np.prod(features.shape[1:]))))
@@ -64,18 +64,19 @@ def save_explanation(model: keras.Model, path: Path) -> str:
     """
     import tensorflow as tf
 
-    side, features_at = int(model.input_shape[1]), feature_layer(model)
+    image_px, features_at = int(model.input_shape[1]), feature_layer(model)
     head = _head(model, features_at)
     module = tf.Module()
-    module.variables_of_the_network = [variable.value for variable in model.variables]
+    module.variables_of_the_network = [variable.value for variable in model.variables]  # as in `save_saved_model`
 
     @tf.function(  # type: ignore[untyped-decorator]
         input_signature=[
-            tf.TensorSpec((None, side, side, 3), tf.uint8, name="image"),
+            tf.TensorSpec((None, image_px, image_px, 3), tf.uint8, name="image"),
             tf.TensorSpec((None,), tf.int64, name="target"),
         ]
     )
     def served(image: Any, target: Any) -> dict[str, Any]:
+        # float32 whatever the network computes in: heat maps are held against Keras' to a thousandth.
         features = tf.cast(output_of(model, features_at, image), tf.float32)
         weights = _gradient_of_mean(features, target, head)
         return {"heat": tf.reduce_sum(features * weights[:, None, None, :], axis=-1)}
@@ -91,6 +92,7 @@ def _head(model: keras.Model, features_at: keras.layers.Layer) -> list[keras.lay
     """Return the dense layers after the feature maps, where there is nothing between but pooling and dropout."""
     layers = list(layers_of(model))
     after = layers[layers.index(features_at) + 1 :]
+    # Without effect on the gradient of a logit: dropout is off, the softmax comes after the logits.
     plain = (keras.layers.Dropout, keras.layers.Softmax, keras.layers.Flatten)
     if not after or not isinstance(after[0], keras.layers.GlobalAveragePooling2D):
         raise InputError(
@@ -116,6 +118,7 @@ def _gradient_of_mean(features: Any, target: Any, head: list[keras.layers.Layer]
     """
     import tensorflow as tf
 
+    # Forwards to learn which ReLUs are open, then backwards through the transposed kernels.
     x, open_gates = tf.reduce_mean(features, axis=(1, 2)), []
     for layer in head[:-1]:
         x = tf.matmul(x, tf.convert_to_tensor(layer.kernel)) + tf.convert_to_tensor(layer.bias)
@@ -125,6 +128,7 @@ def _gradient_of_mean(features: Any, target: Any, head: list[keras.layers.Layer]
     gradient = tf.gather(tf.transpose(tf.convert_to_tensor(head[-1].kernel)), target)
     for layer, gate in zip(reversed(head[:-1]), reversed(open_gates), strict=True):
         gradient = tf.matmul(gradient * gate, tf.convert_to_tensor(layer.kernel), transpose_b=True)
+    # The mean hands each pixel an equal part of the gradient.
     pixels = tf.cast(tf.shape(features)[1] * tf.shape(features)[2], tf.float32)
     return gradient / pixels
 
@@ -157,6 +161,7 @@ def _to_openvino(network: Network, folder: Path) -> Path:
 
     path = folder / "openvino" / "model.xml"
     path.parent.mkdir()
+    # OpenVINO would halve the weights by itself, and the file is proved as float32.
     openvino.save_model(openvino.convert_model(network.onnx), path, compress_to_fp16=False)
     return path
 

@@ -48,13 +48,16 @@ def prove(
     for name, runtime in RUNTIMES.items():
         if not (runtime.runs(artefact) and runtime.installed):
             continue
-        found: list[NDArray[np.float32]] = []
+        # All photos, not a sample: what is proved is the accuracy that the bundle's card gives.
+        probabilities: list[NDArray[np.float32]] = []
         for part in answers(runtime, path, _batches(pictures)):
-            found.append(part)
-            progress(f"comparing {name} with Keras", sum(map(len, found)), len(pictures))
-        proof = proofs[name] = parity(expected, np.concatenate(found), numbers, runtime.tolerance)
+            probabilities.append(part)
+            progress(f"comparing {name} with Keras", sum(map(len, probabilities)), len(pictures))
+        proof = proofs[name] = parity(expected, np.concatenate(probabilities), numbers, runtime.tolerance)
         verdict = "passed" if proof.passed else f"refused: {proof.reason}"
         announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(pictures):,} photos agree).")
+        # At full precision a difference is a fault of the conversion: no runtime can be trusted with the file. At less
+        # precision only this runtime is left out (`usable`).
         if not proof.passed and runtime.tolerance == EXACT:
             raise BundleError(
                 f"The {artefact.id} model does not say what the Keras model says, in {name}: {proof.reason}. "
