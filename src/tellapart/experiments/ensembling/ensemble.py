@@ -94,8 +94,8 @@ def ensemble(
     rows, relabelled = shared_photos(everyone, "validation")
     photos = everyone[0].photos.iloc[rows[0]]
     true = np.array([everyone[0].classes.index(label) for label in photos["label"]], np.int64)
-    said = [each.probabilities[at] for each, at in zip(everyone, rows, strict=True)]
-    weighting = _weighting(true, said, photos, seed)
+    predictions = [finished.probabilities[at] for finished, at in zip(everyone, rows, strict=True)]
+    weighting = _weighting(true, predictions, photos, seed)
     best = members[weighting.best]
     folder = _folder(out, members, weighting)
     wanted = None if not distill else _recipe_of_student(recipe, changes, best, folder)  # a wrong one is found out now
@@ -105,28 +105,29 @@ def ensemble(
         announce(f"Joining {_sentence(members, weighting)}.")
         _write(folder, members, weighting, store, progress)
     joined = open_finished_run(folder, _another(folder.name, everyone))
-    found = _result(folder, members, weighting, true, said, joined, relabelled)
+    result = _result(folder, members, weighting, true, predictions, joined, relabelled)
 
     # Test
-    found = replace(found, test=_tested([best.finished_run, joined], progress))
-    write_json(folder / "ensemble.json", found.to_dict())
+    # Saved before the student, which takes far longer: a stop then costs the student alone.
+    result = replace(result, test=_tested([best.finished_run, joined], progress))
+    write_json(folder / "ensemble.json", result.to_dict())
 
     # Student
     if wanted is not None:
-        place = folder.with_name(f"{folder.name}-student")
-        distil(place, wanted, folder, cache=store, observer=Observer(progress, announce))
-        student = open_finished_run(place, _another(place.name, [*everyone, joined]))
+        student_folder = folder.with_name(f"{folder.name}-student")
+        distil(student_folder, wanted, folder, cache=store, observer=Observer(progress, announce))
+        student = open_finished_run(student_folder, _another(student_folder.name, [*everyone, joined]))
         test = _tested([best.finished_run, joined, student], progress)
-        found = replace(found, test=test, student=Student(place, loss_in_words(wanted)))
-        write_json(folder / "ensemble.json", found.to_dict())
-    return found
+        result = replace(result, test=test, student=Student(student_folder, loss_in_words(wanted)))
+        write_json(folder / "ensemble.json", result.to_dict())
+    return result
 
 
 def _weighting(
-    true: NDArray[np.int64], said: Sequence[NDArray[np.float64]], photos: pd.DataFrame, seed: int
+    true: NDArray[np.int64], predictions: Sequence[NDArray[np.float64]], photos: pd.DataFrame, seed: int
 ) -> Weighting:
     """Weigh the members by what they said of the validation photos; look-alikes are never held out from each other."""
-    of_truth = np.stack([rows[np.arange(len(true)), true] for rows in said]).clip(_LEAST, 1.0)
+    of_truth = np.stack([rows[np.arange(len(true)), true] for rows in predictions]).clip(_LEAST, 1.0)
     return choose(of_truth, photos["unit"].tolist() if "unit" in photos else None, seed=seed)
 
 
@@ -148,10 +149,15 @@ def _folder(out: str | os.PathLike[str] | None, members: Sequence[Member], weigh
     """
     if out is None or not (Path(out) / "ensemble.json").is_file():
         return new_folder(out, Path("ensemble"))
-    theirs = {each["name"]: each["weight"] for each in read_json(Path(out) / "ensemble.json")["standings"]}
-    ours = {each.finished_run.name: weight for each, weight in zip(members, _weights(weighting), strict=True)}
-    if list(theirs) != list(ours) or not np.allclose(list(theirs.values()), list(ours.values()), atol=1e-3):
-        raise RunError(f"{out} holds another ensemble, of {', '.join(theirs)}. Name a new folder.")
+    saved_weights = {record["name"]: record["weight"] for record in read_json(Path(out) / "ensemble.json")["standings"]}
+    new_weights = {
+        member.finished_run.name: weight for member, weight in zip(members, _weights(weighting), strict=True)
+    }
+    # Compared by names and weights: the same runs give the same ones again.
+    if list(saved_weights) != list(new_weights) or not np.allclose(
+        list(saved_weights.values()), list(new_weights.values()), atol=1e-3
+    ):
+        raise RunError(f"{out} holds another ensemble, of {', '.join(saved_weights)}. Name a new folder.")
     return Path(out)
 
 
@@ -190,7 +196,7 @@ def _result(
     members: Sequence[Member],
     weighting: Weighting,
     true: NDArray[np.int64],
-    said: Sequence[NDArray[np.float64]],
+    predictions: Sequence[NDArray[np.float64]],
     joined: FinishedRun,
     relabelled: int,
 ) -> Ensemble:
@@ -201,15 +207,15 @@ def _result(
             name, str(member.finished_run.folder), weight, float(loss), float((rows.argmax(axis=1) == true).mean())
         )
         for name, member, weight, loss, rows in zip(
-            names, members, _weights(weighting), weighting.member_losses, said, strict=True
+            names, members, _weights(weighting), weighting.member_losses, predictions, strict=True
         )
     )
     ways = tuple(
-        WeightingScore(each.method, int((each.weights > 0).sum()), each.loss, each.held_out_loss)
-        for each in weighting.candidates
+        WeightingScore(candidate.method, int((candidate.weights > 0).sum()), candidate.loss, candidate.held_out_loss)
+        for candidate in weighting.candidates
     )
     rows, _ = shared_photos([*(member.finished_run for member in members), joined], "validation")
-    ours = joined.probabilities[rows[-1]]
+    probabilities = joined.probabilities[rows[-1]]
     agreement: dict[str, Any] = read_json(folder / "ensemble.json")["agreement"]
     return Ensemble(
         path=folder,
@@ -220,8 +226,8 @@ def _result(
         best=names[weighting.best],
         num_validation=len(true),
         relabelled=relabelled,
-        loss=float(photo_losses(true, ours).mean()),
-        accuracy=float((ours.argmax(axis=1) == true).mean()),
+        loss=float(photo_losses(true, probabilities).mean()),
+        accuracy=float((probabilities.argmax(axis=1) == true).mean()),
         agreement=Agreement(**agreement),
         test=None,
     )
@@ -233,13 +239,13 @@ def _tested(runs: Sequence[FinishedRun], progress: Progress) -> Comparison | Non
         shared_photos(runs)
     except InputError:
         return None
-    costs = [cost_of(each.folder) for each in runs]
+    costs = [cost_of(run.folder) for run in runs]
     return compare_finished_runs(runs, costs, against="all", progress=progress)
 
 
 def _another(name: str, taken: Sequence[FinishedRun]) -> str:
     """Return the name, or another one where a member is called so."""
-    return f"{name} (joined)" if name in {each.name for each in taken} else name
+    return f"{name} (joined)" if name in {run.name for run in taken} else name
 
 
 def _sentence(members: Sequence[Member], weighting: Weighting) -> str:

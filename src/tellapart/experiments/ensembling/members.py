@@ -52,10 +52,11 @@ def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress
         RunError: a folder is no finished run, or has lost its model.
         InputError: there are fewer than two members, or a run is named twice.
     """
-    places = [run.resolve() for run in runs]
-    for place, run in zip(places, runs, strict=True):
-        if places.count(place) > 1:
-            raise InputError(f"{run} is named {places.count(place)} times. Expected each run once: it gets a weight.")
+    folders = [run.resolve() for run in runs]
+    for folder, run in zip(folders, runs, strict=True):
+        # Resolved, so that a run is found again under another path or a link.
+        if folders.count(folder) > 1:
+            raise InputError(f"{run} is named {folders.count(folder)} times. Expected each run once: it gets a weight.")
     members = []
     for run, name in zip(runs, names_of(runs), strict=True) if runs else ():
         finished_run = open_finished_run(run, name)
@@ -63,7 +64,7 @@ def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress
             raise RunError(f"{run} has no model.keras. Expected a finished run folder with its network.")
         members.append(Member(finished_run))
         if snapshots:
-            members += _kept(finished_run, cache, progress)
+            members += _snapshots(finished_run, cache, progress)
     if len(members) < 2:
         hint = (
             f"{runs[0]} kept no further networks: train with --set train.snapshots=4."
@@ -74,7 +75,7 @@ def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress
     return members
 
 
-def _kept(finished_run: FinishedRun, cache: Path, progress: Progress) -> Iterator[Member]:
+def _snapshots(finished_run: FinishedRun, cache: Path, progress: Progress) -> Iterator[Member]:
     run = finished_run.folder
     if not RunFolder(run).recipe_path.is_file():
         return
@@ -87,11 +88,14 @@ def _kept(finished_run: FinishedRun, cache: Path, progress: Progress) -> Iterato
         progress=progress,
     ) as pictures:  # fmt: skip
         for name, network in networks.items():
-            said = predict_pictures(network, pictures, progress)
-            yield Member(replace(finished_run, name=f"{finished_run.name}/{name}", probabilities=_whole(said)), name)
+            probabilities = predict_pictures(network, pictures, progress)
+            yield Member(
+                replace(finished_run, name=f"{finished_run.name}/{name}", probabilities=_normalised(probabilities)),
+                name,
+            )
 
 
-def _whole(said: NDArray[np.float32]) -> NDArray[np.float64]:
+def _normalised(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return rows that add up to 1 in float64; rows that were not finite are even."""
-    rows = np.where(np.isfinite(said).all(axis=1, keepdims=True), said, 1.0).astype(np.float64)
+    rows = np.where(np.isfinite(probabilities).all(axis=1, keepdims=True), probabilities, 1.0).astype(np.float64)
     return np.asarray(rows / rows.sum(axis=1, keepdims=True))

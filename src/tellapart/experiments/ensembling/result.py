@@ -100,18 +100,18 @@ class Ensemble:
     @property
     def members(self) -> tuple[MemberScore, ...]:
         """Those with a weight."""
-        return tuple(each for each in self.standings if each.weight > 0)
+        return tuple(member for member in self.standings if member.weight > 0)
 
     @property
     def choice(self) -> str:
         """How the weights were chosen, in one sentence."""
-        losses = {way.method: way.held_out_loss for way in self.ways}
-        ours, alone = f"{losses[self.method]:.4f}", f"{losses['best member']:.4f}"
+        losses = {weighting.method: weighting.held_out_loss for weighting in self.ways}
+        chosen_loss, best_loss = f"{losses[self.method]:.4f}", f"{losses['best member']:.4f}"
         if self.method == "best member":
             return (
                 f"No way to join them is better on held-out photos than {self.best} alone: the ensemble is {self.best}."
             )
-        against = f"held-out validation loss {ours}, the best member's {alone}"
+        against = f"held-out validation loss {chosen_loss}, the best member's {best_loss}"
         if self.method == "uniform":
             return f"Equal weights do best, nothing is fitted: {against}."
         return f"{'Greedy selection' if self.method == 'greedy' else 'Fitted weights'} did best: {against}."
@@ -126,29 +126,29 @@ class Ensemble:
     @property
     def losses(self) -> tuple[str, ...]:
         """Which log losses on test photos differ, a sentence for each pair where the interval leaves out 0."""
-        found = []
+        sentences = []
         for pair in self.test.pairs if self.test is not None else ():
             gained = pair.differences["loss"]
             low, high = gained.interval.low, gained.interval.high
             if low >= _LEAST_LOSS or high <= -_LEAST_LOSS:
                 names = (pair.second, pair.first) if high < 0 else (pair.first, pair.second)
                 ends = sorted((abs(low), abs(high)))
-                found.append(
+                sentences.append(
                     f"{names[0]} has a lower log loss than {names[1]}: by {abs(gained.value):.4f} "
                     f"({ends[0]:.4f} to {ends[1]:.4f}) nats."
                 )
-        return tuple(found)
+        return tuple(sentences)
 
     @property
     def decoding(self) -> str:
         """Where members see pictures shrunk in the network, what that changed, in one sentence; else nothing."""
         if not self.agreement.resized:
             return ""
-        found = self.agreement
+        shift = self.agreement
         return (
             f"Smaller members get their pictures from the largest member's size, not from the decoder: of "
-            f"{found.num_images:,} photos {found.other_class:.2%} get another class than by the members' own answers, "
-            f"probabilities change by {found.mean_difference:.4f} on average, {found.largest_difference:.2f} at most."
+            f"{shift.num_images:,} photos {shift.other_class:.2%} get another class than by the members' own answers, "
+            f"probabilities change by {shift.mean_difference:.4f} on average, {shift.largest_difference:.2f} at most."
         )
 
     def pair(self, first: str, second: str) -> Pair:

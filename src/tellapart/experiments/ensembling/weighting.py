@@ -87,8 +87,12 @@ def choose(of_truth: Floats, groups: Sequence[object] | None = None, *, seed: in
         for weights in [weigh(of_truth, seed)]
     )
     losses = member_losses(of_truth)
-    allowed = [each for each in candidates if each.loss <= losses.min() + 1e-12]  # sums in another order differ
-    return Weighting(min(allowed, key=lambda each: each.held_out_loss), candidates, int(losses.argmin()), losses)
+    allowed = [
+        candidate for candidate in candidates if candidate.loss <= losses.min() + 1e-12
+    ]  # sums in another order differ
+    return Weighting(
+        min(allowed, key=lambda candidate: candidate.held_out_loss), candidates, int(losses.argmin()), losses
+    )
 
 
 def mixture_loss(of_truth: Floats, weights: Floats) -> float:
@@ -147,6 +151,7 @@ def fitted(of_truth: Floats, seed: int = 0) -> Floats:
     del seed
     weights = uniform(of_truth)
     for _ in range(_MOST_ROUNDS):
+        # All begin with a weight: expectation-maximisation multiplies, and would never raise one from 0.
         ratio = (of_truth / (weights @ of_truth)).mean(axis=1)
         if ratio.max() < 1 + _GAP:
             break
@@ -166,6 +171,7 @@ METHODS: dict[str, Callable[[Floats, int], Floats]] = {
 
 def _climbed(of_truth: Floats, steps: int) -> Floats:
     order = np.argsort(member_losses(of_truth), kind="stable")
+    # Sums of the best member, the best two and so on: the sorted beginning is read off in one pass.
     sums = np.cumsum(of_truth[order], axis=0)
     first = int((-np.log(sums / np.arange(1, len(order) + 1)[:, None])).mean(axis=1).argmin()) + 1
     counts = np.zeros(len(of_truth))
@@ -173,6 +179,7 @@ def _climbed(of_truth: Floats, steps: int) -> Floats:
     total = sums[first - 1]
     best, lowest = counts.copy(), float(-np.log(total / first).mean())
     for size in range(first + 1, first + steps + 1):
+        # Every member is tried as the next one at once, a row each.
         losses = -np.log((total + of_truth) / size).mean(axis=1)
         taken = int(losses.argmin())
         counts[taken] += 1
@@ -183,8 +190,8 @@ def _climbed(of_truth: Floats, steps: int) -> Floats:
 
 
 def _drop_small_weights(weights: Floats) -> Floats:
-    kept = np.where(weights < _TRIFLE * weights.max(), 0.0, weights)
-    return np.asarray(kept / kept.sum())
+    large = np.where(weights < _TRIFLE * weights.max(), 0.0, weights)
+    return np.asarray(large / large.sum())
 
 
 def _folds(groups: Sequence[object] | NDArray, seed: int) -> NDArray[np.int64]:

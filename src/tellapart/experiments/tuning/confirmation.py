@@ -45,17 +45,17 @@ def confirm(
     right: dict[str, list[NDArray[np.bool_]]] = {"recipe": [], "tuned": []}
     groups: NDArray[np.int64] | None = None  # the same in all runs: they share one table of photos
     for seed in seeds:  # in turn: other work on the machine slows both alike
-        for side, recipe in zip(right, recipes, strict=True):
+        for role, recipe in zip(right, recipes, strict=True):
             seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-            run = folder / f"{side}-{seed}"
+            run = folder / f"{role}-{seed}"
 
-            def named(what: str, done: int, total: int, run: Path = run) -> None:
-                progress(f"confirming, {run.name}: {what}", done, total)
+            def named_progress(task: str, done: int, total: int, run: Path = run) -> None:
+                progress(f"confirming, {run.name}: {task}", done, total)
 
-            run_job(Job(run, seeded, prepared), cache=cache, progress=named)
+            run_job(Job(run, seeded, prepared), cache=cache, progress=named_progress)
             correct, groups = _right_on_test(run)
-            right[side].append(correct)
-            announce(f"{'tuned' if side == 'tuned' else name}, seed {seed}: {right[side][-1].mean():.3f} on test")
+            right[role].append(correct)
+            announce(f"{'tuned' if role == 'tuned' else name}, seed {seed}: {right[role][-1].mean():.3f} on test")
     first, second = np.stack(right["recipe"]), np.stack(right["tuned"])
     accuracies = tuple((float(a), float(b)) for a, b in zip(first.mean(axis=1), second.mean(axis=1), strict=True))
     return Confirmation(name, tuple(seeds), accuracies, first.shape[1], compare_over_seeds(first, second, groups))
@@ -65,8 +65,8 @@ def _right_on_test(run: Path) -> tuple[NDArray[np.bool_], NDArray[np.int64] | No
     """Return which test photos a finished run classified correctly, and their groups, in the order of its table."""
     from tellapart.experiments.finished_run import open_finished_run
 
-    found = open_finished_run(run, run.name)
-    tested = (found.photos["split"] == "test").to_numpy()
-    named = np.array(found.classes)[found.probabilities[tested].argmax(axis=1)]
-    groups = found.photos["unit"].to_numpy(np.int64)[tested] if "unit" in found.photos else None
-    return np.asarray(named == found.photos["label"].to_numpy(object)[tested]), groups
+    finished_run = open_finished_run(run, run.name)
+    tested = (finished_run.photos["split"] == "test").to_numpy()
+    predicted = np.array(finished_run.classes)[finished_run.probabilities[tested].argmax(axis=1)]
+    groups = finished_run.photos["unit"].to_numpy(np.int64)[tested] if "unit" in finished_run.photos else None
+    return np.asarray(predicted == finished_run.photos["label"].to_numpy(object)[tested]), groups

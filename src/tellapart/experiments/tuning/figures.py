@@ -104,8 +104,8 @@ def _aims(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
     return [float(trial.ms_per_image or 0) for trial in trials], [float(trial.accuracy or 0) for trial in trials]
 
 
-def _slice(found: Tuning, name: str, scored: Sequence[tuple[Trial, float]]) -> str:
-    is_log = found.space[name].endswith(" log")
+def _slice(tuning: Tuning, name: str, scored: Sequence[tuple[Trial, float]]) -> str:
+    is_log = tuning.space[name].endswith(" log")
     scored = [pair for pair in scored if name in pair[0].values]  # it may act in some trials only
     values = [trial.values[name] for trial, _ in scored]
     scores = np.array([score for _, score in scored])
@@ -115,9 +115,9 @@ def _slice(found: Tuning, name: str, scored: Sequence[tuple[Trial, float]]) -> s
     def draw(panel: Any) -> None:
         at = np.array([words.index(str(value)) for value in values] if words else [float(value) for value in values])
         _dots(panel, at, scores, finished)
-        for place, (trial, score) in zip(at, scored, strict=True):
-            if trial.number == found.best:
-                _ring(panel, float(place), score)
+        for x, (trial, score) in zip(at, scored, strict=True):
+            if trial.number == tuning.best:
+                _ring(panel, float(x), score)
         if words:
             panel.set_xticks(range(len(words)), words)
             panel.set_xlim(-0.5, len(words) - 0.5)

@@ -28,7 +28,7 @@ def importance_of(trials: Sequence[Trial], space: Space) -> dict[str, float]:
     scored = scores_at_one_look(trials)
     varied = {
         name for name, part in space.items()
-        if not (isinstance(part, Choice) and len(part.values) == 1) and all(name in each.values for each, _ in scored)
+        if not (isinstance(part, Choice) and len(part.values) == 1) and all(name in trial.values for trial, _ in scored)
     }  # fmt: skip
     if len(scored) < _FEWEST or len({round(score, 6) for _, score in scored}) < 2:
         return {}
@@ -43,16 +43,17 @@ def importance_of(trials: Sequence[Trial], space: Space) -> dict[str, float]:
             ranges[name] = distributions.IntDistribution(int(part.low), int(part.high), log=part.log)
         else:
             ranges[name] = distributions.FloatDistribution(part.low, part.high, log=part.log)
+    # A study of its own, in memory: the search's has values at different epochs, and perhaps two aims.
     study = optuna.create_study(direction="maximize")
     for trial, score in scored:
         values = {name: trial.values[name] for name in ranges}
         study.add_trial(optuna.create_trial(params=values, distributions=ranges, value=score))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        found = optuna.importance.get_param_importances(
+        importances = optuna.importance.get_param_importances(
             study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
         )
-    return {name: float(share) for name, share in found.items()}
+    return {name: float(share) for name, share in importances.items()}
 
 
 def scores_at_one_look(trials: Sequence[Trial]) -> list[tuple[Trial, float]]:
@@ -65,5 +66,6 @@ def scores_at_one_look(trials: Sequence[Trial]) -> list[tuple[Trial, float]]:
         return [(trial, trial.accuracy) for trial in trials if trial.accuracy is not None]
     reached = Counter(epoch for trial in seen for epoch, _ in trial.curve)
     most = max(reached.values())
+    # Nine in ten: a few may have ended before, as their loss was no longer finite.
     look = max(epoch for epoch, count in reached.items() if count >= 0.9 * most)
     return [(trial, dict(trial.curve)[look]) for trial in seen if look in dict(trial.curve)]

@@ -24,13 +24,13 @@ def write_page(path: Path, found: Tuning) -> None:
     html.write_page(path, "tune.html", values, {"value": _value})
 
 
-def _figures(found: Tuning) -> list[str]:
-    drawn = [figures.history(found)]
-    if any(trial.curve for trial in found.trials):
-        drawn.append(figures.curves(found))
-    if found.importance:
-        drawn.append(figures.importance(found))
-    return [figures.front(found), *drawn] if found.front else drawn
+def _figures(tuning: Tuning) -> list[str]:
+    drawn = [figures.history(tuning)]
+    if any(trial.curve for trial in tuning.trials):
+        drawn.append(figures.curves(tuning))
+    if tuning.importance:
+        drawn.append(figures.importance(tuning))
+    return [figures.front(tuning), *drawn] if tuning.front else drawn
 
 
 def _rank(trial: Any) -> tuple[bool, float]:

@@ -139,6 +139,7 @@ def front_of(trials: Sequence[Trial]) -> tuple[int, ...]:
         if trial.state == "finished" and trial.accuracy is not None and trial.ms_per_image is not None
     ]
     front: list[tuple[float, float, int]] = []
+    # From the fastest on: a trial belongs to the front if it is more accurate than all faster ones.
     for aim in sorted(aims):
         if not front or aim[1] < front[-1][1]:
             front.append(aim)

@@ -70,7 +70,7 @@ def can_act(recipe: Recipe, name: str, values: Mapping[str, Value]) -> bool:
 def deciders(name: str, names: Iterable[str]) -> list[str]:
     """Return those of the names whose values decide whether `name` acts."""
     pairs = {other: itertools.product(_stands_for(other), _stands_for(name)) for other in names if other != name}
-    return [other for other, each in pairs.items() if any(itertools.starmap(decides, each))]
+    return [other for other, combinations in pairs.items() if any(itertools.starmap(decides, combinations))]
 
 
 def values_of(recipe: Recipe, space: Space) -> dict[str, Value] | None:

@@ -77,6 +77,7 @@ def search_space(wanted: Sequence[str], recipe: Recipe) -> Space:
     for name, text in sorted(texts.items()):
         _check_name(name)
         parts[name] = _parse(name, text)
+    # A trial chooses its values in this order, and whether a setting acts must be known when its turn comes.
     order = TopologicalSorter({name: deciders(name, parts) for name in parts}).static_order()
     space = {name: parts[name] for name in order}
     for name, part in space.items():
@@ -91,6 +92,7 @@ def search_space(wanted: Sequence[str], recipe: Recipe) -> Space:
 
 def default_space(recipe: Recipe) -> dict[str, str]:
     """Return the part of `DEFAULT_SPACE` that makes a difference to a recipe."""
+    # With AdamW the weight decay is searched, which takes the penalty's place.
     unused = {"model.l2"} if recipe.train.optimizer == "adamw" else set()
     if not any(getattr(recipe.augment, name) for name in STRENGTH_OF):
         unused.add("augment.strength")
@@ -132,10 +134,10 @@ def _check_name(name: str) -> None:
     if name in _HELD:
         raise RecipeError(f"{name} cannot be searched: {_HELD[name]}.")
     known = [*(f"{section}.{key}" for section in Recipe.model_fields
-               for each in section_models(section) for key in each.model_fields), *MADE_UP]  # fmt: skip
+               for model in section_models(section) for key in model.model_fields), *MADE_UP]  # fmt: skip
     if name in known:
         return
-    same = [each for each in known if each.partition(".")[2] == name.rpartition(".")[2]]
+    same = [setting for setting in known if setting.partition(".")[2] == name.rpartition(".")[2]]
     hint = f" Did you mean '{same[0]}'?" if same else nearest(name, known)
     raise RecipeError(f"The search space names an unknown setting, {name!r}.{hint} docs/settings.md lists all.")
 
@@ -165,12 +167,12 @@ def _parse(name: str, text: str) -> Range | Choice:
             f"The range of {name}, {text!r}, is logarithmic and begins at {low:g}. Expected a low end above 0, as in "
             f"1e-6..{high:g} log."
         )
-    whole = _is_whole(name)
-    if whole and (low != round(low) or high != round(high)):
+    is_whole = _is_whole(name)
+    if is_whole and (low != round(low) or high != round(high)):
         raise RecipeError(f"The range of {name}, {text!r}, has an end that is not a whole number, which it must be.")
     if low == high:
-        return Choice((int(low) if whole else low,))
-    return Range(low, high, is_log, whole)
+        return Choice((int(low) if is_whole else low,))
+    return Range(low, high, is_log, is_whole)
 
 
 def _choices(name: str, text: str) -> tuple[Value, ...]:
@@ -179,6 +181,7 @@ def _choices(name: str, text: str) -> tuple[Value, ...]:
         if not word:
             raise RecipeError(f"The values of {name}, {text!r}, are empty somewhere. Write them as 16,32,64.")
         try:
+            # As TOML has them: 16, 0.5, true; what is not TOML is a word.
             value = tomllib.loads(f"value = {word}")["value"]
         except tomllib.TOMLDecodeError:
             value = word
@@ -196,7 +199,7 @@ def _is_whole(name: str) -> bool:
     section, _, key = name.partition(".")
     if name in MADE_UP:
         return False
-    fields = [each.model_fields[key] for each in section_models(section) if key in each.model_fields]
+    fields = [model.model_fields[key] for model in section_models(section) if key in model.model_fields]
     return fields[0].annotation is int
 
 
@@ -210,7 +213,7 @@ def _try_ends(name: str, text: str, part: Range | Choice, recipe: Recipe, space:
         lowest = part.low if isinstance(part, Range) else min(float(value) for value in part.values)
         if lowest < 0:
             raise RecipeError(f"augment.strength={text!r} begins below 0. Expected numbers from 0 (none) up.")
-    beside = _values_with_which_it_acts(name, recipe, space)
+    beside = _acting_values(name, recipe, space)
     for value in _ends(part):
         try:
             recipe_with(recipe, beside | {name: value})
@@ -220,14 +223,14 @@ def _try_ends(name: str, text: str, part: Range | Choice, recipe: Recipe, space:
             ) from None
 
 
-def _values_with_which_it_acts(name: str, recipe: Recipe, space: Space) -> dict[str, Value]:
+def _acting_values(name: str, recipe: Recipe, space: Space) -> dict[str, Value]:
     """Return values of the settings that decide about `name`; none where it acts anyway, or never."""
     decided_by = deciders(name, space)
-    for values in itertools.product(*(_ends(space[each]) for each in decided_by)):
+    for values in itertools.product(*(_ends(space[decider]) for decider in decided_by)):
         beside: dict[str, Value] = {}
-        for each, value in zip(decided_by, values, strict=True):
-            if can_act(recipe, each, beside):
-                beside[each] = value
+        for decider, value in zip(decided_by, values, strict=True):
+            if can_act(recipe, decider, beside):
+                beside[decider] = value
         if can_act(recipe, name, beside):
             return beside
     return {}

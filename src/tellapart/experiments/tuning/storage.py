@@ -19,6 +19,7 @@ def reachable(url: str, *, lost: bool = False) -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, SQLAlchemyError, ImportError) as error:
+        # The driver was there when the study was opened, so this import is not about the storage.
         if isinstance(error, ImportError) and lost:
             raise
         shown, reason = without_password(url), without_password(_reason(error))
@@ -35,6 +36,7 @@ def reachable(url: str, *, lost: bool = False) -> Iterator[None]:
 
 def _reason(error: BaseException) -> str:
     """Return the first line of what lies at the bottom of an error."""
+    # Optuna wraps SQLAlchemy's error, which wraps the driver's: only the last one says what happened.
     while error.__cause__ is not None:
         error = error.__cause__
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

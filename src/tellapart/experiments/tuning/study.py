@@ -113,6 +113,7 @@ def opened_study(
             else library.pruners.NopPruner(),
             load_if_exists=True,
         )
+        # A search that goes on must not propose again what its first trials were.
         fresh = (seed * 1_000_003 + len(study.get_trials(deepcopy=False)) * 1009) % 2**32
         study.sampler = library.samplers.TPESampler(
             seed=fresh, multivariate=True, group=conditional, constant_liar=True
@@ -194,12 +195,14 @@ def work_through(
     waited = 0.0
     while deadline is None or time.time() < deadline:
         with contextlib.ExitStack() as claim, _quiet():
+            # Under one lock from counting to claiming: two workers could otherwise both begin the last trial.
             claim.enter_context(locked(lock))
             optuna_or_error().storages.fail_stale_trials(study)
             states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
             finished = sum(state in ("COMPLETE", "PRUNED") for state in states)
             if finished >= wanted:
                 break
+            # Those that others are running will most likely finish; only what is then still wanted is begun.
             if finished + states.count("RUNNING") < wanted:
                 _run_one(study, objective, claim)
                 continue
@@ -218,6 +221,7 @@ def _run_one(study: optuna.Study, objective: Callable[[optuna.Trial], Any], clai
         begun.append(trial.number)
         if FOLDER_OF not in trial.user_attrs:
             trial.set_user_attr(FOLDER_OF, trial.number)
+        # The trial is in the store as running: from here on others may claim theirs.
         claim.close()
         try:
             return objective(trial)
@@ -239,6 +243,7 @@ def _run_one(study: optuna.Study, objective: Callable[[optuna.Trial], Any], clai
 def put_back(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     """Queue a trial that was interrupted, with all it has reported."""
     library = optuna_or_error()
+    # Not `enqueue_trial`: it would drop the reports and the place in the pruner's rungs (docs/decisions.md).
     study.add_trial(
         library.create_trial(
             state=library.trial.TrialState.WAITING,
@@ -255,6 +260,7 @@ def put_back(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold an exclusive lock, and yield whether it was got; the kernel lets it go when the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Appending creates the file and never empties it: others may hold it open.
     with open(path, "ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -119,8 +119,8 @@ def run_trial(
         metrics = run_job(job, cache=search.cache, progress=progress, watch=watch, machine=machine)
     except TrainingStoppedError:
         return None
-    found = metrics["validation"]
-    return Measured(found["accuracy"], found["loss"], metrics["best_epoch"])
+    validation = metrics["validation"]
+    return Measured(validation["accuracy"], validation["loss"], metrics["best_epoch"])
 
 
 def milliseconds(search: Search, folder: Path, recipe: Recipe) -> float:

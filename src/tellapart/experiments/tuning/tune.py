@@ -124,15 +124,15 @@ def tune(
             raise
 
         # What was found
-        found = _summary(order)
+        result = _summary(order)
         if not is_first:
-            return found
-        _write(found, progress)
+            return result
+        _write(result, progress)
 
         # Confirm it
-        found = _confirmed(found, search, name=name, seeds=seeds, progress=progress, announce=announce)
-        _write(found, progress)
-    return found
+        result = _confirmed(result, search, name=name, seeds=seeds, progress=progress, announce=announce)
+        _write(result, progress)
+    return result
 
 
 def _check_counts(trials: int, workers: int, seeds: int) -> None:
@@ -155,9 +155,9 @@ def _claim(search: Search, photos: str, storage: str | None) -> None:
         "storage": None if storage is None else without_password(storage),
         "recipe": saved_values(search.recipe),
     }
-    kept = search.folder / "search.json"
-    if kept.exists():
-        known = read_json(kept)
+    saved_path = search.folder / "search.json"
+    if saved_path.exists():
+        known = read_json(saved_path)
         differing = [part for part, value in wanted.items() if known.get(part) != value]
         if differing:
             part = differing[0]
@@ -168,7 +168,7 @@ def _claim(search: Search, photos: str, storage: str | None) -> None:
         return
     if search.folder.is_dir() and any(search.folder.iterdir()):
         raise InputError(f"{search.folder} is not empty and holds no search. Name another folder with --out.")
-    write_json(kept, wanted)
+    write_json(saved_path, wanted)
 
 
 def _shown(value: Any) -> str:
@@ -198,6 +198,7 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
                 inputs.training(stages_of(search.recipe)[-1].image_px),
             )
         forget_networks()
+        # Written last: this file says that the photos are prepared, and helpers wait for it.
         write_json(chosen, {"name": precision.name, "reason": precision.reason})
     return replace(search, precision=read_json(chosen)["name"])
 
@@ -222,8 +223,8 @@ def make_visible(prepared: Path, visible: Path) -> None:
     """
     from tellapart.training.environment import data_hash
 
-    whole = RunFolder(prepared).manifest()
-    frame = whole[whole["split"].isin(["train", "validation"]) & (whole["error"] == "")]
+    manifest = RunFolder(prepared).manifest()
+    frame = manifest[manifest["split"].isin(["train", "validation"]) & (manifest["error"] == "")]
     if not (frame["split"] == "validation").any():
         raise InputError(
             "The split has no validation photos, and trials are judged on them. Expected a share for validation, as in "
@@ -236,6 +237,7 @@ def make_visible(prepared: Path, visible: Path) -> None:
 
 def _study_name(search: Search) -> str:
     """Return a name that two searches share only if they are the same, whichever machines they run on."""
+    # By the photos' content, not their path: machines that share a storage have them in different places.
     photos = [RunFolder(folder).record().data_sha256 for folder in (search.photos, search.visible)]
     same = [photos, space_texts(search.space), search.pareto, search.prunes, saved_values(search.recipe)]
     return f"tellapart-{sha256(json.dumps(same).encode())[:20]}"
@@ -292,36 +294,36 @@ def _summary(order: SearchJob) -> Tuning:
 
 
 def _confirmed(
-    found: Tuning, search: Search, *, name: str, seeds: int, progress: Progress, announce: Announce
+    result: Tuning, search: Search, *, name: str, seeds: int, progress: Progress, announce: Announce
 ) -> Tuning:
     """Train the winner and the recipe it is to beat with seeds that no trial had."""
     from tellapart.experiments.tuning.confirmation import confirm
 
-    if found.recipe == search.recipe:
-        return replace(found, note=f"Nothing that was tried is better on the validation photos than {name} as it is.")
+    if result.recipe == search.recipe:
+        return replace(result, note=f"Nothing that was tried is better on the validation photos than {name} as it is.")
     tested = int((RunFolder(search.photos).manifest()["split"] == "test").sum())
     if not seeds or tested < 2:
         why = "no fresh seeds were asked for" if not seeds else f"there are {tested} test photos"
-        return replace(found, note=f"The winner is not confirmed, since {why}: part of its accuracy is luck.")
+        return replace(result, note=f"The winner is not confirmed, since {why}: part of its accuracy is luck.")
     first = search.recipe.train.seed + 1
     answer = confirm(
         search.folder / "confirm",
         search.photos,
-        (search.recipe, found.recipe),
+        (search.recipe, result.recipe),
         name=name,
         seeds=range(first, first + seeds),
         cache=search.cache,
         progress=progress,
         announce=announce,
     )
-    return replace(found, answer=answer)
+    return replace(result, answer=answer)
 
 
-def _write(found: Tuning, progress: Progress) -> None:
+def _write(result: Tuning, progress: Progress) -> None:
     from tellapart.experiments.tuning.page import write_page
 
-    save_recipe(found.recipe, found.folder / "best.toml")
-    write_text(found.folder / "trials.csv", csv_text(pd.DataFrame(table_of(found.trials))))
-    write_json(found.folder / "tune.json", found.to_dict())
+    save_recipe(result.recipe, result.folder / "best.toml")
+    write_text(result.folder / "trials.csv", csv_text(pd.DataFrame(table_of(result.trials))))
+    write_json(result.folder / "tune.json", result.to_dict())
     progress("drawing the page", 0, 1)
-    write_page(found.folder / "tune.html", found)
+    write_page(result.folder / "tune.html", result)

@@ -118,33 +118,35 @@ def _objective(
     library = optuna_or_error()
     values = suggest(trial, search.space, partial(can_act, search.recipe))
     folder = search.folder / "trials" / f"{trial.user_attrs[FOLDER_OF]:04d}"
+    # A trial that is gone on with has taken its earlier seconds too.
     began = time.perf_counter() - float(trial.user_attrs.get("seconds", 0.0))
 
-    def named(what: str, done: int, total: int) -> None:
-        progress(f"trial {trial.number}: {what}", done, total)
+    def named_progress(task: str, done: int, total: int) -> None:
+        progress(f"trial {trial.number}: {task}", done, total)
 
     clock.start()
     try:
-        found = run_trial(search, folder, values, watch=_reports(search, trial, clock), progress=named)
+        measured = run_trial(search, folder, values, watch=_reports(search, trial, clock), progress=named_progress)
     except library.TrialPruned:
         tidy(folder, keep_weights=False)
         raise
     finally:
         clock.stop()
         trial.set_user_attr("seconds", time.perf_counter() - began)
-    if found is None:
+    if measured is None:
         tidy(folder, keep_weights=False)
         trial.set_user_attr("why", "its loss was no longer finite")
         raise library.TrialPruned
-    trial.set_user_attr("loss", found.loss)
-    trial.set_user_attr("accuracy", found.accuracy)
+    # Attributes before the trial ends: Optuna takes none afterwards.
+    trial.set_user_attr("loss", measured.loss)
+    trial.set_user_attr("accuracy", measured.accuracy)
     clock.start()
     ms = milliseconds(search, folder, trial_recipe(search, values)) if search.pareto else None
     clock.stop()
     trial.set_user_attr("ms_per_image", ms)
     tidy(folder, keep_weights=True)
-    _keep_the_best(search, trials_of(trial.study), folder, found.accuracy)
-    return found.accuracy if ms is None else (found.accuracy, ms)
+    _keep_the_best(search, trials_of(trial.study), folder, measured.accuracy)
+    return measured.accuracy if ms is None else (measured.accuracy, ms)
 
 
 def _reports(search: Search, trial: optuna.Trial, clock: Stopwatch) -> Watch:
@@ -157,6 +159,7 @@ def _reports(search: Search, trial: optuna.Trial, clock: Stopwatch) -> Watch:
         clock.stop()
         try:
             trial.report(row["val_accuracy"], int(row["epoch"]))
+            # After the last epoch there is nothing left to save.
             if row["epoch"] < search.recipe.train.epochs and trial.should_prune():
                 raise library.TrialPruned
         finally:
@@ -168,7 +171,9 @@ def _reports(search: Search, trial: optuna.Trial, clock: Stopwatch) -> Watch:
 def _keep_the_best(search: Search, trials: tuple[Trial, ...], folder: Path, accuracy: float) -> None:
     """Delete the weights of all trials but the few best; this one is not in the study yet."""
     known = {search.folder / "trials" / f"{trial.number:04d}": trial for trial in trials if trial.state == "finished"}
-    order = [(each.accuracy or 0.0, path) for path, each in known.items() if path != folder] + [(accuracy, folder)]
+    order = [(finished.accuracy or 0.0, path) for path, finished in known.items() if path != folder] + [
+        (accuracy, folder)
+    ]
     for _, path in sorted(order, key=lambda pair: -pair[0])[KEPT:]:
         tidy(path, keep_weights=False)
 
@@ -176,32 +181,33 @@ def _keep_the_best(search: Search, trials: tuple[Trial, ...], folder: Path, accu
 def trials_of(study: optuna.Study) -> tuple[Trial, ...]:
     """Return the trials that have ended, numbered by their folders; of one begun several times the last."""
     states = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "lost"}
-    found: dict[int, Trial] = {}
-    alive = {each.user_attrs.get(FOLDER_OF) for each in study.get_trials(deepcopy=False)
-             if each.state.name in ("WAITING", "RUNNING")}  # fmt: skip
-    for each in study.get_trials(deepcopy=False):
-        number = each.user_attrs.get(FOLDER_OF, each.number)
-        if each.state.name not in states or (each.state.name == "FAIL" and number in alive):
+    by_number: dict[int, Trial] = {}
+    # A failed trial that was put back is not lost: it waits, or runs under another number in the same folder.
+    alive = {trial.user_attrs.get(FOLDER_OF) for trial in study.get_trials(deepcopy=False)
+             if trial.state.name in ("WAITING", "RUNNING")}  # fmt: skip
+    for trial in study.get_trials(deepcopy=False):
+        number = trial.user_attrs.get(FOLDER_OF, trial.number)
+        if trial.state.name not in states or (trial.state.name == "FAIL" and number in alive):
             continue
-        curve = tuple(sorted((step, float(value)) for step, value in each.intermediate_values.items()))
-        said = each.user_attrs
-        found[number] = Trial(
+        curve = tuple(sorted((step, float(value)) for step, value in trial.intermediate_values.items()))
+        attributes = trial.user_attrs
+        by_number[number] = Trial(
             number=number,
-            state=states[each.state.name],
-            values=dict(sorted(each.params.items())),
-            accuracy=said.get("accuracy", curve[-1][1] if curve else None),
-            loss=said.get("loss"),
-            ms_per_image=said.get("ms_per_image"),
-            seconds=float(said.get("seconds", 0.0)),
+            state=states[trial.state.name],
+            values=dict(sorted(trial.params.items())),
+            accuracy=attributes.get("accuracy", curve[-1][1] if curve else None),
+            loss=attributes.get("loss"),
+            ms_per_image=attributes.get("ms_per_image"),
+            seconds=float(attributes.get("seconds", 0.0)),
             curve=curve,
         )
-    return tuple(found[number] for number in sorted(found))
+    return tuple(by_number[number] for number in sorted(by_number))
 
 
 def seconds_of(study: optuna.Study) -> dict[str, float]:
     """Return the seconds that all workers that came to their end spent in trials, and between them."""
     times = [value for name, value in study.user_attrs.items() if name.startswith(_TIMES)]
-    return {name: float(sum(each[name] for each in times)) for name in ("trials", "overhead")}
+    return {name: float(sum(entry[name] for entry in times)) for name in ("trials", "overhead")}
 
 
 class TrialReporter:
@@ -209,15 +215,15 @@ class TrialReporter:
 
     def __init__(self, study: optuna.Study, order: SearchJob, announce: Announce) -> None:
         self.study, self.order, self.announce = study, order, announce
-        self._said = {trial.number for trial in trials_of(study)}
+        self._announced = {trial.number for trial in trials_of(study)}
 
     def tell(self) -> int:
         """Announce what is new, and return how many trials are finished."""
         trials = trials_of(self.study)
         done = sum(trial.state != "lost" for trial in trials)
-        new = [trial for trial in trials if trial.number not in self._said]
+        new = [trial for trial in trials if trial.number not in self._announced]
         for trial in new:
-            self._said.add(trial.number)
+            self._announced.add(trial.number)
             self.announce(f"{done}/{self.order.trials}  {line_of(trial, winner_of(trials))}")
         return done
 

@@ -68,9 +68,9 @@ def work_together(order: SearchJob, *, look: Callable[[], object], announce: Cal
 
 
 def _refuse_to_go_on(ended: Child, log: Path, replaced: int) -> None:
-    said = log / f"{ended.number}.error"
-    if said.exists():
-        raise RunError(said.read_text("utf-8").strip())
+    error_file = log / f"{ended.number}.error"
+    if error_file.exists():
+        raise RunError(error_file.read_text("utf-8").strip())
     if replaced >= _MOST_REPLACED or (ended.code > 0 and ended.code != _TERMINATED):
         raise RunError(
             f"Worker {ended.number} ended with code {ended.code}. What it said: {log}/{ended.number}.log. "
@@ -86,22 +86,25 @@ def _worker(number: int, ready: Event, packed: bytes, sharing: int, log: Path) -
         nonlocal stopping  # looked at between steps: an exception inside TensorFlow can crash it
         stopping = True
 
+    # Before anything that takes time: a worker may be told to stop while it imports Keras.
     signal.signal(signal.SIGTERM, stop)
-    said = os.open(log / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log_file = os.open(log / f"{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # The descriptors themselves: TensorFlow writes to them from C++, past Python's streams.
     for stream in (1, 2):
-        os.dup2(said, stream)
+        os.dup2(log_file, stream)
     threads = str(max(1, (os.cpu_count() or 1) // sharing))
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, threads)  # before Keras is imported: they count when it is
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
-    def progress(what: str, done: int, total: int) -> None:
-        del what, done, total
+    def progress(task: str, done: int, total: int) -> None:
+        del task, done, total
         if stopping:
             raise KeyboardInterrupt
 
     from tellapart.experiments.tuning.work import work
 
+    # After the imports: a worker that got so far is replaced at once when it dies, others after growing pauses.
     ready.set()
     try:
         work(pickle.loads(packed), worker=number, progress=progress, announce=logger.info)
