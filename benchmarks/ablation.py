@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--note", default="", help="what a reader of the result must know")
     arguments = parser.parse_args()
-    found = tellapart.ablate(
+    ablation = tellapart.ablate(
         arguments.photos, recipe=arguments.recipe, changes=arguments.set, seeds=arguments.seeds, only=arguments.only,
         out=arguments.out, cache=arguments.cache, announce=print,
     )  # fmt: skip
@@ -37,9 +37,9 @@ def main() -> None:
     command = f"tellapart ablate {arguments.photos.name} --seeds {arguments.seeds} --recipe {arguments.recipe}{changes}"
     path = write_result(
         f"ablation-{arguments.name or arguments.photos.name}",
-        {"command": command, "note": arguments.note, **found.to_dict()},
+        {"command": command, "note": arguments.note, **ablation.to_dict()},
     )
-    print(tables(found))
+    print(tables(ablation))
     print(f"Written to {path}")
 
 

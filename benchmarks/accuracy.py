@@ -62,10 +62,10 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what a reader of the result must know")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"))
     arguments = parser.parse_args()
-    what = arguments.time or arguments.recipe or "reference"
+    setting = arguments.time or arguments.recipe or "reference"
     options = ["--time", arguments.time] if arguments.time else []
     options += ["--recipe", arguments.recipe] if arguments.recipe else []
-    name = f"accuracy-{arguments.photos.name}-{Path(what).stem}"
+    name = f"accuracy-{arguments.photos.name}-{Path(setting).stem}"
     arguments.work.mkdir(parents=True, exist_ok=True)
     runs = [
         train(arguments.photos, options, seed, arguments.work / f"{name}-{seed}") for seed in range(arguments.seeds)

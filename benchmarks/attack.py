@@ -186,7 +186,7 @@ async def send_garbage(port: int, rng: random.Random) -> int:
             writer.close()
 
 
-async def attack(port: int, requests: list, number: int, goes_on: Callable[[], bool], found: Found) -> None:
+async def attack(port: int, requests: list, number: int, goes_on: Callable[[], bool], counts: Found) -> None:
     """Be one connection of the attacker: every kind in turn, each connection at another place of the list."""
     rng, at = random.Random(number), number
     while goes_on():
@@ -198,18 +198,18 @@ async def attack(port: int, requests: list, number: int, goes_on: Callable[[], b
             kind, status = "slow body", await send_slowly(port, 3)
         else:
             kind, status = "garbage", await send_garbage(port, rng)
-        found.statuses.setdefault(kind, Counter())[status] += 1
+        counts.statuses.setdefault(kind, Counter())[status] += 1
         at += 1
 
 
-async def ask(port: int, photos: Iterator[bytes], goes_on: Callable[[], bool], found: Found) -> None:
+async def ask(port: int, photos: Iterator[bytes], goes_on: Callable[[], bool], counts: Found) -> None:
     """Be an honest client: ask for a prediction, wait for it, think for a moment."""
     while goes_on():
         start = time.perf_counter()
         status = await send(port, "/predict", "image/jpeg", next(photos))
-        found.honest[status] += 1
+        counts.honest[status] += 1
         if status == 200:
-            found.seconds.append(time.perf_counter() - start)
+            counts.seconds.append(time.perf_counter() - start)
         await asyncio.sleep(0.02)
 
 
@@ -223,7 +223,7 @@ async def under_attack(
     port: int, requests: list, photos: list[bytes], *, seconds: float, attackers: int = 16, honest: int = 4
 ) -> Found:
     """Attack a server for a while and return what came back."""
-    found, end, rng = Found(), time.perf_counter() + seconds, random.Random(3)
+    counts, end, rng = Found(), time.perf_counter() + seconds, random.Random(3)
 
     def goes_on() -> bool:
         return time.perf_counter() < end
@@ -232,10 +232,10 @@ async def under_attack(
         while True:
             yield rng.choice(photos)
 
-    asking = [ask(port, endless(), goes_on, found) for _ in range(honest)]
-    attacking = [attack(port, requests, number, goes_on, found) for number in range(attackers)]
+    asking = [ask(port, endless(), goes_on, counts) for _ in range(honest)]
+    attacking = [attack(port, requests, number, goes_on, counts) for number in range(attackers)]
     await asyncio.gather(*asking, *attacking)
-    return found
+    return counts
 
 
 def resident_mb(process: int) -> tuple[float, float]:
@@ -268,7 +268,7 @@ def main() -> None:
     try:
         before = asyncio.run(under_attack(port, requests, photos, seconds=5, attackers=0, honest=arguments.honest))
         idle, _ = resident_mb(server.process.pid)
-        found = asyncio.run(
+        result = asyncio.run(
             under_attack(
                 port,
                 requests,
@@ -283,8 +283,8 @@ def main() -> None:
             "seconds": arguments.seconds, "attackers": arguments.attackers, "honest_clients": arguments.honest,
             "memory_mb": {"idle": idle, "most": most, "after": after, "most_of_idle": most / idle},
             "honest_before": percentiles(before.seconds) | {"statuses": dict(sorted(before.honest.items()))},
-            "honest_under_attack": percentiles(found.seconds) | {"statuses": dict(sorted(found.honest.items()))},
-            "attacker_statuses": {kind: dict(sorted(each.items())) for kind, each in sorted(found.statuses.items())},
+            "honest_under_attack": percentiles(result.seconds) | {"statuses": dict(sorted(result.honest.items()))},
+            "attacker_statuses": {kind: dict(sorted(tally.items())) for kind, tally in sorted(result.statuses.items())},
             "still_answers": server.ask()["predictions"][0]["label"],
             "alive": server.process.poll() is None,
         }  # fmt: skip

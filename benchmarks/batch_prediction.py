@@ -60,7 +60,7 @@ def main() -> None:
     memory: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
 
-        def note(what: str, done: int, total: int) -> None:
+        def note(task: str, done: int, total: int) -> None:
             if done >= total / 10 and not memory:
                 memory.append(resident_mb())
 

@@ -70,18 +70,18 @@ def measure(picture: np.ndarray, name: str, num_rounds: int) -> dict[str, float]
     }
 
 
-def summary(found: dict[str, dict[str, float]]) -> dict[str, float]:
+def summary(rows: dict[str, dict[str, float]]) -> dict[str, float]:
     """Return means over all corruptions, and ratios of the sums with and without the slowest of the port."""
 
     def mean(key: str, *without: str) -> float:
-        return statistics.fmean(values[key] for name, values in found.items() if name not in without)
+        return statistics.fmean(values[key] for name, values in rows.items() if name not in without)
 
     return {
         "cpu_ms": mean("cpu_ms"),
         "plain_cpu_ms": mean("plain_cpu_ms"),
         "ratio": mean("plain_cpu_ms") / mean("cpu_ms"),
         "ratio_without_glass_blur": mean("plain_cpu_ms", "glass_blur") / mean("cpu_ms", "glass_blur"),
-        "geometric_mean_of_ratios": statistics.geometric_mean(values["ratio"] for values in found.values()),
+        "geometric_mean_of_ratios": statistics.geometric_mean(values["ratio"] for values in rows.values()),
         "wall_ms": mean("wall_ms"),
         "plain_wall_ms": mean("plain_wall_ms"),
     }
@@ -94,21 +94,21 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     picture = decode_square(encoded_picture(0, "flower", 2)[1], IMAGE_PX)
-    found: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     print(f"{'':20}{'ours, ms':>10}{'plain, ms':>11}{'ratio':>8}{'wall: ours':>12}{'plain':>9}{'ratio':>8}")
     for name in CORRUPTIONS:
         num_rounds = max(arguments.rounds // 5, 1) if name == "glass_blur" else arguments.rounds
-        row = found[name] = measure(picture, name, num_rounds)
+        row = rows[name] = measure(picture, name, num_rounds)
         print(
             f"{name:20}{row['cpu_ms']:10.2f}{row['plain_cpu_ms']:11.2f}{row['ratio']:8.1f}"
             f"{row['wall_ms']:12.2f}{row['plain_wall_ms']:9.2f}{row['wall_ratio']:8.1f}",
             flush=True,
         )
-    overall = summary(found)
+    overall = summary(rows)
     print(json.dumps(overall, indent=2))
-    what = f"one corruption of one picture of {IMAGE_PX} px, one thread, mean over severities 1 to 5"
-    settings = {"what": what, "rounds": arguments.rounds, "scipy": scipy.__version__}
-    path = write_result("corruptions", {**settings, **overall, "corruptions": found})
+    title = f"one corruption of one picture of {IMAGE_PX} px, one thread, mean over severities 1 to 5"
+    settings = {"what": title, "rounds": arguments.rounds, "scipy": scipy.__version__}
+    path = write_result("corruptions", {**settings, **overall, "corruptions": rows})
     print(f"Written to {path}")
 
 

@@ -136,7 +136,7 @@ async def load(server: Server, photos: list[bytes], name: str, seconds: float, c
         "failures": counts.failures[:20],
         "p50_ms": 1000 * float(np.median(counts.seconds)),
         "p99_ms": 1000 * float(np.quantile(counts.seconds, 0.99)),
-        "own_memory_mb": [round(each, 1) for each in memory],
+        "own_memory_mb": [round(megabytes, 1) for megabytes in memory],
         "own_memory_second_tenth_mb": first,
         "own_memory_last_tenth_mb": last,
         "own_memory_grew_by": last / first - 1,

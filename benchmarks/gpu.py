@@ -76,15 +76,15 @@ def ours(recipe_name: str, image_px: int, batch_size: int) -> dict:
 
 def run(command: list[str]) -> dict:
     """Return the JSON line that a contestant prints."""
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
-        return {"error": found.stderr.strip().splitlines()[-1:]}
-    return json.loads(found.stdout.strip().splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1:]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def steps(rounds: int, compile_mode: str, sizes: list[int]) -> dict:
     """Measure single steps, and return medians with the ratio within each round."""
-    found: dict[str, dict] = {}
+    results: dict[str, dict] = {}
     for recipe, image_px, batch_size in STEPS:
         if image_px not in sizes:
             continue
@@ -94,15 +94,15 @@ def steps(rounds: int, compile_mode: str, sizes: list[int]) -> dict:
         pairs = [(run(mine), run(torch)) for _ in range(rounds)]
         both = [(a, b) for a, b in pairs if "error" not in a and "error" not in b]
         name = f"{image_px} px, batch {batch_size}"
-        found[name] = {
+        results[name] = {
             "ratio_to_torch": [a["images_per_second"] / b["images_per_second"] for a, b in both],
             "rounds": [{"tellapart": a, "torch": b} for a, b in pairs],
         }
-        for place, who in enumerate(("tellapart", "torch")):
-            speeds = [pair[place]["images_per_second"] for pair in both]
-            found[name][f"median_images_per_second_{who}"] = statistics.median(speeds) if speeds else None
-        print(name, {key: value for key, value in found[name].items() if key != "rounds"}, flush=True)
-    return found
+        for index, who in enumerate(("tellapart", "torch")):
+            speeds = [pair[index]["images_per_second"] for pair in both]
+            results[name][f"median_images_per_second_{who}"] = statistics.median(speeds) if speeds else None
+        print(name, {key: value for key, value in results[name].items() if key != "rounds"}, flush=True)
+    return results
 
 
 def command(photos: Path, recipe: str, seed: int, work: Path, *, cold: bool) -> dict:
@@ -117,13 +117,13 @@ def command(photos: Path, recipe: str, seed: int, work: Path, *, cold: bool) -> 
     wall = time.perf_counter() - start
     metrics = json.loads((out / "metrics.json").read_text())
     history = (out / "history.csv").read_text().splitlines()
-    place = history[0].split(",").index("seconds")
-    found = {
+    column = history[0].split(",").index("seconds")
+    figures = {
         "seed": seed,
         "compiled_before": not cold,
         "wall_seconds": wall,
         "seconds_training": metrics["seconds_training"],
-        "first_epoch_seconds": float(history[1].split(",")[place]),
+        "first_epoch_seconds": float(history[1].split(",")[column]),
         "images_per_second": metrics["images_per_second"],
         "epochs": len(history) - 1,
         "peak_device_memory_mb": metrics["peak_device_memory_mb"],
@@ -131,20 +131,20 @@ def command(photos: Path, recipe: str, seed: int, work: Path, *, cold: bool) -> 
         "num_test": metrics["test"]["num_images"],
         "precision": json.loads((out / "environment.json").read_text())["precision"],
     }
-    print(recipe, found, flush=True)
-    return found
+    print(recipe, figures, flush=True)
+    return figures
 
 
 def commands(photos: Path, seeds: int, work: Path) -> dict:
     """Run both recipes with each seed; `fast` first with nothing compiled."""
-    found = {}
+    results = {}
     for recipe in ("fast", "reference"):
         runs = [command(photos, recipe, 0, work, cold=True)]
         runs += [command(photos, recipe, seed, work, cold=False) for seed in range(seeds)]
         warm = [one for one in runs if one["compiled_before"]]
         accuracies = np.array([one["test_accuracy"] for one in warm])
         pooled, over = wilson(accuracies.mean() * warm[0]["num_test"], warm[0]["num_test"]), mean_interval(accuracies)
-        found[recipe] = {
+        results[recipe] = {
             "cold_wall_seconds": runs[0]["wall_seconds"],
             "warm_wall_seconds": statistics.median(one["wall_seconds"] for one in warm),
             "warm_seconds_training": statistics.median(one["seconds_training"] for one in warm),
@@ -153,7 +153,7 @@ def commands(photos: Path, seeds: int, work: Path) -> dict:
             "interval_over_test_photos": [pooled.low, pooled.high],
             "runs": runs,
         }
-    return found
+    return results
 
 
 def main() -> None:
@@ -174,11 +174,11 @@ def main() -> None:
         return
     if arguments.only != "steps":
         arguments.work.mkdir(parents=True, exist_ok=True)
-        found = commands(arguments.photos.resolve(), arguments.seeds, arguments.work.resolve())
-        print("Written to", write_result("gpu-training", {"commands": found}))
+        results = commands(arguments.photos.resolve(), arguments.seeds, arguments.work.resolve())
+        print("Written to", write_result("gpu-training", {"commands": results}))
     if arguments.only != "commands":
-        found = steps(arguments.rounds, arguments.compile_mode, arguments.sizes)
-        print("Written to", write_result("gpu-steps", {"steps": found}))
+        results = steps(arguments.rounds, arguments.compile_mode, arguments.sizes)
+        print("Written to", write_result("gpu-steps", {"steps": results}))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def main() -> None:
             peer = json.loads(done.stdout.strip().splitlines()[-1])
             rounds["keras loop"].append((peer["seconds"], peer["cpu_seconds"]))
     medians = {
-        name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in rounds.items()
+        name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in rounds.items()
     }
     values = {
         "what": f"heat maps of {arguments.images} photos at {classifier.image_px} px",

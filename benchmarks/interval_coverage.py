@@ -94,12 +94,12 @@ def world(rng: np.random.Generator, about: dict[str, float], *, grouped: bool) -
         apart = float(np.sqrt(low * high))
         logits = (apart * means[true] + noise) @ (apart * means).T - 0.5 * apart**2 * (means**2).sum(1) + np.log(prior)
         low, high = (apart, high) if (logits.argmax(1) == true).mean() < about["accuracy"] else (low, apart)
-    said = np.exp(about["sharpness"] * (logits - logits.max(1, keepdims=True)))
+    sharpened = np.exp(about["sharpness"] * (logits - logits.max(1, keepdims=True)))
     damage = logits[np.arange(POOL), true] - np.where(np.eye(num_classes)[true], -np.inf, logits).max(1)
     corrupted = (rng.exponential(2, (POOL, 75)) * np.linspace(0.1, 2, 75) > damage[:, None]).mean(axis=1)
     return World(
         true,
-        said / said.sum(1, keepdims=True),
+        sharpened / sharpened.sum(1, keepdims=True),
         corrupted,
         groups,
         about["sharpness"] == 1,
@@ -108,59 +108,62 @@ def world(rng: np.random.Generator, about: dict[str, float], *, grouped: bool) -
     )
 
 
-def truths(found: World) -> dict[str, float]:
+def truths(source: World) -> dict[str, float]:
     """Return the true value of everything that `measured` gives an interval of."""
-    predicted = found.probabilities.argmax(1)
-    num_classes, sure = found.probabilities.shape[1], found.probabilities.max(1)
-    counts, right = count(found.true, predicted, num_classes), predicted == found.true
+    predicted = source.probabilities.argmax(1)
+    num_classes, sure = source.probabilities.shape[1], source.probabilities.max(1)
+    counts, right = count(source.true, predicted, num_classes), predicted == source.true
     classes = scores(counts)
     gaps = np.abs(np.bincount(bin_of(sure, NUM_BINS), right - sure, minlength=NUM_BINS)).sum() / len(right)
-    one = np.arange(len(right)), found.true
+    one = np.arange(len(right)), source.true
     return {
-        "accuracy": float(right.mean()), "loss": float(photo_losses(found.true, found.probabilities).mean()),
+        "accuracy": float(right.mean()), "loss": float(photo_losses(source.true, source.probabilities).mean()),
         **averages(counts),
         **{f"{score} of a class/{at}": float(classes[score][at]) for score in classes for at in range(num_classes)},
-        "ece": 0.0 if found.right_as_said else float(gaps),
-        "brier": float(((found.probabilities**2).sum(1) - 2 * found.probabilities[one] + 1).mean()),
-        "top 2": float((np.argsort(-found.probabilities, 1)[:, :2] == found.true[:, None]).any(1).mean()),
-        "ROC area/0": float(roc_auc_score(found.true == 0, found.probabilities[:, 0])),
-        "average precision/0": float(average_precision_score(found.true == 0, found.probabilities[:, 0])),
-        "mean corruption error": float(found.corrupted.mean()),
-        "relative corruption error": float((found.corrupted - ~right).mean()),
+        "ece": 0.0 if source.right_as_said else float(gaps),
+        "brier": float(((source.probabilities**2).sum(1) - 2 * source.probabilities[one] + 1).mean()),
+        "top 2": float((np.argsort(-source.probabilities, 1)[:, :2] == source.true[:, None]).any(1).mean()),
+        "ROC area/0": float(roc_auc_score(source.true == 0, source.probabilities[:, 0])),
+        "average precision/0": float(average_precision_score(source.true == 0, source.probabilities[:, 0])),
+        "mean corruption error": float(source.corrupted.mean()),
+        "relative corruption error": float((source.corrupted - ~right).mean()),
     }  # fmt: skip
 
 
-def drawn(found: World, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+def drawn(source: World, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
     """Return the rows of one test set and their groups, if any; whole groups until there are enough photos."""
-    total, starts = int(found.groups[-1]) + 1, np.searchsorted(found.groups, np.arange(found.groups[-1] + 2))
-    if total == len(found.groups):
-        return rng.integers(0, total, found.num_photos), None
-    mean = len(found.groups) / total
-    chosen = rng.integers(0, total, round(found.num_photos / mean))
+    total, starts = (
+        int(source.groups[-1]) + 1,
+        np.searchsorted(source.groups, np.arange(source.groups[-1] + 2)),
+    )
+    if total == len(source.groups):
+        return rng.integers(0, total, source.num_photos), None
+    mean = len(source.groups) / total
+    chosen = rng.integers(0, total, round(source.num_photos / mean))
     rows = np.concatenate([np.arange(starts[group], starts[group + 1]) for group in chosen])
     # The same group drawn twice is two groups: the pool stands for an endless one.
-    breaks = np.append(True, (np.diff(found.groups[rows]) != 0) | (np.diff(rows) != 1))
+    breaks = np.append(True, (np.diff(source.groups[rows]) != 0) | (np.diff(rows) != 1))
     return rows, np.cumsum(breaks)
 
 
-def measured(found: World, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+def measured(source: World, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
     """Draw a test set and return all intervals of it."""
-    rows, groups = drawn(found, rng)
-    true, probabilities = found.true[rows], found.probabilities[rows]
+    rows, groups = drawn(source, rng)
+    true, probabilities = source.true[rows], source.probabilities[rows]
     ends = classification_metrics(true, probabilities, [str(at) for at in range(probabilities.shape[1])], groups)[
         "intervals"
     ]
     classes = ends.pop("per_class")
     result = {name: (low, high) for name, (low, high) in ends.items()}
     result |= {f"{score} of a class/{at}": tuple(values[score]) for at, values in classes.items() for score in values}
-    calibrated = calibration(*_said_as_right(found, true, probabilities, rng, groups), groups)
+    calibrated = calibration(*_calibrated_labels(source, true, probabilities, rng, groups), groups)
     result["ece"] = calibrated.intervals["ece"].low, calibrated.intervals["ece"].high
     others = {
         "brier": calibration(true, probabilities, groups).intervals["brier"],
         "top 2": top_k_accuracy(true, probabilities, 2, groups)[1],
-        "mean corruption error": skewed_mean_interval(found.corrupted[rows], groups, bounds=(0, 1)),
+        "mean corruption error": skewed_mean_interval(source.corrupted[rows], groups, bounds=(0, 1)),
         "relative corruption error": skewed_mean_interval(
-            found.corrupted[rows] - (probabilities.argmax(1) != true), groups, bounds=(-1, 1)
+            source.corrupted[rows] - (probabilities.argmax(1) != true), groups, bounds=(-1, 1)
         ),
     }
     if 0 < (true == 0).sum() < len(true):
@@ -169,34 +172,37 @@ def measured(found: World, rng: np.random.Generator) -> dict[str, tuple[float, f
     return result | {name: (interval.low, interval.high) for name, interval in others.items()}
 
 
-def _said_as_right(
-    found: World,
+def _calibrated_labels(
+    source: World,
     true: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     rng: np.random.Generator,
     groups: NDArray[np.int64] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return labels for which the network is calibrated exactly: drawn from what it says, once for each group."""
-    if not found.right_as_said:
+    if not source.right_as_said:
         return true, probabilities
     chance = rng.random(len(true)) if groups is None else rng.random(groups[-1] + 1)[groups]
     return (probabilities.cumsum(1) < chance[:, None]).sum(1).clip(0, probabilities.shape[1] - 1), probabilities
 
 
-def second_model(found: World, rng: np.random.Generator) -> NDArray[np.float64]:
+def second_model(source: World, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return what another model says of the world's photos: nearly the same, or something quite different."""
-    size = found.probabilities.shape
-    noise = np.sqrt(0.9) * rng.normal(size=size)[found.groups] + np.sqrt(0.1) * rng.normal(size=size)
+    size = source.probabilities.shape
+    noise = np.sqrt(0.9) * rng.normal(size=size)[source.groups] + np.sqrt(0.1) * rng.normal(size=size)
     sharpness, strength = float(rng.choice([0.7, 1, 1.4])), float(rng.choice([0.3, 1, 3]))
-    logits = sharpness * (np.log(found.probabilities + 1e-12) + strength * noise)
-    said = np.exp(logits - logits.max(1, keepdims=True))
-    return said / said.sum(1, keepdims=True)
+    logits = sharpness * (np.log(source.probabilities + 1e-12) + strength * noise)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
 
 
 def gained(true: NDArray[np.int64], first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, float]:
     """Return second minus first of everything that `compared` gives an interval of."""
     right = first.argmax(1) == true, second.argmax(1) == true
-    macro = [averages(count(true, said.argmax(1), said.shape[1]))["f1_macro"] for said in (first, second)]
+    macro = [
+        averages(count(true, probabilities.argmax(1), probabilities.shape[1]))["f1_macro"]
+        for probabilities in (first, second)
+    ]
     return {
         "accuracy gained": float(right[1].mean() - right[0].mean()),
         "macro F1 gained": float(macro[1] - macro[0]),
@@ -204,34 +210,34 @@ def gained(true: NDArray[np.int64], first: NDArray[np.float64], second: NDArray[
     }
 
 
-def compared(found: World, second: NDArray[np.float64], rng: np.random.Generator) -> dict[str, tuple[float, float]]:
+def compared(source: World, second: NDArray[np.float64], rng: np.random.Generator) -> dict[str, tuple[float, float]]:
     """Draw a test set and return all intervals of the two models' differences."""
-    rows, groups = drawn(found, rng)
-    true, both = found.true[rows], (found.probabilities[rows], second[rows])
+    rows, groups = drawn(source, rng)
+    true, both = source.true[rows], (source.probabilities[rows], second[rows])
     ends = of_two(true, *both, groups)
     names = {"accuracy": "accuracy gained", "f1_macro": "macro F1 gained", "loss": "loss gained"}
     return {title: (ends[name].low, ends[name].high) for name, title in names.items()}
 
 
 def coverage(
-    found: World, num_draws: int, seed: int, *, differences: bool = False
+    source: World, num_draws: int, seed: int, *, differences: bool = False
 ) -> dict[str, tuple[float, float, float]]:
     """Return for each interval how often it held the truth, lay below and lay above it."""
     rng = generator(seed, "test sets")
     if differences:
-        second = second_model(found, generator(seed, "second model"))
-        swapped = (second, found.probabilities) if seed % 2 else (found.probabilities, second)
-        found, second = replace(found, probabilities=swapped[0]), swapped[1]
-        expected, draw = gained(found.true, *swapped), partial(compared, found, second)
+        second = second_model(source, generator(seed, "second model"))
+        swapped = (second, source.probabilities) if seed % 2 else (source.probabilities, second)
+        source, second = replace(source, probabilities=swapped[0]), swapped[1]
+        expected, draw = gained(source.true, *swapped), partial(compared, source, second)
     else:
-        expected, draw = truths(found), partial(measured, found)
+        expected, draw = truths(source), partial(measured, source)
     sums: dict[str, list[NDArray[np.float64]]] = {}
     for _ in range(num_draws):
         for name, (low, high) in draw(rng).items():
             value = expected[name]
-            kept = np.array([low - 1e-12 <= value <= high + 1e-12, high + 1e-12 < value, low - 1e-12 > value], float)
-            kind = "ece, calibrated" if name == "ece" and found.right_as_said else name.split("/")[0]
-            sums.setdefault(kind, []).append(kept)
+            outcome = np.array([low - 1e-12 <= value <= high + 1e-12, high + 1e-12 < value, low - 1e-12 > value], float)
+            kind = "ece, calibrated" if name == "ece" and source.right_as_said else name.split("/")[0]
+            sums.setdefault(kind, []).append(outcome)
     return {name: tuple(np.mean(rows, axis=0).tolist()) for name, rows in sums.items()}
 
 
@@ -239,10 +245,10 @@ def summary(
     many: list[World], num_draws: int, say: Callable[[str], None], *, differences: bool
 ) -> dict[str, dict[str, float]]:
     """Return the coverage of each interval over many worlds."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    for number, each in enumerate(many):
-        for name, row in coverage(each, num_draws, number, differences=differences).items():
-            found.setdefault(name, []).append(row)
+    rows_of: dict[str, list[tuple[float, float, float]]] = {}
+    for number, source in enumerate(many):
+        for name, row in coverage(source, num_draws, number, differences=differences).items():
+            rows_of.setdefault(name, []).append(row)
         if number % 10 == 9:
             say(f"{number + 1} of {len(many)} worlds")
     return {
@@ -251,7 +257,7 @@ def summary(
             "low": float(np.mean(rows, axis=0)[1]), "high": float(np.mean(rows, axis=0)[2]),
             "worst": float(np.min(rows, axis=0)[0]), "num_worlds": len(rows),
         }
-        for name, rows in found.items()
+        for name, rows in rows_of.items()
     }  # fmt: skip
 
 
@@ -267,15 +273,15 @@ def main() -> None:
         "groups of 1 to 8": {"grouped": True, "photos": (300, 600, 1000)},
         "about 30 groups": {"grouped": True, "photos": (90,)},
     }
-    found = {}
+    results = {}
     for name, kinds in settings.items():
         many = list(worlds(arguments.worlds, seed=0, **kinds))
         say = lambda text, name=name: print(f"{name}: {text}", flush=True)  # noqa: E731
-        found[name] = summary(many, arguments.draws, say, differences=arguments.differences)
-        for metric, row in found[name].items():
+        results[name] = summary(many, arguments.draws, say, differences=arguments.differences)
+        for metric, row in results[name].items():
             print(f"{metric:28}{row['held']:8.3f} ± {row['noise']:.3f}{row['worst']:8.3f}", flush=True)
-    what = "share of 95 % intervals that hold the true value, over random worlds (see benchmarks/interval_coverage.py)"
-    values = {"what": what, "worlds": arguments.worlds, "draws": arguments.draws, **found}
+    title = "share of 95 % intervals that hold the true value, over random worlds (see benchmarks/interval_coverage.py)"
+    values = {"what": title, "worlds": arguments.worlds, "draws": arguments.draws, **results}
     print(json.dumps(values)[:200])
     print(f"Written to {write_result('coverage-differences' if arguments.differences else 'coverage', values)}")
 

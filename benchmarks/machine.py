@@ -21,10 +21,10 @@ PEERS = ("torch", "litserve", "bentoml", "fastapi", "starlette", "uvicorn", "uvl
 
 def machine() -> dict[str, Any]:
     """Return processor, features, cores, GPUs, versions of all that may have taken part, commit and date."""
-    found = {}
+    versions = {}
     for name in PEERS:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": environment.processor(),
@@ -32,7 +32,7 @@ def machine() -> dict[str, Any]:
         "cpu_features": environment.cpu_features(),
         "memory_mb": environment.memory_mb(),
         "gpus": environment.gpus(),
-        "packages": environment.packages() | found,
+        "packages": environment.packages() | versions,
         "commit": environment.commit() or os.environ.get("BENCHMARK_COMMIT", ""),  # of a copy without its repository
     }
 

@@ -52,7 +52,7 @@ def ours(source: np.ndarray, targets: np.ndarray) -> Calls:
     rng, settings = generator(0, "benchmark"), Augment()
     images, other = source.copy(), source.copy()
 
-    def each(change: Callable[[np.ndarray], object]) -> None:
+    def on_each(change: Callable[[np.ndarray], object]) -> None:
         for image in images:
             change(image)
 
@@ -70,8 +70,8 @@ def ours(source: np.ndarray, targets: np.ndarray) -> Calls:
         "augment": augment,
         "MixUp": lambda: mixed(Augment(mixup=0.2)),
         "CutMix": lambda: mixed(Augment(cutmix=1.0)),
-        "RandAugment": lambda: each(lambda image: randaugment(image, NUM_OPS, 0.3, rng)),
-        "RandomErasing": lambda: each(lambda image: erase(image, rng)),
+        "RandAugment": lambda: on_each(lambda image: randaugment(image, NUM_OPS, 0.3, rng)),
+        "RandomErasing": lambda: on_each(lambda image: erase(image, rng)),
         "floor: two read, one written": lambda: np.bitwise_and(images, other, out=images),
         "floor: one copied": lambda: np.copyto(images, other),
     }
@@ -118,16 +118,16 @@ def of_keras(source: np.ndarray, targets: np.ndarray) -> Calls:
 
 def measure(contestants: dict[str, Calls], num_rounds: int) -> dict[str, dict[str, list[float]]]:
     """Return µs of processor time per picture, a number for each round; the first calls are not counted."""
-    found = {side: {name: [] for name in calls} for side, calls in contestants.items()}
+    times = {contestant: {name: [] for name in calls} for contestant, calls in contestants.items()}
     for number in range(-2, num_rounds):
-        for side, calls in contestants.items():
+        for contestant, calls in contestants.items():
             for name, call in calls.items():
                 start = time.process_time()
                 call()
                 spent = 1e6 * (time.process_time() - start) / BATCH_SIZE
                 if number >= 0:
-                    found[side][name].append(spent)
-    return found
+                    times[contestant][name].append(spent)
+    return times
 
 
 def main() -> None:
@@ -137,11 +137,13 @@ def main() -> None:
     arguments = parser.parse_args()
     batch = drawn_batch()
     contestants = {"ours": ours(*batch), "keras": of_keras(*batch), "operations": operations(batch[0])}
-    found = measure(contestants, arguments.rounds)
-    medians = {side: {name: statistics.median(us) for name, us in calls.items()} for side, calls in found.items()}
+    times = measure(contestants, arguments.rounds)
+    medians = {
+        contestant: {name: statistics.median(us) for name, us in calls.items()} for contestant, calls in times.items()
+    }
     ratios = {
-        name: statistics.median(theirs / mine for theirs, mine in zip(times, found["ours"][name], strict=True))
-        for name, times in found["keras"].items()
+        name: statistics.median(theirs / mine for theirs, mine in zip(layer_times, times["ours"][name], strict=True))
+        for name, layer_times in times["keras"].items()
     }
     print(f"{'µs per picture':30}{'ours':>9}{'Keras':>9}{'ratio':>8}")
     for name, us in medians["ours"].items():
@@ -149,10 +151,10 @@ def main() -> None:
         print(f"{name:30}{us:9.1f}{peer}")
     for name, us in medians["operations"].items():
         print(f"{name:30}{us:9.1f}")
-    what = (
+    title = (
         f"processor time per picture of {IMAGE_PX} px in batches of {BATCH_SIZE}, RandAugment with {NUM_OPS} operations"
     )
-    values = {"what": what, "rounds": arguments.rounds, "us_per_picture": medians, "ratio_of_keras": ratios}
+    values = {"what": title, "rounds": arguments.rounds, "us_per_picture": medians, "ratio_of_keras": ratios}
     print(f"Written to {write_result('mixing', values)}")
 
 

@@ -74,18 +74,18 @@ async def measure(port: int, data: bytes, seconds: float, factor: float) -> dict
     client = Client(port, data)
     await saturate(client, 2)
     rate = await saturate(client, seconds)
-    found = await overload(client, factor * rate, seconds)
-    accepted = np.array([1000 * each for status, each in found if status == 200])
-    refused = np.array([1000 * each for status, each in found if status == 503])
+    answers = await overload(client, factor * rate, seconds)
+    accepted = np.array([1000 * seconds_taken for status, seconds_taken in answers if status == 200])
+    refused = np.array([1000 * seconds_taken for status, seconds_taken in answers if status == 503])
     return {
         "saturated_per_second": rate,
-        "offered_per_second": len(found) / seconds,
+        "offered_per_second": len(answers) / seconds,
         "accepted_per_second": len(accepted) / seconds,
         "accepted_ms": {"p50": float(np.median(accepted)), "p99": float(np.quantile(accepted, 0.99))},
         "refused": len(refused),
         "refused_ms": {"p50": float(np.median(refused)), "p99": float(np.quantile(refused, 0.99))}
         if len(refused) else None,
-        "lost": len(found) - len(accepted) - len(refused),
+        "lost": len(answers) - len(accepted) - len(refused),
     }  # fmt: skip
 
 

@@ -31,23 +31,25 @@ def photos(rng: np.random.Generator, count: int, num_candidates: int, differ: fl
     features = 2.2 * np.eye(NUM_CLASSES)[true] + rng.normal(size=(count, NUM_CLASSES))
     own = differ * rng.normal(size=(num_candidates, count, NUM_CLASSES))
     logits = 3.0 * (features + own)  # too sure, as trained networks are
-    said = np.exp(logits - logits.max(2, keepdims=True))
-    return true, said / said.sum(2, keepdims=True)
+    odds = np.exp(logits - logits.max(2, keepdims=True))
+    return true, odds / odds.sum(2, keepdims=True)
 
 
 def covered(rng: np.random.Generator, num_validation: int, num_candidates: int, differ: float) -> np.ndarray:
     """Return (2, num_coverages): coverage on fresh photos, the threshold from the choosing photos and from others."""
-    true, said = photos(rng, num_validation, num_candidates, differ)
-    best = int(np.argmin([photo_losses(true, each).mean() for each in said]))
-    temperature = fit_temperature(true, said[best])
+    true, candidates = photos(rng, num_validation, num_candidates, differ)
+    best = int(np.argmin([photo_losses(true, candidate).mean() for candidate in candidates]))
+    temperature = fit_temperature(true, candidates[best])
     other_true, others = photos(rng, num_validation, 1, differ)
     fresh_true, fresh = photos(rng, FRESH, 1, differ)
     scaled = at_temperature(fresh[0], temperature)
     rows = []
-    for known, probabilities in ((true, said[best]), (other_true, others[0])):
+    for known, probabilities in ((true, candidates[best]), (other_true, others[0])):
         mended = at_temperature(probabilities, temperature)
         thresholds = [conformal_threshold(known, mended, coverage) for coverage in COVERAGES]
-        rows.append([conformal_sets(scaled, each)[np.arange(FRESH), fresh_true].mean() for each in thresholds])
+        rows.append(
+            [conformal_sets(scaled, threshold)[np.arange(FRESH), fresh_true].mean() for threshold in thresholds]
+        )
     return np.array(rows)
 
 
@@ -61,24 +63,24 @@ def main() -> None:
         for num_candidates in (1, 10, 50):
             for differ in (0.1, 0.5):
                 rng = generator(0, "promised coverage", num_validation, num_candidates, differ)
-                found = np.array([
+                draws = np.array([
                     covered(rng, num_validation, num_candidates, differ) for _ in range(arguments.draws)
                 ])  # fmt: skip
                 row = {"num_validation": num_validation, "num_candidates": num_candidates, "candidates_differ": differ}
                 for at, coverage in enumerate(COVERAGES):
                     row[f"promised {coverage}"] = {
-                        "same_photos": float(found[:, 0, at].mean()), "other_photos": float(found[:, 1, at].mean()),
-                        "noise": float(found[:, 0, at].std() / np.sqrt(arguments.draws)),
-                        "worst_tenth": float(np.quantile(found[:, 0, at], 0.1)),
+                        "same_photos": float(draws[:, 0, at].mean()), "other_photos": float(draws[:, 1, at].mean()),
+                        "noise": float(draws[:, 0, at].std() / np.sqrt(arguments.draws)),
+                        "worst_tenth": float(np.quantile(draws[:, 0, at], 0.1)),
                     }  # fmt: skip
                 rows.append(row)
-                kept = ", ".join(
+                cells = ", ".join(
                     f"{coverage}: {row[f'promised {coverage}']['same_photos']:.3f} "
                     f"({row[f'promised {coverage}']['other_photos']:.3f})" for coverage in COVERAGES
                 )  # fmt: skip
-                print(f"{num_validation:5} photos, {num_candidates:3} candidates, {differ}: {kept}", flush=True)
-    what = "coverage of prediction sets whose threshold comes from the photos that chose the network, and from others"
-    print(f"Written to {write_result('promised-coverage', {'what': what, 'draws': arguments.draws, 'rows': rows})}")
+                print(f"{num_validation:5} photos, {num_candidates:3} candidates, {differ}: {cells}", flush=True)
+    title = "coverage of prediction sets whose threshold comes from the photos that chose the network, and from others"
+    print(f"Written to {write_result('promised-coverage', {'what': title, 'draws': arguments.draws, 'rows': rows})}")
 
 
 if __name__ == "__main__":

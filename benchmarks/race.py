@@ -61,9 +61,9 @@ def train(photos: Path, options: list[str], seed: int, run: Path, weights: Path)
     }
 
 
-def peer(command: list[str], run: Path, seconds: float, seed: int, kept: Path) -> dict[str, Any]:
+def peer(command: list[str], run: Path, seconds: float, seed: int, saved_path: Path) -> dict[str, Any]:
     """Let a peer train on the photos of a run for as long."""
-    if not kept.exists():
+    if not saved_path.exists():
         with tempfile.TemporaryDirectory() as folder:
             lay_out(run, Path(folder))
             done = subprocess.run(
@@ -71,22 +71,22 @@ def peer(command: list[str], run: Path, seconds: float, seed: int, kept: Path) -
                 check=True, capture_output=True, text=True,
                 env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             )  # fmt: skip
-        kept.write_text(done.stdout.strip().splitlines()[-1])
-    return json.loads(kept.read_text()) | {"seed": seed}
+        saved_path.write_text(done.stdout.strip().splitlines()[-1])
+    return json.loads(saved_path.read_text()) | {"seed": seed}
 
 
 def summary(runs: list[dict[str, Any]], num_test: int) -> dict[str, Any]:
     """Return the mean over the seeds with its intervals, and the runs."""
     accuracies = np.array([run["test"] for run in runs])
     over_photos = wilson(float(accuracies.mean()) * num_test, num_test)
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "test": float(accuracies.mean()),
         "interval_over_test_photos": [over_photos.low, over_photos.high],
     }
     if len(runs) > 1:
         over_seeds = mean_interval(accuracies)
-        found["interval_over_seeds"] = [over_seeds.low, over_seeds.high]
-    return found | {"runs": runs}
+        values["interval_over_seeds"] = [over_seeds.low, over_seeds.high]
+    return values | {"runs": runs}
 
 
 def right(runs: dict[str, list[Path]]) -> dict[str, np.ndarray]:
@@ -94,17 +94,19 @@ def right(runs: dict[str, list[Path]]) -> dict[str, np.ndarray]:
 
     A way that had no time for all photos has left some out.
     """
-    found = {way: [answers(run) for run in places] for way, places in runs.items()}
-    common = set.intersection(*(set(answer.index) for answers_ in found.values() for answer in answers_))
+    answers_of = {way: [answers(run) for run in places] for way, places in runs.items()}
+    common = set.intersection(*(set(answer.index) for answers_ in answers_of.values() for answer in answers_))
     order = sorted(common)
-    return {way: np.stack([each[order].to_numpy(bool) for each in answers_]) for way, answers_ in found.items()}
+    return {
+        way: np.stack([answer[order].to_numpy(bool) for answer in answers_]) for way, answers_ in answers_of.items()
+    }
 
 
 def answers(run: Path) -> pd.Series:
     """Return whether each test photo was named rightly, by its digest."""
     photos, classes, probabilities = RunFolder(run).predictions()
-    named = np.asarray(classes, object)[probabilities.argmax(axis=1)]
-    table = pd.Series(named == photos["label"].to_numpy(object), photos["sha256"])[
+    predicted = np.asarray(classes, object)[probabilities.argmax(axis=1)]
+    table = pd.Series(predicted == photos["label"].to_numpy(object), photos["sha256"])[
         (photos["split"] == "test").to_numpy()
     ]
     return table[~table.index.duplicated()]
@@ -112,7 +114,7 @@ def answers(run: Path) -> pd.Series:
 
 def groups(runs: dict[str, list[Path]], run: Path) -> np.ndarray:
     """Return (num_test,) the group of each test photo that all runs have, as one of them knows it."""
-    common = set.intersection(*(set(answers(each).index) for places in runs.values() for each in places))
+    common = set.intersection(*(set(answers(other_run).index) for places in runs.values() for other_run in places))
     photos = RunFolder(run).readable().drop_duplicates("sha256").set_index("sha256")
     return photos["unit"][sorted(common)].to_numpy(np.int64)
 
@@ -148,8 +150,8 @@ def main() -> None:
             runs[way].append(train(arguments.photos, ["--time", arguments.time, *WAYS[way]], seed, run, weights))
             places[way].append(run)
         for who, command in peers.items():
-            kept = arguments.work / f"{name}-{who.replace(', ', '-').replace(' ', '-')}-{seed}.json"
-            runs[who].append(peer(command, places[arguments.ways[0]][-1], seconds, seed, kept))
+            saved_path = arguments.work / f"{name}-{who.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+            runs[who].append(peer(command, places[arguments.ways[0]][-1], seconds, seed, saved_path))
     table = right(places)
     num_test = next(iter(table.values())).shape[1]
     values: dict[str, Any] = {
@@ -157,7 +159,7 @@ def main() -> None:
         "budget_seconds": seconds,
         "num_test": num_test,
         "worst_ratio_to_the_budget": max(run["wall_seconds"] for way in places for run in runs[way]) / seconds,
-        **{way: summary(found, num_test) for way, found in runs.items()},
+        **{way: summary(way_runs, num_test) for way, way_runs in runs.items()},
     }
     alone = [way for way in places if way != "race"]
     if "race" in places and alone:

@@ -68,11 +68,11 @@ def main() -> None:
     arguments = parser.parse_args()
     wanted = [(run, None) for run in arguments.runs]
     wanted += [(arguments.runs[0], arguments.photos)] if arguments.photos else []
-    found = []
+    reports = []
     for run, photos in wanted:
-        found.append(report(run, photos))
-        print(json.dumps(found[-1]), flush=True)
-    print("Written to", write_result("report", {"reports": found}))
+        reports.append(report(run, photos))
+        print(json.dumps(reports[-1]), flush=True)
+    print("Written to", write_result("report", {"reports": reports}))
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ def wrk(url: str, script: Path, connections: int, seconds: float) -> dict[str, A
     text = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True).stdout
     scale = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
     latency = {
-        share: float(value) * scale[unit]
-        for share, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
+        share: float(value) * scale[suffix]
+        for share, value, suffix in re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s|m)$", text, re.MULTILINE)
     }
     errors = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     return {
@@ -136,21 +136,21 @@ class Server:
 def commands(arguments: argparse.Namespace, port: int) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Return name → (command, environment) of every server."""
     bundle, peer = str(arguments.bundle.resolve()), arguments.peer_python
-    found = {"tellapart": ([sys.executable, "-m", "tellapart", "serve", bundle, "--port", str(port)], {})}
+    servers = {"tellapart": ([sys.executable, "-m", "tellapart", "serve", bundle, "--port", str(port)], {})}
     if peer:
         environment = {"PYTHONPATH": str(PEERS), "BUNDLE": bundle}
         bentoml = ["-m", "bentoml", "serve", "serve_bentoml:Classifier", "--host", "127.0.0.1", "--port", str(port)]
-        found |= {
+        servers |= {
             "fastapi": ([peer, "serve_fastapi.py", bundle, str(port)], environment),
             "litserve": ([peer, "serve_litserve.py", bundle, str(port)], environment),
             "bentoml": ([peer, *bentoml], environment),
         }
     if arguments.keras:
-        found["fastapi + model.predict"] = (
+        servers["fastapi + model.predict"] = (
             [sys.executable, "serve_keras.py", str(arguments.keras.resolve()), str(port)],
             {"TF_CPP_MIN_LOG_LEVEL": "3"},
         )
-    return {name: value for name, value in found.items() if not arguments.only or name in arguments.only}
+    return {name: value for name, value in servers.items() if not arguments.only or name in arguments.only}
 
 
 def main() -> None:
@@ -178,24 +178,24 @@ def main() -> None:
             )
             rounds.setdefault("bare loop", []).append(json.loads(done.stdout.strip().splitlines()[-1]))
             for name, (command, environment) in commands(arguments, port := free_port()).items():
-                found: dict[str, Any] = {}
+                measured: dict[str, Any] = {}
                 for mode, connections in (("one", 1), ("many", arguments.connections)):
                     lone = {"PEER_MODE": "lone"} if mode == "one" else {}
                     server = Server(command, port, body, environment | lone)
                     try:
                         wrk(server.url, script, connections, 2)  # warms up
-                        found[mode] = wrk(server.url, script, connections, arguments.seconds)
-                        found |= {"ready_seconds": server.ready_seconds, "memory_mb": server.memory_mb()}
+                        measured[mode] = wrk(server.url, script, connections, arguments.seconds)
+                        measured |= {"ready_seconds": server.ready_seconds, "memory_mb": server.memory_mb()}
                     finally:
                         server.stop()
-                rounds.setdefault(name, []).append(found)
+                rounds.setdefault(name, []).append(measured)
     write(arguments, rounds)
 
 
 def ends(values: Iterable[float]) -> list[float]:
     """Return the smallest and the largest value over the rounds."""
-    found = list(values)
-    return [min(found), max(found)]
+    numbers = list(values)
+    return [min(numbers), max(numbers)]
 
 
 def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> None:

@@ -81,8 +81,8 @@ def summary(rounds: dict[str, list[dict]]) -> dict:
     def ratio(other: str, ours: str, theirs: str = "images_per_second") -> float:
         return statistics.median(a[ours] / b[theirs] for a, b in zip(mine, rounds[other], strict=True))
 
-    trained = [name for name, found in rounds.items() if "images_per_second" in found[0]]
-    medians = {name: statistics.median(found["images_per_second"] for found in rounds[name]) for name in trained}
+    trained = [name for name, rows in rounds.items() if "images_per_second" in rows[0]]
+    medians = {name: statistics.median(row["images_per_second"] for row in rounds[name]) for name in trained}
     cpu = ratio("keras augmentation", "augment_cpu_ms_per_image", "cpu_ms_per_image")
     ratios = {name: ratio(name, "images_per_second") for name in trained if name != "tellapart"}
     ratios |= {
@@ -115,10 +115,10 @@ def main() -> None:
             start = time.time()
             rounds[name].append(run(command))
             print(f"round {number + 1}, {name}: {time.time() - start:.0f} s {rounds[name][-1]}", flush=True)
-    found = summary(rounds)
-    what = "reference network, 224 px, batch 32, augmentation on, from files on disk"
-    path = write_result("throughput", {"what": what, **found, "rounds": rounds})
-    print(json.dumps(found, indent=2))
+    result = summary(rounds)
+    title = "reference network, 224 px, batch 32, augmentation on, from files on disk"
+    path = write_result("throughput", {"what": title, **result, "rounds": rounds})
+    print(json.dumps(result, indent=2))
     print(f"Written to {path}")
 
 

@@ -122,9 +122,9 @@ def main() -> None:
         if arguments.only and name not in arguments.only:
             continue
         for way, options in ways.items():
-            found = measure(photos(), ["--time", arguments.time, *options], budget, work, arguments.weights)
-            rows[f"{name}, {way}"] = found
-            print(f"{name}, {way}: {found}", flush=True)
+            result = measure(photos(), ["--time", arguments.time, *options], budget, work, arguments.weights)
+            rows[f"{name}, {way}"] = result
+            print(f"{name}, {way}: {result}", flush=True)
     worst = max(row["ratio"] for row in rows.values())
     name = f"time-budget-{arguments.name or arguments.time}"
     path = write_result(name, {"budget_seconds": budget, "worst_ratio": worst, "runs": rows})

@@ -30,9 +30,9 @@ def lay_out(run: Path, folder: Path) -> None:
     """Link the photos of a run into train, validation and test."""
     root = RunFolder(run).root
     for number, row in enumerate(RunFolder(run).readable().itertuples()):
-        place = folder / row.split / row.label
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"{number}{Path(row.path).suffix.lower()}").symlink_to((root / row.path).resolve())
+        class_folder = folder / row.split / row.label
+        class_folder.mkdir(parents=True, exist_ok=True)
+        (class_folder / f"{number}{Path(row.path).suffix.lower()}").symlink_to((root / row.path).resolve())
 
 
 def main() -> None:
@@ -55,9 +55,9 @@ def main() -> None:
     values = {
         "photos": arguments.photos.name,
         "command": f"tellapart train {arguments.photos.name} {' '.join(options[:2])} --set model.weights=FILE",
-        **{name: summary([found[name] for found in pairs]) for name in ("tellapart", "keras")},
+        **{name: summary([row[name] for row in pairs]) for name in ("tellapart", "keras")},
     }
-    gained = np.array([found["tellapart"]["test"] - found["keras"]["test"] for found in pairs])
+    gained = np.array([row["tellapart"]["test"] - row["keras"]["test"] for row in pairs])
     values["difference"] = {"mean": float(gained.mean()), "of_each_seed": gained.tolist()}
     if len(gained) > 1:
         interval = mean_interval(gained)

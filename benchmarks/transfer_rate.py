@@ -49,7 +49,7 @@ def row(folder: Path, arguments: argparse.Namespace, rate: float, seed: int) -> 
     """Return the validation loss of the head alone and of what a run with this rate and seed kept."""
     run = arguments.work / f"{folder.name}-{rate:g}-{seed}"
     options = ["--recipe", "transfer", "--set", f"model.weights={arguments.weights.resolve()}"]
-    found = train(folder, [*options, "--set", f"train.learning_rate={rate}"], seed, run)
+    result = train(folder, [*options, "--set", f"train.learning_rate={rate}"], seed, run)
     history = [line.split(",") for line in (run / "history.csv").read_text().splitlines()]
     column = history[0].index("val_loss")
     losses = [float(line[column]) for line in history[1:]]
@@ -61,7 +61,7 @@ def row(folder: Path, arguments: argparse.Namespace, rate: float, seed: int) -> 
         "kept_loss": min(losses),
         "gained": losses[0] - min(losses),
         "fine_tuned_losses": losses[1:],
-        "validation_accuracy": found["validation"],
+        "validation_accuracy": result["validation"],
     }
 
 

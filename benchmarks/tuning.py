@@ -30,48 +30,48 @@ from tellapart.experiments.tuning.confirmation import confirm
 from tellapart.experiments.tuning.result import Tuning
 from tellapart.settings import load_recipe
 
-SIDES = {"stopping": True, "to the end": False}
+MODES = {"stopping": True, "to the end": False}
 
 
-def searched(given: argparse.Namespace, side: str, seed: int, folder: Path, *, confirms: int = 0) -> Tuning:
+def searched(arguments: argparse.Namespace, mode: str, seed: int, folder: Path, *, confirms: int = 0) -> Tuning:
     """Run one search, or go on with it."""
     return tellapart.tune(
-        given.photos, trials=given.trials, recipe=given.recipe, changes=given.set, space=given.space, out=folder,
-        seeds=confirms, prunes=SIDES[side], seed=seed, cache=given.cache,
-        announce=lambda line: print(f"{side}: {line}"),
+        arguments.photos, trials=arguments.trials, recipe=arguments.recipe, changes=arguments.set,
+        space=arguments.space, out=folder, seeds=confirms, prunes=MODES[mode], seed=seed, cache=arguments.cache,
+        announce=lambda line: print(f"{mode}: {line}"),
     )  # fmt: skip
 
 
-def search(given: argparse.Namespace, side: str, seed: int, folder: Path) -> dict[str, Any]:
+def search(arguments: argparse.Namespace, mode: str, seed: int, folder: Path) -> dict[str, Any]:
     """Run one search and return its figures."""
-    found = searched(given, side, seed, folder)
+    result = searched(arguments, mode, seed, folder)
     return {
-        "seconds_trials": found.seconds["trials"],
-        "seconds_overhead": found.seconds["overhead"],
-        "overhead_share": found.seconds["overhead"] / found.seconds["trials"],
-        "epochs": sum(trial.curve[-1][0] for trial in found.trials if trial.curve),
-        "stopped": sum(trial.state == "stopped" for trial in found.trials),
-        "best_validation_accuracy": found.winner.accuracy,
-        "best_validation_loss": found.winner.loss,
-        "winner": found.winner.values,
+        "seconds_trials": result.seconds["trials"],
+        "seconds_overhead": result.seconds["overhead"],
+        "overhead_share": result.seconds["overhead"] / result.seconds["trials"],
+        "epochs": sum(trial.curve[-1][0] for trial in result.trials if trial.curve),
+        "stopped": sum(trial.state == "stopped" for trial in result.trials),
+        "best_validation_accuracy": result.winner.accuracy,
+        "best_validation_loss": result.winner.loss,
+        "winner": result.winner.values,
     }
 
 
-def on_test(given: argparse.Namespace, folders: dict[str, Path], seed: int) -> dict[str, Any]:
+def on_test(arguments: argparse.Namespace, folders: dict[str, Path], seed: int) -> dict[str, Any]:
     """Train both winners on fresh seeds and return what the one that was found by stopping gains on the test photos."""
-    whole, stopping = (load_recipe(folders[side] / "best.toml") for side in ("to the end", "stopping"))
+    to_the_end, stopping = (load_recipe(folders[mode] / "best.toml") for mode in ("to the end", "stopping"))
     answer = confirm(
         folders["stopping"] / "against",
         folders["stopping"] / "photos",
-        (whole, stopping),
+        (to_the_end, stopping),
         name="to the end",
-        seeds=range(101, 101 + given.confirm),
-        cache=given.cache,
-        progress=lambda what, done, total: None,
+        seeds=range(101, 101 + arguments.confirm),
+        cache=arguments.cache,
+        progress=lambda task, done, total: None,
         announce=print,
     )
     ends = [answer.gained.interval.low, answer.gained.interval.high]
-    verdict = searched(given, "stopping", seed, folders["stopping"], confirms=given.confirm).verdict
+    verdict = searched(arguments, "stopping", seed, folders["stopping"], confirms=arguments.confirm).verdict
     return {
         "search": seed,
         "gained": answer.gained.value,
@@ -94,36 +94,38 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=None)
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the searches, to go on with later")
     parser.add_argument("--name", default="tuning")
-    given = parser.parse_args()
-    place = given.keep or Path(tempfile.mkdtemp(prefix="tuning-"))
+    arguments = parser.parse_args()
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="tuning-"))
     rounds, compared = [], []
-    for number, seed in enumerate(given.seeds):
-        sides = list(SIDES)[:: 1 if number % 2 == 0 else -1]
-        folders = {side: place / f"{side.replace(' ', '-')}-{seed}" for side in SIDES}
-        found = {side: search(given, side, seed, folders[side]) for side in sides}
-        saved = 1 - found["stopping"]["seconds_trials"] / found["to the end"]["seconds_trials"]
-        rounds.append({"seed": seed, "saved": saved, **found})
-        if given.confirm:
-            compared.append(on_test(given, folders, seed))
-    best = {side: [each[side]["best_validation_accuracy"] for each in rounds] for side in SIDES}
+    for number, seed in enumerate(arguments.seeds):
+        modes = list(MODES)[:: 1 if number % 2 == 0 else -1]
+        folders = {mode: folder / f"{mode.replace(' ', '-')}-{seed}" for mode in MODES}
+        figures = {mode: search(arguments, mode, seed, folders[mode]) for mode in modes}
+        saved = 1 - figures["stopping"]["seconds_trials"] / figures["to the end"]["seconds_trials"]
+        rounds.append({"seed": seed, "saved": saved, **figures})
+        if arguments.confirm:
+            compared.append(on_test(arguments, folders, seed))
+    best = {mode: [search_round[mode]["best_validation_accuracy"] for search_round in rounds] for mode in MODES}
     values = {
-        "photos": given.photos.name,
-        "trials": given.trials,
-        "recipe": given.recipe,
-        "changes": given.set,
-        "space": given.space or "default",
-        "saved_median": statistics.median(each["saved"] for each in rounds),
-        "saved": [each["saved"] for each in rounds],
+        "photos": arguments.photos.name,
+        "trials": arguments.trials,
+        "recipe": arguments.recipe,
+        "changes": arguments.set,
+        "space": arguments.space or "default",
+        "saved_median": statistics.median(search_round["saved"] for search_round in rounds),
+        "saved": [search_round["saved"] for search_round in rounds],
         "best_validation_accuracy": best,
         "best_lost": [float(b - a) for a, b in zip(best["stopping"], best["to the end"], strict=True)],
-        "overhead_share": {side: float(np.median([each[side]["overhead_share"] for each in rounds])) for side in SIDES},
+        "overhead_share": {
+            mode: float(np.median([search_round[mode]["overhead_share"] for search_round in rounds])) for mode in MODES
+        },
         "winners_on_test": compared,
         "rounds": rounds,
     }
-    print(write_result(given.name, values))
+    print(write_result(arguments.name, values))
     print({name: values[name] for name in ("saved", "best_validation_accuracy", "overhead_share")})
-    if given.keep is None:
-        shutil.rmtree(place)
+    if arguments.keep is None:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ class Photos:
 def embeddings_of(network: keras.Model, photos: Photos, frame: pd.DataFrame, image_px: int | None = None) -> Floats:
     """Return (num_images, num_features) of photos, by a network whose first or only output they are."""
     with photos.pictures(frame, image_px or int(network.input_shape[1])) as pictures:
-        found = [part[0] if isinstance(part, list | tuple) else part for part in outputs_for(network, pictures)]
-    return np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in found])
+        outputs = [part[0] if isinstance(part, list | tuple) else part for part in outputs_for(network, pictures)]
+    return np.concatenate([np.asarray(part, np.float32).reshape(len(part), -1) for part in outputs])
 
 
 def frozen(photos: Photos, other: Photos, recipe: Recipe) -> dict:
@@ -89,7 +89,7 @@ def frozen(photos: Photos, other: Photos, recipe: Recipe) -> dict:
     for number, name in enumerate(classes):
         others = numbers != number
         detector = fit_detector(features[learned & others], numbers[learned & others], features[held_out & others])
-        known, unknown = (detector.similarity(features[test & side]) for side in (others, ~others))
+        known, unknown = (detector.similarity(features[test & selected]) for selected in (others, ~others))
         parts = {"groups": groups[test & others], "strangers": groups[test & ~others]}
         near.append(tell(detector, name, known, unknown, **parts))
     detector = fit_detector(features[learned], numbers[learned], features[held_out])
@@ -154,23 +154,24 @@ def summary(
     """Return all numbers with their intervals, and whether they are what was aimed at."""
     similarity = detector.similarity(known)
     far = [
-        tell(detector, name, similarity, detector.similarity(found), groups=groups) for name, found in strange.items()
+        tell(detector, name, similarity, detector.similarity(embeddings), groups=groups)
+        for name, embeddings in strange.items()
     ]
     share, interval = share_refused(detector, similarity, groups)
     area, between = mean_auroc(near)
     return {
         "known_test_photos_refused": {"promised": detector.refused, "share": share, "interval": _ends(interval)},
         "num_references": len(detector.references),
-        "near": {told.name: _told(told) for told in near},
+        "near": {result.name: _told(result) for result in near},
         "near_mean": {"auroc": area, "interval": _ends(between), "aim": NEAR, "reached": area >= NEAR},
-        "far": {told.name: _told(told) | {"aim": FAR, "reached": told.auroc >= FAR} for told in far},
+        "far": {result.name: _told(result) | {"aim": FAR, "reached": result.auroc >= FAR} for result in far},
     }
 
 
-def _told(told: Told) -> dict:
-    refused = {"share": told.refused, "interval": _ends(told.refused_interval)}
+def _told(result: Told) -> dict:
+    refused = {"share": result.refused, "interval": _ends(result.refused_interval)}
     return {
-        "num_images": told.num_images, "auroc": told.auroc, "interval": _ends(told.interval), "refused": refused,
+        "num_images": result.num_images, "auroc": result.auroc, "interval": _ends(result.interval), "refused": refused,
     }  # fmt: skip
 
 
@@ -194,9 +195,9 @@ def main() -> None:
         sets.append(Photos(folder, RunFolder(table), arguments.work / "cache"))
     values: dict = {"seconds_of_a_network_from_scratch": parse_duration(arguments.time) if arguments.time else None}
     for photos, other in (sets, sets[::-1]):
-        found = values[photos.folder.name] = {"frozen": frozen(photos, other, recipe)}
+        results = values[photos.folder.name] = {"frozen": frozen(photos, other, recipe)}
         if arguments.time:
-            found["scratch"] = scratch(photos, other, parse_duration(arguments.time), arguments.work)
+            results["scratch"] = scratch(photos, other, parse_duration(arguments.time), arguments.work)
     print(json.dumps(values, indent=2))
     print(f"Written to {write_result('unknown', values)}")
 
