@@ -132,6 +132,7 @@ def leakage(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     frame = manifest.frame[manifest.frame["split"] != ""]
     if frame.empty:
         return
+    # Only a split that the source gives can be leaky: one that is drawn here keeps pairs and groups together.
     splits = manifest.frame["split"].to_numpy(object)
     torn, counts = pairs[splits[pairs[:, 0]] != splits[pairs[:, 1]]], tally(manifest, pairs, splits)
     num_pairs = counts.exact_pairs + counts.near_pairs

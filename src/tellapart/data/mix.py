@@ -51,6 +51,7 @@ def draw_mixing(num_images: int, px: int, augment: Augment, rng: np.random.Gener
     mixed_draw, kind_draw = rng.random(2)
     if mixed_draw >= augment.mix_probability:
         return None
+    # A permutation: each picture is the partner of exactly one other, so none counts more than the rest.
     partners = rng.permutation(num_images)
     if augment.cutmix and (not augment.mixup or kind_draw < 0.5):
         boxes = draw_boxes(rng.beta(augment.cutmix, augment.cutmix, num_images), px, rng)

@@ -90,6 +90,7 @@ def _parts(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         length, kind = int.from_bytes(data[position : position + 4], "big"), bytes(data[position + 4 : position + 8])
         if kind == b"IDAT":
             return
+        # Both have to stand before the pixels, so the search ends at the first IDAT.
         if kind in (b"PLTE", b"tRNS"):
             yield kind, bytes(data[position + 8 : position + 8 + length])
         position += 12 + length
@@ -181,6 +182,7 @@ def _meaning(
         return colours, upper[..., -1:]
     if kind != _RGB or len(key := parts.get(b"tRNS", b"")) != 6:  # OpenCV shows a grey that is to be transparent
         return colours, None
+    # One colour is transparent; tRNS has it as 16-bit numbers whatever the samples are.
     hidden = (samples == np.frombuffer(key, ">u2")).all(axis=2, keepdims=True)
     return colours, np.where(hidden, np.uint8(0), np.uint8(255))
 
@@ -189,6 +191,7 @@ def _unpacked(raw: NDArray[np.uint8], width: int, bits: int) -> NDArray[np.uint8
     """Return (num_rows, width) uint8 of samples of 1, 2, 4 or 8 bits, several of which share a byte."""
     if bits == 8:
         return raw
+    # The leftmost pixel lies in the highest bits; the last byte of a row may have bits to spare, which are cut off.
     shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
     return ((raw[:, :, None] >> shifts) & np.uint8(2**bits - 1)).reshape(len(raw), -1)[:, :width]
 

@@ -48,6 +48,7 @@ def _identity(picture: Picture, strength: float) -> None:
 
 def _autocontrast(picture: Picture, strength: float) -> None:
     low, high = (bound(bound(picture, axis=0), axis=0).astype(np.float64) for bound in (np.min, np.max))
+    # A channel of one level cannot be stretched and stays as it is.
     wide = high > low
     scale = np.where(wide, 255 / np.maximum(high - low, 1), 1)
     table = np.clip(_LEVELS * scale - wide * low * scale, 0, 255).astype(np.uint8)  # cut off, as in ImageOps
@@ -122,6 +123,7 @@ def _posterize(picture: Picture, strength: float) -> None:
 
 def _solarize(picture: Picture, strength: float) -> None:
     threshold = np.ceil(256 * (1 - abs(strength)))
+    # OpenCV's threshold is strict: above one less is from the threshold on.
     above = cv2.threshold(picture, threshold - 1, 255, cv2.THRESH_BINARY)[1]
     np.bitwise_xor(picture, above, out=picture)
 

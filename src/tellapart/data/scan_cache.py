@@ -91,6 +91,7 @@ class ScanCache:
         base = sqlite3.connect(self._file, timeout=5.0)
         try:
             base.execute(
+                # Paths are bytes: a file's name need not be UTF-8.
                 "CREATE TABLE IF NOT EXISTS seen (path BLOB, max_pixels INTEGER, size INTEGER, time INTEGER, row TEXT, "
                 "thumbnail BLOB, PRIMARY KEY (path, max_pixels))"
             )

@@ -115,7 +115,9 @@ def _estimate(
     true: Numbers, predicted: Numbers, counts: Counts, groups: Numbers | None, name: str, average: str
 ) -> Estimate:
     lent, into = _lent(counts)
+    # Derivatives at the counts with the lent photos: where all or none are right, plain ones would show no variance.
     slopes = _Slopes.of(lent, counts.present, name, average)
+    # Each photo is a hit or not, adds to its own class, and to the class that it is taken for.
     influence = slopes.hits[true] * (true == predicted) + slopes.support[true] + slopes.named[predicted]
     of_lent = _spread_of_lent(slopes, counts.present, into)
     spread = float((influence**2).sum()) + of_lent
@@ -228,6 +230,7 @@ def _bias_of_f1(lent: Counts, counts: Counts, average: str) -> float:
     union = lent.support + lent.named - lent.hits
     jaccard = _ratio(lent.hits, union)
     photos = np.maximum(counts.support + counts.named - counts.hits, 1)
+    # Half the second derivative of 2J / (1 + J), which is below 0, times the variance of J.
     of_classes = -2 * jaccard * (1 - jaccard) / ((1 + jaccard) ** 3 * photos)
     weights = counts.present if average == "macro" else counts.support
     return float((of_classes * weights).sum() / max(weights.sum(), 1))

@@ -87,6 +87,7 @@ def effective_sizes(residuals: Floats, places: Numbers, num_places: int, groups:
     shared, single = clusters < counts, (clusters < counts) & (clusters < 2)
     # What is left of a place without the group: the jackknife's enlargement of its total.
     left = np.where(single[owners], 1.0, 1 - members / counts[owners])
+    # Squares of the groups' totals over squares of single photos: the design effect.
     between = np.bincount(owners, (np.bincount(at, residuals) / np.maximum(left, 1e-12)) ** 2, minlength=num_places)
     within = np.bincount(places, residuals**2, minlength=num_places)
     effect = np.ones(num_places)
@@ -98,6 +99,7 @@ def effective_sizes(residuals: Floats, places: Numbers, num_places: int, groups:
     # Never below 1: chance can make groups look more varied than they are.
     effect[usable] = np.maximum(total / (within[usable] + lent), 1.0)
     effect[single] = counts[single]  # a single group has no variance between groups: it is worth one photo
+    # Few groups: Student's t in place of the normal widens the interval, which counts as fewer photos.
     wider, alike = np.ones(num_places), counts[shared] ** 2 / squares[shared]
     wider[shared] = t.ppf(0.975, counts[shared] - 1) / t.ppf(0.975, np.maximum(alike - 1, 1))
     return np.asarray(counts / effect * np.where(single, 1.0, wider) ** 2)

@@ -101,6 +101,7 @@ def roc_auc(positive: NDArray[np.bool_], score: Floats, groups: Numbers | None =
     below = 1 - (ranks[~positive] - negative_ranks) / num_positive  # share of positives above each negative
     # Rank among all less rank among one's own kind: how many of the other kind lie below, without a table of pairs.
     area, few = float(above.mean()), min(num_positive, num_negative)
+    # One photo of a kind shows no variance; 1/4 is the most that numbers from 0 to 1 can have.
     spread = [values.var(ddof=1) / len(values) if len(values) > 1 else 0.25 for values in (above, below)]
     influence = np.zeros(len(positive))
     influence[positive], influence[~positive] = (above - area) / num_positive, (below - area) / num_negative
@@ -146,6 +147,7 @@ def average_precision(
     influence[order] = (hit * (precision - average) + hit * gained - lost) / count
     effect = design_effect(influence, groups) if influence.any() else _all_alike(len(hit), groups)
     variance = float((influence**2).sum()) * len(hit) / (len(hit) - 1) * effect
+    # What positives add to the precision at their own scores: half of it is taken off for the interval, see above.
     own = float((hit * (1 - precision) / num_predicted).sum()) / count * _all_alike(len(hit), groups)
     ends = _as_share(max(average - own / 2, 0.0), variance, (count - 1) / effect, count / effect)
     return average, Interval(min(ends.low, average), max(ends.high, average))

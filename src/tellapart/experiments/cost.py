@@ -84,6 +84,7 @@ def with_speed(runs: Sequence[Path], costs: Sequence[Cost], progress: Progress =
     from tellapart.evaluation.predict import load  # Keras: seconds to import, and only here
 
     classifiers = [load(run) for run in runs]
+    # Noise: what is on a picture does not change how long a network takes.
     pictures = np.random.default_rng(0).integers(0, 256, (max(BATCH_SIZES), _PICTURE_PX, _PICTURE_PX, 3), np.uint8)
     laps: list[dict[int, list[float]]] = [{count: [] for count in BATCH_SIZES} for _ in runs]
     for done in range(_WARM_UP + _ROUNDS):

@@ -26,6 +26,7 @@ def build_for_training(settings: Model, num_classes: int, *, precision: str = "f
 
     Its variables are those of `build`, in the same order: `copy_weights` passes them on.
     """
+    # Imported for the backend in use only: each of the two needs what the other backend does not have.
     chain = one_by_one
     if keras.backend.backend() == "tensorflow":
         from tellapart.models.fused import fused as chain

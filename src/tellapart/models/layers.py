@@ -224,10 +224,12 @@ def _has_feature_maps(layer: keras.layers.Layer) -> bool:
         shape = layer.output.shape
     except (AttributeError, ValueError):  # never called, or called at several places
         return False
+    # Maps of one pixel, as a pooling that keeps its axes leaves them, show no place.
     return len(shape) == 4 and (shape[1], shape[2]) != (1, 1)
 
 
 def _filled(array: NDArray, count: int) -> NDArray:
+    # With copies of the first row, which are computed and thrown away: compilers see one shape only.
     return np.concatenate([array, np.repeat(array[:1], count - len(array), axis=0)])
 
 

@@ -128,6 +128,8 @@ def average_gradient(raw: Activations, bias: Floats, upstream: Floats, slope: Fl
 def _moments(sums: Floats, pixels: int) -> tuple[Floats, Floats]:
     """Return mean and biased variance from each picture's sum and sum of squares; a NaN stays one."""
     with np.errstate(invalid="ignore", over="ignore"):  # a loss that is not finite is reported by who sees it
+        # Sums of sums, in float64 over pictures: off by 0.00001 where oneDNN's float32 statistics were off by 0.02 in
+        # outputs of size 118 (docs/decisions.md). Rounding may still bring a variance below 0.
         mean, square = sums[:, :2].mean(0, dtype=np.float64) / pixels
         return mean.astype(np.float32), np.maximum(square - mean * mean, 0).astype(np.float32)
 

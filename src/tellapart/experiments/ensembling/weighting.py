@@ -135,6 +135,7 @@ def greedy(of_truth: Floats, seed: int = 0, *, steps: int = STEPS, bags: int = B
         return _drop_small_weights(_climbed(of_truth, steps))
     rng, total = generator(seed, "bags"), np.zeros(count)
     for _ in range(bags):
+        # Half of the members each time: what one validation set prefers by chance is averaged out.
         bag = np.sort(rng.choice(count, math.ceil(count / 2), replace=False))
         total[bag] += _climbed(of_truth[bag], steps)
     return _drop_small_weights(total / bags)
@@ -177,6 +178,7 @@ def _climbed(of_truth: Floats, steps: int) -> Floats:
     counts = np.zeros(len(of_truth))
     counts[order[:first]] = 1
     total = sums[first - 1]
+    # Each step adds the member that helps most, but may make things worse: the best on the way is kept.
     best, lowest = counts.copy(), float(-np.log(total / first).mean())
     for size in range(first + 1, first + steps + 1):
         # Every member is tried as the next one at once, a row each.

@@ -122,6 +122,7 @@ def opened_study(
         with reachable(url, lost=True):
             yield study
     finally:
+        # Optuna leaves connections open. The storage was made here, so it is closed here.
         storage.remove_session()
         storage.engine.dispose()
 

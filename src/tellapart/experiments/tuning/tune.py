@@ -107,6 +107,7 @@ def tune(
     _claim(search, os.path.abspath(photos), storage)
 
     # Search
+    # Held to the end: who gets the lock prepares the photos and confirms the winner, everybody else helps.
     with locked(folder / ".owner", wait=False) as is_first:
         if is_first:
             search = _prepare(search, photos, progress, announce)
@@ -209,6 +210,7 @@ def _await_preparation(search: Search, progress: Progress) -> Search:
     while not chosen.exists():
         progress("waiting for the photos to be prepared", 0, 1)
         with locked(search.folder / ".owner", wait=False) as is_free:
+            # The owner holds its lock as long as it lives: a free lock without the file means that it died.
             if is_free:
                 raise RunError(f"The process that prepared {search.folder} has ended early. Run the command again.")
         time.sleep(0.5)

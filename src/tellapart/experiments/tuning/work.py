@@ -82,6 +82,7 @@ def work(order: SearchJob, *, worker: int, progress: Progress, announce: Announc
             news.tell()
             progress("waiting for the trials of other workers", finished, order.trials)
 
+        # Under the lock, or two first workers would both queue the recipe as it is.
         with locked(lock):
             begin_with(study, values_of(search.recipe, search.space))
         began = time.perf_counter()
@@ -91,6 +92,7 @@ def work(order: SearchJob, *, worker: int, progress: Progress, announce: Announc
         if clock.seconds:
             overhead = time.perf_counter() - began - waited - clock.seconds
             times = {"trials": clock.seconds, "overhead": overhead}
+            # A name of its own for each worker: attributes are overwritten, and workers may be on other machines.
             study.set_user_attr(_TIMES + uuid.uuid4().hex[:12], times)
         news.tell()
 
