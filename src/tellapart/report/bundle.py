@@ -61,9 +61,10 @@ def evaluate_bundle(
             progress("predicting", end, len(pictures))
     probabilities = np.concatenate(rows)
     metrics = measure_sides(frame, probabilities, classifier.classes, trained_on=False)
-    found: dict[str, Any] = plain({"bundle": classifier.identity, "runtime": classifier.runtime, **metrics})
-    place = Path(out) if out is not None else Path(f"evaluation-{Path(photos).resolve().stem}")
-    place.mkdir(parents=True, exist_ok=True)
-    write_json(place / "evaluation.json", found)
-    write_text(place / "predictions.csv", csv_text(prediction_table(frame, probabilities, classifier.classes)))
-    return found
+    evaluation: dict[str, Any] = plain({"bundle": classifier.identity, "runtime": classifier.runtime, **metrics})
+    # Never into the bundle: a file without a checksum there keeps it from being opened.
+    out_folder = Path(out) if out is not None else Path(f"evaluation-{Path(photos).resolve().stem}")
+    out_folder.mkdir(parents=True, exist_ok=True)
+    write_json(out_folder / "evaluation.json", evaluation)
+    write_text(out_folder / "predictions.csv", csv_text(prediction_table(frame, probabilities, classifier.classes)))
+    return evaluation

@@ -67,18 +67,21 @@ def evaluate(
         root, manifest = photos_of_run(folder)
     else:
         root, manifest = other_photos(Path(photos), classifier.classes, progress)
-    place = Path(out) if out is not None else folder / ("report" if photos is None else f"report-{Path(photos).stem}")
-    place.mkdir(parents=True, exist_ok=True)
+    out_folder = (
+        Path(out) if out is not None else folder / ("report" if photos is None else f"report-{Path(photos).stem}")
+    )
+    out_folder.mkdir(parents=True, exist_ok=True)
     store = Path(cache) if cache is not None else default_cache()
     own = folder if photos is None else None
     with (subject := open_subject(classifier, root, manifest, cache=store, run=own, progress=progress)).pictures:
         examination = Examination(subject, folder, photos is None, _health(folder), progress)
         values: dict[str, Any] = plain(examine(examination, announce))
-        write_json(place / "evaluation.json", values)
-        write_json(place / "quality_range.json", plain(range_to_json(examination.found["quality"])))
+        # The page comes last: where drawing it fails, the numbers are there.
+        write_json(out_folder / "evaluation.json", values)
+        write_json(out_folder / "quality_range.json", plain(range_to_json(examination.found["quality"])))
         if (labels := examination.found["labels"]) is not None:
-            write_text(place / "labels.csv", csv_text(labels.drop(columns="position")))
-        page = write_page(place / "report.html", examination, PARTS)
+            write_text(out_folder / "labels.csv", csv_text(labels.drop(columns="position")))
+        page = write_page(out_folder / "report.html", examination, PARTS)
     return Report(page, values)
 
 

@@ -42,8 +42,9 @@ def learning_curve(history: pd.DataFrame, name: str, best_epoch: int) -> str:
     def draw(panel: Any) -> None:
         panel.plot(history["epoch"], history[name], color=ORANGE, label="train (augmented)")
         if f"val_{name}" in history:
-            seen = history.dropna(subset=[f"val_{name}"])
-            panel.plot(seen["epoch"], seen[f"val_{name}"], color=BLUE, linestyle="--", label="validation")
+            # Not every epoch is validated: the line goes from one that was to the next.
+            validated = history.dropna(subset=[f"val_{name}"])
+            panel.plot(validated["epoch"], validated[f"val_{name}"], color=BLUE, linestyle="--", label="validation")
             panel.legend(frameon=False)
         panel.axvline(best_epoch, color=GREY, linestyle=":", linewidth=1)
         panel.annotate(f"best: {best_epoch}", (best_epoch, 0.98), xycoords=("data", "axes fraction"), color=GREY,
@@ -89,16 +90,17 @@ def precision_recall(curves: Sequence[Curve]) -> str:
     return svg(draw, f"Precision against recall; average precision: {areas}.", "precision and recall", square=True)
 
 
-def reliability(found: Calibration, title: str) -> str:
+def reliability(measured: Calibration, title: str) -> str:
     """Draw accuracy against confidence, with intervals, and how many images each point stands for."""
 
     def draw(panel: Any) -> None:
         panel.plot([0, 1], [0, 1], color="#cccccc", linewidth=1)
-        filled = [part for part in found.bins if part.num_images]
+        filled = [part for part in measured.bins if part.num_images]
         x = np.array([part.confidence for part in filled])
         y = np.array([part.accuracy for part in filled])
         ends = np.array([(part.accuracy - part.interval.low, part.interval.high - part.accuracy) for part in filled])
         sizes = 10 + 120 * np.array([part.num_images for part in filled]) / max(part.num_images for part in filled)
+        # matplotlib refuses negative lengths, which rounding gives where an interval ends at the value.
         panel.errorbar(x, y, yerr=np.maximum(ends.T, 0), fmt="none", ecolor=GREY, linewidth=1)
         panel.scatter(x, y, s=sizes, color=BLUE, zorder=3)
         panel.set_xlim(0, 1)
@@ -106,19 +108,19 @@ def reliability(found: Calibration, title: str) -> str:
         panel.set_xlabel("how sure the model is")
         panel.set_ylabel("how often it is right")
 
-    return svg(draw, f"Reliability, {title}: expected calibration error {found.ece:.3f}.", title, square=True)
+    return svg(draw, f"Reliability, {title}: expected calibration error {measured.ece:.3f}.", title, square=True)
 
 
-def answered(found: Abstention) -> str:
+def answered(measured: Abstention) -> str:
     """Draw accuracy against the share of images that are answered."""
 
     def draw(panel: Any) -> None:
-        panel.fill_between(100 * found.answered, found.low, found.high, color=BLUE, alpha=0.2, linewidth=0)
-        panel.plot(100 * found.answered, found.accuracy, color=BLUE)
+        panel.fill_between(100 * measured.answered, measured.low, measured.high, color=BLUE, alpha=0.2, linewidth=0)
+        panel.plot(100 * measured.answered, measured.accuracy, color=BLUE)
         panel.set_xlabel("% of the images that are answered")
         panel.set_ylabel("accuracy on those")
 
-    text = f"Accuracy {found.accuracy[-1]:.3f} when all are answered, {_half(found):.3f} when half of them are."
+    text = f"Accuracy {measured.accuracy[-1]:.3f} when all are answered, {_half(measured):.3f} when half of them are."
     return svg(draw, text, "leaving the unsure ones to a person")
 
 
@@ -138,6 +140,7 @@ def similarities(kinds: Mapping[str, NDArray[np.float32]], threshold: float) -> 
             if number == 0:
                 panel.hist(values, edges, weights=weights, color=BLUE, alpha=0.3, label=_in_legend(name))
             else:
+                # Lines differ by more than colour, for those who see none and for paper.
                 how = {"color": _CLASSES[number], "linestyle": _LINES[(number - 1) % len(_LINES)], "linewidth": 1.3}
                 panel.hist(values, edges, weights=weights, histtype="step", label=_in_legend(name), **how)
         panel.axvline(threshold, color=GREY, linewidth=1)
@@ -186,8 +189,8 @@ def quality_measure(bins: pd.DataFrame, name: str, overall: float) -> str:
     return svg(draw, f"Accuracy by {title}: {low:.3f} to {high:.3f} over ranges of equal number.", title, small=True)
 
 
-def _half(found: Abstention) -> float:
-    return float(found.accuracy[int(np.abs(found.answered - 0.5).argmin())])
+def _half(measured: Abstention) -> float:
+    return float(measured.accuracy[int(np.abs(measured.answered - 0.5).argmin())])
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -215,11 +218,12 @@ def svg(draw: Callable[[Any], None], text: str, title: str, *, square: bool = Fa
     settings: Any = {
         "text.parse_math": False,
         "svg.fonttype": "none",
-        "svg.hashsalt": title,
+        "svg.hashsalt": title,  # else ids are random, and the same report differs each time
         "font.family": "sans-serif",
         "font.size": 9,
     }
     with rc_context(settings):
+        # Without pyplot, whose state is the whole process's: a report may be made inside of a notebook.
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         panel = figure.subplots()
@@ -229,6 +233,7 @@ def svg(draw: Callable[[Any], None], text: str, title: str, *, square: bool = Fa
         draw(panel)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    # From a file of its own to a part of a page: no prologue, no fixed size, a title, ids that no other figure has.
     drawn = stream.getvalue()
     element = drawn[drawn.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

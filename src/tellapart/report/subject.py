@@ -52,9 +52,9 @@ class Subject:
     unreadable: tuple[tuple[str, str], ...]
     temperature: float | None
 
-    def at(self, side: str) -> NDArray[np.int64]:
+    def at(self, split: str) -> NDArray[np.int64]:
         """Return the positions of the photos in one split."""
-        return np.flatnonzero((self.frame["split"] == side).to_numpy())
+        return np.flatnonzero((self.frame["split"] == split).to_numpy())
 
 
 def photos_of_run(run: Path) -> tuple[Path, pd.DataFrame]:
@@ -78,6 +78,7 @@ def other_photos(photos: Path, classes: list[str], progress: Progress = no_progr
     frame = manifest.frame
     if (frame["split"] == "").all():
         frame = frame.assign(split="test")
+    # Near copies count as one: intervals would be too narrow otherwise.
     return manifest.root, frame.assign(unit=units(manifest, near_duplicates(manifest)))
 
 
@@ -102,13 +103,15 @@ def open_subject(
     pictures = open_rows(
         root, frame, classifier.image_px, folder=cache, max_pixels=classifier.max_pixels, progress=progress
     )
-    kept = saved_outputs(RunFolder(run), classifier.model, pictures) if run else None
-    features, probabilities = kept or features_and_probabilities(classifier.model, pictures, progress)
+    # What training has kept saves a forward pass over all photos.
+    saved = saved_outputs(RunFolder(run), classifier.model, pictures) if run else None
+    features, probabilities = saved or features_and_probabilities(classifier.model, pictures, progress)
+    # NaN would spread to every measure: such rows become even ones and are counted, and the verdict says so first.
     finite = np.asarray(np.isfinite(probabilities).all(axis=1))
     probabilities = np.where(finite[:, None], probabilities, 1 / len(classifier.classes)).astype(np.float64)
     index = {name: number for number, name in enumerate(classifier.classes)}
     numbers = np.array([index[label] for label in frame["label"]], np.int64)
-    sides = [side for side in SPLITS if (frame["split"] == side).any()]
+    splits = [split for split in SPLITS if (frame["split"] == split).any()]
     return Subject(
         model=classifier.model,
         classes=classifier.classes,
@@ -119,7 +122,7 @@ def open_subject(
         features=np.nan_to_num(features),
         probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
         num_not_finite=int((~finite).sum()),
-        main=sides[-1],
+        main=splits[-1],
         unreadable=tuple(zip(bad["path"], bad["error"], strict=True)),
         temperature=classifier.temperature,
     )

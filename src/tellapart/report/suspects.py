@@ -33,18 +33,25 @@ def suspects(subject: Subject, *, own_photos: bool, progress: Progress = no_prog
     if trained_on.any():
         if np.bincount(subject.numbers[trained_on], minlength=len(subject.classes)).min() < 2:
             raise InputError("A class has fewer than two training photos.")
-        unit = frame["unit"].to_numpy() if "unit" in frame else np.arange(len(frame))
+        # The network has learned the labels of its training photos, wrong ones too, and would confirm them: each one is
+        # judged by a model that has not seen its label, nor that of its copies.
+        groups = frame["unit"].to_numpy() if "unit" in frame else np.arange(len(frame))
         probabilities = out_of_sample(
-            subject.features, subject.numbers, probabilities, trained_on, np.asarray(unit, np.int64), progress=progress
+            subject.features,
+            subject.numbers,
+            probabilities,
+            trained_on,
+            np.asarray(groups, np.int64),
+            progress=progress,
         )
-    found = suspected_labels(subject.numbers, probabilities)
-    rows = frame.iloc[found["position"]]
+    ranking = suspected_labels(subject.numbers, probabilities)
+    rows = frame.iloc[ranking["position"]]
     return pd.DataFrame({
-        "position": found["position"],
+        "position": ranking["position"],
         "path": rows["path"].astype(object).reset_index(drop=True),
         "split": rows["split"].astype(object).reset_index(drop=True),
         "label": rows["label"].astype(object).reset_index(drop=True),
-        "suggested": np.asarray(subject.classes, object)[found["suggested"]],
-        "quality": found["quality"],
-        "suspected": found["suspected"],
+        "suggested": np.asarray(subject.classes, object)[ranking["suggested"]],
+        "quality": ranking["quality"],
+        "suspected": ranking["suspected"],
     })  # fmt: skip

@@ -42,13 +42,14 @@ def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
         parts: whose advice counts.
     """
     subject, metrics = examination.subject, examination.found["metrics"]
-    side = metrics.of_main
-    limits = side.get("intervals", {}).get("accuracy")
+    measured = metrics.of_main
+    limits = measured.get("intervals", {}).get("accuracy")
     between = f"95 % interval {percent(limits[0])} to {percent(limits[1])}" if limits else "photos it was trained on"
     headline = (
-        f"{percent(side['accuracy'])} of {side['num_images']:,} {subject.main} photos are classified correctly "
+        f"{percent(measured['accuracy'])} of {measured['num_images']:,} {subject.main} photos are classified correctly "
         f"({between})."
     )
+    # Worst first: what makes the numbers untrue, then what only calls for a look.
     problems = [f["message"] for f in examination.health if f["severity"] == "falsifies"]
     problems += [f["message"] for f in examination.health if f["severity"] == "warning"]
     if subject.num_not_finite:
@@ -59,6 +60,7 @@ def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
     advice = [step for part in parts for step in part.advice(examination, examination.found[part.name])]
     if falsified:
         advice.append(Advice(1, "Fix the data first: the findings below would make any model look better than it is."))
+    # Every part may advise; steps come in the order of what they should bring, whichever part they are from.
     steps = [step.text for step in sorted(advice, key=lambda step: step.urgency)]
     shortcuts = examination.found["shortcuts"]
     doubtful = falsified or (shortcuts is not None and shortcuts.alarm)
@@ -68,18 +70,18 @@ def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
 
 
 def _sentences(examination: Examination, metrics: Metrics) -> list[str]:
-    side = metrics.of_main
-    chance = float(np.bincount(examination.true).max() / side["num_images"])
+    measured = metrics.of_main
+    chance = float(np.bincount(examination.true).max() / measured["num_images"])
     compared = f"Always predicting the most frequent class would be right in {percent(chance)}"
     if metrics.baseline is not None:
         value, limits = metrics.baseline
         between = f"{percent(limits.low)} to {percent(limits.high)}"
         compared += f"; a linear model on 8 × 8 coloured squares in {percent(value)} ({between})"
     lines = [compared + "."]
-    worst = min(side["per_class"], key=lambda name: side["per_class"][name]["f1"])
+    worst = min(measured["per_class"], key=lambda name: measured["per_class"][name]["f1"])
     lines.append(
-        f"The hardest class is {worst}: precision {percent(side['per_class'][worst]['precision'])}, "
-        f"recall {percent(side['per_class'][worst]['recall'])}."
+        f"The hardest class is {worst}: precision {percent(measured['per_class'][worst]['precision'])}, "
+        f"recall {percent(measured['per_class'][worst]['recall'])}."
     )
     if "train" in metrics.metrics and metrics.main != "train":
         lines.append(

@@ -33,12 +33,12 @@ def _view(e: Examination, value: Attributions | None) -> dict[str, Any]:
     if value is None:
         return {"looks": {}, "sanity": []}
     return {
-        "looks": _looks(e, value),
+        "looks": _class_pictures(e, value),
         "sanity": list(zip(value.sanity.layers, value.sanity.correlation, strict=True)),
     }
 
 
-def _looks(e: Examination, found: Attributions) -> dict[str, Any]:
+def _class_pictures(e: Examination, attributions: Attributions) -> dict[str, Any]:
     """Return the pictures of what the network sees: class maps, feature maps, and the channels of each class."""
     subject, at, predicted, sure = e.subject, e.at, e.predicted, e.probabilities.max(axis=1)
     classes = []
@@ -47,18 +47,19 @@ def _looks(e: Examination, found: Attributions) -> dict[str, Any]:
         if not len(right):
             continue
         best = right[np.argsort(-sure[right], kind="stable")[:SUREST]]
-        maps = zip(np.sort(best).tolist(), found.of(best), strict=True)
+        # `of` returns maps in the order of slots, whatever the order of its argument: so slots are sorted.
+        maps = zip(np.sort(best).tolist(), attributions.of(best), strict=True)
         shown = [encoded(overlay(subject.pictures.read(int(at[slot])), heat), 80) for slot, heat in maps]
-        mean = found.of(right).mean(axis=0)
-        patches = found.patches[number]
-        strongest = np.argsort(-found.channels.importance[:, number], kind="stable")[:3]
+        mean = attributions.of(right).mean(axis=0)
+        patches = attributions.patches[number]
+        strongest = np.argsort(-attributions.channels.importance[:, number], kind="stable")[:3]
         channels = [
             {
                 "channel": int(channel),
-                "importance": float(found.channels.importance[channel, number]),
+                "importance": float(attributions.channels.importance[channel, number]),
                 "photos": [
-                    encoded(subject.pictures.read(int(found.channel_photos[place])), 75)
-                    for place in found.channels.strongest[channel][:4]
+                    encoded(subject.pictures.read(int(attributions.channel_photos[index])), 75)
+                    for index in attributions.channels.strongest[channel][:4]
                 ],
             }
             for channel in strongest
@@ -73,9 +74,9 @@ def _looks(e: Examination, found: Attributions) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "classes": classes,
-        "layer": found.channels.layer,
+        "layer": attributions.channels.layer,
         "layers": _feature_maps(e),
-        "num_maps": len(found.slots),
+        "num_maps": len(attributions.slots),
     }
 
 
@@ -87,6 +88,7 @@ def _feature_maps(e: Examination) -> list[dict[str, Any]]:
     surest = int(e.at[int(e.probabilities.max(axis=1).argmax())])
     rows = []
     for name, outputs in feature_maps(subject.model, subject.pictures.read(surest)[None], at_most=_LAYERS).items():
+        # What is not finite is drawn as nothing; the strongest maps are those that vary most over the picture.
         maps = np.nan_to_num(outputs[0], nan=0.0, posinf=0.0, neginf=0.0).clip(-1e9, 1e9)
         best = np.argsort(-maps.std(axis=(0, 1)), kind="stable")[:_FEATURE_MAPS]
         rows.append({

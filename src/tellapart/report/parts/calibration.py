@@ -55,19 +55,20 @@ def _calibrations(e: Examination) -> tuple[Calibration, Calibration | None, floa
     A run's network has the temperature inside; one that was made before runs were calibrated gets it here.
     """
     subject, true, groups, held_out = e.subject, e.true, e.groups, e.held_out
-    given, temperature = e.probabilities, subject.temperature
+    probabilities, temperature = e.probabilities, subject.temperature
+    # As trained means without the temperature: dividing the logits by its inverse takes it out again.
     if temperature is not None:
         return (
-            calibration(true, at_temperature(given, 1 / temperature), groups),
-            calibration(true, given, groups),
+            calibration(true, at_temperature(probabilities, 1 / temperature), groups),
+            calibration(true, probabilities, groups),
             temperature,
         )
     if not len(held_out):
         e.missing["temperature scaling"] = "There are no validation photos to fit it on."
-        return calibration(true, given, groups), None, None
+        return calibration(true, probabilities, groups), None, None
     temperature = fit_temperature(subject.numbers[held_out], subject.probabilities[held_out])
-    scaled = calibration(true, at_temperature(given, temperature), groups)
-    return calibration(true, given, groups), scaled, temperature
+    scaled = calibration(true, at_temperature(probabilities, temperature), groups)
+    return calibration(true, probabilities, groups), scaled, temperature
 
 
 def _sets(e: Examination) -> pd.DataFrame | None:
@@ -78,6 +79,7 @@ def _sets(e: Examination) -> pd.DataFrame | None:
         return None
     rows = []
     for coverage in COVERAGES:
+        # Fitted on validation photos and counted on those that the report is about, which had no part in the fit.
         threshold = conformal_threshold(subject.numbers[held_out], subject.probabilities[held_out], coverage)
         sets = conformal_sets(subject.probabilities[at], threshold)
         covered = sets[np.arange(len(at)), subject.numbers[at]]
@@ -100,9 +102,9 @@ def _to_json(value: Sureness) -> dict[str, Any]:
     }
 
 
-def _measures(found: Calibration) -> dict[str, Any]:
-    values = {name: getattr(found, name) for name in ("ece", "ece_plain", "brier", "log_loss")}
-    return values | {"intervals": {name: ends(limits) for name, limits in found.intervals.items()}}
+def _measures(measured: Calibration) -> dict[str, Any]:
+    values = {name: getattr(measured, name) for name in ("ece", "ece_plain", "brier", "log_loss")}
+    return values | {"intervals": {name: ends(limits) for name, limits in measured.intervals.items()}}
 
 
 def _view(e: Examination, value: Sureness) -> dict[str, Any]:

@@ -42,8 +42,8 @@ class Metrics:
     @property
     def of_main(self) -> dict[str, Any]:
         """The metrics of the split that the report is about."""
-        found: dict[str, Any] = self.metrics[self.main]
-        return found
+        metrics: dict[str, Any] = self.metrics[self.main]
+        return metrics
 
     @property
     def overfits(self) -> bool:

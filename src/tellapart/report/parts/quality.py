@@ -60,15 +60,16 @@ def _large_pictures(e: Examination) -> tuple[NDArray[np.uint8], pd.DataFrame]:
     Of one that has changed since the scan the small picture is enlarged, and its quality is not known.
     """
     subject, at = e.subject, e.at
-    side = max(CORRUPTED_PX, subject.pictures.image_px)
-    pictures = np.empty((len(at), side, side, 3), np.uint8)
+    # The corruptions are defined for 224 px: on smaller pictures the same severity would be worse.
+    large_px = max(CORRUPTED_PX, subject.pictures.image_px)
+    pictures = np.empty((len(at), large_px, large_px, 3), np.uint8)
     rows = []
     for slot, position in enumerate(at):
         path = subject.root / subject.frame["path"].iloc[position]
         try:
-            pictures[slot], quality = decode_and_measure(read_file(path), side)
+            pictures[slot], quality = decode_and_measure(read_file(path), large_px)
         except DecodeError:
-            pictures[slot], quality = resize(subject.pictures.read(int(position)), side), UNKNOWN
+            pictures[slot], quality = resize(subject.pictures.read(int(position)), large_px), UNKNOWN
         rows.append(quality.to_dict())
         if slot % 32 == 31 or slot + 1 == len(at):
             e.progress("measuring quality", slot + 1, len(at))
@@ -94,13 +95,14 @@ def _to_json(value: Quality) -> dict[str, Any]:
 
 def range_to_json(value: Quality) -> dict[str, Any]:
     """Return what ``quality_range.json`` says: limits by measure, which are infinite where nothing limits it."""
-    found = value.quality_range
-    return {"accuracy": found.accuracy, "limits": found.limits, "bins": found.bins.to_dict("records")}
+    limits = value.quality_range
+    return {"accuracy": limits.accuracy, "limits": limits.limits, "bins": limits.bins.to_dict("records")}
 
 
 def _view(e: Examination, value: Quality) -> dict[str, Any]:
     del e
-    robust, found = value.robustness, value.quality_range
+    robust, limits = value.robustness, value.quality_range
+    # One axis for all kinds of damage: their pictures can be compared.
     lowest = float(np.floor(10 * robust.runs["low"].min()) / 10)
     return {
         "corruptions": [
@@ -108,8 +110,8 @@ def _view(e: Examination, value: Quality) -> dict[str, Any]:
             for name, runs in robust.runs.groupby("corruption", sort=False)
         ],
         "quality_range": [
-            figures.quality_measure(bins, str(name), found.accuracy)
-            for name, bins in found.bins.groupby("measure", sort=False)
+            figures.quality_measure(bins, str(name), limits.accuracy)
+            for name, bins in limits.bins.groupby("measure", sort=False)
             if len(bins) > 1
         ],
     }

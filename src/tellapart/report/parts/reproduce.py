@@ -42,7 +42,8 @@ def made_by(run: Path, record: RunRecord) -> str:
             ["tellapart train", record.request.photos, f"--time {record.request.time_budget:.0f}s", *shared]
         )
     standings = read_json(run / "ensemble.json")["standings"]
-    members = list(dict.fromkeys(each["run"] for each in standings))
+    # Snapshots of one run are several members of one name.
+    members = list(dict.fromkeys(standing["run"] for standing in standings))
     return " ".join(["tellapart ensemble", *members, *(["--snapshots"] if len(standings) > len(members) else [])])
 
 

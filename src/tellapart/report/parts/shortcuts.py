@@ -15,13 +15,14 @@ from tellapart.report.shortcuts import Shortcuts, shortcuts
 
 def _compute(e: Examination) -> Shortcuts | None:
     """Hide centres and surroundings. Needs the part "attribution" before it; without heat maps there is nothing."""
-    looks = e.found["attribution"]
-    if looks is None:
+    attributions = e.found["attribution"]
+    if attributions is None:
         return None
+    # The same choice as in `attribution.look`, all of which have a map: `of` returns one for each of them.
     some = spread(e.true, how_many(SOME, e.subject.pictures.image_px))
     pictures = e.subject.pictures.batch(e.at[some])
     predict = functools.partial(predict_arrays, e.subject.model)
-    return shortcuts(predict, pictures, e.true[some], looks.of(some), e.groups_at(e.at[some]))
+    return shortcuts(predict, pictures, e.true[some], attributions.of(some), e.groups_at(e.at[some]))
 
 
 def _to_json(value: Shortcuts | None) -> dict[str, Any]:

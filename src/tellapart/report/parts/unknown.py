@@ -78,15 +78,16 @@ def _far(e: Examination, detector: UnknownDetector, known: NDArray[np.float32]) 
     """Show the network noise and, unless it was trained on them, drawn shapes."""
     image_px = e.subject.pictures.image_px
     count, network = how_many(_FAR, image_px), feature_model(e.subject.model)
+    # A network of the demo knows drawn shapes: to it they are not strange.
     kinds = {"noise": noise_pictures}
     if not set(e.subject.classes) <= set(CLASSES):
         kinds["drawn shapes"] = drawn_pictures
-    found = []
+    results = []
     for done, (name, make) in enumerate(kinds.items(), start=1):
         _, embeddings = outputs_of_arrays(network, make(count, image_px))
-        found.append(tell(detector, name, known, detector.similarity(embeddings), groups=e.groups))
+        results.append(tell(detector, name, known, detector.similarity(embeddings), groups=e.groups))
         e.progress("looking at strange pictures", done, len(kinds))
-    return tuple(found)
+    return tuple(results)
 
 
 def _is_exact(run: RunFolder) -> bool:
