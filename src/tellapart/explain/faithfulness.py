@@ -59,11 +59,14 @@ class Faith:
     def __init__(self, model: keras.Model, images: Images, targets: Targets) -> None:
         self.model, self.images, self.targets = model, images, targets
         self._cover = blurred(images)
+        # Both curves have the same two ends: nothing hidden, and everything.
         self._ends = [self._probability(shown) for shown in (images, self._cover)]
         self._chance = self.areas(smooth_noise(images.shape[:3], generator(0, "random maps")))
 
     def of(self, heat: Floats) -> Faithfulness:
         """Measure a method's maps, (num_images, height, width)."""
+        # Places of equal heat must not be taken in the order of the pixels, which would be an opinion too: ties are
+        # broken at random, in the same way each time.
         ties = generator(0, "ties").random(heat.shape, np.float32)
         ours, chance = self.areas(heat + 1e-6 * ties), self._chance
         gains = chance[0] - ours[0], ours[1] - chance[1]
@@ -80,13 +83,13 @@ class Faith:
     def areas(self, heat: Floats) -> tuple[Floats, Floats]:
         """Return each image's areas under the deletion and the insertion curve, (num_images,) float32 each."""
         ranks = _ranks(heat)
-        pixels, (whole, hidden) = ranks.shape[1] * ranks.shape[2], self._ends
-        deletion, insertion = [whole], [hidden]
+        pixels, (uncovered, covered) = ranks.shape[1] * ranks.shape[2], self._ends
+        deletion, insertion = [uncovered], [covered]
         for step in range(1, _STEPS):
             hot = (ranks < round(step * pixels / _STEPS))[..., None]
             deletion.append(self._probability(np.where(hot, self._cover, self.images)))
             insertion.append(self._probability(np.where(hot, self.images, self._cover)))
-        curves = [*deletion, hidden], [*insertion, whole]
+        curves = [*deletion, covered], [*insertion, uncovered]
         below, above = (np.trapezoid(np.stack(curve), dx=1 / _STEPS, axis=0) for curve in curves)
         return np.asarray(below, np.float32), np.asarray(above, np.float32)
 
@@ -124,8 +127,9 @@ def weight_randomisation(model: keras.Model, images: Images, targets: Targets, m
     from scipy.stats import spearmanr
 
     trained = method(model, images, targets)
-    kept, rng = model.get_weights(), generator(0, "forgetting")
+    trained_weights, rng = model.get_weights(), generator(0, "forgetting")
     names, correlations = [], []
+    # The caller's own network is taken apart: whatever fails on the way, it must be whole again.
     try:
         for layer in reversed([layer for layer in model.layers if layer.weights]):
             layer.set_weights([_shuffled(weight, rng) for weight in layer.get_weights()])
@@ -134,7 +138,7 @@ def weight_randomisation(model: keras.Model, images: Images, targets: Targets, m
             names.append(layer.name)
             correlations.append(float(np.mean(pairs)))
     finally:
-        model.set_weights(kept)
+        model.set_weights(trained_weights)
     return Sanity(tuple(names), tuple(correlations))
 
 

@@ -124,15 +124,16 @@ def explain_files(
     cells: list[tuple[NDArray[np.uint8], str]] = []
     unreadable: list[tuple[Path, str]] = []
     for start in range(0, len(images), _AT_ONCE):
-        for found in _part_of_maps(classifier, images[start : start + _AT_ONCE], start, method, label):
-            path = Path(found.path)
-            if found.label is None:
-                unreadable.append((path, found.error))
+        for heat_map in _part_of_maps(classifier, images[start : start + _AT_ONCE], start, method, label):
+            path = Path(heat_map.path)
+            if heat_map.label is None:
+                unreadable.append((path, heat_map.error))
                 continue
-            written.append(_write(out, path, found.label, found.overlay, written))
+            written.append(_write(out, path, heat_map.label, heat_map.overlay, written))
+            # The sheet shows a limited number of photos: it is drawn in memory as one picture.
             if len(cells) < 2 * _SHEET_ROWS:
                 shown = _not_too_large(decode(read_file(path), max_pixels=classifier.max_pixels))
-                cells += [(shown, path.name), (found.overlay, f"{found.label} {found.probability:.2f}")]
+                cells += [(shown, path.name), (heat_map.overlay, f"{heat_map.label} {heat_map.probability:.2f}")]
         progress("explaining", min(start + _AT_ONCE, len(images)), len(images))
     page = out / "sheet.jpg" if cells else None
     if page is not None:
@@ -162,6 +163,7 @@ def _part_of_maps(
     """Return the maps of a few images, the first of which is number `start`."""
     pictures = [_picture(image, classifier.max_pixels) for image in images]
     good = [picture for picture in pictures if not isinstance(picture, str)]
+    # All pictures that could be read go through the network together; the others keep their places in the answer.
     explained = iter(_explained(classifier, good, method, label) if good else [])
     maps = []
     for number, (image, picture) in enumerate(zip(images, pictures, strict=True), start):
@@ -194,8 +196,8 @@ def _explained(
     targets = probabilities.argmax(axis=1) if label is None else np.full(len(small), classifier.classes.index(label))
     heat = METHODS[method](classifier.model, small, targets)
     return [
-        (classifier.classes[target], float(row[target]), each)
-        for target, row, each in zip(targets, probabilities, heat, strict=True)
+        (classifier.classes[target], float(row[target]), values)
+        for target, row, values in zip(targets, probabilities, heat, strict=True)
     ]
 
 
@@ -209,14 +211,16 @@ def _not_too_large(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _write(out: Path, path: Path, name: str, picture: NDArray[np.uint8], written: Sequence[Path]) -> Path:
     """Write one overlay under a name that is not taken: two folders may hold images of one name."""
     plain = re.sub(r"[^\w.-]+", "-", f"{path.stem}.{name}")
-    place, number = out / f"{plain}.jpg", 2
-    while place in written:
-        place, number = out / f"{plain}-{number}.jpg", number + 1
-    _save(place, picture)
-    return place
+    target, number = out / f"{plain}.jpg", 2
+    # Names of this call only: what an earlier call wrote is replaced.
+    while target in written:
+        target, number = out / f"{plain}-{number}.jpg", number + 1
+    _save(target, picture)
+    return target
 
 
 def _save(path: Path, picture: NDArray[np.uint8]) -> None:
+    # OpenCV writes blue, green, red.
     _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90])
     with atomic_file(path) as stream:
         stream.write(data.tobytes())

@@ -26,15 +26,15 @@ def patch_importance(
         when the patch is covered, on average (occlusion; Zeiler & Fergus 2014, section 4.2); 0 without photos.
     """
     cover = blurred(images)
-    rows, columns = (np.linspace(0, side, patches + 1).round().astype(int) for side in images.shape[1:3])
+    rows, columns = (np.linspace(0, length, patches + 1).round().astype(int) for length in images.shape[1:3])
     before = log_probability(model, images, targets)
     importance = np.zeros((num_classes, patches, patches), np.float32)
     present = np.unique(targets)
     for row in range(patches):
         for column in range(patches):
-            place = np.s_[:, rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
+            patch = np.s_[:, rows[row] : rows[row + 1], columns[column] : columns[column + 1]]
             covered = images.copy()
-            covered[place] = cover[place]
+            covered[patch] = cover[patch]
             fall = before - log_probability(model, covered, targets)
             for number in present:
                 importance[number, row, column] = fall[targets == number].mean()
