@@ -68,6 +68,7 @@ class TrainingBatches(keras.utils.PyDataset):
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers + 2)
         self.pictures = pictures
         self.positions = positions
+        # Class numbers become one-hot rows; a student's rows come as they are, twice as wide.
         self.targets = np.eye(num_classes, dtype=np.float32)[targets] if targets.ndim == 1 else targets
         self.augment = augment
         # Fewer photos than a batch would make an epoch of no steps.
@@ -117,6 +118,7 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def on_epoch_end(self) -> None:
         """Go on to the next epoch. Keras stops its threads before it calls this, and starts them after."""
+        # The epoch is part of every draw, so this alone gives the next one its own order and changes.
         self.epoch += 1
         self._order = self._shuffled()
 

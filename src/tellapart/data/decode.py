@@ -207,6 +207,7 @@ def decoding_cost(data: bytes, image_px: int, *, max_pixels: int = 100_000_000) 
         None where the header tells too little.
     """
     if data[:2] == b"\xff\xd8":
+        # A JPEG: what its frame declares, without decoding. Refused ones cost nothing.
         frame = jpeg_frame(data)
         if frame is None or (pixels := frame.width * frame.height) > max_pixels:
             return _NOTHING
@@ -225,6 +226,7 @@ def decoding_cost(data: bytes, image_px: int, *, max_pixels: int = 100_000_000) 
     pixels = size[0] * size[1]
     if pixels > max_pixels:
         return _NOTHING
+    # Strips are enough only where both the square and the picture for its quality are smaller.
     shrinks = _halved(size, image_px) != size and min(size) > _WHOLE_PX
     if shrinks and pixels >= _LARGE_PIXELS and can_be_cut(data) and b"eXIf" not in data:
         return DecodingCost(_STRIPS_BYTES + _STRIP_ROWS * size[0], pixels)
@@ -303,6 +305,7 @@ def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.
     # error.
     refuse_bomb(width, height, max_pixels)
     refuse_truncated(data)
+    # A large PNG goes strip by strip, and is turned upright when it is whole.
     if width * height >= _LARGE_PIXELS and can_be_cut(data):
         return _turn(_in_strips(data, width, height), _orientation(data, max_pixels)), "RGB"
     layered = has_alpha(data) or (header is not None and header.transparent)

@@ -61,6 +61,7 @@ def draw(
     """
     if num_images < len(CLASSES):
         raise InputError(f"num_images is {num_images}. Expected at least {len(CLASSES)}, one for each class.")
+    # Which files there will be is known before anything is drawn, so a foreign file is found out first.
     root = Path(folder)
     # The first classes take what does not divide evenly.
     share, rest = divmod(num_images, len(CLASSES))

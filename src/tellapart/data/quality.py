@@ -98,6 +98,7 @@ def _of_file(data: bytes, picture: NDArray[np.uint8]) -> Quality:
 
 
 def _with_file(data: bytes, quality: Quality) -> Quality:
+    # By the header: the picture at hand may have been shrunk while it was decoded.
     short_side = min(declared_size(data) or (quality.short_side_px,))
     return replace(quality, jpeg_quality=jpeg_quality(data), short_side_px=float(short_side))
 

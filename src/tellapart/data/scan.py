@@ -89,6 +89,7 @@ def scan(
 
 def _read(paths: Sequence[Path], max_pixels: int, progress: Progress) -> list[Seen]:
     """Read files, in their order."""
+    # In order whatever the threads do: `map` yields results as tasks were handed over.
     tasks, results = [paths[start : start + _TASK] for start in range(0, len(paths), _TASK)], list[Seen]()
     with ThreadPoolExecutor(decoding_threads(paths)) as pool:
         try:
@@ -152,6 +153,7 @@ def inspect(path: Path, max_pixels: int = 100_000_000) -> Seen:
     blank = np.zeros((THUMBNAIL_PX, THUMBNAIL_PX), np.uint8)
     try:
         data = read_file(path)
+        # Noted before decoding: a damaged file still has a length and a digest in the manifest.
         row |= {"bytes": len(data), "sha256": sha256(data)}
         header = read_header(data, max_pixels)
         row |= {name: getattr(header, name) for name in
@@ -294,6 +296,7 @@ def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]
     problems = [
         (path, "is listed more than once; the first row was kept") for path in frame["path"][frame["path"].duplicated()]
     ]
+    # The first row of a path counts; the others have been noted as problems.
     frame = frame.drop_duplicates("path").copy()
     if (frame["label"] == "").any():
         rows = int((frame["label"] == "").sum())

@@ -137,6 +137,7 @@ def fit_temperature(true: Numbers, probabilities: Floats) -> float:
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
+    # Logarithms of probabilities are logits but for a constant per image, which softmax takes out again.
     logits = np.log(np.maximum(probabilities, _SMALLEST))
 
     def loss(log_temperature: float) -> float:

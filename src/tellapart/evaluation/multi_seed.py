@@ -96,6 +96,7 @@ def _mean_of_table(table: NDArray[np.float64], groups: NDArray[np.int64] | None 
         of_seeds = photos * float(per_seed.var(ddof=1))
         rest = table - per_seed[:, None] - per_photo + mean
         of_both = float((rest**2).sum()) / ((seeds - 1) * (photos - 1))
+        # What both share is in each of the two, and would be counted twice.
         total = of_seeds + of_photos - of_both
         if total > of_photos:  # else chance made the seeds more alike than they can be: photos alone remain
             parts = of_seeds**2 / (seeds - 1) + of_photos**2 / (photos - 1)

@@ -77,6 +77,7 @@ def robustness(
     wrong, rows, total = np.zeros(len(true)), [], len(CORRUPTIONS) * len(SEVERITIES)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         kinds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+        # Threads damage the pictures of the next kind while the network predicts these.
         waiting = [pool.submit(_corrupted, pictures[at], kinds[0], at, image_px) for at in range(len(true))]
         for number, (name, severity) in enumerate(kinds, start=1):
             shown = np.stack([part.result() for part in waiting])
@@ -144,6 +145,7 @@ def find_quality_range(
     groups = several(None if groups is None else groups[known])
     for measure, bad in DIRECTIONS.items() if known.any() else ():
         values = qualities[measure].to_numpy(np.float64)
+        # Equal numbers stay together: a measure that most photos share has fewer ranges.
         edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)))
         bin_numbers = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, max(len(edges) - 2, 0))
         counts = [int((bin_numbers == index).sum()) for index in range(max(len(edges) - 1, 1))]

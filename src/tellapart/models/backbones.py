@@ -119,6 +119,7 @@ def backbone_network(
         A model from (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32 probabilities.
     """
     del chain
+    # The policy holds for the whole process: it is put back whatever happens in between.
     known, before = BACKBONES[settings.name], keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)  # the only way to tell keras.applications
     try:
@@ -154,6 +155,7 @@ def _seeded(seed: int) -> Iterator[None]:
     they are made (`keras.random.make_default_seed`), so that is what is seeded, and put back as it was.
     """
     before = random.getstate()
+    # Only while the layers are made: whoever draws from `random` afterwards gets what they would have got.
     random.seed(seed)
     try:
         yield
@@ -248,6 +250,7 @@ def freeze(model: keras.Model, unfreeze: float) -> None:
         unfreeze: share of the backbone's layers that learn, counted from the top, 0 to 1.
     """
     inside = inside_of(model)
+    # Layers are counted from input to output; those from `first` on learn.
     first = len(inside.layers) - round(unfreeze * len(inside.layers))
     for position, layer in enumerate(inside.layers):
         layer.trainable = position >= first and not isinstance(layer, keras.layers.BatchNormalization)

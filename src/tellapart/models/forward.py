@@ -71,6 +71,8 @@ class Forward:
     def _by_openvino(self, images: NDArray[np.uint8]) -> Outputs:
         import openvino
 
+        # Several requests at a time: one after the other took 5.3 ms a photo where the queue takes 4.4
+        # (docs/experiments.md).
         queue = openvino.AsyncInferQueue(self._compiled)
         outputs_at: dict[int, Outputs] = {}
 
@@ -114,6 +116,7 @@ def _compiled(model: keras.Model) -> Any:
     import openvino
     import tensorflow as tf
 
+    # Any number of pictures: the last request of a data set is shorter.
     shape = (None, *model.input_shape[1:])
     traced = tf.function(lambda image: model(image, training=False), input_signature=[tf.TensorSpec(shape, tf.uint8)])
     try:

@@ -131,6 +131,7 @@ class LayerReader:
             # outputs.
             return outputs + ops.cast(move, outputs.dtype)
 
+        # Scores before softmax: a probability's gradient would mix in those of all other classes.
         with _changed(self.layer, open_up), _without_softmax(self.model) as ends_with_softmax:
             last = ops.cast(self.model(images, training=False), "float32")
         probabilities = ops.softmax(last) if ends_with_softmax else last
@@ -172,6 +173,7 @@ def feature_maps(model: keras.Model, images: Images, *, at_most: int) -> dict[st
 
         return note
 
+    # All layers note their outputs in one forward pass, and are put back together.
     with contextlib.ExitStack() as stack:
         for index in places:
             stack.enter_context(_changed(layers[index], noting(layers[index].name)))
@@ -254,6 +256,7 @@ def _changed(layer: keras.layers.Layer, change: Callable[[Any], Any]) -> context
 @contextlib.contextmanager
 def _without_softmax(model: keras.Model) -> Iterator[bool]:
     """Let the network return what goes into its final softmax; yield whether there is one."""
+    # Either a layer of its own or the activation of the last one; a network may end without any.
     last = list(layers_of(model))[-1]
     if isinstance(last, keras.layers.Softmax):
         with _replaced(last, "call", lambda inputs, *_args, **_options: inputs):

@@ -52,6 +52,7 @@ def max_forward(raw: Activations, bias: Floats, scale: Floats) -> tuple[Activati
     count, height, width, channels = raw.shape
     pooled = _empty((count, height // 2, width // 2, channels), raw.dtype)
     sums = np.empty((count, 4, channels), np.float32)
+    # Where the slope is negative the smallest value is pooled, as the largest of -r.
     _run(kernels.max_forward, _bits(raw), bias, _sign(scale), _bits(pooled), sums)
     return pooled, *_moments(sums, height * width)
 
@@ -191,6 +192,7 @@ def _bits(values: Activations) -> NDArray[Any]:
 def _run(kernel: Callable[[int], Any], *arrays: NDArray[Any]) -> None:
     """Run the kernel over all pictures, an equal part in each thread."""
     function, count = kernels.compiled(kernel, arrays[0].shape[-1]), len(arrays[0])
+    # Each picture is summed by one thread and pictures in one order, so the number of threads changes no bit.
     pool, threads = _threads()
     # The calling thread takes the first part: TensorFlow waits for it anyway.
     mine, *others = itertools.pairwise(count * part // threads for part in range(threads + 1))

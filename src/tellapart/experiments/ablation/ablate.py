@@ -105,6 +105,7 @@ def ablate(
         began, run_folder = time.time(), _run_folder(folder, variant, seed)
         if _run(Job(run_folder, variant.recipe(recipe, seed), table), cache=pictures, progress=progress):
             trained += 1
+            # From runs that were trained in this call: those that are kept take no time.
             left = (time.time() - started) / trained * (len(todo) - done) / 60
             announce(
                 f"{done} of {len(todo)}: {variant.name}, seed {seed}, {time.time() - began:.0f} s; "

@@ -198,6 +198,7 @@ def work_through(
         with contextlib.ExitStack() as claim, _quiet():
             # Under one lock from counting to claiming: two workers could otherwise both begin the last trial.
             claim.enter_context(locked(lock))
+            # Trials of dead workers go back first, so that they are taken before new ones are begun.
             optuna_or_error().storages.fail_stale_trials(study)
             states = [trial.state.name for trial in study.get_trials(deepcopy=False)]
             finished = sum(state in ("COMPLETE", "PRUNED") for state in states)
@@ -219,6 +220,7 @@ def _run_one(study: optuna.Study, objective: Callable[[optuna.Trial], Any], clai
     begun: list[int] = []
 
     def claimed(trial: optuna.Trial) -> Any:
+        # Noted for the handler below: Optuna's errors do not name their trial.
         begun.append(trial.number)
         if FOLDER_OF not in trial.user_attrs:
             trial.set_user_attr(FOLDER_OF, trial.number)

@@ -241,6 +241,7 @@ def _study_name(search: Search) -> str:
     """Return a name that two searches share only if they are the same, whichever machines they run on."""
     # By the photos' content, not their path: machines that share a storage have them in different places.
     photos = [RunFolder(folder).record().data_sha256 for folder in (search.photos, search.visible)]
+    # Everything that makes two searches the same; the sampler's seed does not, nor how many trials are wanted.
     same = [photos, space_texts(search.space), search.pareto, search.prunes, saved_values(search.recipe)]
     return f"tellapart-{sha256(json.dumps(same).encode())[:20]}"
 

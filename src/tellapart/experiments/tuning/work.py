@@ -129,6 +129,7 @@ def _objective(
     clock.start()
     try:
         measured = run_trial(search, folder, values, watch=_reports(search, trial, clock), progress=named_progress)
+    # A poor trial is not gone on with: nothing needs its weights.
     except library.TrialPruned:
         tidy(folder, keep_weights=False)
         raise
@@ -160,6 +161,7 @@ def _reports(search: Search, trial: optuna.Trial, clock: Stopwatch) -> Watch:
             return
         clock.stop()
         try:
+            # The clock stands still meanwhile: time in the database is the search's cost, not the trial's.
             trial.report(row["val_accuracy"], int(row["epoch"]))
             # After the last epoch there is nothing left to save.
             if row["epoch"] < search.recipe.train.epochs and trial.should_prune():

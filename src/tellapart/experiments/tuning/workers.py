@@ -57,6 +57,7 @@ def work_together(order: SearchJob, *, look: Callable[[], object], announce: Cal
         while workers.running:
             look()
             time.sleep(_POLL_SECONDS)
+            # Code 0: no trial is left for it. Any other worker is replaced, unless it cannot go on.
             for ended in [child for child in workers.poll() if child.code]:
                 _refuse_to_go_on(ended, log, replaced)
                 replaced += 1
