@@ -38,15 +38,15 @@ def ablate(
 
     folder = out if out is not None else Path("ablations") / photos.resolve().stem
     with progress_bar() as progress:
-        found = ablate_photos(
+        result = ablate_photos(
             photos, recipe=recipe, changes=set_ or (), seeds=seeds, only=only or (), out=folder,
             cache=cache_of_user(), progress=progress, announce=announce,
         )  # fmt: skip
     output = console()
-    output.print(_table("Hyperparameter impact: one ingredient changed", [found.recipe, *found.hyperparameters]))
-    if found.architecture:
-        output.print(_table("Architecture: gain over the step before", list(found.architecture)))
-    for insight in found.insights:
+    output.print(_table("Hyperparameter impact: one ingredient changed", [result.recipe, *result.hyperparameters]))
+    if result.architecture:
+        output.print(_table("Architecture: gain over the step before", list(result.architecture)))
+    for insight in result.insights:
         mark = {True: "+", False: "·", None: "!"}[insight.is_detectable]
         output.print(f"{mark} {escaped(insight.sentence)}")
     output.print(escaped(f"Tables and pictures: {folder / 'ablation.html'}, {folder / 'ablation.md'}"), soft_wrap=True)

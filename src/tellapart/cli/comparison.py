@@ -33,34 +33,36 @@ def compare(
     """
     from tellapart.cli.show import console, escaped, import_quietly, progress_bar
 
+    # Only speed needs the networks: everything else is in the runs' tables of predictions, and Keras takes seconds to
+    # load.
     if speed:
         import_quietly("keras")
     from tellapart.experiments.compare import compare as compare_runs
 
     with progress_bar() as progress:
-        found = compare_runs(runs, against=against.value, out=out, speed=speed, progress=progress)
+        comparison = compare_runs(runs, against=against.value, out=out, speed=speed, progress=progress)
     output = console()
-    output.print(table_of_runs(found))
-    output.print(table_of_pairs(found))
-    for pair in found.pairs:
+    output.print(table_of_runs(comparison))
+    output.print(table_of_pairs(comparison))
+    for pair in comparison.pairs:
         output.print(escaped(pair.verdict), soft_wrap=True)
     output.print(escaped(f"Photos, slices and intervals: {out / 'compare.html'}"), soft_wrap=True)
 
 
-def table_of_runs(found: Comparison) -> object:
+def table_of_runs(comparison: Comparison) -> object:
     """Return a rich table of the runs, with what each costs."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from tellapart.cli.show import escaped
 
-    title = f"{found.num_photos:,} test photos that are new to every run"
+    title = f"{comparison.num_photos:,} test photos that are new to every run"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("run", overflow="fold", min_width=16)
-    speed = ("ms, 1", "ms, 32") if any(run.cost.ms_per_image for run in found.runs) else ()
+    speed = ("ms, 1", "ms, 32") if any(run.cost.ms_per_image for run in comparison.runs) else ()
     for name in ("accuracy", "F1", "loss", "seconds", "parameters", *speed):
         table.add_column(name, justify="right", no_wrap=True)
-    for run in found.runs:
+    for run in comparison.runs:
         cost, measures = run.cost, run.measures
         speeds = list((cost.ms_per_image or {}).values())
         table.add_row(
@@ -72,7 +74,7 @@ def table_of_runs(found: Comparison) -> object:
     return table
 
 
-def table_of_pairs(found: Comparison) -> object:
+def table_of_pairs(comparison: Comparison) -> object:
     """Return a rich table of the differences, two runs at a time."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -90,7 +92,7 @@ def table_of_pairs(found: Comparison) -> object:
         table.add_column(name, overflow="fold", min_width=12)
     for name in ("points of accuracy", "p", "flips"):
         table.add_column(name, justify="right", no_wrap=True)
-    for pair in found.pairs:
+    for pair in comparison.pairs:
         gained = pair.differences["accuracy"]
         ends = f"{points(gained.interval.low)} to {points(gained.interval.high)}"
         table.add_row(

@@ -59,6 +59,7 @@ def demo(
 
 def _ask_a_server(bundle: Path, picture: Path) -> None:
     """Start a server, ask it about one picture, and stop it."""
+    # Any free port; the line that the server prints when it is ready says which.
     command = [sys.executable, "-m", "tellapart", "serve", str(bundle), "--port", "0", "--drain-seconds", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
@@ -68,8 +69,8 @@ def _ask_a_server(bundle: Path, picture: Path) -> None:
             address = line.rpartition(" at ")[2]
             request = urllib.request.Request(f"{address}/predict", data=picture.read_bytes())
             with urllib.request.urlopen(request, timeout=30) as answer:
-                found = json.load(answer)
+                values = json.load(answer)
         finally:
             server.terminate()
-    (first,) = found["predictions"]
+    (first,) = values["predictions"]
     typer.echo(f"{line}\nPOST /predict with {picture.name}: {first['label']} {first['probability']:.3f}")

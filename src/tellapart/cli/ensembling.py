@@ -47,20 +47,20 @@ def ensemble(
     from tellapart.experiments.ensembling.ensemble import ensemble as join_runs
 
     with progress_bar() as progress:
-        found = join_runs(
+        result = join_runs(
             runs, out=out, snapshots=snapshots, distill=distill, recipe=recipe, changes=list(set_ or ()),
             cache=cache_of_user(), seed=seed, progress=progress, announce=announce,
         )  # fmt: skip
     output = console()
-    output.print(_table_of_networks(found))
-    output.print(_table_of_ways(found))
-    if found.test is not None:
-        output.print(table_of_runs(found.test))
-        output.print(table_of_pairs(found.test))
-    lines = [found.choice, found.decoding, *found.verdicts, *found.losses]
-    if found.student is not None:
-        lines.append(f"The student in {found.student.path} was trained with {found.student.loss}.")
-    for line in [*lines, f"A run folder like any other: {found.path}"]:
+    output.print(_table_of_networks(result))
+    output.print(_table_of_weightings(result))
+    if result.test is not None:
+        output.print(table_of_runs(result.test))
+        output.print(table_of_pairs(result.test))
+    lines = [result.choice, result.decoding, *result.verdicts, *result.losses]
+    if result.student is not None:
+        lines.append(f"The student in {result.student.path} was trained with {result.student.loss}.")
+    for line in [*lines, f"A run folder like any other: {result.path}"]:
         if line:
             output.print(escaped(line), soft_wrap=True)
 
@@ -76,23 +76,23 @@ def _table(title: str, first: str, *numbers: str) -> Table:
     return table
 
 
-def _table_of_networks(found: Ensemble) -> Table:
+def _table_of_networks(result: Ensemble) -> Table:
     """Return what each network, and all together, said of the validation photos."""
     from tellapart.cli.show import escaped
 
-    title = f"{found.num_validation:,} validation photos that no network was trained on"
+    title = f"{result.num_validation:,} validation photos that no network was trained on"
     table = _table(title, "network", "weight", "loss", "accuracy")
-    for each in found.standings:
-        weight = f"{each.weight:.3f}" if each.weight else "–"
-        table.add_row(escaped(each.name), weight, f"{each.loss:.4f}", f"{each.accuracy:.4f}")
-    table.add_row(escaped(found.name), "", f"{found.loss:.4f}", f"{found.accuracy:.4f}")
+    for standing in result.standings:
+        weight = f"{standing.weight:.3f}" if standing.weight else "–"
+        table.add_row(escaped(standing.name), weight, f"{standing.loss:.4f}", f"{standing.accuracy:.4f}")
+    table.add_row(escaped(result.name), "", f"{result.loss:.4f}", f"{result.accuracy:.4f}")
     return table
 
 
-def _table_of_ways(found: Ensemble) -> Table:
+def _table_of_weightings(result: Ensemble) -> Table:
     """Return how each way of weighing did."""
     table = _table("Ways to weigh them, by their loss on these photos", "way", "members", "fitted", "held out")
-    for way in found.ways:
-        kept = " (kept)" if way.method == found.method else ""
-        table.add_row(way.method + kept, str(way.members), f"{way.loss:.4f}", f"{way.held_out_loss:.4f}")
+    for score in result.ways:
+        mark = " (kept)" if score.method == result.method else ""
+        table.add_row(score.method + mark, str(score.members), f"{score.loss:.4f}", f"{score.held_out_loss:.4f}")
     return table

@@ -80,12 +80,12 @@ def explain(
 
     classifier = load(run)
     with progress_bar() as progress:
-        found = explain_files(
+        explained = explain_files(
             classifier, image_files(images), out, method=method or DEFAULT_METHOD, label=label, progress=progress
         )
-    if found.sheet is not None:
-        typer.echo(f"{len(found.written)} pictures in {out}, all of them on {found.sheet}")
-    for path, reason in found.unreadable:
+    if explained.sheet is not None:
+        typer.echo(f"{len(explained.written)} pictures in {out}, all of them on {explained.sheet}")
+    for path, reason in explained.unreadable:
         typer.echo(f"{path}: {reason}", err=True)
-    if found.unreadable:
+    if explained.unreadable:
         raise typer.Exit(1)

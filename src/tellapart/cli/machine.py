@@ -39,22 +39,22 @@ def doctor() -> None:
     import_quietly("keras")
     from tellapart.training.environment import environment
 
-    found, cache = environment(), cache_of_user()
+    facts, cache = environment(), cache_of_user()
     used = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.exists() else 0
     free = shutil.disk_usage(cache if cache.exists() else cache.anchor).free
-    bfloat16 = {"avx512_bf16", "amx_bf16"} & set(found["cpu_features"]) or found["accelerators"]
+    bfloat16 = {"avx512_bf16", "amx_bf16"} & set(facts["cpu_features"]) or facts["accelerators"]
     rows = {
-        "processor": f"{found['processor']}, {found['cpu_count']} cores",
-        "features": ", ".join(found["cpu_features"]) or "none that matter",
-        "memory": f"{found['memory_mb']:,} MB",
-        "GPU": "; ".join(found["gpus"]) or "none that nvidia-smi knows",
-        "accelerators": ", ".join(found["accelerators"]) or "none",
-        "backend": f"Keras on {found['backend']}",
+        "processor": f"{facts['processor']}, {facts['cpu_count']} cores",
+        "features": ", ".join(facts["cpu_features"]) or "none that matter",
+        "memory": f"{facts['memory_mb']:,} MB",
+        "GPU": "; ".join(facts["gpus"]) or "none that nvidia-smi knows",
+        "accelerators": ", ".join(facts["accelerators"]) or "none",
+        "backend": f"Keras on {facts['backend']}",
         "precision": "float32 or bfloat16, whichever a short measurement finds faster" if bfloat16 else "float32",
-        "layers": _layers(found["backend"], bool(found["accelerators"])),
+        "layers": _layers(facts["backend"], bool(facts["accelerators"])),
         "cache": f"{cache}: {used / 1e9:.2f} GB used, {free / 1e9:.0f} GB free "
         f"({picture_store(cache, 224).folder.name} holds 224-pixel pictures; delete it whenever you like)",
-        "packages": ", ".join(f"{name} {version}" for name, version in found["packages"].items()),
+        "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     }
     table = Table(show_header=False)
     for name, value in rows.items():

@@ -122,7 +122,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run a command; an error that a user can mend is one message on stderr and no traceback."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
     try:
         app()
     except TellapartError as error:
@@ -143,6 +143,8 @@ def main() -> None:
         )
         sys.exit(2)
     except BrokenPipeError:
+        # Whoever read the output has closed it (`| head`). Python flushes stdout once more at its end and would
+        # complain; 141 is what a shell shows for a program that SIGPIPE ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:

@@ -28,11 +28,11 @@ def runs(
     from tellapart.cli.show import console, escaped
     from tellapart.run_folder import find_runs
 
-    found = find_runs(folder)
-    if not found:
+    run_folders = find_runs(folder)
+    if not run_folders:
         raise InputError(f"There are no runs in {folder}. Expected run folders made by tellapart train.")
     table = _table("run", "validation", "test", "network", "time", "MB")
-    for run in sorted(found, key=_validation_accuracy, reverse=True):
+    for run in sorted(run_folders, key=_validation_accuracy, reverse=True):
         name = str(run.path.relative_to(folder)) if run.path != folder else str(run.path)
         table.add_row(escaped(name), *map(escaped, _row(run)))
     console().print(table)
@@ -147,11 +147,12 @@ def open_report(run: Annotated[Path, typer.Argument(help="A run folder, or a rep
     """
     import webbrowser
 
-    pages = [place / "report.html" for place in (run / "report", run)]
+    pages = [folder / "report.html" for folder in (run / "report", run)]
     page = next((page for page in pages if page.is_file()), None)
     if page is None:
         raise InputError(f"{run} has no report yet. Make it first: tellapart evaluate {run}.")
     typer.echo(page.resolve().as_uri())
+    # Over SSH and in containers there is no browser; the address was printed before for that.
     if not webbrowser.open(page.resolve().as_uri()):
         typer.echo("No browser could be started here: open that address in one.", err=True)
 

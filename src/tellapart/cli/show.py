@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 
 def import_quietly(module: str) -> None:
     """Import a module whose C++ code greets the terminal; what it says is shown only if the import fails."""
-    with tempfile.TemporaryFile() as said:
+    # The file descriptor and not sys.stderr: C++ writes to number 2, whatever Python calls it. A file and not a pipe,
+    # which would fill up and block when nobody reads it.
+    with tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         terminal = os.dup(2)
-        os.dup2(said.fileno(), 2)
+        os.dup2(captured.fileno(), 2)
         try:
             importlib.import_module(module)
         except BaseException:
-            said.seek(0)
-            os.write(terminal, said.read())
+            captured.seek(0)
+            os.write(terminal, captured.read())
             raise
         finally:
             os.dup2(terminal, 2)
@@ -59,16 +61,18 @@ def progress_bar() -> Iterator[Progress]:
         shown: dict[str, Any] = {}
         lock = threading.Lock()  # photos are decoded in a thread, which reports too
 
-        def report(what: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int) -> None:
+            # Raised in the handler, wherever the main thread was, it ended 4 of 56 trainings in a crash or without
+            # effect.
             if is_interrupted():
                 raise KeyboardInterrupt
             with lock:
-                if what not in shown:
+                if stage not in shown:
                     for task in shown.values():
                         bar.remove_task(task)
                     shown.clear()
-                    shown[what] = bar.add_task(what, total=total)
-                bar.update(shown[what], completed=done, total=total)
+                    shown[stage] = bar.add_task(stage, total=total)
+                bar.update(shown[stage], completed=done, total=total)
 
         yield report
 
@@ -82,6 +86,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         if came.is_set():
             signal.default_int_handler(number, frame)
         came.set()
+        # Not print: the signal may come in the middle of one, which Python answers with an error.
         os.write(sys.stderr.fileno(), b"\nStopping after the step that is under way; once more stops at once.\n")
 
     before = signal.getsignal(signal.SIGINT)
@@ -112,6 +117,7 @@ def escaped(text: str) -> str:
 
 def printable(text: str) -> str:
     """Return `text` with characters that a terminal would obey, or cannot show, written out."""
+    # Names of files may hold escape sequences, and bytes that are no text: neither may reach the terminal.
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
@@ -120,16 +126,16 @@ def metrics_table(metrics: dict[str, Any]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    sides = [side for side in SPLITS if side in metrics]
+    splits = [split for split in SPLITS if split in metrics]
     table = Table(title="Metrics with 95 % intervals", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("")
-    for side in sides:
-        table.add_column(f"{side} ({metrics[side]['num_images']:,})", justify="right", no_wrap=True)
+    for split in splits:
+        table.add_column(f"{split} ({metrics[split]['num_images']:,})", justify="right", no_wrap=True)
     for name in ("accuracy", "precision_macro", "recall_macro", "f1_macro", "loss"):
         cells = []
-        for side in sides:
-            cell = f"{metrics[side][name]:.3f}"
-            if ends := metrics[side].get("intervals"):  # none on training photos, which the network knows
+        for split in splits:
+            cell = f"{metrics[split][name]:.3f}"
+            if ends := metrics[split].get("intervals"):  # none on training photos, which the network knows
                 cell += f"  {ends[name][0]:.3f}–{ends[name][1]:.3f}"
             cells.append(cell)
         table.add_row(name.replace("_", " "), *cells)

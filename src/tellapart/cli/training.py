@@ -65,7 +65,7 @@ def train(
     """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
-    _choose_device(device)
+    _choose_device(device)  # before Keras: its backend looks for GPUs while it is imported
     import_quietly("keras")
     _check_device(device)
     from tellapart.records import Observer
@@ -128,9 +128,9 @@ def _check_device(device: str | None) -> None:
         )
 
 
-def _refuse_beside_resume(given: dict[str, Any]) -> None:
+def _refuse_beside_resume(options: dict[str, Any]) -> None:
     """Refuse what a resumed run would have to ignore: half of it by one recipe and half by another is no run."""
-    contradicting = [name for name, value in given.items() if value]
+    contradicting = [name for name, value in options.items() if value]
     if contradicting:
         raise InputError(
             f"A resumed run keeps its recipe, time budget and folder; got {', '.join(contradicting)} as well. Leave "
@@ -138,8 +138,8 @@ def _refuse_beside_resume(given: dict[str, Any]) -> None:
         )
 
 
-def _refuse_beside_extend(given: dict[str, Any]) -> None:
-    if beside := [name for name, value in given.items() if value]:
+def _refuse_beside_extend(options: dict[str, Any]) -> None:
+    if beside := [name for name, value in options.items() if value]:
         raise InputError(
             f"{', '.join(beside)} cannot stand beside --extend, which takes split and weights from its run."
         )
@@ -184,21 +184,22 @@ def _verdict(test: dict[str, Any]) -> str:
     low, high = (100 * end for end in test["intervals"]["accuracy"])
     share = f"{100 * test['accuracy']:.1f} % ({low:.1f} to {high:.1f} %)"
     line = f"Expect {share} of new photos like these to be named rightly"
-    seen = {name: found for name, found in test["per_class"].items() if found["num_images"]}
-    name, worst = min(seen.items(), key=lambda item: item[1]["recall"])
+    # A class without test photos has no recall: nothing is known of it.
+    measured = {name: metrics for name, metrics in test["per_class"].items() if metrics["num_images"]}
+    name, worst = min(measured.items(), key=lambda item: item[1]["recall"])
     if worst["recall"] < test["accuracy"]:
         line += f"; fewest of {escaped(name)}: {100 * worst['recall']:.0f} % of {worst['num_images']}"
     return line + "."
 
 
-def _of_extension(found: dict[str, Any]) -> str:
+def _of_extension(extension: dict[str, Any]) -> str:
     """Say what joining new photos did."""
-    classes = f" and the classes {', '.join(found['new_classes'])}" if found["new_classes"] else ""
-    low, high = (100 * end for end in found["interval"])
+    classes = f" and the classes {', '.join(extension['new_classes'])}" if extension["new_classes"] else ""
+    low, high = (100 * end for end in extension["interval"])
     return (
-        f"{found['num_new']:,} new photos{classes} joined. Of the earlier run's {found['num_test']:,} test photos it "
-        f"named {found['before']:.1%} rightly, this one {found['after']:.1%} ({low:+.1f} to {high:+.1f} points, "
-        f"p = {found['p_value']:.2g})."
+        f"{extension['num_new']:,} new photos{classes} joined. Of the earlier run's {extension['num_test']:,} test "
+        f"photos it named {extension['before']:.1%} rightly, this one {extension['after']:.1%} ({low:+.1f} to "
+        f"{high:+.1f} points, p = {extension['p_value']:.2g})."
     )
 
 

@@ -61,74 +61,75 @@ def tune(
     from tellapart.experiments.tuning.study import optuna_or_error
     from tellapart.settings import parse_duration
 
+    # What can be wrong with the command is said before Keras is loaded, which takes seconds.
     limit = parse_duration(time_) if time_ else None
     optuna_or_error()
     import_quietly("keras")
     from tellapart.experiments.tuning.tune import tune as tune_photos
 
     with progress_bar() as progress:
-        found = tune_photos(
+        result = tune_photos(
             photos, trials=trials, recipe=recipe, changes=set_ or (), space=space or (), time_limit=limit,
             storage=storage, out=out, workers=workers, seeds=confirm, pareto=pareto, prunes=prune, seed=seed,
             cache=cache_of_user(), progress=progress, announce=announce,
         )  # fmt: skip
-    _show(found)
+    _show(result)
 
 
-def _show(found: Tuning) -> None:
+def _show(result: Tuning) -> None:
     from tellapart.cli.show import console, escaped
 
     output = console()
-    output.print(_best_trials(found))
-    output.print(_winner(found))
-    stopped = sum(trial.state == "stopped" for trial in found.trials)
+    output.print(_best_trials(result))
+    output.print(_winner(result))
+    stopped = sum(trial.state == "stopped" for trial in result.trials)
     output.print(
-        f"{len(found.trials)} trials, {stopped} of them stopped early; {found.seconds['trials']:.0f} s in trials, "
-        f"{found.seconds['overhead']:.1f} s around them."
+        f"{len(result.trials)} trials, {stopped} of them stopped early; {result.seconds['trials']:.0f} s in trials, "
+        f"{result.seconds['overhead']:.1f} s around them."
     )
-    if found.verdict:
-        output.print(escaped(found.verdict), soft_wrap=True)
+    if result.verdict:
+        output.print(escaped(result.verdict), soft_wrap=True)
     output.print(
         escaped(
-            f"Everything is in {found.folder}: tune.html, trials.csv; train with --recipe {found.folder}/best.toml"
+            f"Everything is in {result.folder}: tune.html, trials.csv; train with --recipe {result.folder}/best.toml"
         ),
         soft_wrap=True,
     )
 
 
-def _best_trials(found: Tuning) -> object:
+def _best_trials(result: Tuning) -> object:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    ended = [trial for trial in found.trials if trial.state == "finished" and trial.accuracy is not None]
-    if found.front:
-        chosen = [trial for number in found.front for trial in ended if trial.number == number]
+    ended = [trial for trial in result.trials if trial.state == "finished" and trial.accuracy is not None]
+    if result.front:
+        chosen = [trial for number in result.front for trial in ended if trial.number == number]
         title = "Not beaten in both aims"
     else:
         chosen = sorted(ended, key=lambda trial: (-(trial.accuracy or 0), trial.loss or 0))[:_SHOWN]
         title = "The best on validation"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("trial", "accuracy", "loss", "seconds", *(("ms per image",) if found.front else ())):
+    for name in ("trial", "accuracy", "loss", "seconds", *(("ms per image",) if result.front else ())):
         table.add_column(name, justify="right", no_wrap=True)
     for trial in chosen:
-        speed = (f"{trial.ms_per_image:.2f}",) if found.front and trial.ms_per_image is not None else ()
+        speed = (f"{trial.ms_per_image:.2f}",) if result.front and trial.ms_per_image is not None else ()
         table.add_row(str(trial.number), f"{trial.accuracy:.3f}", f"{trial.loss:.3f}", f"{trial.seconds:.0f}", *speed)
     return table
 
 
-def _winner(found: Tuning) -> object:
+def _winner(result: Tuning) -> object:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from tellapart.cli.show import escaped
 
-    table = Table(title=f"Trial {found.best}, the winner", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=f"Trial {result.best}, the winner", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("setting", overflow="fold")
     for name in ("value", "matters"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("searched", overflow="fold")
-    for name, value in found.winner.values.items():
-        share = f"{100 * found.importance[name]:.0f} %" if name in found.importance else "–"
+    for name, value in result.winner.values.items():
+        share = f"{100 * result.importance[name]:.0f} %" if name in result.importance else "–"
         text = f"{value:.3g}" if isinstance(value, float) else str(value)
-        table.add_row(escaped(name), escaped(text), share, escaped(found.space[name]))
+        table.add_row(escaped(name), escaped(text), share, escaped(result.space[name]))
     return table
