@@ -59,21 +59,21 @@ def parity(keras: Floats, exported: Floats, true: NDArray[np.int64] | None, tole
     if exported.shape != keras.shape:
         reason = f"it gives {exported.shape}, Keras {keras.shape}"
         return Proof(passed=False, reason=reason, num_images=len(keras), agreement=0.0, largest_difference=1.0)
-    first, ours = keras.argmax(axis=1), exported.argmax(axis=1)
+    keras_classes, exported_classes = keras.argmax(axis=1), exported.argmax(axis=1)
     # NaN is never "more than allowed" in a comparison: it has to be looked for.
     finite = bool(np.isfinite(exported).all())
     difference = float(np.abs(keras - exported).max()) if finite else 1.0
-    agreement = float((first == ours).mean())
+    agreement = float((keras_classes == exported_classes).mean())
     accuracies: tuple[float | None, float | None] = (None, None)
     p_value, reason = None, "" if finite else "not finite"
     if true is not None and (known := true >= 0).any():
-        before, after = (first == true)[known], (ours == true)[known]
+        before, after = (keras_classes == true)[known], (exported_classes == true)[known]
         accuracies = float(before.mean()), float(after.mean())
         p_value = _mcnemar(int((before & ~after).sum()), int((~before & after).sum()))
         reason = reason or _loss(before, after, p_value, tolerance.margin)
     elif tolerance.margin:
         reason = reason or "its accuracy is not known: there are no labelled photos"
-    reason = reason or _difference(keras, first != ours, agreement, difference, tolerance)
+    reason = reason or _difference(keras, keras_classes != exported_classes, agreement, difference, tolerance)
     return Proof(
         passed=not reason,
         reason=reason or "equal within the tolerance",

@@ -161,6 +161,7 @@ class BundleClassifier:
             if isinstance(image, np.ndarray):
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
                     return DecodedImage(None, (), f"is {image.dtype} {image.shape}; expected uint8 (height, width, 3)")
+                # An array is resized as a decoded file is: the network must not tell one from the other.
                 quality = quality_of(image).to_dict() if with_quality else None
                 square = resize(np.ascontiguousarray(image), self.image_px)
             else:
@@ -309,6 +310,6 @@ def explain_bundle(bundle: Bundle, *, threads: int = 1) -> Explain:
 
     def explain(pictures: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.float32]:
         (heat,) = session.run(["heat"], {"image": pictures, "target": targets.astype(np.int64)})
-        return to_heat(heat, pictures)
+        return to_heat(heat, pictures)  # the graph gives values as they are before ReLU and scaling
 
     return explain

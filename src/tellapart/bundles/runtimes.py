@@ -74,10 +74,10 @@ def _onnxruntime(path: Path, threads: int) -> Predictor:
     options.log_severity_level = 3  # errors alone
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    wanted = [output for output in _OUTPUTS if output in {node.name for node in session.get_outputs()}]
+    names = [output for output in _OUTPUTS if output in {node.name for node in session.get_outputs()}]
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
-        return _outputs(session.run(wanted, {name: images}))
+        return _outputs(session.run(names, {name: images}))
 
     return predict
 
@@ -114,12 +114,12 @@ def _openvino_model(path: Path, precision: str, settings: dict[str, Any]) -> Any
 def _openvino_request(model: Any) -> Predictor:
     request = model.create_infer_request()
     named = {name for output in model.outputs for name in output.get_names()}
-    wanted = [model.output(name) for name in _OUTPUTS if name in named]
+    outputs = [model.output(name) for name in _OUTPUTS if name in named]
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
-        request.infer([images], share_inputs=True)
+        request.infer([images], share_inputs=True)  # the network reads NumPy's memory; it has done so when this returns
         # Copies: the next call writes into the same tensors.
-        return _outputs([np.array(request.get_tensor(output).data, np.float32) for output in wanted])
+        return _outputs([np.array(request.get_tensor(output).data, np.float32) for output in outputs])
 
     return predict
 
@@ -131,7 +131,7 @@ def _litert(path: Path, threads: int) -> Predictor:
     runner = interpreter.get_signature_runner("serving_default")
     input_index = next(iter(runner.get_input_details().values()))["index"]
     details = runner.get_output_details()
-    wanted = [details[name]["index"] for name in _OUTPUTS if name in details]
+    output_indices = [details[name]["index"] for name in _OUTPUTS if name in details]
     state = {"count": 0}
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
@@ -142,7 +142,7 @@ def _litert(path: Path, threads: int) -> Predictor:
             state["count"] = len(images)
         interpreter.set_tensor(input_index, images)
         interpreter.invoke()
-        return _outputs([interpreter.get_tensor(index) for index in wanted])
+        return _outputs([interpreter.get_tensor(index) for index in output_indices])
 
     return predict
 

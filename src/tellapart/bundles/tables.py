@@ -166,6 +166,8 @@ class CsvLines:
 
     def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
         """Return (path as written, unreadable, abstains, unknown, warned)."""
+        # By the positions of `header`. `from_cell` takes off the apostrophe that keeps spreadsheets from taking a name
+        # for a formula.
         cells = next(csv.reader([line]))
         return from_cell(cells[0]), bool(cells[7]), cells[3] == "true", cells[4] == "true", bool(cells[5])
 
@@ -207,7 +209,7 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
     Raises:
         InputError: the rows are not those of the first images.
     """
-    counts, done, good = [0, 0, 0, 0], 0, 0
+    counts, done, good_bytes = [0, 0, 0, 0], 0, 0
     if not part.exists():
         return counts, 0
     with open(part, "rb") as stream:
@@ -219,20 +221,21 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
             if is_header:
                 if text != line.header():
                     raise InputError(f"{part} was begun with other columns. Remove it to begin anew.")
-                good += len(raw)
+                good_bytes += len(raw)
                 continue
             try:
                 path, *flags = line.facts(text.rstrip("\r\n"))
             except (ValueError, IndexError, KeyError, StopIteration):
                 break  # a disk that lost power may hold anything behind the last flush
+            # Rows must be those of these images, in their order: what follows is appended without another look.
             if done >= len(images) or path.replace("\\n", "\n").replace("\\r", "\r") != os.fspath(images[done]):
                 raise InputError(
                     f"{part} was begun with other images: row {done + 1} is {path}. Remove it to begin anew."
                 )
             _count(counts, *flags)
-            done, good = done + 1, good + len(raw)
+            done, good_bytes = done + 1, good_bytes + len(raw)
     # What is appended to half a row would spoil two.
-    os.truncate(part, good)
+    os.truncate(part, good_bytes)
     return counts, done
 
 

@@ -97,8 +97,8 @@ def _run_several(options: ServerOptions, bound: socket.socket, where: str) -> No
 
     with tempfile.TemporaryDirectory(prefix="tellapart-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # prometheus-client reads it when a process imports it
-        told = f"Serving at {where} with {options.processes} processes"
-        run_processes(replace(options, metrics_folder=Path(folder)), bound, ready=lambda: typer.echo(told))
+        message = f"Serving at {where} with {options.processes} processes"
+        run_processes(replace(options, metrics_folder=Path(folder)), bound, ready=lambda: typer.echo(message))
 
 
 def _run(options: ServerOptions) -> None:

@@ -162,9 +162,9 @@ def _part_of_maps(
 ) -> list[HeatMap]:
     """Return the maps of a few images, the first of which is number `start`."""
     pictures = [_picture(image, classifier.max_pixels) for image in images]
-    good = [picture for picture in pictures if not isinstance(picture, str)]
+    readable = [picture for picture in pictures if not isinstance(picture, str)]
     # All pictures that could be read go through the network together; the others keep their places in the answer.
-    explained = iter(_explained(classifier, good, method, label) if good else [])
+    explained = iter(_explained(classifier, readable, method, label) if readable else [])
     maps = []
     for number, (image, picture) in enumerate(zip(images, pictures, strict=True), start):
         path = f"image {number}" if isinstance(image, np.ndarray) else os.fspath(image)

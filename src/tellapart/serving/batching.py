@@ -122,10 +122,12 @@ class Batcher:
         self.num_threads = options.num_threads
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._waiting = 0
-        self._busy = 0
+        self._busy = 0  # threads that work on a batch
         # Weak keys: a version that was replaced must not stay in memory for the sake of its pace.
         self._paces: WeakKeyDictionary[Worker, float] = WeakKeyDictionary()  # seconds that a thread takes for an item
         self._ahead = 0.0  # seconds of work for one thread in what waits
+        # Guards the counts above and the items of all calls. Never held while a worker works, or threads would wait for
+        # each other's networks. Futures need no lock: only the event loop touches them.
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -179,6 +181,7 @@ class Batcher:
             # Counted before the queue has it: a thread that takes it at once would else count below zero.
             self._enter(call, len(items))
         call.timer = loop.call_later(self.options.deadline_ms / 1000, self._expire, call)
+        # One by one, so that free threads can share a call with many items.
         for index in range(len(call.items)):
             self._queue.put((call, index))
         return call
@@ -222,15 +225,16 @@ class Batcher:
             step_back()
         while (first := self._queue.get()) is not None:
             # The end may come in the middle of a batch: what was collected before it is still answered.
-            entries, over = self._drain(first)
+            entries, is_end = self._drain(first)
             if taken := self._take(entries):
                 self._work_on(taken, thread)
-            if over:
+            if is_end:
                 return
 
     def _drain(self, first: Entry) -> tuple[list[Entry], bool]:
         """Return what to do together, and whether the end was reached."""
         entries, options = [first], self.options
+        # As many as make the first item's worker faster; whose the others are is sorted out later.
         most = min(options.max_batch_size, first[0].worker.most)
         until = time.perf_counter() + options.max_wait_ms / 1000
         while len(entries) < most:
@@ -239,8 +243,8 @@ class Batcher:
             if not options.max_wait_ms and len(entries) >= share:
                 break
             try:
-                left = until - time.perf_counter()
-                entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
+                seconds_left = until - time.perf_counter()
+                entry = self._queue.get(timeout=seconds_left) if seconds_left > 0 else self._queue.get_nowait()
             except queue.Empty:
                 break
             if entry is None:
@@ -263,6 +267,7 @@ class Batcher:
                     taken.append((call, index, item))
                     if call.queue < 0:
                         call.queue = now - call.arrived
+            # In the same breath as the items are taken: else a thread could believe that it is alone.
             self._busy += bool(taken)
         return taken
 
@@ -305,7 +310,7 @@ class Batcher:
         first = min(call.arrived for call, _, _ in group)
         worker.done(Seconds(began - first, at - began, ended - at), len(group))
         finished: list[tuple[Call, BaseException | None]] = []
-        seen: set[int] = set()
+        counted: set[int] = set()
         with self._lock:
             # Each worker has its own: how long one model takes says nothing about another.
             pace = (ended - began) / len(group)
@@ -314,8 +319,8 @@ class Batcher:
             for (call, index, _), answer in zip(group, answers, strict=True):
                 call.answers[index] = answer
                 call.left -= 1
-                if id(call) not in seen:  # a call with several items in the batch was in it once
-                    seen.add(id(call))
+                if id(call) not in counted:  # a call with several items in the batch was in it once
+                    counted.add(id(call))
                     call.network += ended - at
                 if call.left == 0:
                     finished.append((call, None))

@@ -80,6 +80,7 @@ class Server(uvicorn.Server):
         self._end_of_notice = 0.0
         # By its deadline every accepted request has an answer or a 504; uvicorn must not cancel it before.
         grace = options.batches.deadline_ms / 1000 + 5
+        # uvicorn logs nothing and sends no name of its own: the middleware writes the log and the headers.
         super().__init__(
             uvicorn.Config(
                 app,

@@ -41,7 +41,8 @@ class BodyBudget:
         Raises:
             ApiError: there is no place for them (503), or never will be (413).
         """
-        # 413 tells a client to give up, 503 to try again: what can never fit must not be called busy.
+        # By the size of the whole request so far, not of this piece: a large body must not slip in in small pieces. 413
+        # tells a client to give up, 503 to try again: what can never fit must not be called busy.
         most = self.most if of + count <= SMALL_BYTES else self.most * 3 // 4
         if of + count > most:
             raise ApiError(

@@ -116,6 +116,7 @@ class AccessMiddleware:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
+        # Counted and logged from here on, whatever becomes of it: `finally` below ends what is begun here.
         context = scope["context"] = RequestContext(scope, Body(self._options.limits, self._held))
         self._telemetry.enter()
         started = False
@@ -129,6 +130,7 @@ class AccessMiddleware:
             await send(message)
 
         try:
+            # Before the body is read: who may not ask must not cost memory.
             self._refuse(scope, context)
             respond = self._direct.get((scope["method"], scope["path"]))
             if respond is None:
@@ -202,6 +204,7 @@ class AccessMiddleware:
                 self._telemetry.answered(seconds)
         if context.status in OVERLOAD:
             self._telemetry.turned_away()
+        # By kind, never by path or message: labels must not grow with what clients send.
         if context.status == CLIENT_LEFT or context.status >= 400:
             kind = "client_left" if context.status == CLIENT_LEFT else code_of(context.status)
             self._telemetry.errors.labels(kind).inc()

@@ -110,7 +110,7 @@ class DecodeBudget:
         finally:
             with self._changed:
                 self.bytes -= size
-                self._changed.notify_all()
+                self._changed.notify_all()  # not only the first: a smaller picture may fit where that one does not
 
 
 class PredictorPool:
@@ -139,7 +139,7 @@ class PredictorPool:
         until = time.perf_counter() + _WARM_UP_SECONDS
         largest = min(max_batch_size, self.most)
         powers = {largest, *(2**power for power in range(largest.bit_length()) if 2**power <= largest)}
-        done = []
+        warmed = []
         for size in [*sorted(powers, reverse=True), *sorted(set(range(1, largest + 1)) - powers)]:
             if size not in powers and time.perf_counter() > until:
                 break
@@ -147,8 +147,8 @@ class PredictorPool:
                 for thread in range(len(self._per_thread)):
                     self.outputs([picture] * size, thread, False)
                 self.outputs([picture] * size, 0, True)
-            done.append(size)
-        self._sizes = tuple(sorted(done))
+            warmed.append(size)
+        self._sizes = tuple(sorted(warmed))
 
     def outputs(self, squares: list[NDArray[np.uint8]], thread: int, alone: bool) -> Outputs:
         """Map pictures (image_px, image_px, 3) uint8 to probabilities and embeddings.
@@ -205,7 +205,7 @@ class LargeImages:
 
     def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[DecodedImage]:
         """Leave the network to others."""
-        give_back()
+        give_back()  # what decoding took is free now, and no prediction waits for this thread
         return prepared
 
     def done(self, seconds: Seconds, num_items: int) -> None:
@@ -390,8 +390,8 @@ class Explainer:
         heat = self.explain(ready.square[None], np.array([target], np.int64))[0]
         if ready.picture is not None:
             # OpenCV writes blue, green, red: channels are turned round.
-            done, png = cv2.imencode(".png", overlay(ready.picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
-            return ExplainResult(png.tobytes()) if done else ExplainResult(b"", "cannot be written as PNG")
+            ok, png = cv2.imencode(".png", overlay(ready.picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
+            return ExplainResult(png.tobytes()) if ok else ExplainResult(b"", "cannot be written as PNG")
         rows = np.round(heat.astype(np.float64), 3).tolist()
         record = self._bundle.record
         values = {
@@ -433,6 +433,7 @@ def open_served(
         per_thread, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2)
     )
     classifier = BundleClassifier(bundle, runtime, together)
+    # A server may be stricter than the run was, never laxer: the model was measured without larger images.
     classifier.max_pixels = min(classifier.max_pixels, max_pixels or classifier.max_pixels)
     served = ModelVersion(
         bundle=bundle,
@@ -445,6 +446,7 @@ def open_served(
         max_pixels=classifier.max_pixels,
         budget=budget,
     )
+    # Before anybody can ask: neither the first request nor the first after a swap may be slow.
     _warm_up(served, batches.max_batch_size)
     # A new bundle may have been renamed into the folder since its checksums were read: files of both may be loaded.
     if open_version(folder) != bundle.version:

@@ -72,7 +72,7 @@ class Models:
         Raises:
             UnknownModelError: there is none; the message names what there is.
         """
-        table = self._table
+        table = self._table  # read once: it may be replaced between two reads
         versions = table.get(next(iter(table)) if name is None else name)
         if versions is None:
             raise UnknownModelError(f"There is no model {name!r:.120} here. Expected one of: {', '.join(table)}.")
@@ -116,7 +116,7 @@ class Models:
         for folder in self._subfolders():
             if folder not in known:
                 self._sources.append(_Source(folder, from_folder=True))
-        for source in list(self._sources):
+        for source in list(self._sources):  # a copy: `_missing` takes sources out
             version = open_version(source.folder)
             if version is None:
                 self._missing(source)

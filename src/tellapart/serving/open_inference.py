@@ -65,12 +65,12 @@ async def infer(service: Service, request: Request) -> Response:
     """Return the outputs of images."""
     served = service.find_in_path(request)
     body = await service.body(request)
-    asked = await service.parsed(body, read_request, _json_bytes(request, len(body)))
-    table = await service.predict_all(request, served, asked.images, INPUT)
-    outputs, tail = write_outputs(table, served.classes, asked.outputs)
+    inference = await service.parsed(body, read_request, _json_bytes(request, len(body)))
+    table = await service.predict_all(request, served, inference.images, INPUT)
+    outputs, tail = write_outputs(table, served.classes, inference.outputs)
     head = {"model_name": served.name, "model_version": served.version}
-    if asked.id is not None:
-        head["id"] = asked.id
+    if inference.id is not None:
+        head["id"] = inference.id
     values = head | {"outputs": outputs}
     # Binary tensors stand behind the JSON; the header says where it ends.
     if not tail:
@@ -90,8 +90,8 @@ def _json_bytes(request: Request, total: int) -> int | None:
         return None
     # At most twelve digits are converted: int() of thousands raises an error of its own.
     if not length.isdigit() or len(length) > 12 or int(length) > total:
-        came = f"{length.decode('latin-1')!r:.40}"
-        raise ApiError(400, f"Inference-Header-Content-Length is {came}. Expected a number up to {total:,}.")
+        shown = f"{length.decode('latin-1')!r:.40}"
+        raise ApiError(400, f"Inference-Header-Content-Length is {shown}. Expected a number up to {total:,}.")
     return int(length)
 
 

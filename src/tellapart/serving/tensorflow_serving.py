@@ -62,8 +62,9 @@ async def status(service: Service, request: Request) -> Response:
     """Return the versions that there are, or the one that the path names."""
     served = service.find_in_path(request)
     versions = [served] if "version" in request.path_params else service.models.of(served.name)[::-1]
-    fine = {"error_code": "OK", "error_message": ""}
-    states = [{"version": version.version, "state": "AVAILABLE", "status": fine} for version in versions]
+    # Only what is loaded is known here, and all of that answers: there is no other state.
+    ok = {"error_code": "OK", "error_message": ""}
+    states = [{"version": version.version, "state": "AVAILABLE", "status": ok} for version in versions]
     return json_response({"model_version_status": states})
 
 

@@ -108,6 +108,7 @@ def export(
     part.mkdir(parents=True)
     try:
         with photos.pictures:
+            # Calibrated first: the temperature stands in the weights of every artefact that follows.
             known = _calibrated(run_folder, classifier, photos, coverage, progress)
             shown = f"{known.threshold:.3f}" if known.threshold is not None else "0"
             announce(
@@ -267,6 +268,7 @@ def _write_formats(
     model: keras.Model, part: Path, formats: Sequence[str], announce: Callable[[str], None]
 ) -> dict[str, Path]:
     """Write ONNX and what was asked for; return format → file or folder."""
+    # The SavedModel is on the way to all formats, and in the bundle only where it was asked for.
     with tempfile.TemporaryDirectory() as folder:
         network = Network.of(model, Path(folder) / "saved_model", part / "model.onnx")
         announce(f"ONNX: {_size(network.onnx) / 1e6:.2f} MB.")
@@ -387,7 +389,7 @@ def _source(run: Path) -> dict[str, Any]:
 
 
 def _limit(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None  # JSON has no infinity
 
 
 def _size(path: Path) -> int:
