@@ -77,7 +77,7 @@ class Supervisor:
         self, target: Callable[..., None], arguments: tuple[Any, ...], *, name: str, stop_seconds: float
     ) -> None:
         self._target, self._arguments, self._name, self._stop_seconds = target, arguments, name, stop_seconds
-        # A fork would copy the locks that the parent's threads hold at that moment, and nobody would free them.
+        # Not fork, which would copy locks that the parent's threads hold, and nobody would release them.
         self._context = multiprocessing.get_context("spawn")
         self._children: list[Child] = []
         self._due: list[tuple[float, float]] = []  # (time.monotonic() of a start, the pause that comes before it)
@@ -104,7 +104,7 @@ class Supervisor:
         for start in [start for start in self._due if start[0] <= now]:
             self._due.remove(start)
             self._spawn(start[1])
-        # One that ended is returned once and forgotten: whether it is replaced is the caller's decision.
+        # A process that has ended is returned once; whether it is replaced is the caller's decision.
         ended = [child for child in self._children if not child.process.is_alive()]
         self._children = [child for child in self._children if child not in ended]
         return ended
@@ -114,8 +114,8 @@ class Supervisor:
 
         The pauses grow as long as nothing gets ready in that place.
         """
-        # One that was ready has proved that it can start: it is back soon. One that fails each time must not keep a
-        # processor busy with failing.
+        # A process that was ready can start, so its replacement starts soon. One that fails every time must not keep a
+        # processor busy.
         pause = _PAUSE_SECONDS if ended.ready.is_set() else min(2 * ended.pause_seconds, _LONGEST_PAUSE_SECONDS)
         self._due.append((time.monotonic() + pause, pause))
         return pause
@@ -127,9 +127,9 @@ class Supervisor:
 
     def stop(self) -> None:
         """Ask all processes to stop, wait for them, and kill what does not end in time."""
-        self._due.clear()  # nothing starts any more
+        self._due.clear()  # no replacement may start from now on
         self.terminate()
-        # One limit for all of them together: they stop at the same time.
+        # They stop in parallel, so one time limit holds for all of them.
         until = time.monotonic() + self._stop_seconds
         for process in [child.process for child in self._children]:
             process.join(max(0.0, until - time.monotonic()))
@@ -149,7 +149,7 @@ class Supervisor:
 
 def _run(parent: int, target: Callable[..., None], number: int, ready: Event, arguments: tuple[Any, ...]) -> None:
     """Be one of the processes."""
-    # Ctrl-C reaches the whole group of processes: the parent has it as well, and answers it with one SIGTERM each.
+    # Ctrl-C reaches the whole process group. Only the parent acts on it, by sending each process one SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(parent)
     target(number, ready, *arguments)
@@ -164,7 +164,7 @@ def _end_with(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
-    # The parent may have died before prctl was called; then this process has another one already, and ends here.
+    # Also covers a parent that died before prctl was called: this process already has another one by then.
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_ORPHAN_SECONDS)

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 _LIBRARY = logging.getLogger("tellapart")
 _MOST = 20_000
-_EVERY_SECONDS = 0.2  # lines of this long go out in one write, not in a system call each
+_EVERY_SECONDS = 0.2  # one write for all lines of this time, not a system call for each
 
 
 class RequestLog(logging.Handler):
@@ -33,12 +33,12 @@ class RequestLog(logging.Handler):
 
     def write(self, **values: Any) -> None:
         """Take a line."""
-        # No lock: append and popleft of a deque are atomic. Two threads that pass this test at once store one line more
-        # than _MOST, or miscount a dropped one.
+        # No lock is needed: a deque's append and popleft are atomic. At worst, two threads pass this test together and
+        # store one line too many, or miscount a dropped one.
         if len(self._lines) >= _MOST:
             self._dropped += 1
             return
-        values["at"] = time.time()  # formatted by the writing thread: this one serves requests
+        values["at"] = time.time()  # the writing thread formats it: this thread serves requests
         self._lines.append(values)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -51,13 +51,13 @@ class RequestLog(logging.Handler):
     def start(self) -> None:
         """Begin to write."""
         _LIBRARY.addHandler(self)
-        # A daemon: a pipe that nobody reads blocks the write for ever and must not keep the process alive.
+        # A daemon: a pipe that nobody reads blocks the write for ever, and must not keep the process alive.
         self._thread = threading.Thread(target=self._write_on, name="log", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Write what is left; give up on a stream that takes nothing for two seconds."""
-        # The handler goes first: what is logged after the last flush would never be written.
+        # Remove the handler first: lines that arrive after the last flush would never be written.
         _LIBRARY.removeHandler(self)
         self._stop.set()
         if self._thread is not None:

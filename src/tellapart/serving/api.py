@@ -138,7 +138,7 @@ async def feedback(service: Service, request: Request) -> Response:
     served = _check_feedback(service, request, values)
     if service.options.feedback is not None:
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "model": served.name} | values
-        # In a thread: a slow disk would hold up every other request.
+        # In a thread: a slow disk would block the event loop and with it every other request.
         try:
             await asyncio.to_thread(_append, service.options.feedback, line)
         except OSError as error:
@@ -174,7 +174,7 @@ def _check_feedback(service: Service, request: Request, values: Any) -> ModelVer
 
 def _append(path: Path, line: dict[str, Any]) -> None:
     """Append one line in one write: several processes may do so."""
-    # O_APPEND: the end of the file is looked up with each write, wherever other processes have written since.
+    # O_APPEND: each write goes to the current end of the file, even if another process has written since.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(descriptor, (json.dumps(line) + "\n").encode())
@@ -210,7 +210,7 @@ async def files_of(service: Service, request: Request) -> list[tuple[str | None,
             raise ApiError(400, "The body is empty. Expected an image, or multipart/form-data with the field 'file'.")
         return [(None, body.take())]
     most = service.options.limits.max_files
-    # Twice its size for a moment: the parts are copies, and body and parts are in memory together while it is cut.
+    # Count the body twice while it is parsed: the parts are copies, and both are in memory together.
     size = len(body)
     body.add(size)
     parts = parse_multipart(body.take(), kind, most)

@@ -27,7 +27,7 @@ from tellapart.serving.options import BatchOptions, ServerOptions
 from tellapart.serving.service import Service
 from tellapart.serving.telemetry import Telemetry
 
-# The page's rows come last: its /{file} fits any path of one part, such as /models.
+# The page's rows must come last: its /{file} matches any single-segment path, such as /models.
 ENDPOINTS = (*api.ENDPOINTS, *tensorflow_serving.ENDPOINTS, *open_inference.ENDPOINTS, *page.ENDPOINTS)
 """Everything that the server answers to. The first row counts whose path and method fit."""
 _HEALTH = frozenset({"/v2/health/live", "/v2/health/ready"})
@@ -66,7 +66,7 @@ def make_app(options: ServerOptions) -> Starlette:
         exception_handlers={HTTPException: _refuse},
         lifespan=partial(_running, service, log),
     )
-    # Starlette would answer /predict/ with a redirect, and the client would send its images twice.
+    # Otherwise Starlette redirects /predict/ to /predict, and the client uploads its images twice.
     app.router.redirect_slashes = False
     app.state.service = service
     return app
@@ -94,11 +94,12 @@ async def _running(service: Service, log: RequestLog | None, _: Starlette) -> As
     if log is not None:
         log.start()
     try:
-        # Not in make_app: a batcher's answers go to the event loop that runs while it is started.
+        # Not in make_app: a batcher delivers its answers to the event loop that is running when it starts.
         service.start()
         service.models.start_polling()
         yield
-        # Polling ends first, so that no version is loaded while the threads stop; the log ends last, to have it all.
+        # Stop polling first, so that no version is loaded while the threads stop. The log closes last and misses
+        # nothing.
         service.models.close()
         service.stop()
     finally:

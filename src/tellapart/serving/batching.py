@@ -23,7 +23,7 @@ from tellapart.serving.options import BatchOptions
 logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 1.0
-_NICENESS = 10  # background threads still run, at about a tenth of the weight, when others want every processor
+_NICENESS = 10  # about a tenth of the scheduler's weight of a normal thread
 _NEWS = 0.1
 """Weight of a new batch in the pace."""
 
@@ -81,7 +81,7 @@ class Call:
         "worker",
     )  # fmt: skip
 
-    # An item is set to None by whoever takes it from the queue or gives it up, under the batcher's lock.
+    # Whoever takes an item from the queue, or gives it up, sets it to None under the batcher's lock.
     def __init__(
         self, worker: Worker, items: Sequence[Any], future: asyncio.Future[list[Any]], deadline: float
     ) -> None:
@@ -123,11 +123,11 @@ class Batcher:
         self._queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._waiting = 0
         self._busy = 0  # threads that work on a batch
-        # Weak keys: a version that was replaced must not stay in memory for the sake of its pace.
+        # Weak keys: the pace of a replaced version must not keep its networks in memory.
         self._paces: WeakKeyDictionary[Worker, float] = WeakKeyDictionary()  # seconds that a thread takes for an item
         self._ahead = 0.0  # seconds of work for one thread in what waits
-        # Guards the counts above and the items of all calls. Never held while a worker works, or threads would wait for
-        # each other's networks. Futures need no lock: only the event loop touches them.
+        # Guards the counts above and the items of all calls. It is never held while a worker runs, or threads would
+        # wait for each other's networks. Futures need no lock: only the event loop touches them.
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,7 +150,7 @@ class Batcher:
 
         They are daemons: one that hangs in a library does not keep the process.
         """
-        # A mark of the end for each thread, behind everything that was accepted.
+        # One end mark for each thread, behind everything that was accepted.
         for _ in self._threads:
             self._queue.put(None)
         until = time.monotonic() + self.options.deadline_ms / 1000 + _STOP_SECONDS
@@ -172,16 +172,16 @@ class Batcher:
         if loop is None:
             raise RuntimeError("The batcher was not started.")
         with self._lock:
-            # Whatever comes while nothing waits is taken, however large: else it would be refused for ever.
+            # With an empty queue any call is accepted: one larger than the queue would be refused for ever otherwise.
             if self._waiting and (self._waiting + len(items) > self.options.max_queue or self._is_slow()):
                 raise QueueFullError(f"{self._waiting} images wait already, for about {1000 * self._wait():.0f} ms")
             call = Call(worker, items, loop.create_future(), self.options.deadline_ms / 1000)
-            # Kept with the call: the pace changes, and what is added to the work ahead must be what is taken off again.
+            # Stored in the call, because the pace changes: exactly what is added to the work ahead must come off again.
             call.pace = self._paces.get(worker, 0.0)
             # Counted before the queue has it: a thread that takes it at once would else count below zero.
             self._enter(call, len(items))
         call.timer = loop.call_later(self.options.deadline_ms / 1000, self._expire, call)
-        # One by one, so that free threads can share a call with many items.
+        # One entry per item, so that free threads can share a call with many items.
         for index in range(len(call.items)):
             self._queue.put((call, index))
         return call
@@ -195,7 +195,7 @@ class Batcher:
 
     def _enter(self, call: Call, num_items: int) -> None:
         """Count items that wait, or with a negative number that no longer do; under the lock."""
-        # Set to 0 whenever nothing waits: sums of floats would otherwise drift away from it.
+        # Reset to 0 whenever nothing waits: the sum of floats would drift otherwise.
         self._waiting += num_items
         self._ahead = self._ahead + num_items * call.pace if self._waiting else 0.0
 
@@ -224,7 +224,7 @@ class Batcher:
         if self._in_background:
             step_back()
         while (first := self._queue.get()) is not None:
-            # The end may come in the middle of a batch: what was collected before it is still answered.
+            # The end mark may come in the middle of a batch: the entries before it are still answered.
             entries, is_end = self._drain(first)
             if taken := self._take(entries):
                 self._work_on(taken, thread)
@@ -234,7 +234,7 @@ class Batcher:
     def _drain(self, first: Entry) -> tuple[list[Entry], bool]:
         """Return what to do together, and whether the end was reached."""
         entries, options = [first], self.options
-        # As many as make the first item's worker faster; whose the others are is sorted out later.
+        # The limit of the first entry's worker; `_work_on` separates entries of other workers.
         most = min(options.max_batch_size, first[0].worker.most)
         until = time.perf_counter() + options.max_wait_ms / 1000
         while len(entries) < most:
@@ -262,18 +262,18 @@ class Batcher:
                     continue
                 call.items[index] = None
                 self._enter(call, -1)
-                # Nothing is done for a call whose time is over; its timer tells the caller.
+                # Do no work for a call that is past its deadline; its timer tells the caller.
                 if now < call.deadline:
                     taken.append((call, index, item))
                     if call.queue < 0:
                         call.queue = now - call.arrived
-            # In the same breath as the items are taken: else a thread could believe that it is alone.
+            # Under the same lock as the items: two busy threads must not both believe that they are alone.
             self._busy += bool(taken)
         return taken
 
     def _work_on(self, taken: list[tuple[Call, int, Any]], thread: int) -> None:
         finished: list[tuple[Call, BaseException | None]] = []
-        # A batch may hold items of several models; one run takes those of one.
+        # A batch may hold items of several models; a network runs on its own items only.
         try:
             by_worker: dict[int, list[tuple[Call, int, Any]]] = {}
             for entry in taken:
@@ -290,7 +290,7 @@ class Batcher:
     def _work_on_group(
         self, group: list[tuple[Call, int, Any]], thread: int
     ) -> list[tuple[Call, BaseException | None]]:
-        # Ready first, one after the other, and timed for each call; then one run for all of them.
+        # Prepare the items one by one, charging the time to their calls; then run the network once for all of them.
         worker = group[0][0].worker
         began = at = time.perf_counter()
         try:
@@ -312,14 +312,14 @@ class Batcher:
         finished: list[tuple[Call, BaseException | None]] = []
         counted: set[int] = set()
         with self._lock:
-            # Each worker has its own: how long one model takes says nothing about another.
+            # Each worker has its own pace: how long one model takes says nothing about another.
             pace = (ended - began) / len(group)
             before = self._paces.get(worker, pace)
             self._paces[worker] = before + _NEWS * (pace - before)
             for (call, index, _), answer in zip(group, answers, strict=True):
                 call.answers[index] = answer
                 call.left -= 1
-                if id(call) not in counted:  # a call with several items in the batch was in it once
+                if id(call) not in counted:  # count the batch once for a call with several items in it
                     counted.add(id(call))
                     call.network += ended - at
                 if call.left == 0:
@@ -329,7 +329,7 @@ class Batcher:
     def _deliver(self, finished: list[tuple[Call, BaseException | None]]) -> None:
         """Hand answers to their callers; in the event loop."""
         for call, error in finished:
-            # Its deadline may have passed, or its client left, while the network worked.
+            # The deadline may have passed, or the client may have left, while the network was running.
             if call.future.done():
                 continue
             if error is not None:

@@ -37,7 +37,7 @@ class Protocol:
     error: Schema
 
 
-# Without eq a row is hashed by identity: parameters are keys of a cache (`_parsed`), and a schema has no hash.
+# eq=False hashes by identity. Parameters are keys of a cache (`_parsed`), and a schema, a dict, has no hash.
 @dataclass(frozen=True, eq=False)
 class Parameter:
     """An optional parameter after the "?": a whole number from 1 on, true or false, one of a few words, or a text."""
@@ -93,7 +93,7 @@ async def respond(endpoint: Endpoint, service: Service, request: Request) -> Res
 @lru_cache(256)
 def _parsed(query: bytes, parameters: tuple[Parameter, ...]) -> Mapping[str, Any]:
     """Parse a query string; the same ones come again and again."""
-    # The cache is bounded, since clients choose the keys; what raises is not kept in it.
+    # The cache is bounded, since clients choose its keys; calls that raise are not cached.
     known = {parameter.name: parameter for parameter in parameters}
     texts: dict[str, str] = {}
     try:
@@ -112,7 +112,7 @@ def _value(parameter: Parameter, text: str) -> Any:
     """Return the value of a parameter, by its schema."""
     words = parameter.schema.get("enum")
     if parameter.schema["type"] == "integer":
-        # Cut to 19 digits: int() refuses more than 4,300 with a ValueError, and no number here is that large.
+        # Cut to 19 digits: int() raises a ValueError beyond 4,300, and no number here is that large.
         if text.isascii() and text.isdigit() and (number := int(text[:19])) > 0:
             return number
         expected = "a whole number from 1 on"

@@ -38,7 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
-    # A server that was just stopped leaves connections in TIME_WAIT, which would keep its port from it for a minute.
+    # A server that has just stopped leaves connections in TIME_WAIT, which would block its port for a minute.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host.strip("[]"), port))
@@ -78,9 +78,9 @@ class Server(uvicorn.Server):
     ) -> None:
         self._app, self._options, self._ready, self._signals = app, options, ready, signals
         self._end_of_notice = 0.0
-        # By its deadline every accepted request has an answer or a 504; uvicorn must not cancel it before.
+        # Every accepted request gets an answer or a 504 by its deadline; uvicorn must not cancel it earlier.
         grace = options.batches.deadline_ms / 1000 + 5
-        # uvicorn logs nothing and sends no name of its own: the middleware writes the log and the headers.
+        # uvicorn's own log and Server header are off: the middleware writes both the log and the headers.
         super().__init__(
             uvicorn.Config(
                 app,
@@ -119,15 +119,16 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; on a second signal stop now."""
-        # Draining only fails readiness; `on_tick` stops listening later. A balancer that has not noticed yet sends
-        # requests for a moment longer, and they must not be refused.
+        # Draining only fails readiness; `on_tick` closes the listener later. Until the load balancer notices, it still
+        # sends requests, and these must be answered.
         service = self._app.state.service
         if service.draining:
             self.should_exit = self.force_exit = True
             return
         service.draining = True
         self._end_of_notice = time.monotonic() + self._options.drain_seconds
-        # A thread and not the event loop, which may be what hangs; a daemon, so that a server that ends in time does.
+        # A thread, since the event loop may be what hangs; a daemon, so that it does not delay a server that ends in
+        # time.
         last = threading.Timer(self._options.stop_seconds, _end_now)
         last.daemon = True
         last.start()
@@ -165,7 +166,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Wait for headers; refuse a connection too many."""
         super().connection_made(transport)
-        # uvicorn's keep-alive timer begins after the first answer; this one ends a client that connects and is silent.
+        # uvicorn starts its keep-alive timer after the first answer: without this one a silent client could stay for
+        # ever.
         self._header_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.bounds.max_connections:
@@ -197,14 +199,14 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Wait no more: bodies have a time of their own."""
         self._wait(None)
-        # The parser goes on with what has arrived already, though the connection was refused while it read the headers:
-        # without this test the application would still be called.
+        # After `_refuse` the parser still processes the bytes that it has: without this test the application would be
+        # called for a request that was refused.
         if not self.transport.is_closing():
             super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         """Give a client that was refused a while to end its body, which is thrown away."""
-        # A connection that stays open has to be read to the end of the body before its next request can be found.
+        # On a connection that stays open, the next request begins only after the rest of this body.
         unread = self.cycle is not None and self.cycle.more_body
         super().on_response_complete()
         if unread:
@@ -236,7 +238,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: bytes) -> None:
         if not self.transport.is_closing():
-            # Nothing into the middle of an answer that is being sent: its client would take it for a part of the body.
+            # Never write into an answer that is being sent: the client would take this for a part of its body.
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()

@@ -87,7 +87,7 @@ def write_outputs(
     for output in wanted:
         if output.name == "probabilities":
             values: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(table.shape)}
-            # Little-endian on every machine, as Triton's extension has it.
+            # Little-endian on every machine, as Triton's extension defines it.
             raw, data = table.astype("<f4").tobytes(), table.ravel().tolist()
         else:
             values = {"name": output.name, "datatype": "BYTES", "shape": [len(labels)]}
@@ -103,7 +103,7 @@ def write_outputs(
 
 
 def _wanted(values: dict[str, Any]) -> list[Wanted]:
-    # Of the whole request; a parameter of one output goes before it.
+    # The default for the whole request; a parameter of a single output overrides it.
     by_default = _parameters(values).get("binary_data_output") is True
     outputs = values.get("outputs")
     if outputs is None or outputs == []:
@@ -132,7 +132,7 @@ def _parameters(values: dict[str, Any]) -> dict[str, Any]:
 def _shape(tensor: dict[str, Any]) -> tuple[int, ...]:
     shape = tensor.get("shape")
     good = isinstance(shape, list) and 0 < len(shape) <= 4
-    # By type: isinstance would take true for 1.
+    # By type, since isinstance(True, int) is true.
     if not good or any(type(length) is not int or not 0 < length < 2**31 for length in shape or ()):
         raise ApiError(400, f"{INPUT} has the shape {_some(shape)}. Expected whole numbers above 0, at most four.")
     assert shape is not None
@@ -160,7 +160,7 @@ def _pictures(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | 
         if len(raw) != count:
             raise ApiError(400, f"{INPUT} has {len(raw):,} bytes; its shape needs {count:,}.")
         return list(np.frombuffer(raw, np.uint8).reshape(shape))
-    # The protocol lets values stand flat or nested; the shape says which picture they belong to.
+    # The protocol allows flat and nested values; the declared shape decides.
     _, numbers = flattened(tensor.get("data"))
     if set(map(type, numbers)) != {int} or len(numbers) != count or min(numbers) < 0 or max(numbers) > 255:
         raise ApiError(400, f"{INPUT}: expected {count:,} whole numbers from 0 to 255 in 'data', by its shape.")
@@ -176,7 +176,7 @@ def _files(tensor: dict[str, Any], shape: tuple[int, ...], raw: memoryview | Non
             raise ApiError(400, f"{INPUT}: expected {shape[0]} files in base64 in 'data', by its shape.")
         return [from_base64(text, f"{INPUT}[{number}]") for number, text in enumerate(data)]
     files, at = [], 0
-    # A length that reaches beyond the end leaves `at` beyond it too, and is refused below.
+    # A length that points beyond the end also moves `at` beyond it, and is refused below.
     while at + 4 <= len(raw):
         (size,) = struct.unpack_from("<I", raw, at)
         files.append(bytes(raw[at + 4 : at + 4 + size]))

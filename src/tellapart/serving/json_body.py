@@ -21,13 +21,13 @@ def parsing_bytes(data: bytes, most: int) -> int:
     What makes objects is counted in it, in pieces: more than `most` is not counted to the end. So a megabyte takes
     about 0.3 ms, and no body more than a few.
     """
-    # First the text itself: as it is stored, and once more where escapes make the parser build it anew.
+    # First the text itself, and a second copy if it has escapes, for which the parser builds new strings.
     length = len(data)
     escaped = b"\\" in data
     wide = not data.isascii() or (escaped and b"\\u" in data)
     total = length * (_WIDE if wide else 2 if escaped else 1)
-    # Then the objects, by the marks that begin them. Marks inside of texts are counted too: the bound may be too high,
-    # never too low. A text has two quotes, so each stands for half of its frame.
+    # Then the objects, by the characters that begin them. Characters inside strings count as well, so the bound may be
+    # too high but never too low. A string has two quotes, so each stands for half of its frame.
     costs = {b"[": _LIST, b",": _ELEMENT, b"{": _DICT, b":": _PAIR, b'"': _TEXT // 2}
     for start in range(0, length, _PIECE):
         total += sum(cost * data.count(mark, start, start + _PIECE) for mark, cost in costs.items())

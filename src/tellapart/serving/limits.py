@@ -16,7 +16,7 @@ from tellapart.serving.options import Limits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
-_MOST_CLIENTS = 10_000  # addresses to remember: one with IPv6 can send from any number of them
+_MOST_CLIENTS = 10_000  # an IPv6 client has more addresses than there is memory for
 SMALL_BYTES = 1024 * 1024
 """Requests up to here are small: a photo as phones send it on is."""
 
@@ -31,7 +31,7 @@ class BodyBudget:
     A quarter is kept for small requests: large bodies that come slowly shut nobody out.
     """
 
-    # Without a lock: only the event loop counts here. Other threads hand their changes to it (`Body.end`).
+    # Needs no lock: only the event loop changes it. Other threads hand their changes to the loop (`Body.end`).
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
 
@@ -41,8 +41,8 @@ class BodyBudget:
         Raises:
             ApiError: there is no place for them (503), or never will be (413).
         """
-        # By the size of the whole request so far, not of this piece: a large body must not slip in in small pieces. 413
-        # tells a client to give up, 503 to try again: what can never fit must not be called busy.
+        # The size of the whole request so far decides, not that of this piece: a large body also arrives in small
+        # pieces. 413 tells a client to give up and 503 to try again, so what can never fit must not get a 503.
         most = self.most if of + count <= SMALL_BYTES else self.most * 3 // 4
         if of + count > most:
             raise ApiError(
@@ -80,18 +80,18 @@ class Body:
             ClientLeftError: the client closed the connection.
         """
         limits = self._limits
-        # A body that says that it is too large is refused before any of it is read; int() takes no endless digits.
+        # Refuse a body that declares too many bytes before reading any of it. At most 20 digits go to int().
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > limits.max_body_bytes:
             raise _too_large(int(declared[:20]), limits.max_body_bytes)
-        # Nothing is unpacked: a body of 32 MB of gzip can hold 30 GB.
+        # Compressed bodies are refused: 32 MB of gzip can expand to 30 GB.
         if (encoding := headers.get(b"content-encoding", b"identity").lower()) not in (b"identity", b""):
             raise ApiError(415, f"The body is encoded as {encoding.decode('latin-1')!r}. Expected it as it is.")
         try:
             async with asyncio.timeout(limits.body_seconds):
                 await self._read(receive)
         except TimeoutError:
-            # Closed, or a client that sends a byte now and then would hold the connection for as long as it likes.
+            # Close the connection, or a client that sends a byte now and then could hold it indefinitely.
             message = f"The body did not arrive within {limits.body_seconds:g} seconds."
             raise ApiError(408, message, {"Connection": "close"}) from None
 
@@ -105,7 +105,7 @@ class Body:
                 if self.held + len(chunk) > self._limits.max_body_bytes:
                     raise _too_large(None, self._limits.max_body_bytes)
                 self.add(len(chunk))
-                # The whole body in one piece, as most come: it is taken as it is, without a copy.
+                # Most bodies arrive in one piece, which is taken without a copy.
                 if not message.get("more_body", False) and not stream.tell():
                     self.data = chunk
                     return
@@ -143,7 +143,8 @@ class Body:
     def end(self) -> None:
         """Forget it, at the end of its request; in the event loop."""
         self.data = b""
-        # A parser that still works holds the memory, though the client has left: the bytes are free when it is done.
+        # If a parser thread is still at work, its memory is in use although the client has left: free it when that
+        # ends.
         held, self.held = self.held, 0
         if self._work is None or self._work.done():
             self._ledger.free(held)
@@ -178,7 +179,7 @@ class RateLimit:
         if not self._rate:
             return 0.0
         now = time.monotonic()
-        # Taken out and put in again, so that the dict is in the order of use and the oldest address is forgotten first.
+        # Removed and inserted again, which keeps the dict in order of use: the oldest address is forgotten first.
         tokens, at = self._buckets.pop(client, (self._most, now))
         tokens = min(self._most, tokens + (now - at) * self._rate)
         wait = 0.0 if tokens >= 1 else (1 - tokens) / self._rate

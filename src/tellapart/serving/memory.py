@@ -15,14 +15,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _OWN_PAGES_BYTES = 256_000
 """Strips of large pictures are larger: with 1 MB as the limit an attack left holes of 30 MB in the heaps."""
 _KEPT_BYTES = 8_000_000
-# With the thresholds, ten minutes of load with damaged images take the server from 201.2 to 201.3 MB; when it was first
-# tried, two arenas alone let it grow from 294 to 377.
+# With all three settings a server grows from 201.2 to 201.3 MB in ten minutes of load with damaged images
+# (results/endurance.json). In a first trial, two arenas alone let it grow from 294 to 377 MB.
 _ARENAS = 2
 
 
 @lru_cache
 def _glibc() -> ctypes.CDLL | None:
-    # None opens the running program itself. musl and macOS lack mallopt and malloc_trim.
+    # CDLL(None) opens the running program itself. musl and macOS have neither mallopt nor malloc_trim.
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
@@ -45,7 +45,7 @@ def keep_memory_flat() -> None:
     if (library := _glibc()) is None:
         return
     tune = library.mallopt
-    # Setting any threshold also switches off glibc's own adjustment of it (mallopt(3)). mallopt returns 0 on error.
+    # Setting a threshold also stops glibc from adjusting it dynamically (mallopt(3)). mallopt returns 0 on error.
     wanted = ((_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, _ARENAS))
     if not all(tune(name, value) for name, value in wanted):
         logger.warning("The C library does not take memory settings; the server may need more than it should.")

@@ -32,7 +32,7 @@ CLIENT_LEFT = 499
 OVERLOAD = frozenset({429, 503, 504})
 """Statuses of requests that were turned away because there was too much to do."""
 
-# A client's id comes back in a header and goes into the log: nothing that could break a line of either.
+# A client's id is echoed in a header and written to the log: allow nothing that could inject a line into either.
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,100}")
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
@@ -103,8 +103,8 @@ class AccessMiddleware:
         self._options, self._direct = options, direct
         self._held = BodyBudget(options.limits.max_held_bytes)
         self._rate = RateLimit(options.limits.rate)
-        # Against DNS rebinding: a page of a site whose name is made to point to this machine still sends that name. A
-        # server that others reach cannot know the names that lead to it, and checks none.
+        # Against DNS rebinding: a page of a site whose name was made to resolve to this machine still sends the site's
+        # name as Host. A server that other machines reach cannot know its own names and accepts any.
         own = {"localhost", "127.0.0.1", "::1", options.host.strip("[]")}
         self._hosts = own | {host.lower() for host in options.allowed_hosts} if options.is_local else None
         self._key = options.api_key.encode() if options.api_key else None
@@ -112,11 +112,11 @@ class AccessMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
         if scope["type"] != "http":
-            # Start and end of the application pass; other kinds, such as websockets, are not answered.
+            # Start-up and shutdown pass through; anything else, such as a websocket, is not answered.
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        # Counted and logged from here on, whatever becomes of it: `finally` below ends what is begun here.
+        # From here on the request is counted, and `finally` below counts and logs its end, whatever happens.
         context = scope["context"] = RequestContext(scope, Body(self._options.limits, self._held))
         self._telemetry.enter()
         started = False
@@ -130,7 +130,7 @@ class AccessMiddleware:
             await send(message)
 
         try:
-            # Before the body is read: who may not ask must not cost memory.
+            # Checked before the body is read: a request that is not allowed must not cost memory.
             self._refuse(scope, context)
             respond = self._direct.get((scope["method"], scope["path"]))
             if respond is None:
@@ -145,7 +145,7 @@ class AccessMiddleware:
             await refused(scope, receive, send_with_headers)
         except Exception as error:  # the edge: one request fails, the server goes on
             logger.exception("Request %s failed.", context.id)
-            if started:  # the status is on its way: a second answer would be part of the first one's body
+            if started:  # the status line is out: a second answer would become part of the first one's body
                 raise
             message = f"Something is wrong with the server ({type(error).__name__}); its log says more."
             await error_response(scope["path"], 500, message, context.id)(scope, receive, send_with_headers)
@@ -163,8 +163,8 @@ class AccessMiddleware:
                 421, f"Host {host!r} is not allowed. Expected one of {', '.join(sorted(self._hosts))}; "
                 "tellapart serve --allowed-host adds a name.",
             )  # fmt: skip
-        # Browsers name the page that a request comes from. With a key this is not needed: no other page knows the key.
-        # Behind a proxy the name that the browser used is in X-Forwarded-Host.
+        # Browsers name the site that a request comes from. With a key this check is not needed: no other site knows the
+        # key. Behind a proxy, X-Forwarded-Host holds the name that the browser used.
         if (origin := context.headers.get(b"origin")) is not None and self._key is None:
             try:
                 named = urlsplit(origin.decode("latin-1")).netloc.encode("latin-1")
@@ -178,7 +178,7 @@ class AccessMiddleware:
                 401, "Expected the API key, as Authorization: Bearer KEY or X-API-Key: KEY.",
                 {"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
-        # Never health: a balancer that asks often must not be told to stop, and take the server for dead.
+        # Health checks are exempt: a load balancer that got a 429 would take the server for dead.
         if not path.startswith("/v2/health/"):
             client = scope.get("client")
             if wait := self._rate.take(client[0] if client else ""):
@@ -189,7 +189,7 @@ class AccessMiddleware:
         assert self._key is not None
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         key = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        # Takes the same time wherever the first wrong byte stands: == would let a key be guessed byte by byte.
+        # Constant time: with == the time would tell how many leading bytes are right.
         return hmac.compare_digest(key, self._key)
 
     def _end(self, scope: Scope, context: RequestContext) -> None:
@@ -204,7 +204,7 @@ class AccessMiddleware:
                 self._telemetry.answered(seconds)
         if context.status in OVERLOAD:
             self._telemetry.turned_away()
-        # By kind, never by path or message: labels must not grow with what clients send.
+        # Labelled by kind, never by path or message: clients must not be able to add series.
         if context.status == CLIENT_LEFT or context.status >= 400:
             kind = "client_left" if context.status == CLIENT_LEFT else code_of(context.status)
             self._telemetry.errors.labels(kind).inc()

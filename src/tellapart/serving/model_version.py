@@ -101,7 +101,7 @@ class DecodeBudget:
     def small(self, size: int) -> Iterator[None]:
         """Wait until a small picture fits, and keep its place."""
         size = min(size, self.most)  # what can never fit would wait for ever
-        # The condition is held only to count: pictures are decoded side by side.
+        # The condition is held only while counting: decoding itself runs in parallel.
         with self._changed:
             self._changed.wait_for(lambda: self.bytes + size <= self.most)
             self.bytes += size
@@ -110,7 +110,7 @@ class DecodeBudget:
         finally:
             with self._changed:
                 self.bytes -= size
-                self._changed.notify_all()  # not only the first: a smaller picture may fit where that one does not
+                self._changed.notify_all()  # wake all: a smaller picture may fit where the first one does not
 
 
 class PredictorPool:
@@ -124,8 +124,8 @@ class PredictorPool:
 
     def __init__(self, per_thread: tuple[Predictor, ...], together: Predictor | None, most: int) -> None:
         self._per_thread, self._together, self.most = per_thread, together, most
-        # Held while the shared network runs: a predictor writes answers into memory of its own, and two calls at once
-        # would mix them.
+        # Held while the shared network runs: a predictor reuses its output memory, so two calls at once would mix their
+        # answers.
         self._free = threading.Lock()
         self._sizes: tuple[int, ...] = ()
 
@@ -135,7 +135,7 @@ class PredictorPool:
         A size that is new takes several times longer, and memory for good, a megabyte each: other sizes than these are
         filled up from now on, so that a server does not grow while it works.
         """
-        # `_sizes` is empty until the end: here each size runs as it is, not filled up to another.
+        # `_sizes` stays empty until the end, so that each size runs as it is and is not padded to another.
         until = time.perf_counter() + _WARM_UP_SECONDS
         largest = min(max_batch_size, self.most)
         powers = {largest, *(2**power for power in range(largest.bit_length()) if 2**power <= largest)}
@@ -158,7 +158,7 @@ class PredictorPool:
         if len(squares) > self.most:
             parts = [squares[start : start + self.most] for start in range(0, len(squares), self.most)]
             return _joined([self.outputs(part, thread, False) for part in parts])
-        # Filled up to the next size that was warmed, with copies of a picture whose rows are thrown away.
+        # Pad to the next warmed size with copies of a picture; the extra rows are dropped.
         size = next((size for size in self._sizes if size >= len(squares)), len(squares))
         if size > len(squares):
             rows, embeddings = self.outputs(squares + squares[:1] * (size - len(squares)), thread, alone)
@@ -167,7 +167,7 @@ class PredictorPool:
         if self._together is None:  # the only network: of the thread, and of the heat maps' one
             with self._free:
                 return self._per_thread[thread](batch)
-        # Not waited for: if another thread has the large network by now, this one's own is free.
+        # Non-blocking: if another thread has just taken the shared network, this thread's own is free.
         if alone and self._free.acquire(blocking=False):
             try:
                 return self._together(batch)
@@ -205,7 +205,7 @@ class LargeImages:
 
     def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[DecodedImage]:
         """Leave the network to others."""
-        give_back()  # what decoding took is free now, and no prediction waits for this thread
+        give_back()  # return the memory of decoding to the system; no prediction waits for this thread
         return prepared
 
     def done(self, seconds: Seconds, num_items: int) -> None:
@@ -282,7 +282,7 @@ class ModelVersion:
 
     def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[Answer]:
         """Run the network once on all that could be read."""
-        # Images that could not be decoded are left out of the batch and get their error in the end.
+        # Images that could not be decoded stay out of the batch and get their error below.
         squares = [image.square for image in prepared if image.square is not None]
         if not squares:
             return [Answer(None, (), image.error) for image in prepared]
@@ -294,7 +294,7 @@ class ModelVersion:
             if image.square is None:
                 answers.append(Answer(None, (), image.error))
                 continue
-            # The sum is finite only if all of them are: NaN and infinity stay in it.
+            # One sum checks all probabilities: NaN and infinity propagate into it.
             row, (is_unknown, similarity) = next(rows)
             finite = math.isfinite(float(row.sum()))
             answers.append(
@@ -365,7 +365,7 @@ class Explainer:
     def prepare(self, item: ExplainRequest) -> _Ready | str:
         """Decode an image for the network and, for an overlay, for the eye."""
         image_px, max_pixels = self._bundle.record.image_px, self._max_pixels
-        # What decoding takes is not looked up here: any size has the lock of large pictures, and is decoded alone.
+        # The cost is not estimated here: any image takes the lock of large pictures and is decoded alone.
         try:
             with self._budget.alone:
                 square = decode_square(item.data, image_px, max_pixels=max_pixels)
@@ -389,7 +389,7 @@ class Explainer:
         target = int(row.argmax()) if ready.target is None else ready.target
         heat = self.explain(ready.square[None], np.array([target], np.int64))[0]
         if ready.picture is not None:
-            # OpenCV writes blue, green, red: channels are turned round.
+            # OpenCV expects blue, green, red, so the channels are reversed.
             ok, png = cv2.imencode(".png", overlay(ready.picture, heat)[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 3))
             return ExplainResult(png.tobytes()) if ok else ExplainResult(b"", "cannot be written as PNG")
         rows = np.round(heat.astype(np.float64), 3).tolist()
@@ -433,7 +433,7 @@ def open_served(
         per_thread, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2)
     )
     classifier = BundleClassifier(bundle, runtime, together)
-    # A server may be stricter than the run was, never laxer: the model was measured without larger images.
+    # A server may be stricter than the run, never more lenient: the model was not measured on larger images.
     classifier.max_pixels = min(classifier.max_pixels, max_pixels or classifier.max_pixels)
     served = ModelVersion(
         bundle=bundle,
@@ -446,9 +446,9 @@ def open_served(
         max_pixels=classifier.max_pixels,
         budget=budget,
     )
-    # Before anybody can ask: neither the first request nor the first after a swap may be slow.
+    # Before the version is published: neither the first request nor the first after a swap may be slow.
     _warm_up(served, batches.max_batch_size)
-    # A new bundle may have been renamed into the folder since its checksums were read: files of both may be loaded.
+    # A new bundle may have replaced the folder while files were being read, which would mix the two.
     if open_version(folder) != bundle.version:
         raise BundleError(f"{folder} changed while it was loaded.")
     return served
@@ -464,7 +464,7 @@ def open_version(folder: Path) -> str | None:
 
 def _warm_up(served: ModelVersion, max_batch_size: int) -> None:
     """Do what the first requests would do, so that they are as fast as the others and need no memory for good."""
-    load_formats()  # Pillow's readers, for files that OpenCV cannot read: the first odd file would load them otherwise
+    load_formats()  # Pillow's format readers, which the first unusual file would load otherwise
     picture = np.zeros((served.bundle.record.image_px, served.bundle.record.image_px, 3), np.uint8)
     served.networks.warm_up(picture, max_batch_size)
     served.run([DecodedImage(picture, ())] * max_batch_size, 0, True)  # the cosines of unknown photos take memory too

@@ -72,7 +72,7 @@ class Models:
         Raises:
             UnknownModelError: there is none; the message names what there is.
         """
-        table = self._table  # read once: it may be replaced between two reads
+        table = self._table  # read once: the poller may replace it between two reads
         versions = table.get(next(iter(table)) if name is None else name)
         if versions is None:
             raise UnknownModelError(f"There is no model {name!r:.120} here. Expected one of: {', '.join(table)}.")
@@ -116,7 +116,7 @@ class Models:
         for folder in self._subfolders():
             if folder not in known:
                 self._sources.append(_Source(folder, from_folder=True))
-        for source in list(self._sources):  # a copy: `_missing` takes sources out
+        for source in list(self._sources):  # a copy, since `_missing` removes sources
             version = open_version(source.folder)
             if version is None:
                 self._missing(source)
@@ -137,7 +137,7 @@ class Models:
             max_pixels=self._options.limits.max_pixels,
             telemetry=self._telemetry,
         )  # fmt: skip
-        # Numbers are never given twice, so that a client's "version 2" stays the same bundle.
+        # Numbers are never reused: "version 2" of a client stays the same bundle.
         number = self._numbers[served.name] = self._numbers.get(served.name, 0) + 1
         return replace(served, number=number)
 
@@ -175,16 +175,16 @@ class Models:
         for source in self._sources:
             if source.served is not None:
                 table.setdefault(source.served.name, {})[source.served.version] = source.served
-        # In the order of loading: the default version is the last one.
+        # In order of loading, since the last version is the default.
         table = {
             name: dict(sorted(versions.items(), key=lambda item: item[1].number)) for name, versions in table.items()
         }
-        # Readers take no lock: a new table is complete before one assignment puts it in the place of the old one.
+        # Readers take no lock: the new table is complete before a single assignment replaces the old one.
         before, self._table = self._order, table
         self._order = tuple(served for versions in table.values() for served in versions.values())
         for served in before:
             if served not in self._order:
-                # Not removed: prometheus_client cannot take labels out of the files that several processes share.
+                # Set to 0, not removed: prometheus_client cannot remove labels when several processes share files.
                 self._telemetry.info.labels(served.name, served.version, served.runtime).set(0)
         for served in self._order:
             self._telemetry.info.labels(served.name, served.version, served.runtime).set(1)
@@ -195,7 +195,7 @@ class Models:
             return []
         if not parent.is_dir():
             raise BundleError(f"{parent} is not a folder. Expected a folder of bundles.")
-        # Hidden ones are bundles that export is writing or replacing: it works under such names and renames at the end.
+        # Hidden folders are bundles that export is still writing or replacing; it renames them at the end.
         return sorted(folder for folder in parent.iterdir() if not folder.name.startswith(".") and is_bundle(folder))
 
     def _keep_polling(self) -> None:

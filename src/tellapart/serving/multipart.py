@@ -44,14 +44,14 @@ def parse_multipart(body: bytes, content_type: bytes, max_parts: int) -> list[Pa
         raise _malformed("the Content-Type names no boundary")
     dashed = b"--" + (boundary[1] or boundary[2])
     delimiter = b"\r\n" + dashed
-    # The first boundary may open the body, without a line end before it, or follow a preamble, which is skipped. Where
-    # there is none, find returns -1 and `at` is 1.
+    # The first boundary either opens the body, without a line end before it, or follows a preamble, which is skipped.
+    # If there is none, find returns -1 and `at` is 1.
     at = 0 if body.startswith(dashed) else body.find(delimiter) + 2
     if at == 1:
         raise _malformed("the boundary that the Content-Type names does not occur")
     at += len(dashed)
     parts: list[Part] = []
-    # Every search begins where the last one ended: time grows with the length of the body, whatever stands in it.
+    # Every search begins where the last one ended, so the time is linear in the length of the body.
     while body[at : at + 2] != b"--":
         if len(parts) >= max_parts + _MORE_PARTS:
             raise ApiError(413, f"The form has more than {max_parts} fields. Send fewer images at once.")

@@ -72,7 +72,7 @@ async def infer(service: Service, request: Request) -> Response:
     if inference.id is not None:
         head["id"] = inference.id
     values = head | {"outputs": outputs}
-    # Binary tensors stand behind the JSON; the header says where it ends.
+    # Binary tensors follow the JSON; the header says where the JSON ends.
     if not tail:
         return json_response(values)
     text = json.dumps(values).encode()
@@ -88,7 +88,7 @@ def _json_bytes(request: Request, total: int) -> int | None:
     length = context_of(request).headers.get(b"inference-header-content-length")
     if length is None:
         return None
-    # At most twelve digits are converted: int() of thousands raises an error of its own.
+    # Never convert more than twelve digits: int() raises its own error for thousands of them.
     if not length.isdigit() or len(length) > 12 or int(length) > total:
         shown = f"{length.decode('latin-1')!r:.40}"
         raise ApiError(400, f"Inference-Header-Content-Length is {shown}. Expected a number up to {total:,}.")

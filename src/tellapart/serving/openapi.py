@@ -39,7 +39,7 @@ PLAIN_ERROR: Schema = {
 WITH_BODY = (408, 413, 415, 503)
 """Statuses of an endpoint that reads a body."""
 WITH_IMAGES = (*WITH_BODY, 404, 422, 504)
-# What the middleware refuses before any endpoint is asked, unknown parameters, and a server that fails.
+# Refusals of the middleware, unknown parameters, and failures: any endpoint may answer with these.
 _ALWAYS = (400, 401, 403, 421, 429, 500)
 _IN_PATH = {
     "name": "Name of the model.",
@@ -90,7 +90,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     described: dict[str, Any] = {
         "tags": [endpoint.protocol.name],
         "summary": endpoint.summary,
-        # With the path in it: ids must differ, and one handler answers with and without a version.
+        # The path keeps ids unique: one handler serves paths with and without a version.
         "operationId": re.sub(r"\W", "_", f"{endpoint.handler.__name__}{endpoint.path}_{endpoint.method.lower()}"),
         "responses": {str(status): response for status, response in responses.items()},
     }

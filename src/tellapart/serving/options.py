@@ -28,8 +28,8 @@ class BatchOptions:
     max_batch_size: int = 16
     max_wait_ms: float = 0.0
     max_queue: int = 256
-    # With 64 places and no such limit, twice the load that the server can answer had a median of 450 ms. Bounded by
-    # time, and with batches of no more than is faster, it is 114 (docs/experiments.md).
+    # At twice the load that the server can answer, 64 places without this limit gave a median of 450 ms; this limit and
+    # smaller batches gave 114 ms (docs/experiments.md).
     max_queue_ms: float = 80.0
     deadline_ms: float = 10_000.0
 
@@ -58,7 +58,9 @@ class Limits:
     """
 
     max_body_bytes: int = 32 * 1024 * 1024
-    max_held_bytes: int = 88 * 1024 * 1024  # the three quarters for large requests hold two of the largest bodies
+    max_held_bytes: int = (
+        88 * 1024 * 1024
+    )  # three quarters, the share of large requests, hold two bodies of the largest size
     max_decoding_bytes: int = 96 * 1024 * 1024
     max_pixels: int | None = None
     max_files: int = 64
@@ -109,7 +111,7 @@ class ServerOptions:
     @property
     def stop_seconds(self) -> float:
         """The longest time that a server takes to end: notice, requests that it accepted, and what hangs."""
-        # Longer than uvicorn's grace, which ends 5 s after the deadline (http_server.Server): being killed comes last.
+        # Longer than uvicorn's own grace of deadline + 5 s (http_server.Server), so that killing stays the last resort.
         return self.drain_seconds + self.batches.deadline_ms / 1000 + 8.0
 
     @property
@@ -134,7 +136,7 @@ def check_access(options: ServerOptions, *, no_auth: bool) -> None:
     Raises:
         InputError: it would be open, or the key is too short to be one.
     """
-    # ASCII alone: of other characters in a header, clients make different bytes.
+    # ASCII only: clients encode other characters in a header in different ways.
     if options.api_key is not None:
         if len(options.api_key) < 16 or not options.api_key.isascii() or not options.api_key.isprintable():
             raise InputError(

@@ -41,7 +41,7 @@ _STYLE = (
     "pre{overflow:auto;max-height:24rem;padding:.5rem;border:1px solid #8886}"
     "table{border-collapse:collapse}td{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
 )
-# /docs brings its style along; its hash lets the policy allow this one and no other inline style.
+# /docs has an inline style; with its hash the policy allows this one and no other.
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _DOCS_CSP = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -62,8 +62,8 @@ def load_pages(document: dict[str, Any], folder: Path = FOLDER) -> dict[str, Res
 
 
 def _headers(etag: str) -> dict[str, str]:
-    # no-cache: a browser may keep a file but asks each time whether it changed (304 if not), so a page never runs the
-    # script of an older version.
+    # no-cache: a browser may keep a file but must ask each time whether it has changed (304 if not), so a new page
+    # never runs an old script.
     return {"ETag": etag, "Cache-Control": "no-cache", "Content-Security-Policy": _CSP}
 
 

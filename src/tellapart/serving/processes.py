@@ -37,7 +37,7 @@ def run_processes(options: ServerOptions, bound: socket.socket, *, ready: Callab
         RunError: one ended before any was ready.
     """
     stopping = False
-    # Two seconds beyond a server's own limit: one that hangs then kills itself first and logs why.
+    # Two seconds more than a server's own limit, so that one that hangs can first log why and kill itself.
     servers = Supervisor(_serve, (options, bound), name="tellapart-serve", stop_seconds=options.stop_seconds + 2)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -57,7 +57,7 @@ def run_processes(options: ServerOptions, bound: socket.socket, *, ready: Callab
                 announced = True
                 ready()
             for ended in servers.poll():
-                # Until one was ready, a bundle or an option is most likely at fault: a replacement would fail as well.
+                # If a process ends before any was ready, the cause is most likely a bundle or an option: do not retry.
                 if not served:
                     raise RunError(f"A server process ended with code {ended.code} {_EARLY}.")
                 _note_end(ended, servers.replace(ended), options)
@@ -72,7 +72,7 @@ def _note_end(ended: Child, pause_seconds: float, options: ServerOptions) -> Non
     if options.metrics_folder is not None:
         from prometheus_client.multiprocess import mark_process_dead
 
-        # Removes the files of its live gauges: requests that died with it would count as in flight for ever.
+        # Removes the files of its live gauges, or its requests would count as in flight for ever.
         mark_process_dead(ended.process.pid, str(options.metrics_folder))  # type: ignore[no-untyped-call]
     state = "" if ended.ready.is_set() else f" {_EARLY}"
     logger.error(
@@ -85,7 +85,7 @@ def _serve(number: int, ready: Event, options: ServerOptions, bound: socket.sock
     from tellapart.serving.app import make_app
     from tellapart.serving.http_server import Server
 
-    keep_memory_flat()  # before make_app: there are threads as soon as a network is loaded
+    keep_memory_flat()  # before make_app, because loading a network starts threads
     try:
         # Ctrl-C reaches the whole group: with the parent's SIGTERM it would be the second signal, which drops requests.
         Server(make_app(options), options, ready=ready.set, signals=(signal.SIGTERM,)).run([bound])

@@ -94,7 +94,7 @@ class Service:
 
     def stop(self) -> None:
         """Let the threads finish what was accepted, for a limited time."""
-        # Called from the event loop, which stands still meanwhile: uvicorn has waited for the requests before.
+        # This blocks the event loop, which is fine here: uvicorn has already waited for the requests.
         for batcher in (self.large, self.batcher, self.heat_maps):
             batcher.stop()
         self._parser.shutdown(wait=False, cancel_futures=True)
@@ -116,8 +116,8 @@ class Service:
         except DeadlineError as error:
             raise ApiError(504, f"The server is slow: {error}. Send fewer images at once, or try later.") from None
         except asyncio.CancelledError:
-            # Either the watch has abandoned the call, or the request itself was cancelled (the server ends): then its
-            # places in the queue are not free yet.
+            # Either the watch has abandoned the call, or the request itself was cancelled because the server ends; then
+            # the call still holds places in the queue.
             if watch.left:
                 raise ClientLeftError from None
             batcher.abandon(call)
@@ -132,8 +132,8 @@ class Service:
         """Have images named, and count what came of them."""
         context_of(request).images = len(images)
         items: list[Any] = list(images)
-        # Large pictures are decoded first, in the thread for them; then all go through the network in one call, in the
-        # order in which they came.
+        # Large pictures are decoded first, in their own thread; then all images go through the network in one call, in
+        # the order of the request.
         large = [number for number, image in enumerate(images) if served.is_large(image)]
         if large:
             decoded = await self._ask(request, self.large, served.large, [images[number] for number in large])
@@ -141,7 +141,7 @@ class Service:
                 items[number] = picture
         call = await self._ask(request, self.batcher, served, items)
         answers: list[Answer] = call.answers
-        # Counted here, for all protocols: each of them asks by this function.
+        # Counted here, because every protocol goes through this function.
         readable = [answer.row for answer in answers if answer.row is not None]
         served.counts.images.inc(len(readable))
         if len(readable) < len(answers):
@@ -195,7 +195,7 @@ class Service:
             ApiError: it is not valid JSON (400), takes more memory than there is (413, 503), or what `convert`
                 raises.
         """
-        # A small one is parsed sooner than a thread could be told of it.
+        # Parsing a small body takes less time than handing it to a thread.
         if len(body) <= _SMALL_JSON:
             return _parse(body, convert, json_bytes)
         most = self.options.limits.max_held_bytes
@@ -206,18 +206,18 @@ class Service:
         body.add(size)
         # Not a semaphore around asyncio.to_thread: a caller that is cancelled would let the next one in too early.
         work = self._parser.submit(_parse, body, convert, json_bytes)
-        self._parser.submit(give_back)  # the lists of numbers are gone then; their pages go back to the system
+        self._parser.submit(give_back)  # by then the parsed lists are gone; their pages go back to the system
         body.busy_until(work)
         try:
             return await asyncio.wrap_future(work)
         finally:
-            # A request that is cancelled leaves its work behind; `Body.end` frees the bytes when that is done.
+            # The work of a cancelled request goes on; `Body.end` frees the bytes when it is done.
             if work.done():
                 body.free(size)
 
 
 def _parse(body: Body, convert: Callable[[Any, memoryview], T], json_bytes: int | None) -> T:
-    # Nothing is bound to a name here: a name would keep the body in memory while its text is parsed.
+    # No local name for the body: it would keep the body in memory while its text is parsed.
     if json_bytes is None:
         return convert(parse_json(utf8(body.take())), memoryview(b""))
     data = memoryview(body.take())

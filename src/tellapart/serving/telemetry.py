@@ -18,8 +18,8 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _MODEL = ("model", "version")
 WINDOW_SECONDS = 10.0
-# Reached by more than 5,000 requests a second. A window of 50,000 requests, whatever their age, made a server grow by
-# 5 MB; the window is ten seconds now and this only bounds it.
+# Only reached above 5,000 requests a second. When the window was the last 50,000 requests instead of ten seconds, it
+# made a server grow by 5 MB.
 _MOST = 50_000
 
 
@@ -35,7 +35,7 @@ class Telemetry:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
-        # Not the library's global registry: it takes each name once, and a process may hold two servers, as tests do.
+        # Not the library's global registry, which accepts each name once: tests run two servers in one process.
         self.registry = own = CollectorRegistry()
         self.requests = Counter(
             "tellapart_requests", "Requests that named a model, by HTTP status.", (*_MODEL, "status"), registry=own
@@ -45,7 +45,7 @@ class Telemetry:
         self.unreadable = Counter(
             "tellapart_unreadable_images", "Images that could not be decoded.", _MODEL, registry=own
         )
-        # "live": without processes that have ended, once `mark_process_dead` was told (processes.py).
+        # "live" leaves out processes that `mark_process_dead` was called for (processes.py).
         self.queue = Gauge("tellapart_queue_length", "Images that wait.", registry=own, multiprocess_mode="livesum")
         self.in_flight = Gauge(
             "tellapart_in_flight", "Requests that are being answered.", registry=own, multiprocess_mode="livesum"
@@ -83,7 +83,7 @@ class Telemetry:
         """Return all metrics in the text format of Prometheus."""
         if self._folder is None:
             return generate_latest(self.registry)
-        # Each process writes its counts to files in the folder; whoever is asked adds up those of all.
+        # Each process writes its counts to files in the folder; the one that is asked adds up all of them.
         shared = CollectorRegistry()
         MultiProcessCollector(shared, str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(shared)

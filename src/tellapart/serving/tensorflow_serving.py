@@ -48,7 +48,7 @@ def read_request(values: Any, _: memoryview) -> tuple[str, list[Image]]:
             batch = [_without_name(instance) for instance in batch]
     else:
         key, batch = "inputs", _without_name(values["inputs"])
-        if isinstance(batch, dict):  # {"b64": …}: one file, without a list around it
+        if isinstance(batch, dict):  # {"b64": …}, a single file without a list around it
             batch = [batch]
     return key, [Image(data) for data in images_of(batch, key)]
 
@@ -62,7 +62,7 @@ async def status(service: Service, request: Request) -> Response:
     """Return the versions that there are, or the one that the path names."""
     served = service.find_in_path(request)
     versions = [served] if "version" in request.path_params else service.models.of(served.name)[::-1]
-    # Only what is loaded is known here, and all of that answers: there is no other state.
+    # Only loaded versions are listed, and all of them answer, so there is no other state.
     ok = {"error_code": "OK", "error_message": ""}
     states = [{"version": version.version, "state": "AVAILABLE", "status": ok} for version in versions]
     return json_response({"model_version_status": states})
@@ -71,7 +71,7 @@ async def status(service: Service, request: Request) -> Response:
 async def metadata(service: Service, request: Request) -> Response:
     """Return what goes in and comes out."""
     served = service.find_in_path(request)
-    image_px = str(served.bundle.record.image_px)  # a protobuf's int64 is a text in JSON
+    image_px = str(served.bundle.record.image_px)  # protobuf's JSON writes int64 as a string
     signature = {
         "inputs": {INPUT: _tensor("DT_UINT8", INPUT, "-1", image_px, image_px, "3")},
         "outputs": {"probabilities": _tensor("DT_FLOAT", "probabilities", "-1", str(len(served.classes)))},

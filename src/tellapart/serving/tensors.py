@@ -59,8 +59,8 @@ def picture(value: Any, where: str) -> NDArray[np.uint8]:
     shape, numbers = flattened(value)
     if shape is None:
         raise ApiError(400, f"{where} is not an array: its rows differ in length or kind. {_EXPECTED}.")
-    # NumPy makes of texts an array in which each element is as wide as the longest: kinds are looked at before, and by
-    # type, since isinstance takes true and false for numbers.
+    # Check kinds before NumPy sees the values: it turns strings into an array in which every element is as wide as the
+    # longest. By type, since isinstance takes true and false for numbers.
     kinds = set(map(type, numbers))
     if not kinds <= {int, float} or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         kind = "int64" if kinds == {int} else "bool" if kinds == {bool} else "float64"
@@ -68,8 +68,8 @@ def picture(value: Any, where: str) -> NDArray[np.uint8]:
         raise ApiError(400, f"{where} is {received}. {_EXPECTED}.")
     try:
         if kinds == {int}:
-            # bytes() checks the range as well: anything but 0 to 255 is a ValueError. Takes a byte for each number,
-            # where an array of int64 would take eight.
+            # bytes() also checks the range: it raises a ValueError for anything but 0 to 255. It takes one byte for
+            # each number, where an int64 array would take eight.
             return np.frombuffer(bytes(numbers), np.uint8).reshape(shape)
         array = np.array(numbers, np.float64)
         if array.min() >= 0 and array.max() <= 255:
@@ -86,7 +86,7 @@ def flattened(value: Any, most_axes: int = 4) -> tuple[tuple[int, ...] | None, l
     """
     shape: list[int] = []
     level: list[Any] = [value]
-    # One level of nesting at a time: map and chain loop over all rows in C, a recursion would do so in Python.
+    # One level of nesting at a time, because map and chain loop over all rows in C.
     while level and type(level[0]) is list:
         if len(shape) == most_axes or set(map(type, level)) != {list} or len(lengths := set(map(len, level))) != 1:
             return None, []
