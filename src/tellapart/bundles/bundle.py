@@ -219,14 +219,14 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
         state = "has no SHA256SUMS" if path.is_dir() else "does not exist"
         raise BundleError(f"{path} {state}. Expected a bundle made by tellapart export.")
     text = (path / SUMS).read_bytes()
-    # Before any file is parsed: no parser must see what nobody vouches for.
+    # Check sums before any file is parsed: a parser must never see a file that was changed.
     _check_sums(path, text)
     record = _read_record(path)
     try:
         detector = load_detector(path / UNKNOWN_FILE)
     except InputError as error:
         raise BundleError(str(error)) from error
-    # The version is the checksum of the checksums: two bundles with one version are the same to the last byte.
+    # The version is the checksum of all checksums: two bundles with the same version are identical, byte for byte.
     return Bundle(path, record, hashlib.sha256(text).hexdigest()[:12], detector)
 
 
@@ -252,7 +252,7 @@ def _read_record(folder: Path) -> BundleRecord:
             "Export the run again, or install the tellapart that made the bundle."
         )
     try:
-        # One step for each version, so that a record of any age goes through the same upgrades.
+        # One step per version: a record of any age goes through the same upgrades.
         for older in range(version, SCHEMA_VERSION):
             values = _UPGRADES[older](values)
         return BundleRecord.model_validate_json(json.dumps(values))
@@ -278,7 +278,7 @@ _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_ver
 
 
 def _check_sums(folder: Path, text: bytes) -> None:
-    # The list may come from a stranger: a line that leads out of the folder would make this read other files.
+    # A bundle may come from a stranger: a path that leads out of its folder must not make this read other files.
     listed = {}
     for line in text.decode("utf-8", "replace").splitlines():
         digest, _, name = line.partition("  ")
@@ -292,7 +292,7 @@ def _check_sums(folder: Path, text: bytes) -> None:
             raise BundleError(f"{folder / name} is missing. Copy or export the bundle again.")
         if _file_sha256(folder / name) != digest:
             raise BundleError(f"{folder / name} is not what it was when the bundle was made. Copy or export it again.")
-    # What a link leads to can be changed without a change in the folder that is looked after.
+    # The target of a link can change without any change in this folder.
     if links := sorted(path for path in folder.rglob("*") if path.is_symlink()):
         raise BundleError(f"{links[0]} is a link: what it leads to is not the bundle's. Copy or export it again.")
     if strange := sorted(present - set(listed)):
@@ -304,7 +304,7 @@ def _check_sums(folder: Path, text: bytes) -> None:
 def strange_files(folder: Path) -> list[str]:
     """Return what lies in a bundle's folder and is not the bundle's: it must not be deleted with it."""
     listed = {line.partition("  ")[2] for line in (folder / SUMS).read_text("utf-8", "replace").splitlines()}
-    # A link to a folder counts: what it leads to must not be taken for the bundle's.
+    # A link to a folder counts as foreign: its target does not belong to the bundle.
     present = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
     return sorted({path.relative_to(folder).as_posix() for path in present} - listed - {SUMS})
 

@@ -88,12 +88,12 @@ def benchmark(
 
 def _measured_apart(folder: Path, name: str, threads: int, seconds: float) -> dict[str, Any]:
     """Return what `measure` finds in a process of its own."""
-    # Memory that one runtime took would be counted for the next one, and their threads would get into each other's way.
+    # In one process, memory that a runtime keeps would be counted for the next one, and their threads would compete.
     command = [sys.executable, "-m", "tellapart.bundles.latency", str(folder), name, str(threads), str(seconds)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         return {"error": (ran.stderr.strip().splitlines() or ["no reason given"])[-1]}
-    # Libraries write to stdout as well: the result is its last line.
+    # Libraries may print to stdout as well; the result is the last line.
     values: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
     return values | {"images_per_second": tuple(values["images_per_second"])}
 
@@ -116,7 +116,7 @@ def measure(folder: Path, name: str, threads: int, seconds: float) -> dict[str, 
 def _laps(call: Callable[[], object], seconds: float) -> list[float]:
     laps: list[float] = []
     end = time.perf_counter() + seconds
-    # The first calls lay out memory and are left out; at least five others are measured, however slow they are.
+    # The first calls allocate memory and are dropped; at least five others are measured, however slow they are.
     while time.perf_counter() < end or len(laps) < _WARM_UP + 5:
         start = time.perf_counter()
         call()

@@ -60,7 +60,7 @@ def parity(keras: Floats, exported: Floats, true: NDArray[np.int64] | None, tole
         reason = f"it gives {exported.shape}, Keras {keras.shape}"
         return Proof(passed=False, reason=reason, num_images=len(keras), agreement=0.0, largest_difference=1.0)
     keras_classes, exported_classes = keras.argmax(axis=1), exported.argmax(axis=1)
-    # NaN is never "more than allowed" in a comparison: it has to be looked for.
+    # Comparisons with NaN are false, so a NaN would never exceed a tolerance: test for it.
     finite = bool(np.isfinite(exported).all())
     difference = float(np.abs(keras - exported).max()) if finite else 1.0
     agreement = float((keras_classes == exported_classes).mean())
@@ -96,7 +96,7 @@ def _difference(
     if most is not None and difference > most:
         return f"a probability differs by {difference:.1g}; {most:g} is allowed"
     if tolerance.near_tie is not None and differs.any():
-        # Reduced precision may turn round two classes that are as good as equal, and no others.
+        # Reduced precision may swap two classes that are almost equally probable, but no others.
         two = np.sort(keras[differs], axis=1)[:, -2:]
         gap = float((two[:, 1] - two[:, 0]).max())
         if gap > tolerance.near_tie:
@@ -117,7 +117,7 @@ def _loss(before: NDArray[np.bool_], after: NDArray[np.bool_], p_value: float, m
 
 def _mcnemar(lost: int, won: int) -> float:
     """Return the probability of so many losses among the changes, or more, if losses and wins were equally likely."""
-    from scipy.stats import binom  # here, for SciPy comes with training only: what opens a bundle has no labels
+    from scipy.stats import binom  # imported here: SciPy comes with training only, and opening a bundle never gets here
 
     # sf is strict: P(X > lost - 1) is P(X >= lost).
     return float(binom.sf(lost - 1, lost + won, 0.5)) if lost + won else 1.0

@@ -146,7 +146,7 @@ class BundleClassifier:
                 parts = range(start, min(start + BATCH_SIZES, len(images)), _PER_TASK)
                 return [pool.submit(decode_all, images[at : min(at + _PER_TASK, start + BATCH_SIZES)]) for at in parts]
 
-            # One batch is decoded while the one before it is in the network; no more than these two are in memory.
+            # Decode one batch while the previous one is in the network; never more than these two are in memory.
             waiting = decoded(0)
             for start in range(0, len(images), BATCH_SIZES):
                 ahead = decoded(start + BATCH_SIZES)
@@ -161,7 +161,7 @@ class BundleClassifier:
             if isinstance(image, np.ndarray):
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
                     return DecodedImage(None, (), f"is {image.dtype} {image.shape}; expected uint8 (height, width, 3)")
-                # An array is resized as a decoded file is: the network must not tell one from the other.
+                # Resize an array exactly as a decoded file, as in training: the network must see the same pixels.
                 quality = quality_of(image).to_dict() if with_quality else None
                 square = resize(np.ascontiguousarray(image), self.image_px)
             else:
@@ -176,7 +176,7 @@ class BundleClassifier:
         return DecodedImage(square, tuple(self.bundle.quality_warnings(quality)) if quality else ())
 
     def _named(self, decoded: list[DecodedImage], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
-        # Only what could be decoded goes through the network; `row_of` finds an image's row in what came out.
+        # Only decoded images go through the network; `row_of` maps an image to its row of the outputs.
         squares = {index: image.square for index, image in enumerate(decoded) if image.square is not None}
         outputs = self._predict(np.stack(list(squares.values()))) if squares else None
         unknown = decide(self.bundle.detector, outputs.embeddings if outputs else None, len(squares))
@@ -207,8 +207,8 @@ def to_prediction(
     embedding: NDArray[np.float32] | None = None,
 ) -> Prediction:
     """Return what a row of probabilities says; without a threshold the first class alone is the prediction set."""
-    # One sort serves the classes, the set and the abstention, which took this from 0.15 to 0.07 ms. Lists, not arrays:
-    # Python goes over them faster.
+    # One sort serves the classes, the set and the abstention: 0.07 instead of 0.15 ms. Lists, because Python iterates
+    # over them faster than over arrays.
     values, classes, threshold = row.tolist(), bundle.record.classes, bundle.record.threshold
     if not math.isfinite(sum(values)):
         return Prediction(path, None, float("nan"), (), "the model gave probabilities that are not finite")
@@ -272,7 +272,7 @@ def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predic
     times: dict[str, tuple[float, Predictor]] = {}
     picture = np.random.default_rng(0).integers(0, 256, (1, *(bundle.record.image_px,) * 2, 3), np.uint8)
     names = [name for name in usable(bundle) if name not in FRAMEWORKS]
-    # `RUNTIMES` begins with what is mostly the fastest: where time runs out, the slow ones have not been tried.
+    # `RUNTIMES` lists the usually fastest ones first, so if time runs out only slow ones remain untried.
     for name in names:
         if times and time.perf_counter() - began > _CHOICE_SECONDS:
             break
@@ -285,7 +285,7 @@ def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predic
             start = time.perf_counter()
             predict(picture)
             laps.append(time.perf_counter() - start)
-        # Without the first two calls, in which runtimes lay out their memory.
+        # Drop the first two calls, in which runtimes allocate memory.
         times[name] = (float(np.median(laps[2:])), predict)
     if not times:
         reasons = "; ".join(refused) or f"none of {', '.join(RUNTIMES)} is installed or passed when the bundle was made"
@@ -310,6 +310,6 @@ def explain_bundle(bundle: Bundle, *, threads: int = 1) -> Explain:
 
     def explain(pictures: NDArray[np.uint8], targets: NDArray[np.int64]) -> NDArray[np.float32]:
         (heat,) = session.run(["heat"], {"image": pictures, "target": targets.astype(np.int64)})
-        return to_heat(heat, pictures)  # the graph gives values as they are before ReLU and scaling
+        return to_heat(heat, pictures)  # the graph returns values before ReLU and scaling
 
     return explain

@@ -71,7 +71,7 @@ def _onnxruntime(path: Path, threads: int) -> Predictor:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     names = [output for output in _OUTPUTS if output in {node.name for node in session.get_outputs()}]
@@ -104,8 +104,8 @@ def _openvino_model(path: Path, precision: str, settings: dict[str, Any]) -> Any
     import openvino
 
     core = openvino.Core()
-    # Pinned threads are faster (247 requests/s without, 265 with), but OpenVINO pins those of several processes to the
-    # same processors: two processes then did 139 requests/s, without pinning 275.
+    # Pinning helps a single process (265 requests/s, 247 without), but OpenVINO pins several processes to the same
+    # processors: two of them did 139 requests/s with pinning and 275 without.
     is_alone = settings["INFERENCE_NUM_THREADS"] >= (os.cpu_count() or 1)
     common = {"INFERENCE_PRECISION_HINT": precision, "ENABLE_CPU_PINNING": is_alone}
     return core.compile_model(core.read_model(path), "CPU", common | settings)
@@ -117,8 +117,8 @@ def _openvino_request(model: Any) -> Predictor:
     outputs = [model.output(name) for name in _OUTPUTS if name in named]
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
-        request.infer([images], share_inputs=True)  # the network reads NumPy's memory; it has done so when this returns
-        # Copies: the next call writes into the same tensors.
+        request.infer([images], share_inputs=True)  # reads NumPy's memory directly, and is done with it on return
+        # Copy: the next call overwrites these tensors.
         return _outputs([np.array(request.get_tensor(output).data, np.float32) for output in outputs])
 
     return predict
@@ -136,7 +136,7 @@ def _litert(path: Path, threads: int) -> Predictor:
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
         if state["count"] != len(images):
-            # The interpreter's memory is laid out for one batch size; this is done anew only when another one comes.
+            # The interpreter's memory fits one batch size; allocate again only when the size changes.
             interpreter.resize_tensor_input(input_index, images.shape)
             interpreter.allocate_tensors()
             state["count"] = len(images)
@@ -179,7 +179,7 @@ def _outputs(tensors: Sequence[Any]) -> Outputs:
     return Outputs(probabilities, rest[0] if rest else None)
 
 
-# bfloat16 is a precision of the arithmetic: the weights in the file are the same float32 ones.
+# In bfloat16 only the arithmetic is reduced: the file holds the same float32 weights.
 RUNTIMES: dict[str, Runtime] = {
     "openvino-bf16": Runtime("onnx", "float32", "openvino", REDUCED, _openvino("bf16"), _openvino_streams("bf16")),
     "openvino-f32": Runtime("onnx", "float32", "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
@@ -291,6 +291,6 @@ def check_reference_images(bundle: Bundle, predict: Predictor, tolerance: Tolera
     ])  # fmt: skip
     expected = np.array([record.reference_images[name] for name in names], np.float32)
     probabilities = np.concatenate([predict(picture[None]).probabilities for picture in pictures])
-    # Without the margin: a handful of images shows no accuracy.
+    # Without the margin: a handful of images says nothing about accuracy.
     proof = parity(expected, probabilities, None, replace(tolerance, margin=None))
     return "" if proof.passed else proof.reason

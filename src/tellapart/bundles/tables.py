@@ -24,7 +24,7 @@ FORMATS = ("csv", "jsonl", "parquet")
 
 _FLUSHED = 256
 """Rows between two flushes to the disk: so much work is done again after a kill."""
-_ROW_GROUP = 20_000  # rows in memory while Parquet is written, whatever the length of the table
+_ROW_GROUP = 20_000  # bounds the rows in memory while Parquet is written
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ def predict_files(
     part = out.with_name(out.name + ".part")
     line = CsvLines(top_k) if kind == "csv" else JsonLines()
     counts, done = _resumed(part, line, images)
-    # Before the first row: after a kill there may be a note without rows, and never rows of an unknown model.
+    # Note the model before the first row: a kill may leave a note without rows, but never rows of an unknown model.
     _same_model(part, classifier.identity, done)
     resumed = done
     with open(part, "ab") as stream:
         if stream.tell() == 0:
             stream.write(line.header().encode())
         for prediction in classifier.stream(images[done:], top_k=top_k, with_quality=with_quality):
-            # Names of files need not be UTF-8: their odd bytes are written back as they were.
+            # File names need not be UTF-8: surrogateescape writes their original bytes.
             stream.write(line.row(prediction).encode("utf-8", "surrogateescape"))
             _count(
                 counts,
@@ -116,12 +116,14 @@ def predict_files(
             if done % _FLUSHED == 0 or done == len(images):
                 _to_disk(stream)
                 progress("predicting", done, len(images))
-    # Parquet cannot be appended to after a kill: its rows are collected as JSON Lines.
+    # Parquet cannot be appended to after a kill, so its rows were collected as JSON Lines.
     if kind == "parquet":
         _to_parquet(part, out)
     else:
         part.replace(out)
-    _model_of(part).unlink(missing_ok=True)  # last: a note without rows does no harm, rows without a note do
+    _model_of(part).unlink(
+        missing_ok=True
+    )  # last: a note without rows does no harm, rows without a note cannot be resumed
     return Written(out, done, counts[0], counts[1], counts[2], counts[3], resumed)
 
 
@@ -142,7 +144,7 @@ class CsvLines:
         rest: list[Any] = [value for pair in prediction.top[1:] for value in pair]
         rest += [""] * (2 * (self.top_k - 1) - len(rest))
         probability = "" if prediction.label is None else f"{prediction.probability:.6f}"
-        # One line for each image, even where a name has line ends: rows are counted by lines when the work goes on.
+        # Exactly one line per image, even if its name holds line ends: resuming counts lines.
         path = (
             json.dumps(prediction.path, ensure_ascii=False)[1:-1]
             if "\n" in prediction.path or "\r" in prediction.path
@@ -166,8 +168,8 @@ class CsvLines:
 
     def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
         """Return (path as written, unreadable, abstains, unknown, warned)."""
-        # By the positions of `header`. `from_cell` takes off the apostrophe that keeps spreadsheets from taking a name
-        # for a formula.
+        # Positions as in `header`. `from_cell` removes the apostrophe that keeps a spreadsheet from reading a name as a
+        # formula.
         cells = next(csv.reader([line]))
         return from_cell(cells[0]), bool(cells[7]), cells[3] == "true", cells[4] == "true", bool(cells[5])
 
@@ -226,15 +228,15 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
             try:
                 path, *flags = line.facts(text.rstrip("\r\n"))
             except (ValueError, IndexError, KeyError, StopIteration):
-                break  # a disk that lost power may hold anything behind the last flush
-            # Rows must be those of these images, in their order: what follows is appended without another look.
+                break  # after a power cut anything may follow the last flush
+            # The rows must be those of the first images, in order, because new rows are simply appended.
             if done >= len(images) or path.replace("\\n", "\n").replace("\\r", "\r") != os.fspath(images[done]):
                 raise InputError(
                     f"{part} was begun with other images: row {done + 1} is {path}. Remove it to begin anew."
                 )
             _count(counts, *flags)
             done, good_bytes = done + 1, good_bytes + len(raw)
-    # What is appended to half a row would spoil two.
+    # Cut off half a row: appending to it would spoil two rows.
     os.truncate(part, good_bytes)
     return counts, done
 
@@ -272,7 +274,7 @@ def _csv_line(cells: list) -> str:
 
 
 def _to_disk(stream: IO[bytes]) -> None:
-    # Progress is told after this: what was said to be done must outlive a power cut too.
+    # Progress is reported after this: rows that were reported must survive a power cut.
     stream.flush()
     os.fsync(stream.fileno())
 

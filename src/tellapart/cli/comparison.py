@@ -33,8 +33,8 @@ def compare(
     """
     from tellapart.cli.show import console, escaped, import_quietly, progress_bar
 
-    # Only speed needs the networks: everything else is in the runs' tables of predictions, and Keras takes seconds to
-    # load.
+    # Only --speed needs the networks. Everything else is in the runs' tables of predictions, and importing Keras takes
+    # seconds.
     if speed:
         import_quietly("keras")
     from tellapart.experiments.compare import compare as compare_runs

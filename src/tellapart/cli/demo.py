@@ -59,7 +59,7 @@ def demo(
 
 def _ask_a_server(bundle: Path, picture: Path) -> None:
     """Start a server, ask it about one picture, and stop it."""
-    # Any free port; the line that the server prints when it is ready says which.
+    # Port 0 picks a free one; the line that the server prints when it is ready names it.
     command = [sys.executable, "-m", "tellapart", "serve", str(bundle), "--port", "0", "--drain-seconds", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:

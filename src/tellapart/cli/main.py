@@ -143,8 +143,8 @@ def main() -> None:
         )
         sys.exit(2)
     except BrokenPipeError:
-        # Whoever read the output has closed it (`| head`). Python flushes stdout once more at its end and would
-        # complain; 141 is what a shell shows for a program that SIGPIPE ended.
+        # The reader has closed the pipe (`| head`). Python flushes stdout once more when it exits and would fail again,
+        # so stdout goes to /dev/null. 141 is the shell's code for a program that SIGPIPE ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:

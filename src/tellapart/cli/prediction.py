@@ -64,7 +64,7 @@ def predict(
     doubts = (
         f", {written.num_abstained:,} without a clear answer, {written.num_warned:,} of lower quality than was measured"
     )
-    # Only a bundle has a runtime, and with it thresholds to abstain by and a quality range.
+    # Only a bundle has a runtime, a threshold for abstaining and a quality range.
     by = f"{doubts}, by {classifier.runtime}" if hasattr(classifier, "runtime") else ""
     typer.echo(f"{written.path}: {written.num_images:,} images{resumed}{unknown}{by}")
     _report_unreadable(written.num_unreadable, written.num_images)
@@ -137,7 +137,7 @@ def _lines(predictions: Sequence[Prediction], format_: Format) -> Iterator[str]:
     """Yield the lines that `--out` would write."""
     from tellapart.bundles.tables import CsvLines, JsonLines
 
-    # Columns for as many classes as the longest row lists: an unreadable image has none.
+    # As many columns as the longest row needs: an unreadable image has no classes.
     width = max((len(prediction.top) for prediction in predictions), default=1)
     lines = CsvLines(width) if format_ is Format.csv else JsonLines()
     yield lines.header()

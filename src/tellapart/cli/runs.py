@@ -152,7 +152,7 @@ def open_report(run: Annotated[Path, typer.Argument(help="A run folder, or a rep
     if page is None:
         raise InputError(f"{run} has no report yet. Make it first: tellapart evaluate {run}.")
     typer.echo(page.resolve().as_uri())
-    # Over SSH and in containers there is no browser; the address was printed before for that.
+    # Over SSH and in containers there is no browser, so the address is printed first.
     if not webbrowser.open(page.resolve().as_uri()):
         typer.echo("No browser could be started here: open that address in one.", err=True)
 

@@ -69,12 +69,12 @@ def serve(
     """
     import os
 
-    # Before NumPy is loaded: its products are small here, and threads of its own would wait for those of the networks.
+    # Before NumPy is imported: its matrix products are small here, and its threads would wait for the networks'.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from tellapart.serving.options import BatchOptions, Limits, ServerOptions, check_access
 
     share = max(1, (threads or os.cpu_count() or 1) // workers)
-    # Three quarters of the budget are for large requests: 2.75 bodies leave room for two of the largest.
+    # Large requests may use three quarters of the budget, so 2.75 bodies leave room for two of the largest size.
     body_bytes = int(max_body_mb * 1024 * 1024)
     held_bytes = max(11 * body_bytes // 4, 88 * 2**20) if max_held_mb is None else int(max_held_mb * 2**20)
     options = ServerOptions(
@@ -104,7 +104,7 @@ def _run_several(options: ServerOptions, bound: socket.socket, where: str) -> No
 def _run(options: ServerOptions) -> None:
     from tellapart.serving.http_server import address, bind
 
-    # Before the models: a port that is taken is an error at once. Nothing listens on it until they are loaded.
+    # Bind before loading models: a port that is taken fails at once. Nothing listens until the models are loaded.
     bound = bind(options.host, options.port)
     where = address(bound, options.host)
     if options.processes > 1:
@@ -114,7 +114,7 @@ def _run(options: ServerOptions) -> None:
     from tellapart.serving.http_server import Server
     from tellapart.serving.memory import keep_memory_flat
 
-    keep_memory_flat()  # before the first thread
+    keep_memory_flat()  # must come before the first thread
     app = make_app(options)
     names = ", ".join(f"{served.name} {served.version} ({served.runtime})" for served in app.state.service.models.all())
     Server(app, options, ready=lambda: typer.echo(f"Serving {names} at {where}")).run([bound])

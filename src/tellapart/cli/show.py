@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def import_quietly(module: str) -> None:
     """Import a module whose C++ code greets the terminal; what it says is shown only if the import fails."""
-    # The file descriptor and not sys.stderr: C++ writes to number 2, whatever Python calls it. A file and not a pipe,
-    # which would fill up and block when nobody reads it.
+    # Redirect the file descriptor, because C++ code does not go through sys.stderr. A file rather than a pipe, which
+    # would fill up and block.
     with tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         terminal = os.dup(2)
@@ -62,8 +62,8 @@ def progress_bar() -> Iterator[Progress]:
         lock = threading.Lock()  # photos are decoded in a thread, which reports too
 
         def report(stage: str, done: int, total: int) -> None:
-            # Raised in the handler, wherever the main thread was, it ended 4 of 56 trainings in a crash or without
-            # effect.
+            # Not in the signal handler: raised wherever the main thread happened to be, it ended 4 of 56 trainings in a
+            # crash or was lost.
             if is_interrupted():
                 raise KeyboardInterrupt
             with lock:
@@ -86,7 +86,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         if came.is_set():
             signal.default_int_handler(number, frame)
         came.set()
-        # Not print: the signal may come in the middle of one, which Python answers with an error.
+        # Not print: if the signal interrupts another print, a nested one raises RuntimeError.
         os.write(sys.stderr.fileno(), b"\nStopping after the step that is under way; once more stops at once.\n")
 
     before = signal.getsignal(signal.SIGINT)
@@ -117,7 +117,7 @@ def escaped(text: str) -> str:
 
 def printable(text: str) -> str:
     """Return `text` with characters that a terminal would obey, or cannot show, written out."""
-    # Names of files may hold escape sequences, and bytes that are no text: neither may reach the terminal.
+    # File names may hold escape sequences and invalid bytes, and neither must reach the terminal.
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 

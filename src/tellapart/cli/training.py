@@ -65,7 +65,7 @@ def train(
     """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
-    _choose_device(device)  # before Keras: its backend looks for GPUs while it is imported
+    _choose_device(device)  # before Keras, whose backend looks for GPUs when it is imported
     import_quietly("keras")
     _check_device(device)
     from tellapart.records import Observer
@@ -81,6 +81,8 @@ def train(
     changes = [f"{name}={value}" for name, value in named.items() if value is not None] + list(set_ or ())
     beside = {"--split-from": split_from, "--begin-from": begin_from, "--dry-run": dry_run}
     seconds = parse_duration(time_) if time_ else None
+    # Three ways to a run folder: resume one, extend a finished one, or create a new one. `go_on` then does what is
+    # left.
     if resume is not None:
         others = {"--recipe": recipe, "--set": changes, "--time": time_, "--out": out, "--extend": extend}
         _refuse_beside_resume(others | beside)
@@ -184,7 +186,7 @@ def _verdict(test: dict[str, Any]) -> str:
     low, high = (100 * end for end in test["intervals"]["accuracy"])
     share = f"{100 * test['accuracy']:.1f} % ({low:.1f} to {high:.1f} %)"
     line = f"Expect {share} of new photos like these to be named rightly"
-    # A class without test photos has no recall: nothing is known of it.
+    # A class without test photos has no recall and must not be called the worst.
     measured = {name: metrics for name, metrics in test["per_class"].items() if metrics["num_images"]}
     name, worst = min(measured.items(), key=lambda item: item[1]["recall"])
     if worst["recall"] < test["accuracy"]:

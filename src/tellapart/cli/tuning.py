@@ -61,7 +61,7 @@ def tune(
     from tellapart.experiments.tuning.study import optuna_or_error
     from tellapart.settings import parse_duration
 
-    # What can be wrong with the command is said before Keras is loaded, which takes seconds.
+    # Report a wrong duration or a missing Optuna before importing Keras, which takes seconds.
     limit = parse_duration(time_) if time_ else None
     optuna_or_error()
     import_quietly("keras")

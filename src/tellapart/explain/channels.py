@@ -55,8 +55,8 @@ def channel_importance(
     mean = excitement.mean(axis=0)
     before = _log(reading.probabilities, targets)
     importance = np.zeros((excitement.shape[1], num_classes), np.float32)
-    # One copy serves all channels: each gets its own values back. The network is computed from the layer on only, since
-    # nothing before it changes.
+    # One copy serves all channels: each is restored after its turn. Only the network behind the layer is computed,
+    # since nothing before it changes.
     silenced = reading.outputs.copy()
     for channel in range(excitement.shape[1]):
         silenced[..., channel] = mean[channel]
@@ -70,5 +70,5 @@ def channel_importance(
 
 
 def _log(probabilities: Floats, targets: Targets) -> Floats:
-    # The floor keeps a probability that underflowed from making the mean infinite.
+    # The floor keeps an underflowed probability from making the mean infinite.
     return np.asarray(np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-7)), np.float32)

@@ -59,14 +59,14 @@ class Faith:
     def __init__(self, model: keras.Model, images: Images, targets: Targets) -> None:
         self.model, self.images, self.targets = model, images, targets
         self._cover = blurred(images)
-        # Both curves have the same two ends: nothing hidden, and everything.
+        # Both curves share their ends: nothing hidden, and everything hidden.
         self._ends = [self._probability(shown) for shown in (images, self._cover)]
         self._chance = self.areas(smooth_noise(images.shape[:3], generator(0, "random maps")))
 
     def of(self, heat: Floats) -> Faithfulness:
         """Measure a method's maps, (num_images, height, width)."""
-        # Places of equal heat must not be taken in the order of the pixels, which would be an opinion too: ties are
-        # broken at random, in the same way each time.
+        # Break ties at random, with a fixed seed: taking equally hot places in pixel order would favour the top of the
+        # picture.
         ties = generator(0, "ties").random(heat.shape, np.float32)
         ours, chance = self.areas(heat + 1e-6 * ties), self._chance
         gains = chance[0] - ours[0], ours[1] - chance[1]
@@ -129,7 +129,7 @@ def weight_randomisation(model: keras.Model, images: Images, targets: Targets, m
     trained = method(model, images, targets)
     trained_weights, rng = model.get_weights(), generator(0, "forgetting")
     names, correlations = [], []
-    # The caller's own network is taken apart: whatever fails on the way, it must be whole again.
+    # This overwrites the caller's network, so its weights must come back even if a method fails.
     try:
         for layer in reversed([layer for layer in model.layers if layer.weights]):
             layer.set_weights([_shuffled(weight, rng) for weight in layer.get_weights()])

@@ -130,7 +130,7 @@ def explain_files(
                 unreadable.append((path, heat_map.error))
                 continue
             written.append(_write(out, path, heat_map.label, heat_map.overlay, written))
-            # The sheet shows a limited number of photos: it is drawn in memory as one picture.
+            # The sheet is one picture in memory, so it shows a limited number of photos.
             if len(cells) < 2 * _SHEET_ROWS:
                 shown = _not_too_large(decode(read_file(path), max_pixels=classifier.max_pixels))
                 cells += [(shown, path.name), (heat_map.overlay, f"{heat_map.label} {heat_map.probability:.2f}")]
@@ -163,7 +163,7 @@ def _part_of_maps(
     """Return the maps of a few images, the first of which is number `start`."""
     pictures = [_picture(image, classifier.max_pixels) for image in images]
     readable = [picture for picture in pictures if not isinstance(picture, str)]
-    # All pictures that could be read go through the network together; the others keep their places in the answer.
+    # All readable pictures go through the network together; the others keep their place in the result.
     explained = iter(_explained(classifier, readable, method, label) if readable else [])
     maps = []
     for number, (image, picture) in enumerate(zip(images, pictures, strict=True), start):
@@ -212,7 +212,7 @@ def _write(out: Path, path: Path, name: str, picture: NDArray[np.uint8], written
     """Write one overlay under a name that is not taken: two folders may hold images of one name."""
     plain = re.sub(r"[^\w.-]+", "-", f"{path.stem}.{name}")
     target, number = out / f"{plain}.jpg", 2
-    # Names of this call only: what an earlier call wrote is replaced.
+    # Only names of this call count: files of an earlier call are replaced.
     while target in written:
         target, number = out / f"{plain}-{number}.jpg", number + 1
     _save(target, picture)
@@ -220,7 +220,7 @@ def _write(out: Path, path: Path, name: str, picture: NDArray[np.uint8], written
 
 
 def _save(path: Path, picture: NDArray[np.uint8]) -> None:
-    # OpenCV writes blue, green, red.
+    # OpenCV expects blue, green, red.
     _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 90])
     with atomic_file(path) as stream:
         stream.write(data.tobytes())

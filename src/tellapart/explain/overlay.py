@@ -21,8 +21,7 @@ def to_heat(values: NDArray[np.float32], images: Picture) -> NDArray[np.float32]
     """Enlarge maps to the pictures' size, leave out what speaks against the class, and scale to [0, 1]."""
     height, width = images.shape[1:3]
     enlarged = np.stack([cv2.resize(value, (width, height), interpolation=cv2.INTER_LINEAR) for value in values])
-    # Enlarged first and scaled afterwards: interpolation lowers peaks, and the largest value has to be 1 as it is
-    # shown.
+    # Scale after enlarging: interpolation lowers peaks, and the largest value of the result has to be 1.
     positive = np.maximum(np.nan_to_num(enlarged, nan=0.0, posinf=0.0, neginf=0.0), 0)
     largest = positive.max(axis=(1, 2), keepdims=True)
     return np.asarray(np.divide(positive, largest, out=np.zeros_like(positive), where=largest > 0), np.float32)
@@ -78,7 +77,7 @@ def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], *, cell_px: int = 160) 
 def _fitted(picture: Picture, cell_px: int) -> Picture:
     scale = cell_px / max(picture.shape[:2])
     size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
-    # Area averages when shrinking, which leaves no moiré; it would leave blocks when enlarging.
+    # INTER_AREA avoids moiré when shrinking, but leaves blocks when enlarging.
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(picture, size, interpolation=method))
 

@@ -16,8 +16,8 @@ from tellapart.randomness import generator
 from tellapart.records import Progress
 from tellapart.report.subject import Subject
 
-# At 224 px these are 4, 16, 32 and 92 pictures: a report of 1,034 photos takes 142 s there, and 74 s at 64 px. The size
-# decides and not a clock, so that a run has the same report on every machine.
+# At 224 px these are 4, 16, 32 and 92 pictures; a report of 1,034 photos then takes 142 s, at 64 px 74 s. The number
+# follows from the size, not from a clock, so that a run gets the same report on every machine.
 FORGETTING, FEW, SOME, MANY = (4, 16), (16, 48), (32, 150), (80, 500)
 """Pictures, fewest and most, for maps of a network that forgets, hundreds of looks at each, about fifty, and a map."""
 _FULL_PX = 96
@@ -77,9 +77,9 @@ def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], p
     probabilities = subject.probabilities[at]
     predicted = probabilities.argmax(axis=1)
     slots = _worth_a_map(true, predicted, probabilities.max(axis=1), how_many(MANY, px), how_many(SOME, px))
-    # Maps of the predicted class: why the network said what it said, right or wrong.
+    # Maps of the predicted class, right or wrong: they explain the network's decision.
     heat = METHODS[DEFAULT_METHOD](model, pictures[slots], predicted[slots])
-    # All methods on the same few pictures, and one `Faith` for all: what random maps would do is measured once.
+    # All methods on the same pictures, with one `Faith`, which measures the random maps only once.
     few, methods = spread(true, how_many(FEW, px)), {}
     faith = Faith(model, pictures[few], predicted[few])
     for number, (name, method) in enumerate(METHODS.items(), start=1):
@@ -109,7 +109,7 @@ def _worth_a_map(
     right = predicted == true
     surest = [np.flatnonzero(right & (true == number)) for number in np.unique(true)]
     best = [places[np.argsort(-sure[places], kind="stable")[:SUREST]] for places in surest]
-    # An even choice first, which shortcuts are measured on; what the page shows comes on top of it.
+    # An even sample first, which the shortcuts part needs in full; then what the page shows.
     first = np.unique(np.concatenate([spread(true, some), *best]))
     order = np.lexsort((np.where(right, sure, -sure), right))
     rest = order[~np.isin(order, first)][: max(most - len(first), 0)]
@@ -119,5 +119,5 @@ def _worth_a_map(
 def spread(true: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Return `count` positions, as even over the classes as can be, the same each time, in rising order."""
     order = generator(0, "spread").permutation(len(true))
-    rank = pd.Series(order).groupby(true[order]).cumcount().to_numpy()  # the how-many-eth of its class
+    rank = pd.Series(order).groupby(true[order]).cumcount().to_numpy()  # rank within its class
     return np.sort(order[np.argsort(rank, kind="stable")][:count])

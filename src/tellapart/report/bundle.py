@@ -62,7 +62,7 @@ def evaluate_bundle(
     probabilities = np.concatenate(rows)
     metrics = measure_sides(frame, probabilities, classifier.classes, trained_on=False)
     evaluation: dict[str, Any] = plain({"bundle": classifier.identity, "runtime": classifier.runtime, **metrics})
-    # Never into the bundle: a file without a checksum there keeps it from being opened.
+    # Never write into the bundle: it cannot be opened with a file that has no checksum.
     out_folder = Path(out) if out is not None else Path(f"evaluation-{Path(photos).resolve().stem}")
     out_folder.mkdir(parents=True, exist_ok=True)
     write_json(out_folder / "evaluation.json", evaluation)

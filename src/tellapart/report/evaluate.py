@@ -76,7 +76,7 @@ def evaluate(
     with (subject := open_subject(classifier, root, manifest, cache=store, run=own, progress=progress)).pictures:
         examination = Examination(subject, folder, photos is None, _health(folder), progress)
         values: dict[str, Any] = plain(examine(examination, announce))
-        # The page comes last: where drawing it fails, the numbers are there.
+        # The page comes last: if drawing it fails, the numbers are already on disk.
         write_json(out_folder / "evaluation.json", values)
         write_json(out_folder / "quality_range.json", plain(range_to_json(examination.found["quality"])))
         if (labels := examination.found["labels"]) is not None:

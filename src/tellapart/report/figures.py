@@ -42,7 +42,7 @@ def learning_curve(history: pd.DataFrame, name: str, best_epoch: int) -> str:
     def draw(panel: Any) -> None:
         panel.plot(history["epoch"], history[name], color=ORANGE, label="train (augmented)")
         if f"val_{name}" in history:
-            # Not every epoch is validated: the line goes from one that was to the next.
+            # Not every epoch is validated: draw the line through those that were.
             validated = history.dropna(subset=[f"val_{name}"])
             panel.plot(validated["epoch"], validated[f"val_{name}"], color=BLUE, linestyle="--", label="validation")
             panel.legend(frameon=False)
@@ -100,7 +100,7 @@ def reliability(measured: Calibration, title: str) -> str:
         y = np.array([part.accuracy for part in filled])
         ends = np.array([(part.accuracy - part.interval.low, part.interval.high - part.accuracy) for part in filled])
         sizes = 10 + 120 * np.array([part.num_images for part in filled]) / max(part.num_images for part in filled)
-        # matplotlib refuses negative lengths, which rounding gives where an interval ends at the value.
+        # matplotlib refuses negative lengths, which rounding produces if an interval ends at the value.
         panel.errorbar(x, y, yerr=np.maximum(ends.T, 0), fmt="none", ecolor=GREY, linewidth=1)
         panel.scatter(x, y, s=sizes, color=BLUE, zorder=3)
         panel.set_xlim(0, 1)
@@ -140,7 +140,7 @@ def similarities(kinds: Mapping[str, NDArray[np.float32]], threshold: float) -> 
             if number == 0:
                 panel.hist(values, edges, weights=weights, color=BLUE, alpha=0.3, label=_in_legend(name))
             else:
-                # Lines differ by more than colour, for those who see none and for paper.
+                # Lines differ by style as well as colour, for colour-blind readers and for print.
                 how = {"color": _CLASSES[number], "linestyle": _LINES[(number - 1) % len(_LINES)], "linewidth": 1.3}
                 panel.hist(values, edges, weights=weights, histtype="step", label=_in_legend(name), **how)
         panel.axvline(threshold, color=GREY, linewidth=1)
@@ -214,16 +214,16 @@ def svg(draw: Callable[[Any], None], text: str, title: str, *, square: bool = Fa
     from matplotlib.figure import Figure
 
     size = (4.2, 4.0) if square else (2.5, 2.0) if small else (4.6, 3.0)
-    # Class names are names, not formulas: "$a$" would be set as one, and "$" alone fail.
+    # Class names are not formulas: "$a$" would be typeset as mathematics, and a single "$" would fail.
     settings: Any = {
         "text.parse_math": False,
         "svg.fonttype": "none",
-        "svg.hashsalt": title,  # else ids are random, and the same report differs each time
+        "svg.hashsalt": title,  # without it ids are random, and no two reports are equal
         "font.family": "sans-serif",
         "font.size": 9,
     }
     with rc_context(settings):
-        # Without pyplot, whose state is the whole process's: a report may be made inside of a notebook.
+        # Not pyplot, whose state belongs to the whole process: a report may be made in a notebook.
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         panel = figure.subplots()
@@ -233,7 +233,7 @@ def svg(draw: Callable[[Any], None], text: str, title: str, *, square: bool = Fa
         draw(panel)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    # From a file of its own to a part of a page: no prologue, no fixed size, a title, ids that no other figure has.
+    # Turn the file into a part of a page: no prologue, no fixed size, a title, and ids that no other figure uses.
     drawn = stream.getvalue()
     element = drawn[drawn.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)

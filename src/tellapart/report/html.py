@@ -52,7 +52,7 @@ def _loader() -> Any:
 def _pages(filters: Mapping[str, Callable[..., str]] | None = None) -> Any:
     from jinja2 import Environment, StrictUndefined
 
-    # Strict: a value that a template misses is an error here, and not a hole in the page.
+    # Strict: a missing value is an error, not a hole in the page.
     pages = Environment(
         loader=_loader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -60,8 +60,8 @@ def write_page(path: Path, examination: Examination, parts: Sequence[Part]) -> P
 
 def _photos(e: Examination) -> dict[str, Any]:
     """Return what the page's script needs: small pictures, and for each photo of the main side what is said of it."""
-    # A slot counts the photos that the report is about, a position all photos of the subject: neighbours are training
-    # photos, suspected labels may be in any split.
+    # Two kinds of index: a slot counts the photos of the main split, a position all photos of the subject. Neighbours
+    # are training photos, and suspected labels may be in any split.
     subject, at, probabilities = e.subject, e.at, e.probabilities
     wrong = e.predicted != e.true
     many = len(at) > _MANY
@@ -72,7 +72,7 @@ def _photos(e: Examination) -> dict[str, Any]:
         neighbours = train[nearest_neighbours(subject.features[at], subject.features[train])[0]]
     suspects = {int(position) for position in suspected(e.found["labels"])["position"]}
     with_neighbours = {int(slot) for slot in shown if wrong[slot] or not many}
-    # Each picture goes into the page once, however many photos have it as a neighbour.
+    # Each picture is stored once, however many photos have it as a neighbour.
     needed = sorted(
         {int(at[slot]) for slot in shown} | {int(p) for s in with_neighbours for p in neighbours[s]} | suspects
     )
@@ -82,7 +82,7 @@ def _photos(e: Examination) -> dict[str, Any]:
     attributions = e.found["attribution"]
     heat = dict(zip(attributions.slots.tolist(), coarse_heat(attributions.heat), strict=True)) if attributions else {}
     records = []
-    # Keys of one letter: there may be thousands of records in the page.
+    # One-letter keys, because the page may hold thousands of records.
     for slot in shown.tolist():
         order = np.argsort(-probabilities[slot], kind="stable")[:3]
         near = neighbours[slot] if int(slot) in with_neighbours else []

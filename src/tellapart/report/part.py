@@ -141,7 +141,7 @@ class Part:
         except InputError as error:
             examination.found[self.name] = None
             examination.missing[self.absence or self.name] = str(error)
-        # Also of a part that could not be computed: what took long and brought nothing is worth knowing.
+        # Also for a part that failed: it is worth knowing what took long for nothing.
         examination.seconds[self.title.lower()] = time.perf_counter() - start
 
 

@@ -25,7 +25,7 @@ def thumbnails(paths: Sequence[Path], side: int) -> list[str]:
 
     def one(path: Path) -> str:
         try:
-            # The JPEG decoder may halve the picture while it decodes, down to what the thumbnail needs.
+            # Lets the JPEG decoder shrink the picture while decoding, down to what the thumbnail needs.
             picture = decode(read_file(path), at_least_px=side)
         except DecodeError:
             return ""
@@ -45,7 +45,7 @@ def shrunk(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 def encoded(picture: NDArray[np.uint8], quality: int = _QUALITY) -> str:
     """Return (height, width, 3) uint8 RGB as a JPEG in base64."""
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1]
-    # OpenCV writes blue, green, red.
+    # OpenCV expects blue, green, red.
     _, data = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), settings)
     return base64.b64encode(data.tobytes()).decode()
 
@@ -55,6 +55,6 @@ def coarse_heat(heat: NDArray[np.float32]) -> list[str]:
     if not len(heat):
         return []
     small = np.stack([cv2.resize(values, (_HEAT_PX, _HEAT_PX), interpolation=cv2.INTER_AREA) for values in heat])
-    largest = small.max(axis=(1, 2), keepdims=True)  # fine peaks are lower once they are averaged
+    largest = small.max(axis=(1, 2), keepdims=True)  # averaging lowers fine peaks
     scaled = np.divide(small, largest, out=np.zeros_like(small), where=largest > 0)
     return [base64.b64encode((255 * np.clip(values, 0, 1)).astype(np.uint8).tobytes()).decode() for values in scaled]

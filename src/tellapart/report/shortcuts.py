@@ -66,7 +66,7 @@ def shortcuts(
         groups: (num_images,) of the pictures; None: each stands for itself.
     """
     centre = centre_mask(pictures.shape[1])
-    # Blurred and not black: a patch would itself be a shape that the network sees.
+    # Blurred, not black: a black patch would itself be a shape.
     cover = blurred(pictures)
     background = np.stack([background_of(picture) for picture in pictures])
     total = np.maximum(heat.sum(axis=(1, 2)), 1e-9)
@@ -108,7 +108,7 @@ def background_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     mask[:, :margin] = mask[:, -margin:] = cv2.GC_BGD
     edge = mask == cv2.GC_BGD
     models = np.zeros((1, 65), np.float64), np.zeros((1, 65), np.float64)
-    cv2.setRNGSeed(0)  # GrabCut draws random numbers: the same picture has the same background every time
+    cv2.setRNGSeed(0)  # GrabCut draws random numbers; with a fixed seed a picture always gets the same background
     try:
         cv2.grabCut(picture, mask, None, *models, 2, cv2.GC_INIT_WITH_MASK)
     except cv2.error:  # a picture of one colour

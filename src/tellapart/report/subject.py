@@ -78,7 +78,7 @@ def other_photos(photos: Path, classes: list[str], progress: Progress = no_progr
     frame = manifest.frame
     if (frame["split"] == "").all():
         frame = frame.assign(split="test")
-    # Near copies count as one: intervals would be too narrow otherwise.
+    # Near copies form one group: counted singly, they would make intervals too narrow.
     return manifest.root, frame.assign(unit=units(manifest, near_duplicates(manifest)))
 
 
@@ -103,10 +103,10 @@ def open_subject(
     pictures = open_rows(
         root, frame, classifier.image_px, folder=cache, max_pixels=classifier.max_pixels, progress=progress
     )
-    # What training has kept saves a forward pass over all photos.
+    # Outputs that the run has saved spare a forward pass over all photos.
     saved = saved_outputs(RunFolder(run), classifier.model, pictures) if run else None
     features, probabilities = saved or features_and_probabilities(classifier.model, pictures, progress)
-    # NaN would spread to every measure: such rows become even ones and are counted, and the verdict says so first.
+    # NaN would spread to every measure. Such rows become uniform and are counted; the verdict reports them first.
     finite = np.asarray(np.isfinite(probabilities).all(axis=1))
     probabilities = np.where(finite[:, None], probabilities, 1 / len(classifier.classes)).astype(np.float64)
     index = {name: number for number, name in enumerate(classifier.classes)}

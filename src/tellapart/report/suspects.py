@@ -33,8 +33,8 @@ def suspects(subject: Subject, *, own_photos: bool, progress: Progress = no_prog
     if trained_on.any():
         if np.bincount(subject.numbers[trained_on], minlength=len(subject.classes)).min() < 2:
             raise InputError("A class has fewer than two training photos.")
-        # The network has learned the labels of its training photos, wrong ones too, and would confirm them: each one is
-        # judged by a model that has not seen its label, nor that of its copies.
+        # The network has learned the labels of its training photos, including wrong ones, and would confirm them. Each
+        # is therefore judged by a model that has seen neither its label nor that of its copies.
         groups = frame["unit"].to_numpy() if "unit" in frame else np.arange(len(frame))
         probabilities = out_of_sample(
             subject.features,

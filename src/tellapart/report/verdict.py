@@ -49,7 +49,7 @@ def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
         f"{percent(measured['accuracy'])} of {measured['num_images']:,} {subject.main} photos are classified correctly "
         f"({between})."
     )
-    # Worst first: what makes the numbers untrue, then what only calls for a look.
+    # Worst first: findings that falsify the numbers, then warnings.
     problems = [f["message"] for f in examination.health if f["severity"] == "falsifies"]
     problems += [f["message"] for f in examination.health if f["severity"] == "warning"]
     if subject.num_not_finite:
@@ -60,7 +60,7 @@ def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
     advice = [step for part in parts for step in part.advice(examination, examination.found[part.name])]
     if falsified:
         advice.append(Advice(1, "Fix the data first: the findings below would make any model look better than it is."))
-    # Every part may advise; steps come in the order of what they should bring, whichever part they are from.
+    # Steps come in order of urgency, whichever part they are from.
     steps = [step.text for step in sorted(advice, key=lambda step: step.urgency)]
     shortcuts = examination.found["shortcuts"]
     doubtful = falsified or (shortcuts is not None and shortcuts.alarm)

@@ -58,9 +58,7 @@ class Limits:
     """
 
     max_body_bytes: int = 32 * 1024 * 1024
-    max_held_bytes: int = (
-        88 * 1024 * 1024
-    )  # three quarters, the share of large requests, hold two bodies of the largest size
+    max_held_bytes: int = 88 * 1024 * 1024  # three quarters, for large requests, hold two bodies of the largest size
     max_decoding_bytes: int = 96 * 1024 * 1024
     max_pixels: int | None = None
     max_files: int = 64

@@ -97,18 +97,18 @@ def export(
     """
     run_folder, target = Path(run), Path(to)
     name = re.sub(r"[^\w.-]+", "-", run_folder.resolve().name)[:100] if name is None else name
-    # First what takes no time: a wrong name must not be found out after minutes of proofs.
+    # Cheap checks first: a wrong name must not surface after minutes of proofs.
     _check(target, name, formats, coverage)
     classifier = load(run_folder)
     classifier.max_pixels = RunFolder(run_folder).recipe().data.max_pixels
     photos = _photos(run_folder, classifier, default_cache() if cache is None else Path(cache), progress)
-    # Hidden and beside the target: a server passes it over, and a rename stays on one file system.
+    # Hidden, so that a server ignores it; beside the target, so that a rename stays on one file system.
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         with photos.pictures:
-            # Calibrated first: the temperature stands in the weights of every artefact that follows.
+            # Calibrate first: the temperature goes into the weights of every artefact below.
             known = _calibrated(run_folder, classifier, photos, coverage, progress)
             shown = f"{known.threshold:.3f}" if known.threshold is not None else "0"
             announce(
@@ -135,10 +135,10 @@ def export(
             )
             _write_reference(part, known, photos)
             _write_unknown(part, run_folder, formats, announce)
-        # The card before the record, whose checksums cover every file: what comes later would not be the bundle's.
+        # The card before the record: `write_record` takes the checksums of all files that are there.
         write_text(part / "card.md", model_card(record, classifier.detector))
         write_record(part, record)
-        # Opened before it is put in place: what cannot be opened here cannot be opened anywhere.
+        # Open it before it replaces the old one: a bundle that cannot be opened here cannot be opened anywhere.
         bundle = open_bundle(part)
         _replace(part, target)
     finally:
@@ -204,7 +204,7 @@ def _check(target: Path, name: str, formats: Sequence[str], coverage: float) -> 
         raise InputError(f"The name is {name!r}. Expected up to 100 letters, digits, points, hyphens and underscores.")
     if not 0 < coverage < 1:
         raise InputError(f"The coverage is {coverage:g}. Expected a share between 0 and 1, such as 0.95.")
-    # The target is deleted in the end: never anything that export has not made.
+    # The target is deleted in the end, so it must not hold anything that export did not make.
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not is_bundle(target))):
         raise BundleError(f"{target} already exists and is not a bundle. Name a new folder.")
     if is_bundle(target) and (strange := strange_files(target)):
@@ -231,7 +231,7 @@ def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) 
 def _calibrated(run: Path, classifier: Classifier, photos: _Photos, coverage: float, progress: Progress) -> _Known:
     """Fit the threshold on validation photos, and the temperature where the run has none; without any, neither."""
     features, probabilities = features_and_probabilities(classifier.model, photos.pictures, progress)
-    # Fitted on validation photos alone: test photos must stay new to everything that a bundle promises.
+    # Fitted on validation photos only: test photos must stay unseen by everything that the bundle promises.
     held_out, threshold, model = photos.at("validation"), None, classifier.model
     metrics = RunFolder(run).metrics()
     temperature = metrics.get("temperature") or 1.0  # it is inside the network
@@ -268,7 +268,7 @@ def _write_formats(
     model: keras.Model, part: Path, formats: Sequence[str], announce: Callable[[str], None]
 ) -> dict[str, Path]:
     """Write ONNX and what was asked for; return format → file or folder."""
-    # The SavedModel is on the way to all formats, and in the bundle only where it was asked for.
+    # All formats are made from the SavedModel; it goes into the bundle only if it was asked for.
     with tempfile.TemporaryDirectory() as folder:
         network = Network.of(model, Path(folder) / "saved_model", part / "model.onnx")
         announce(f"ONNX: {_size(network.onnx) / 1e6:.2f} MB.")
@@ -351,11 +351,11 @@ def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[
 
     They leave the machine with the bundle: without places, times and whatever else a camera writes into a file.
     """
-    # These photos decide elsewhere whether a runtime is right: clear ones, whose first class the rounding of another
-    # processor cannot turn. The clearest of each class come first, then the second ones.
+    # These photos decide on other machines whether a runtime is right. Take clear ones, whose first class does not
+    # change with another processor's rounding: the clearest of each class, then the second of each.
     two = np.sort(known.probabilities[photos.main], axis=1)[:, -2:]
     clearest = photos.main[np.argsort(two[:, 0] - two[:, 1], kind="stable")]
-    rank = pd.Series(clearest).groupby(photos.numbers[clearest]).cumcount().to_numpy()  # the how-many-eth of its class
+    rank = pd.Series(clearest).groupby(photos.numbers[clearest]).cumcount().to_numpy()  # rank within its class
     chosen: dict[str, tuple[float, ...]] = {}
     for position in clearest[np.argsort(rank, kind="stable")]:
         path = photos.pictures.paths[position]
@@ -363,10 +363,11 @@ def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[
             data = read_file(path)
         except DecodeError:
             continue
-        # No large file: a bundle travels, and every start of a server decodes these photos.
+        # No large files: a bundle is copied around, and every start of a server decodes these photos.
         if len(data) <= _REFERENCE_BYTES and len(chosen) < _REFERENCE_IMAGES:
             data = without_metadata(data) or _as_png(data)
-            # Without its metadata it must still be the same picture, or what is expected of it would be of another one.
+            # Without its metadata it must decode to the same pixels, or the expected probabilities would not be its
+            # own.
             if not np.array_equal(decode_square(data, photos.pictures.image_px), photos.pictures.read(int(position))):
                 continue
             name = f"reference_images/{len(chosen) + 1:02d}.{'png' if data[:4] == _PNG else 'jpg'}"
@@ -401,8 +402,8 @@ def _size(path: Path) -> int:
 
 def _replace(part: Path, target: Path) -> None:
     """Put the new folder in the place of the old one: two renames, so that a reader sees either."""
-    # A server that follows the folder must never see half of a bundle: it would refuse it, or worse, load it.
-    # Between the two renames there is none; the server waits for three looks before it takes a folder for removed.
+    # A server that watches the folder must never see half a bundle: it would refuse it or, worse, load it.
+    # Between the two renames the folder is missing; the server tolerates that for two polls (serving/models.py).
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

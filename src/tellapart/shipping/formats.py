@@ -36,7 +36,7 @@ def save_saved_model(model: keras.Model, folder: Path) -> None:
     embedding = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1].input
     both = keras.Model(model.inputs, [model.outputs[0], embedding])
     module = tf.Module()
-    # Held by the module: TensorFlow saves no function whose variables nobody holds.
+    # Attach the variables to the module: TensorFlow does not save a function with untracked variables.
     module.variables_of_the_network = [variable.value for variable in both.variables]
 
     @tf.function(input_signature=[tf.TensorSpec((None, image_px, image_px, 3), tf.uint8, name="image")])  # type: ignore[untyped-decorator]
@@ -76,7 +76,7 @@ def save_explanation(model: keras.Model, path: Path) -> str:
         ]
     )
     def served(image: Any, target: Any) -> dict[str, Any]:
-        # float32 whatever the network computes in: heat maps are held against Keras' to a thousandth.
+        # Always float32: the heat maps must equal Keras' to a thousandth.
         features = tf.cast(output_of(model, features_at, image), tf.float32)
         weights = _gradient_of_mean(features, target, head)
         return {"heat": tf.reduce_sum(features * weights[:, None, None, :], axis=-1)}
@@ -92,7 +92,7 @@ def _head(model: keras.Model, features_at: keras.layers.Layer) -> list[keras.lay
     """Return the dense layers after the feature maps, where there is nothing between but pooling and dropout."""
     layers = list(layers_of(model))
     after = layers[layers.index(features_at) + 1 :]
-    # Without effect on the gradient of a logit: dropout is off, the softmax comes after the logits.
+    # None of these changes the gradient of a logit: dropout is off, and the softmax comes after the logits.
     plain = (keras.layers.Dropout, keras.layers.Softmax, keras.layers.Flatten)
     if not after or not isinstance(after[0], keras.layers.GlobalAveragePooling2D):
         raise InputError(
@@ -118,7 +118,7 @@ def _gradient_of_mean(features: Any, target: Any, head: list[keras.layers.Layer]
     """
     import tensorflow as tf
 
-    # Forwards to learn which ReLUs are open, then backwards through the transposed kernels.
+    # Forward, to find which ReLUs are open; then backward through the transposed kernels.
     x, open_gates = tf.reduce_mean(features, axis=(1, 2)), []
     for layer in head[:-1]:
         x = tf.matmul(x, tf.convert_to_tensor(layer.kernel)) + tf.convert_to_tensor(layer.bias)
@@ -128,7 +128,7 @@ def _gradient_of_mean(features: Any, target: Any, head: list[keras.layers.Layer]
     gradient = tf.gather(tf.transpose(tf.convert_to_tensor(head[-1].kernel)), target)
     for layer, gate in zip(reversed(head[:-1]), reversed(open_gates), strict=True):
         gradient = tf.matmul(gradient * gate, tf.convert_to_tensor(layer.kernel), transpose_b=True)
-    # The mean hands each pixel an equal part of the gradient.
+    # The mean passes an equal part of the gradient to each pixel.
     pixels = tf.cast(tf.shape(features)[1] * tf.shape(features)[2], tf.float32)
     return gradient / pixels
 
@@ -161,7 +161,7 @@ def _to_openvino(network: Network, folder: Path) -> Path:
 
     path = folder / "openvino" / "model.xml"
     path.parent.mkdir()
-    # OpenVINO would halve the weights by itself, and the file is proved as float32.
+    # By default OpenVINO stores float16 weights, but this file is held to the tolerance of float32.
     openvino.save_model(openvino.convert_model(network.onnx), path, compress_to_fp16=False)
     return path
 

@@ -48,7 +48,7 @@ def prove(
     for name, runtime in RUNTIMES.items():
         if not (runtime.runs(artefact) and runtime.installed):
             continue
-        # All photos, not a sample: what is proved is the accuracy that the bundle's card gives.
+        # All photos, not a sample: the card gives the accuracy on them.
         probabilities: list[NDArray[np.float32]] = []
         for part in answers(runtime, path, _batches(pictures)):
             probabilities.append(part)
@@ -56,8 +56,8 @@ def prove(
         proof = proofs[name] = parity(expected, np.concatenate(probabilities), numbers, runtime.tolerance)
         verdict = "passed" if proof.passed else f"refused: {proof.reason}"
         announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(pictures):,} photos agree).")
-        # At full precision a difference is a fault of the conversion: no runtime can be trusted with the file. At less
-        # precision only this runtime is left out (`usable`).
+        # At full precision a difference means that the conversion failed, so no bundle is made. At reduced precision
+        # only this runtime is excluded (`usable`).
         if not proof.passed and runtime.tolerance == EXACT:
             raise BundleError(
                 f"The {artefact.id} model does not say what the Keras model says, in {name}: {proof.reason}. "

@@ -47,7 +47,7 @@ def _class_pictures(e: Examination, attributions: Attributions) -> dict[str, Any
         if not len(right):
             continue
         best = right[np.argsort(-sure[right], kind="stable")[:SUREST]]
-        # `of` returns maps in the order of slots, whatever the order of its argument: so slots are sorted.
+        # `of` returns maps in rising order of slots, so the slots must be sorted to match.
         maps = zip(np.sort(best).tolist(), attributions.of(best), strict=True)
         shown = [encoded(overlay(subject.pictures.read(int(at[slot])), heat), 80) for slot, heat in maps]
         mean = attributions.of(right).mean(axis=0)
@@ -88,7 +88,7 @@ def _feature_maps(e: Examination) -> list[dict[str, Any]]:
     surest = int(e.at[int(e.probabilities.max(axis=1).argmax())])
     rows = []
     for name, outputs in feature_maps(subject.model, subject.pictures.read(surest)[None], at_most=_LAYERS).items():
-        # What is not finite is drawn as nothing; the strongest maps are those that vary most over the picture.
+        # Values that are not finite count as 0. The strongest maps are those that vary most over the picture.
         maps = np.nan_to_num(outputs[0], nan=0.0, posinf=0.0, neginf=0.0).clip(-1e9, 1e9)
         best = np.argsort(-maps.std(axis=(0, 1)), kind="stable")[:_FEATURE_MAPS]
         rows.append({

@@ -56,7 +56,7 @@ def _calibrations(e: Examination) -> tuple[Calibration, Calibration | None, floa
     """
     subject, true, groups, held_out = e.subject, e.true, e.groups, e.held_out
     probabilities, temperature = e.probabilities, subject.temperature
-    # As trained means without the temperature: dividing the logits by its inverse takes it out again.
+    # "As trained" means without the temperature: dividing the logits by its inverse undoes it.
     if temperature is not None:
         return (
             calibration(true, at_temperature(probabilities, 1 / temperature), groups),
@@ -79,7 +79,7 @@ def _sets(e: Examination) -> pd.DataFrame | None:
         return None
     rows = []
     for coverage in COVERAGES:
-        # Fitted on validation photos and counted on those that the report is about, which had no part in the fit.
+        # Fitted on validation photos, counted on the main split, which had no part in the fit.
         threshold = conformal_threshold(subject.numbers[held_out], subject.probabilities[held_out], coverage)
         sets = conformal_sets(subject.probabilities[at], threshold)
         covered = sets[np.arange(len(at)), subject.numbers[at]]

@@ -60,7 +60,7 @@ def _large_pictures(e: Examination) -> tuple[NDArray[np.uint8], pd.DataFrame]:
     Of one that has changed since the scan the small picture is enlarged, and its quality is not known.
     """
     subject, at = e.subject, e.at
-    # The corruptions are defined for 224 px: on smaller pictures the same severity would be worse.
+    # The corruptions are defined at 224 px, so corrupt at that size and shrink afterwards.
     large_px = max(CORRUPTED_PX, subject.pictures.image_px)
     pictures = np.empty((len(at), large_px, large_px, 3), np.uint8)
     rows = []
@@ -102,7 +102,7 @@ def range_to_json(value: Quality) -> dict[str, Any]:
 def _view(e: Examination, value: Quality) -> dict[str, Any]:
     del e
     robust, limits = value.robustness, value.quality_range
-    # One axis for all kinds of damage: their pictures can be compared.
+    # One axis for all kinds of damage, so that the figures can be compared.
     lowest = float(np.floor(10 * robust.runs["low"].min()) / 10)
     return {
         "corruptions": [

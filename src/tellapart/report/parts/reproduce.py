@@ -42,7 +42,7 @@ def made_by(run: Path, record: RunRecord) -> str:
             ["tellapart train", record.request.photos, f"--time {record.request.time_budget:.0f}s", *shared]
         )
     standings = read_json(run / "ensemble.json")["standings"]
-    # Snapshots of one run are several members of one name.
+    # Snapshots of one run are several members with the same run: name it once.
     members = list(dict.fromkeys(standing["run"] for standing in standings))
     return " ".join(["tellapart ensemble", *members, *(["--snapshots"] if len(standings) > len(members) else [])])
 

@@ -18,7 +18,7 @@ def _compute(e: Examination) -> Shortcuts | None:
     attributions = e.found["attribution"]
     if attributions is None:
         return None
-    # The same choice as in `attribution.look`, all of which have a map: `of` returns one for each of them.
+    # The same sample as in `attribution.look`, so every picture has a map and `of` returns one for each.
     some = spread(e.true, how_many(SOME, e.subject.pictures.image_px))
     pictures = e.subject.pictures.batch(e.at[some])
     predict = functools.partial(predict_arrays, e.subject.model)

@@ -78,7 +78,7 @@ def _far(e: Examination, detector: UnknownDetector, known: NDArray[np.float32]) 
     """Show the network noise and, unless it was trained on them, drawn shapes."""
     image_px = e.subject.pictures.image_px
     count, network = how_many(_FAR, image_px), feature_model(e.subject.model)
-    # A network of the demo knows drawn shapes: to it they are not strange.
+    # To a network that was trained on drawn shapes they are not unknown.
     kinds = {"noise": noise_pictures}
     if not set(e.subject.classes) <= set(CLASSES):
         kinds["drawn shapes"] = drawn_pictures
