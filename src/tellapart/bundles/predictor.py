@@ -212,6 +212,7 @@ def to_prediction(
     values, classes, threshold = row.tolist(), bundle.record.classes, bundle.record.threshold
     if not math.isfinite(sum(values)):
         return Prediction(path, None, float("nan"), (), "the model gave probabilities that are not finite")
+    # Stable: equal probabilities keep the order of the classes on every machine.
     order: list[int] = np.argsort(-row, kind="stable").tolist()
     top = tuple([(classes[i], values[i]) for i in order[:top_k]])
     if threshold is None:

@@ -121,9 +121,7 @@ def predict_files(
         _to_parquet(part, out)
     else:
         part.replace(out)
-    _model_of(part).unlink(
-        missing_ok=True
-    )  # last: a note without rows does no harm, rows without a note cannot be resumed
+    _model_of(part).unlink(missing_ok=True)  # last: rows without this note could not be resumed
     return Written(out, done, counts[0], counts[1], counts[2], counts[3], resumed)
 
 

@@ -132,6 +132,7 @@ def weight_randomisation(model: keras.Model, images: Images, targets: Targets, m
     # This overwrites the caller's network, so its weights must come back even if a method fails.
     try:
         for layer in reversed([layer for layer in model.layers if layer.weights]):
+            # Layers stay shuffled, so each step forgets one more layer than the step before.
             layer.set_weights([_shuffled(weight, rng) for weight in layer.get_weights()])
             maps = method(model, images, targets)
             pairs = [_rank_correlation(spearmanr, a, b) for a, b in zip(trained, maps, strict=True)]

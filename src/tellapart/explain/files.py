@@ -21,7 +21,7 @@ from tellapart.explain.overlay import overlay, sheet
 from tellapart.files import atomic_file
 from tellapart.records import Progress, no_progress
 
-_AT_ONCE = 64
+_AT_ONCE = 64  # images in memory at their own size
 _SHEET_ROWS = 60
 _LARGEST_PX = 1024
 

@@ -73,6 +73,7 @@ def evaluate(
     out_folder.mkdir(parents=True, exist_ok=True)
     store = Path(cache) if cache is not None else default_cache()
     own = folder if photos is None else None
+    # The cache of decoded pictures stays open until the page is drawn: parts and page read pictures from it.
     with (subject := open_subject(classifier, root, manifest, cache=store, run=own, progress=progress)).pictures:
         examination = Examination(subject, folder, photos is None, _health(folder), progress)
         values: dict[str, Any] = plain(examine(examination, announce))

@@ -49,12 +49,14 @@ async def predict(service: Service, request: Request) -> Response:
             "total": time.perf_counter() - context.began,
         },
     }  # fmt: skip
+    # 422 only if no image could be read: one bad file must not cost the client the other answers.
     readable = any(answer.row is not None for answer in answers)
     return json_response(values, 200 if readable else 422)
 
 
 def _prediction(served: ModelVersion, name: str | None, answer: Answer, top_k: int) -> dict[str, Any]:
     if answer.row is None:
+        # The same keys as below, because the OpenAPI schema requires all of them.
         return {
             "name": name, "label": None, "probability": None, "top": [], "prediction_set": [], "abstains": False,
             "unknown": False, "similarity": None, "quality_warnings": [], "error": answer.error,

@@ -83,6 +83,7 @@ def write_outputs(
         wanted: what to return, in this order.
     """
     labels = [classes[number] for number in table.argmax(axis=1)]
+    # Binary outputs follow the JSON in the order of the outputs; `binary_data_size` says where each one ends.
     outputs, tail = [], b""
     for output in wanted:
         if output.name == "probabilities":
@@ -142,6 +143,7 @@ def _shape(tensor: dict[str, Any]) -> tuple[int, ...]:
 
 def _raw(tensor: dict[str, Any], binary: memoryview) -> memoryview | None:
     """Return the tensor's bytes; None: its values stand in the JSON."""
+    # There is only one input, so all bytes behind the JSON are its own.
     size = _parameters(tensor).get("binary_data_size")
     if size is None:
         if binary:

@@ -60,6 +60,7 @@ def _compute(e: Examination) -> Metrics:
             subject.frame, subject.probabilities.astype(np.float32), subject.classes, trained_on=e.own_photos
         ),
         baseline=_baseline(e),
+        # With k equal to the number of classes top-k accuracy is always 1.
         top_k={
             k: top_k_accuracy(e.true, e.probabilities, k, e.groups) for k in (1, 2, 3, 5) if k < len(subject.classes)
         },
@@ -111,6 +112,7 @@ def _to_json(value: Metrics) -> dict[str, Any]:
 
 def _view(e: Examination, value: Metrics) -> dict[str, Any]:
     del e
+    # A class that does not occur has no curve.
     drawn = [curve for curve in value.ranking if len(curve.precision)]
     return {
         "metrics": value.of_main,

@@ -60,7 +60,8 @@ def _large_pictures(e: Examination) -> tuple[NDArray[np.uint8], pd.DataFrame]:
     Of one that has changed since the scan the small picture is enlarged, and its quality is not known.
     """
     subject, at = e.subject, e.at
-    # The corruptions are defined at 224 px, so corrupt at that size and shrink afterwards.
+    # The corruptions are defined at 224 px, so corrupt at that size and shrink afterwards. All pictures are in memory
+    # at once, 150 kB each.
     large_px = max(CORRUPTED_PX, subject.pictures.image_px)
     pictures = np.empty((len(at), large_px, large_px, 3), np.uint8)
     rows = []
