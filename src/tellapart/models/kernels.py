@@ -30,6 +30,8 @@ class _Apart(CompilerBase):
 @functools.cache
 def compiled(kernel: Callable[[int], Any], channels: int) -> Any:
     """Compile one of the kernels below for a number of channels; what is compiled is kept on disk."""
+    # Sums may be reordered, which is what lets LLVM make vectors of them; that a value is a number may not be assumed
+    # (no nnan, no ninf), or a loss that is not finite would go unseen.
     options = {"reassoc", "contract", "arcp", "nsz"}
     return numba.njit(nogil=True, cache=True, fastmath=options, error_model="numpy", pipeline_class=_Apart)(
         kernel(channels)
@@ -59,6 +61,8 @@ def _overload_narrow(value, like):
         return lambda value, like: np.float32(value)
 
     def rounded(value, like):
+        # Half of the last place that is kept, less one where it is even: adding it carries into the kept bits as
+        # rounding does.
         bits = np.float32(value).view(np.uint32)
         odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
         return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
@@ -81,6 +85,8 @@ def max_forward(channels: int) -> Any:
                         b = max(_wide(raw[i, 2 * y, 2 * x + 1, k]) + bias[k], zero)
                         c = max(_wide(raw[i, 2 * y + 1, 2 * x, k]) + bias[k], zero)
                         d = max(_wide(raw[i, 2 * y + 1, 2 * x + 1, k]) + bias[k], zero)
+                        # A row's sums are kept apart and added to the picture's at its end: small to small keeps the
+                        # digits.
                         sums[i, 2, k] += (a + b) + (c + d)
                         sums[i, 3, k] += (a * a + b * b) + (c * c + d * d)
                         s = sign[k]
@@ -155,6 +161,8 @@ def max_gradient(channels: int) -> Any:
                         d = max(_wide(raw[i, 2 * y + 1, 2 * x + 1, k]) + bias[k], zero)
                         s = sign[k]
                         largest = max(a * s, b * s, c * s, d * s)
+                        # The first of the largest takes the whole gradient, and what is left for the others is 0: one
+                        # winner, as in TensorFlow.
                         left = _wide(upstream[i, y, x, k]) * scale[k]
                         at_a = left if a * s == largest else zero
                         left = left - at_a
@@ -162,6 +170,7 @@ def max_gradient(channels: int) -> Any:
                         left = left - at_b
                         at_c = left if c * s == largest else zero
                         at_d = left - at_c
+                        # ReLU: no gradient where r is 0, whatever the straight line says.
                         down_a = constant[k] + slope[k] * a + at_a if a > zero else zero
                         down_b = constant[k] + slope[k] * b + at_b if b > zero else zero
                         down_c = constant[k] + slope[k] * c + at_c if c > zero else zero
