@@ -255,7 +255,9 @@ def run_stages(
 
         # Measurement
         cached = photos.pictures.num_cached
-        metrics = measure(folder, photos.pictures, photos.frame, photos.classes, progress=observer.progress)
+        metrics = measure(
+            folder, training.model, photos.pictures, photos.frame, photos.classes, progress=observer.progress
+        )
     how = _how(training, cached)
     if recipe.distill.teacher:
         how["loss"] = loss_in_words(recipe)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tellapart.experiments.extend import extended_photos, extended_request, measure_extension
-from tellapart.experiments.race import begin_race, describe_race, is_race, run_race
+from tellapart.experiments.racing.begin import begin_race, describe_race, is_race
+from tellapart.experiments.racing.race import run_race
 from tellapart.models.weights import with_weights_at_hand
 from tellapart.records import Observer
 from tellapart.run import Run, begin, describe, reopen, run_stages

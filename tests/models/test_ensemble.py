@@ -11,7 +11,8 @@ import pytest
 
 from tellapart.evaluation.calibration import at_temperature
 from tellapart.models.build import build
-from tellapart.models.ensemble import joined, mixed, shrinking
+from tellapart.models.embedding import feature_model
+from tellapart.models.ensemble import heaviest, joined
 from tellapart.models.layers import LayerReader, feature_layer, first_layer
 from tellapart.models.temperature import with_temperature
 from tellapart.settings import ConvNet
@@ -43,12 +44,21 @@ def test_a_network_that_goes_on_from_one_members_maps_still_asks_the_other():
     assert np.abs(reader.resume(images[:1], 0 * maps) - resumed[:1]).max() > 1e-3
 
 
-def test_an_ensembles_parts_mixed_are_what_it_says():
+def test_an_ensembles_embedding_is_its_members_side_by_side_also_after_a_file(tmp_path: Path):
     members, images = [network(48, 0), network(24, 1)], pictures(48)
-    parts = [say(members[0], images), say(shrinking(members[1], 48), images)]
-    features = mixed(parts, [0.4, 0.6])
-    expected = say(joined(members, [0.4, 0.6]), images)
-    assert np.exp(features) == pytest.approx(expected, abs=1e-5)
+    model = joined(members, [0.4, 0.6])
+    model.save(tmp_path / "model.keras")
+    alone = [joined([member], [1.0], 48) for member in members]
+    parts = [np.asarray(feature_model(member).predict_on_batch(images)[0]) for member in alone]
+    large = np.asarray(feature_model(members[0]).predict_on_batch(images)[0])
+    assert parts[0] == pytest.approx(large / np.linalg.norm(large, axis=1, keepdims=True), abs=1e-5)
+    for network_ in (model, keras.saving.load_model(tmp_path / "model.keras", compile=False)):
+        embedding, probabilities = feature_model(network_).predict_on_batch(images)
+        assert embedding == pytest.approx(np.hstack(parts), abs=1e-5)
+        assert probabilities == pytest.approx(0.4 * say(alone[0], images) + 0.6 * say(alone[1], images), abs=1e-5)
+        assert say(network_, images) == pytest.approx(probabilities, abs=1e-5), "the network is as it was"
+        assert say(heaviest(network_), images) == pytest.approx(say(alone[1], images), abs=1e-5)
+    assert heaviest(members[0]) is members[0]
 
 
 def test_members_of_one_size_give_their_weighted_mean_and_the_file_opens_without_tellapart(tmp_path: Path):

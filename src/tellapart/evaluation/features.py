@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tellapart.data.batches import CleanBatches, pictures_ahead
 from tellapart.data.cache import Pictures
-from tellapart.evaluation.predict import feature_model
 from tellapart.files import atomic_file
+from tellapart.models.embedding import feature_model
 from tellapart.models.forward import Forward, pays
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
@@ -45,19 +45,28 @@ def save_outputs(run: RunFolder, features: Floats, probabilities: Floats) -> Non
             np.savez(stream, features=features, probabilities=probabilities)
 
 
-def saved_outputs(run: RunFolder, model: keras.Model, pictures: Pictures) -> tuple[Floats, Floats] | None:
-    """Return what `save_outputs` kept of these pictures; None where it is missing, or the model says something else."""
+def read_outputs(run: RunFolder) -> tuple[Floats, Floats] | None:
+    """Return what `save_outputs` kept, in the order of the run's readable photos; None where it is lost or damaged."""
     try:
         with np.load(run.features_path) as archive:
             features, probabilities = archive["features"], archive["probabilities"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-    if not len(features) == len(probabilities) == len(pictures):
+    return (features, probabilities) if len(features) == len(probabilities) else None
+
+
+def saved_outputs(run: RunFolder, model: keras.Model, pictures: Pictures) -> tuple[Floats, Floats] | None:
+    """Return what `save_outputs` kept of these pictures; None where it is missing, or the model says something else."""
+    if (outputs := read_outputs(run)) is None or len(outputs[0]) != len(pictures):
         return None
+    features, probabilities = outputs
     # A few photos through the network: the file may be of other weights, or of other photos in the same number.
     sample = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
     seen, predicted = feature_model(model).predict_on_batch(pictures.batch(sample))
-    near = np.abs(np.asarray(seen).reshape(len(sample), -1) - features[sample]).max() <= _SAME * np.abs(features).max()
+    flat = np.asarray(seen).reshape(len(sample), -1)
+    if flat.shape[1] != features.shape[1]:
+        return None
+    near = np.abs(flat - features[sample]).max() <= _SAME * np.abs(features).max()
     return (features, probabilities) if near and np.abs(predicted - probabilities[sample]).max() <= _SAME else None
 
 
@@ -73,7 +82,7 @@ def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> t
         Positions among the references, nearest first, and their cosines: (num_queries, count) each.
     """
     count = min(count, len(references))
-    unit_queries, unit_references = _unit(queries), _unit(references)
+    unit_queries, unit_references = unit_rows(queries), unit_rows(references)
     positions = np.empty((len(unit_queries), count), np.int64)
     cosines = np.empty((len(unit_queries), count), np.float32)
     for start in range(0, len(unit_queries), _BLOCK):
@@ -87,5 +96,6 @@ def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> t
     return positions, cosines
 
 
-def _unit(features: Floats) -> Floats:
+def unit_rows(features: Floats) -> Floats:
+    """Return features with each row divided by its norm."""
     return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12), np.float32)

@@ -33,19 +33,21 @@ _SAME = 1e-4
 
 def measure(
     run: RunFolder,
+    model: keras.Model,
     pictures: Pictures,
     frame: pd.DataFrame,
     classes: list[str],
     *,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Predict every photo with the run's ``model.keras``, calibrate it, and measure each split.
+    """Predict every photo with the network, calibrate it, and measure each split.
 
     Writes ``predictions.csv``, ``features.npz``, ``unknown.npz``, ``curves.png`` and the calibrated ``model.keras``
     into the run folder: every command that opens the run gives the probabilities that were measured here.
 
     Args:
-        run: the run folder; its ``model.keras`` is as training left it.
+        run: the run folder.
+        model: the network with the weights that training kept.
         pictures: the readable photos.
         frame: their path, label and split, in the same order.
         classes: names in the order of the network's outputs.
@@ -56,7 +58,6 @@ def measure(
         ``validation`` and ``test``, each as `classification_metrics` gives it, ``train`` without intervals; a split
         without photos is missing.
     """
-    model = keras.saving.load_model(run.model_path, compile=False)
     history = run.history()
     best = best_epoch(history.to_dict("records"))
     features, predicted = (best == 0 and _by_features(run, model, pictures)) or features_and_probabilities(

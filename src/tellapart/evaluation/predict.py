@@ -20,8 +20,9 @@ from tellapart.data.batches import CleanBatches, clean_batch_size, pictures_ahea
 from tellapart.data.cache import Pictures
 from tellapart.data.decode import decode_square, resize
 from tellapart.data.image_file import read_file
-from tellapart.errors import DecodeError, InputError, RunError
+from tellapart.errors import DecodeError, RunError
 from tellapart.files import sha256
+from tellapart.models.embedding import feature_model
 from tellapart.records import Prediction, Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.unknown import UnknownDetector, decide, load_detector
@@ -42,18 +43,6 @@ def outputs_for(model: keras.Model, pictures: Pictures, progress: Progress = no_
     for number, images in enumerate(pictures_ahead(batches), start=1):
         yield model.predict_on_batch(images)
         progress("predicting", min(number * batches.batch_size, len(pictures)), len(pictures))
-
-
-def feature_model(model: keras.Model) -> keras.Model:
-    """Return the network with two outputs: the inputs of its last dense layer, and its probabilities.
-
-    Raises:
-        InputError: it has no dense layer.
-    """
-    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-    if not dense:
-        raise InputError(f"The network {model.name!r} has no Dense layer to take features from.")
-    return keras.Model(model.inputs, [dense[-1].input, model.outputs[0]])
 
 
 def predict_arrays(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -150,9 +139,11 @@ class Classifier:
         detector: UnknownDetector | None = None,
     ) -> None:
         self.temperature = temperature
-        self.detector = detector
         self.model = model
         self._features = feature_model(model)
+        # That of an older ensemble looks at the logarithms of probabilities, which are no embedding any more.
+        num_features = int(np.prod(self._features.output_shape[0][1:]))
+        self.detector = detector if detector is not None and detector.num_features == num_features else None
         self.classes = list(classes)
         self.image_px = int(model.input_shape[1])
         self.max_pixels = max_pixels

@@ -46,6 +46,7 @@ from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import find_quality_range
 from tellapart.explain.maps import grad_cam_values
 from tellapart.files import write_text
+from tellapart.models.ensemble import heaviest
 from tellapart.models.layers import LayerReader
 from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
@@ -282,6 +283,7 @@ def _write_explanation(model: keras.Model, part: Path, photos: _Photos, announce
     """Write the explanation graph and hold its heat maps against Keras' on a few photos."""
     import onnxruntime
 
+    model = heaviest(model)  # of an ensemble, which has no one last layer of feature maps
     try:
         method = save_explanation(model, part / "explain.onnx")
     except InputError as error:

@@ -23,25 +23,25 @@ import keras
 import numpy as np
 
 from tellapart.errors import BundleError, InputError
+from tellapart.models.embedding import feature_model
 from tellapart.models.layers import feature_layer, layers_of, output_of
 
 OPSET = 18
 
 
 def save_saved_model(model: keras.Model, folder: Path) -> None:
-    """Write a SavedModel: "image" → "probabilities" and "embedding", the inputs of the last dense layer."""
+    """Write a SavedModel: "image" → "probabilities" and "embedding", as `feature_model` has them."""
     import tensorflow as tf
 
     image_px = int(model.input_shape[1])
-    embedding = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)][-1].input
-    both = keras.Model(model.inputs, [model.outputs[0], embedding])
+    both = feature_model(model)
     module = tf.Module()
     # Attach the variables to the module: TensorFlow does not save a function with untracked variables.
     module.variables_of_the_network = [variable.value for variable in both.variables]
 
     @tf.function(input_signature=[tf.TensorSpec((None, image_px, image_px, 3), tf.uint8, name="image")])  # type: ignore[untyped-decorator]
     def served(image: Any) -> dict[str, Any]:
-        probabilities, features = both(image, training=False)
+        features, probabilities = both(image, training=False)
         flat = tf.reshape(features, (tf.shape(features)[0], int(np.prod(features.shape[1:]))))
         return {"probabilities": tf.identity(probabilities), "embedding": tf.identity(flat)}
 

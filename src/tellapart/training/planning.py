@@ -11,7 +11,7 @@ import keras
 
 from tellapart.run_folder import RunRecord
 from tellapart.training.inputs import Inputs
-from tellapart.training.network import forget_compiled_step
+from tellapart.training.network import forget_compiled_step, unchanged
 from tellapart.training.schedule import PlannedRate, Segment, plan, stages_of
 from tellapart.training.state import TrainingState
 from tellapart.training.timing import Budget, Deadline, Precision, StepTime, step_time
@@ -173,7 +173,7 @@ def time_budget(
 
     Args:
         inputs: the photos, and the recipe.
-        model: compiled, to be thrown away after it.
+        model: compiled; its weights are as they were, after it.
         rate: its learning rate.
         precision: with the time of a step at the last size, where it was measured.
         deadline: when the run must be over.
@@ -182,17 +182,24 @@ def time_budget(
     recipe, stages = inputs.recipe, stages_of(inputs.recipe)
     rate.enter(Segment(stages[0].image_px, 1, (0.0, 0.01)), 0, 1000)
     known = precision.milliseconds_per_image.get(precision.name)
-    epoch_seconds, compile_seconds = {}, {}
-    for image_px in {stage.image_px for stage in stages}:
+    epoch_seconds, compile_seconds, compiled_px = {}, {}, None
+    # The first stage comes last: its compiled step is what training begins with.
+    for image_px in dict.fromkeys(stage.image_px for stage in reversed(stages)):
         if device is not None:
             timed = StepTime(device.seconds_per_image(image_px), 0.0)
         elif known is not None and image_px == stages[-1].image_px:  # to compile that step again takes seconds
             timed = StepTime(known / 1000, precision.compile_seconds)
         else:
             forget_compiled_step(model)
-            timed = step_time(model, inputs.training(image_px))
+            with unchanged(model):
+                timed = step_time(model, inputs.training(image_px))
+            compiled_px = image_px
         epoch_seconds[image_px] = timed.per_image * inputs.images_per_epoch
         compile_seconds[image_px] = timed.compiling
+    if recipe.train.weight_average or compiled_px != stages[0].image_px:
+        compiled_px = None  # the length of the average is part of a compiled step, and is not known before the plan
+    else:
+        compile_seconds[compiled_px] = 0.0
     return Budget(
         deadline=deadline.at,
         epoch_seconds=epoch_seconds,
@@ -200,6 +207,7 @@ def time_budget(
         validation_seconds=deadline.forward * (inputs.num_validation + recipe.train.recalibrate_photos),
         final_seconds=final_seconds(inputs, deadline.forward),
         validate_every=recipe.train.validate_every,
+        compiled_px=compiled_px,
     )
 
 

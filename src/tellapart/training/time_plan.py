@@ -43,7 +43,11 @@ _SMALLEST_PRETRAINED_PX = 96
 _SAMPLE = 48
 _WARM_UP = 8
 _FEATURES_SHARE = 0.8
-"""Of the time, for scan, decoding and the features of a pretrained network; the head and the end need the rest."""
+"""Of the time at most, for scan, decoding and features of a pretrained network; the head and the end need the rest."""
+_SECONDS_FOR_A_HEAD = 15.0
+"""For a pretrained network that is built, the first fit of its head, and the end of the run: 12 to 14 were seen."""
+_SLOWER = 1.1
+"""Times what a few photos took: with the caches being written all of them took up to 1.13 of it."""
 _READING_SHARE = 0.4
 """Of the time, for scan, decoding and the final prediction, where the network has yet to be trained."""
 _SECONDS_TO_CHECK = 1.5e-4
@@ -135,7 +139,8 @@ def plan_for_time(paths: Sequence[Path], num_classes: int, recipe: Recipe, secon
     costs, precision = _time(sample, len(paths), num_classes, recipe, scan_seconds)
     left = seconds - (time.monotonic() - began)
     if recipe.model.weights:
-        share = _FEATURES_SHARE * left / (len(paths) * (costs.scan + costs.decode + costs.forward))
+        for_photos = min(_FEATURES_SHARE * left, max(left - _SECONDS_FOR_A_HEAD, left / 4) / _SLOWER)
+        share = for_photos / (len(paths) * _once(costs))
         return TimePlan(recipe, min(1.0, share), costs, precision, photo_px)
     recipe, costs = _with_enough_epochs(recipe, costs, len(paths), left)
     return TimePlan(recipe, _share_that_fits(recipe, costs, len(paths), left), costs, precision, photo_px)
@@ -220,6 +225,11 @@ def _no_larger_than(recipe: Recipe, photo_px: int) -> Recipe:
         photo_px = max(32 * math.ceil(photo_px / 32), _SMALLEST_PRETRAINED_PX)
     photo_px = max(photo_px, _SMALLEST_PX)
     return _scaled(recipe, photo_px / recipe.data.image_px, largest=photo_px)
+
+
+def at_size(recipe: Recipe, image_px: int) -> Recipe:
+    """Return the recipe for pictures of the size that a plan found: its own or a smaller one."""
+    return _scaled(recipe, image_px / recipe.data.image_px, largest=image_px)
 
 
 def _scaled(recipe: Recipe, scale: float, largest: int = 1024) -> Recipe:

@@ -123,7 +123,7 @@ class StepTime:
 
 
 def step_time(model: keras.Model, batches: TrainingBatches) -> StepTime:
-    """Time a few training steps. The model is changed: give a throw-away copy."""
+    """Time a few training steps. They change the model: see `tellapart.training.network.unchanged`."""
     first, times = _fitted(model, batches, _WARM_UP), _fitted(model, batches, _TIMED)[_UNSTEADY:]
     usual = float(np.median(times))
     return StepTime(usual / batches.batch_size, max(sum(first) - _WARM_UP * usual, 0.0))
@@ -199,6 +199,7 @@ class Budget:
         validation_seconds: seconds for one validation.
         final_seconds: seconds for everything after training.
         validate_every: epochs between two validations.
+        compiled_px: picture size for which the network that was timed has its step compiled; None: for none.
     """
 
     deadline: float
@@ -207,6 +208,7 @@ class Budget:
     validation_seconds: float
     final_seconds: float
     validate_every: int
+    compiled_px: int | None = None
 
     @property
     def training_ends(self) -> float:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -76,6 +76,7 @@ class Training:
         images_per_second: training pictures per second of `seconds`.
         precision: what was computed in, and why.
         plan: what was done, to do it again.
+        model: the network with the weights that were kept, as ``model.keras`` has it.
     """
 
     best_epoch: int
@@ -84,14 +85,24 @@ class Training:
     images_per_second: float
     precision: Precision
     plan: TrainingPlan
+    model: keras.Model
 
 
-class _Trainee(NamedTuple):
-    """A network that can be trained; `device` does it on an accelerator under JAX, elsewhere Keras does."""
+@dataclass
+class _Trainee:
+    """A network that is being trained: the one of a run, built once.
+
+    Attributes:
+        model: compiled.
+        rate: its learning rate.
+        device: trains it, on an accelerator under JAX; elsewhere Keras does.
+        compiled_px: picture size of the step that is compiled and may be used; None: there is none.
+    """
 
     model: keras.Model
     rate: PlannedRate
-    device: OnDevice | None
+    device: OnDevice | None = None
+    compiled_px: int | None = None
 
 
 def train_network(
@@ -123,12 +134,15 @@ def train_network(
     if recipe.train.deterministic:
         _be_deterministic(observer.announce)
     precision = saved.precision if saved else _precision(inputs, request)
-    head = None if saved or not recipe.model.weights else _fit_head(run, inputs, precision, request, observer)
+    trainee = _Trainee(*compiled(recipe, inputs.num_classes, precision.name))
+    head = None if saved or not recipe.model.weights else _fit_head(run, inputs, trainee.model, request, observer)
     trains = recipe.model.unfreeze or not head
-    trainee = _built(inputs, precision) if trains and _is_accelerated() else None
+    if trains and _is_accelerated():
+        trainee.device = _on_device(inputs, trainee)
     budget = None
     if request.deadline and not request.replay and trains:
         budget = _time_budget(inputs, precision, request.deadline, trainee, fine_tunes=bool(head))
+        trainee.compiled_px = budget.compiled_px
     planner = Planner(inputs, precision, budget, request.replay)
     state = saved or planner.begin()
     if head:
@@ -139,15 +153,11 @@ def train_network(
         return _finish(run, inputs, state)
     observer.announce(f"Going on after epoch {state.epoch}." if saved else planner.describe())
 
-    # Model and optimiser
-    # Anew where steps were timed: timing trains, and would leave its steps in the weights.
-    trainee = trainee or _built(inputs, precision)
+    # Weights and optimiser
     set_average(trainee.model.optimizer, recipe, state.planned_steps)
     if saved:
         load_checkpoint(run.last_checkpoint, trainee.model)
-    elif head:
-        trainee.model.set_weights(load_weights(run.best_weights)[0])
-    elif request.begin_from:
+    elif request.begin_from and not head:
         begin_with_weights_of(request.begin_from, trainee.model, photos.classes)
 
     # Fit
@@ -194,12 +204,12 @@ def _precision(inputs: Inputs, request: TrainingRequest) -> Precision:
 
 
 def _fit_head(
-    run: RunFolder, inputs: Inputs, precision: Precision, request: TrainingRequest, observer: Observer
+    run: RunFolder, inputs: Inputs, model: keras.Model, request: TrainingRequest, observer: Observer
 ) -> dict[str, Any]:
     """Begin a pretrained network; return the first row of its history."""
     until = request.deadline.at - final_seconds(inputs, 0.0) if request.deadline else inf
     return begin_pretrained(
-        run, inputs, precision.name, begin_from=request.begin_from, progress=observer.progress, until=until
+        run, inputs, model, begin_from=request.begin_from, progress=observer.progress, until=until
     )
 
 
@@ -216,7 +226,8 @@ def _be_deterministic(announce: Announce) -> None:
 
 def _finish(run: RunFolder, inputs: Inputs, state: TrainingState) -> Training:
     """Write the best weights as a model of plain Keras layers, for any Keras to open, and say how it went."""
-    save_network(plain_network(inputs.recipe, inputs.num_classes, run.best_weights), run.model_path)
+    model = plain_network(inputs.recipe, inputs.num_classes, run.best_weights)
+    save_network(model, run.model_path)
     seconds, best = state.seconds_training, state.best or Best(state.epoch, None)
     segments = [segment.to_dict() for segment in state.segments]
     run.log("trained", epochs=state.epoch, best=asdict(best), seconds=seconds, segments=segments)
@@ -227,6 +238,7 @@ def _finish(run: RunFolder, inputs: Inputs, state: TrainingState) -> Training:
         images_per_second=state.epoch * inputs.images_per_epoch / seconds if seconds else 0.0,
         precision=state.precision,
         plan=TrainingPlan.of(state),
+        model=model,
     )
 
 
@@ -260,8 +272,9 @@ def _fit_segment(
             callbacks=[checkpoints(pause=_PAUSE), journal(every=1)],
         )
         return
-    if keras.backend.backend() != "tensorflow" or segment.image_px != _size_before(state):
+    if keras.backend.backend() != "tensorflow" or segment.image_px != trainee.compiled_px:
         forget_compiled_step(trainee.model)
+    trainee.compiled_px = segment.image_px
     trainee.model.fit(
         batches,
         initial_epoch=state.epoch,
@@ -297,29 +310,20 @@ def _is_accelerated() -> bool:
     return keras.backend.backend() == "jax" and bool(accelerators())
 
 
-def _built(inputs: Inputs, precision: Precision) -> _Trainee:
-    """Return the network, its rate, and what trains it on an accelerator."""
-    model, rate = compiled(inputs.recipe, inputs.num_classes, precision.name)
-    if not _is_accelerated():
-        return _Trainee(model, rate, None)
+def _on_device(inputs: Inputs, trainee: _Trainee) -> OnDevice:
+    """Return what trains the network on an accelerator."""
     from tellapart.training.on_device import OnDevice
 
     sizes = [stage.image_px for stage in stages_of(inputs.recipe)]
-    return _Trainee(model, rate, OnDevice(model, rate, inputs, sizes))
-
-
-def _size_before(state: TrainingState) -> int | None:
-    """Return the picture size of the segment before the one that is under way."""
-    return state.segments[-2].image_px if len(state.segments) > 1 else None
+    return OnDevice(trainee.model, trainee.rate, inputs, sizes)
 
 
 def _time_budget(
-    inputs: Inputs, precision: Precision, deadline: Deadline, trainee: _Trainee | None, *, fine_tunes: bool
+    inputs: Inputs, precision: Precision, deadline: Deadline, trainee: _Trainee, *, fine_tunes: bool
 ) -> Budget:
-    """Time the recipe's steps, where there is time for one: for fine-tuning alone building them takes many seconds."""
+    """Time the recipe's steps, where there is time for one: for fine-tuning alone to compile it takes many seconds."""
     if fine_tunes and time.time() + final_seconds(inputs, deadline.forward) + _SECONDS_TO_BUILD > deadline.at:
         return Budget(deadline.at, {stage.image_px: inf for stage in stages_of(inputs.recipe)}, {}, 0.0, 0.0, 1)
-    trainee = trainee or _built(inputs, precision)
     return time_budget(inputs, trainee.model, trainee.rate, precision, deadline, trainee.device)
 
 

@@ -27,7 +27,7 @@ from tellapart.settings import Backbone
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.features import Extractor, pretrained_extractor
 from tellapart.training.inputs import Inputs
-from tellapart.training.network import begin_with_weights_of, compiled, plain_network
+from tellapart.training.network import begin_with_weights_of, plain_network
 from tellapart.training.state import Best
 
 Floats = NDArray[np.float32]
@@ -42,18 +42,18 @@ _ITERATIONS, _MOST_ITERATIONS = 100, 500
 def begin_pretrained(
     run: RunFolder,
     inputs: Inputs,
-    precision: str,
+    model: keras.Model,
     *,
     begin_from: RunFolder | None = None,
     progress: Progress = no_progress,
     until: float = math.inf,
 ) -> dict[str, Any]:
-    """Load the backbone's weights and fit the head; ``checkpoints/best.npz`` holds both.
+    """Load the backbone's weights and fit the head, into the model and into ``checkpoints/best.npz``.
 
     Args:
         run: its files.
         inputs: the photos, and the recipe.
-        precision: "float32" or "mixed_bfloat16".
+        model: the recipe's network, compiled.
         begin_from: a run whose backbone is taken instead of the weights that the recipe names.
         progress: called often with (what, done, total).
         until: when the head must be fitted, by `time.time`.
@@ -67,7 +67,6 @@ def begin_pretrained(
     began = time.perf_counter()
     settings = inputs.recipe.model
     assert isinstance(settings, Backbone)  # only they have pretrained weights
-    model, _ = compiled(inputs.recipe, inputs.num_classes, precision)
     if begin_from is not None:
         begin_with_weights_of(begin_from, model, inputs.photos.classes)
     else:

@@ -12,19 +12,19 @@ import keras
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from tellapart.data.cache import Pictures, open_rows
 from tellapart.errors import RunError
-from tellapart.evaluation.features import features_and_probabilities, save_outputs
+from tellapart.evaluation.features import features_and_probabilities, read_outputs, save_outputs, unit_rows
 from tellapart.evaluation.measure import calibrate, fit_unknown, measure_sides
-from tellapart.evaluation.predict import predict_arrays, predict_pictures, prediction_table
+from tellapart.evaluation.predict import outputs_of_arrays, prediction_table
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.ensembling.members import Member
 from tellapart.experiments.finished_run import FinishedRun
 from tellapart.experiments.shared_test_set import shared_splits
 from tellapart.files import read_json, write_json, write_text
-from tellapart.models.ensemble import joined, mixed, shrinking
+from tellapart.models.embedding import feature_model
+from tellapart.models.ensemble import joined
 from tellapart.records import Progress
 from tellapart.run import parents_of
 from tellapart.run_folder import RunFolder, RunRequest
@@ -129,26 +129,30 @@ def _asked(
     pictures: Pictures,
     progress: Progress,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what the joined network sees and says of all photos.
+    """Return the joined network's embeddings and probabilities of all photos.
 
     A member that takes pictures of the ensemble's size has said it already, where its run knows the same photos: only
     the smaller ones, which see pictures that were shrunk another way, are asked. The largest cost most.
     """
-    known = [member.finished_run for member in members]
-    if all(run.photos["sha256"].tolist() == frame["sha256"].tolist() for run in known):
-        parts = []
-        for member, run in zip(members, known, strict=True):
-            network = member.network()
-            if int(network.input_shape[1]) == pictures.image_px:
-                parts.append(run.probabilities.astype(np.float32))
-            else:
-                parts.append(predict_pictures(shrinking(network, pictures.image_px), pictures, progress))
-        features = mixed(parts, weights)
-        said = np.asarray(softmax(features, axis=1), np.float32)
+    if all(member.finished_run.photos["sha256"].tolist() == frame["sha256"].tolist() for member in members):
+        order = np.argsort(weights, kind="stable")  # as the joined network has them
+        answers = [_answers(members[index], pictures, progress) for index in order]
+        shares = np.asarray(weights, np.float64)[order] / np.sum(weights)
+        mean = sum(share * probabilities for share, (_, probabilities) in zip(shares, answers, strict=True))
+        embeddings = np.hstack([unit_rows(embedding) for embedding, _ in answers])
         some = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
-        if np.abs(predict_arrays(model, pictures.batch(some)) - said[some]).max() <= TOLERANCE:
-            return features, said
+        asked = outputs_of_arrays(feature_model(model), pictures.batch(some))
+        if all(np.abs(a - b[some]).max() <= TOLERANCE for a, b in zip(asked, (mean, embeddings), strict=True)):
+            return embeddings, np.asarray(mean, np.float32)
     return features_and_probabilities(model, pictures, progress)
+
+
+def _answers(member: Member, pictures: Pictures, progress: Progress) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return embeddings and probabilities of a member as it stands in an ensemble that takes these pictures."""
+    network, run = member.network(), RunFolder(member.finished_run.folder)
+    if int(network.input_shape[1]) == pictures.image_px and not member.kept and (outputs := read_outputs(run)):
+        return outputs
+    return features_and_probabilities(joined([network], [1.0], pictures.image_px), pictures, progress)
 
 
 def _recipe(members: Sequence[Member], image_px: int) -> Recipe:

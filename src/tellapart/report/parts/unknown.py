@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tellapart.data.drawn import CLASSES
 from tellapart.errors import InputError
-from tellapart.evaluation.predict import feature_model, outputs_of_arrays
+from tellapart.evaluation.predict import outputs_of_arrays
 from tellapart.evaluation.unknown import (
     Told,
     drawn_pictures,
@@ -20,6 +20,7 @@ from tellapart.evaluation.unknown import (
     share_refused,
     tell,
 )
+from tellapart.models.embedding import feature_model
 from tellapart.records import Interval
 from tellapart.report import figures
 from tellapart.report.attribution import how_many

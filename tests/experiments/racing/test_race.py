@@ -17,10 +17,10 @@ import pytest
 
 import tellapart
 from tellapart.errors import InputError
-from tellapart.experiments import race
-from tellapart.experiments.backbone_choice import _loss, try_backbones
-from tellapart.experiments.candidates import Entry, GivenUpError, Watch, best_of
-from tellapart.experiments.race import begin_race, is_race
+from tellapart.experiments.racing import begin, race
+from tellapart.experiments.racing.backbone_choice import _loss, try_backbones
+from tellapart.experiments.racing.begin import begin_race, is_race
+from tellapart.experiments.racing.candidates import Entry, GivenUpError, Watch, best_of
 from tellapart.models.backbones import backbone_network, inside_of
 from tellapart.preparation import prepare
 from tellapart.records import Observer
@@ -91,7 +91,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a cache whose shelf holds weights of the smallest network: random ones, which tell little."""
     monkeypatch.setenv("TELLAPART_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(race, "FIRST_BACKBONE", "mobilenet_v3_small")
+    for module in (begin, race):
+        monkeypatch.setattr(module, "FIRST_BACKBONE", "mobilenet_v3_small")
     keras.utils.set_random_seed(0)
     network = backbone_network(Backbone(name="mobilenet_v3_small"), 2, 96)
     file = tmp_path / "cache" / "weights" / "mobilenet_v3_small.weights.h5"

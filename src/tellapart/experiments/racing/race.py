@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,33 +22,29 @@ from tellapart.errors import InputError, RunError, TrainingStoppedError
 from tellapart.evaluation.averages import f1_macro
 from tellapart.evaluation.balance import IMBALANCE
 from tellapart.evaluation.wording import duration, points
-from tellapart.experiments.backbone_choice import try_backbones
-from tellapart.experiments.candidates import Entry, GivenUpError, Watch, best_of, measured, said
 from tellapart.experiments.ensembling.ensemble_run import write_joined
 from tellapart.experiments.ensembling.members import Member
 from tellapart.experiments.ensembling.weighting import choose
 from tellapart.experiments.finished_run import open_finished_run
+from tellapart.experiments.racing.backbone_choice import try_backbones
+from tellapart.experiments.racing.begin import BALANCE, FIRST_BACKBONE, SECONDS, backbone_at_hand, pretrained_recipe
+from tellapart.experiments.racing.candidates import Entry, GivenUpError, Watch, best_of, measured, said
 from tellapart.files import read_json, write_json
 from tellapart.models.weights import get, listed
-from tellapart.preparation import prepare, refuse_one_class
+from tellapart.preparation import prepare
 from tellapart.records import Observer
 from tellapart.run import Run, begin, reopen, run_stages
-from tellapart.run_folder import RunFolder, RunRequest, new_folder
+from tellapart.run_folder import RunFolder, RunRequest
+from tellapart.sections import Backbone
 from tellapart.settings import Machine, Recipe, load_recipe, machine_from, with_settings
 from tellapart.training.checkpoint import seconds_spent
-from tellapart.training.environment import environment, peak_memory_mb
+from tellapart.training.environment import peak_memory_mb
+from tellapart.training.features import pretrained_extractor
 from tellapart.training.network import forget_networks
 from tellapart.training.schedule import stages_of
-from tellapart.training.time_plan import TimePlan, plan_for_time
+from tellapart.training.time_plan import TimePlan, at_size, plan_for_time
 
-SECONDS = 600.0
-"""The time of a race that names none."""
-FIRST_BACKBONE = "mobilenet_v2"
-"""Whose weights are fetched where none are at hand: the only ones that this project's figures were measured with."""
-_BALANCE = "train.balance=auto"
 _NAMES = ("head", "from scratch", "fine-tuned")
-_SHARED = ("data.split", "data.split_seed", "data.max_pixels", "train.seed", "train.deterministic")
-"""Settings that all candidates can share; with any other a run has one recipe, and no race."""
 _CHOOSING = 0.1
 """Of the time, in which pretrained networks are tried on a few photos, where several are at hand."""
 _FEATURES = 0.5
@@ -58,91 +53,21 @@ _USEFUL = 1.25
 """Times the smallest error: a network that errs no more often than that may still help in an ensemble. Not measured."""
 _PAYS = 0.01
 """More validation photos named rightly, as a share, for which an ensemble's longer answers are worth it."""
-_STEP = 4.0
-"""Forward passes that a step of fine-tuning takes the time of: 18 ms to OpenVINO's 4.4 on trash6. Where Keras does
-both it is 1.6, so that fine-tuning is judged too slow for few photos."""
+_STEP = {"openvino": 4.0, "keras": 1.6}
+"""Forward passes in each runtime that a step of fine-tuning takes the time of, for a photo: 18 ms on trash6."""
 _SECONDS_TO_BEGIN = 20.0
 """For a network that is built and whose step is compiled before the first epoch."""
+_CHEAP = 20.0
+"""Seconds that two epochs of fine-tuning may take to be tried before training from scratch: no more than it takes to
+begin either. They are few photos then, of which a network from scratch learns little."""
+_FIRST_SHARE = 0.5
+"""Of what is left, for fine-tuning where it comes before training from scratch."""
 _SECONDS_TO_JOIN = 8.0
 """For an ensemble's network that is built, saved and proved."""
 _SHRUNK = 1.5e-3
 """Seconds for the convnet to see a picture that is shrunk in the network."""
 _RESERVE = 1.5
 """Seconds for the winner to be put in its place."""
-
-
-def is_race(recipe: Recipe | str | Path | None, changes: Sequence[str], request: RunRequest) -> bool:
-    """Return whether what is asked leaves the choice of the recipe to a race."""
-    shared = all(change.partition("=")[0].strip() in _SHARED for change in changes)
-    return recipe is None and request.begin_from is None and shared
-
-
-def begin_race(changes: Sequence[str], request: RunRequest, out: str | os.PathLike[str] | None) -> RunFolder:
-    """Make the folder of a race; `run_race` does it.
-
-    Args:
-        changes: settings that all candidates share.
-        request: what is asked; its time budget, if it has one, is the race's.
-        out: the new folder; None: ``runs/NAME-DATE``.
-
-    Raises:
-        InputError: there are no such photos.
-        RunError: `out` is not empty.
-    """
-    root, files, _ = find_photos(Path(request.photos))  # a wrong folder is found out before a run folder exists
-    refuse_one_class(root, files["label"].unique().tolist())
-    recipe = load_recipe("fast", changes)
-    if not recipe.data.split[1]:
-        raise InputError(
-            "Without validation photos nothing can say which way to a classifier is best. Give data.split a share for "
-            "them, or name a recipe: --recipe transfer or --recipe fast."
-        )
-    folder = RunFolder(new_folder(out, Path(request.photos)))
-    asked = request.absolute(race=list(changes), time_budget=request.time_budget or SECONDS)
-    folder.create(recipe, asked, environment())
-    return folder
-
-
-def describe_race(changes: Sequence[str], request: RunRequest) -> list[str]:
-    """Return lines that say what a race would do, without making a folder; a few photos are read and decoded.
-
-    Args:
-        changes: settings that all candidates share.
-        request: what is asked.
-
-    Raises:
-        InputError: there are no such photos.
-    """
-    root, files, _ = find_photos(Path(request.photos))
-    paths, num_classes = [root / path for path in files["path"]], files["label"].nunique()
-    seconds, backbone = request.time_budget or SECONDS, _at_hand()
-    lines = [f"Photos: {len(paths):,} in {num_classes} classes, in {root}."]
-    recipe = _pretrained(backbone, changes) if backbone else load_recipe("fast", changes)
-    plan = plan_for_time(paths, num_classes, recipe, seconds)
-    once = len(paths) * plan.share * (plan.costs.scan + plan.costs.decode + plan.costs.forward)
-    if backbone:
-        lines.append(
-            f"First: a head on what {backbone} sees of pictures of {plan.recipe.data.image_px} px, about "
-            f"{duration(once)} for the features."
-        )
-    else:
-        lines.append(f"No pretrained weights are at hand: they would be fetched ({FIRST_BACKBONE}).")
-    lines.append("Then: the convnet from scratch, as long as validation says that it can still win.")
-    if backbone:
-        lines.append("Then: fine-tuning, if two epochs fit into what is left.")
-    if plan.share < 1:
-        lines.append(f"The time allows about {plan.share:.0%} of the photos: the rest would be left out.")
-    return [*lines, f"Time: at most {duration(seconds)}. Nothing was written."]
-
-
-def _at_hand() -> str:
-    """Return the network to begin from whose weights are at hand; "": there is none."""
-    found = [weights.name for weights in listed() if weights.path is not None]
-    return FIRST_BACKBONE if FIRST_BACKBONE in found else found[0] if found else ""
-
-
-def _pretrained(backbone: str, changes: Sequence[str]) -> Recipe:
-    return load_recipe("transfer", [*changes, f"model.name={backbone}", _BALANCE])
 
 
 def run_race(
@@ -197,7 +122,7 @@ class _Race:
         if self.winner:  # killed while its files were moved: what would be looked at again may be moved already
             self.started = started - self.spent
             return self._finish()
-        backbone = _at_hand()
+        backbone = backbone_at_hand()
         if not backbone:
             fetching = time.time()
             backbone = self._fetched()
@@ -210,6 +135,7 @@ class _Race:
         if backbone:
             backbone = self._best_backbone(backbone)
             self._head(backbone)
+            self._fine_tuned(backbone, is_first=True)
         self._from_scratch(backbone)
         if backbone:
             self._fine_tuned(backbone)
@@ -220,8 +146,7 @@ class _Race:
 
     def _head(self, backbone: str) -> None:
         """A head on features that are computed once: the cheapest, and often the best."""
-        recipe = with_settings(_pretrained(backbone, self.changes), {"model.unfreeze": 0.0})
-        self._run("head", recipe, self._plan())
+        self._run("head", with_settings(self._pretrained_recipe(backbone), {"model.unfreeze": 0.0}), self._plan())
 
     def _from_scratch(self, backbone: str) -> None:
         """The convnet, as long as its error may still fall below what the others reach."""
@@ -233,7 +158,7 @@ class _Race:
             return
         if self._is_over(place) or (backbone and self.left < 2 * _SECONDS_TO_BEGIN):
             return
-        recipe, plan = load_recipe("fast", [*self.changes, _BALANCE]), None
+        recipe, plan = self._scratch_recipe(), None
         if not self._place(place).is_begun:
             fitted = self._plan_again(recipe)
             if backbone and fitted.share < 1:
@@ -246,10 +171,24 @@ class _Race:
         reserve = self._seconds_to_join() if best is not None else 0.0
         self._run(place, recipe, plan, target, reserve)
 
-    def _fine_tuned(self, backbone: str) -> None:
-        """The head's network, its upper layers trained on: what is left of the time, if that is enough."""
-        if not self._is_over("fine-tuned") and self._num_validation() and self._can_fine_tune(self.left):
-            self._run("fine-tuned", _pretrained(backbone, self.changes), self._plan())
+    def _fine_tuned(self, backbone: str, *, is_first: bool = False) -> None:
+        """The head's network, its upper layers trained on, if two epochs fit into what is left.
+
+        Args:
+            backbone: the head's.
+            is_first: before training from scratch, and only where that keeps its time or would learn little.
+        """
+        if self._is_over("fine-tuned") or not self._num_validation():
+            return
+        recipe, reserve = self._pretrained_recipe(backbone), 0.0
+        epochs, besides = self._seconds_to_fine_tune(recipe)
+        needed, share = epochs + besides, _FIRST_SHARE * self.left
+        # What was begun is ended, though less is left now than when it was begun.
+        if not self._place("fine-tuned").is_begun:
+            if needed > self.left or (is_first and needed > share and epochs > _CHEAP):
+                return
+            reserve = self.left - max(share, needed) if is_first else 0.0
+        self._run("fine-tuned", recipe, self._plan(), reserve=reserve)
 
     def _run(
         self,
@@ -378,12 +317,12 @@ class _Race:
         fast = [each for each in tried if photos * each.seconds_per_photo < _FEATURES * self.left]
         best = min(fast, key=lambda each: each.loss, default=tried[0]).name
         if best != first:
-            self.folder.update_record(time_plan=self._plan_again(_pretrained(best, self.changes)).to_dict())
+            self.folder.update_record(time_plan=self._plan_again(pretrained_recipe(best, self.changes)).to_dict())
         return best
 
     def _intention(self, backbone: str) -> str:
         first = f"a head on what {backbone} sees, then " if backbone else ""
-        last = ", then fine-tuning with what is left" if backbone else ""
+        last = "; fine-tuning where it fits" if backbone else ""
         while_it_can = " while it can still win" if backbone else ""
         return f"Time: {duration(self.left)} for {first}a network from scratch{while_it_can}{last}."
 
@@ -393,7 +332,7 @@ class _Race:
             return
         root, files, _ = find_photos(Path(self.request.photos))
         paths = [root / path for path in files["path"]]
-        recipe = _pretrained(backbone, self.changes) if backbone else load_recipe("fast", [*self.changes, _BALANCE])
+        recipe = pretrained_recipe(backbone, self.changes) if backbone else self._scratch_recipe()
         plan = plan_for_time(paths, files["label"].nunique(), recipe, self.left)
         if plan.share < 1:
             self.observer.announce(
@@ -414,12 +353,22 @@ class _Race:
         plan = plan_for_time(paths, photos["label"].nunique(), recipe, self.left - _RESERVE)
         return replace(plan, costs=replace(plan.costs, scan=0.0))
 
-    def _can_fine_tune(self, seconds: float) -> bool:
-        """Whether two epochs of fine-tuning fit, by what a forward pass takes."""
-        forward = float(self._plan()["seconds_per_photo"]["forward"])
-        photos = self.folder.readable()["split"]
-        epochs = 2 * _STEP * forward * int((photos == "train").sum())
-        return seconds > _SECONDS_TO_BEGIN + forward * len(photos) + epochs
+    def _seconds_to_fine_tune(self, recipe: Recipe) -> tuple[float, float]:
+        """Return the seconds of two epochs and of what comes before and after them, by what a forward pass takes."""
+        plan, splits = self._plan(), self.folder.readable()["split"]
+        settings, forward = recipe.model, float(plan["seconds_per_photo"]["forward"])
+        assert isinstance(settings, Backbone)
+        # The one that the features came from, and so built already.
+        runtime = pretrained_extractor(settings, int(plan["image_px"]), len(splits)).forward.runtime
+        epochs = 2 * _STEP[runtime] * forward * int((splits == "train").sum())
+        return epochs, _SECONDS_TO_BEGIN + forward * len(splits)
+
+    def _pretrained_recipe(self, backbone: str) -> Recipe:
+        """Return the recipe at the size that was planned: pictures no larger than the photos."""
+        return at_size(pretrained_recipe(backbone, self.changes), int(self._plan()["image_px"]))
+
+    def _scratch_recipe(self) -> Recipe:
+        return load_recipe("fast", [*self.changes, BALANCE])
 
     def _seconds_to_join(self) -> float:
         """Return about how long it takes to ask an ensemble: the head's network has said what it says already."""

@@ -1,0 +1,1 @@
+"""A race: several ways to a classifier share one time, and validation decides."""
