@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
-from tellapart.bundles.tables import CsvLines, JsonLines
+from tellapart.bundles.tables import CsvLines, JsonLines, _resumed
+from tellapart.errors import InputError
 from tellapart.records import Prediction
 
 
@@ -34,3 +36,15 @@ def test_what_a_row_says_of_a_photo_is_counted_again_after_a_kill(lines: CsvLine
     header = next(csv.reader([lines.header()])) if lines.header() else list(json.loads(rows[1]))
     cells = next(csv.reader([rows[1]])) if lines.header() else list(json.loads(rows[1]).values())
     assert cells[header.index("unknown")] in ("true", True)
+
+
+@pytest.mark.parametrize("lines", [CsvLines(1), JsonLines()])
+@pytest.mark.parametrize("name", ["a.jpg", r"photos\new.jpg", 'a\n"b".jpg', "a\r\\n.jpg", "=1\n.jpg"])
+def test_a_resumed_table_knows_a_photo_by_any_name(lines: CsvLines | JsonLines, name: str, tmp_path: Path):
+    part = tmp_path / "t.part"
+    row = lines.row(Prediction(name, "cat", 1.0, (("cat", 1.0),)))
+    assert row.count("\n") == 1
+    part.write_text(lines.header() + row, newline="")
+    assert _resumed(part, lines, [Path(name), Path("b.jpg")])[1] == 1
+    with pytest.raises(InputError, match="other images"):
+        _resumed(part, lines, [Path(name + "x"), Path("b.jpg")])

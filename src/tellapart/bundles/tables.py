@@ -142,12 +142,6 @@ class CsvLines:
         rest: list[Any] = [value for pair in prediction.top[1:] for value in pair]
         rest += [""] * (2 * (self.top_k - 1) - len(rest))
         probability = "" if prediction.label is None else f"{prediction.probability:.6f}"
-        # Exactly one line per image, even if its name holds line ends: resuming counts lines.
-        path = (
-            json.dumps(prediction.path, ensure_ascii=False)[1:-1]
-            if "\n" in prediction.path or "\r" in prediction.path
-            else prediction.path
-        )
         flags = ["", "", "", ""]
         if prediction.label is not None:
             flags = [str(flag).lower() for flag in (prediction.abstains, prediction.unknown)]
@@ -155,7 +149,7 @@ class CsvLines:
         rest = [f"{value:.6f}" if isinstance(value, float) else value for value in rest]
         return _csv_line(
             [
-                path,
+                self.path(prediction.path),
                 prediction.label or "",
                 probability,
                 *flags,
@@ -164,8 +158,13 @@ class CsvLines:
             ]
         )
 
+    def path(self, path: str) -> str:
+        """Return a path as it stands in a row."""
+        # Exactly one line per image, even if its name holds line ends: resuming counts lines.
+        return json.dumps(path, ensure_ascii=False)[1:-1] if "\n" in path or "\r" in path else path
+
     def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
-        """Return (path as written, unreadable, abstains, unknown, warned)."""
+        """Return (path as it stands there, unreadable, abstains, unknown, warned)."""
         # Positions as in `header`. `from_cell` removes the apostrophe that keeps a spreadsheet from reading a name as a
         # formula.
         cells = next(csv.reader([line]))
@@ -194,6 +193,10 @@ class JsonLines:
             "top": [{"label": label, "probability": round(probability, 6)} for label, probability in prediction.top],
         }
         return json.dumps(values) + "\n"
+
+    def path(self, path: str) -> str:
+        """Return a path as it is: JSON escapes what a line cannot hold."""
+        return path
 
     def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
         """Return (path, unreadable, abstains, unknown, warned)."""
@@ -228,7 +231,7 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
             except (ValueError, IndexError, KeyError, StopIteration):
                 break  # after a power cut anything may follow the last flush
             # The rows must be those of the first images, in order, because new rows are simply appended.
-            if done >= len(images) or path.replace("\\n", "\n").replace("\\r", "\r") != os.fspath(images[done]):
+            if done >= len(images) or path != line.path(os.fspath(images[done])):
                 raise InputError(
                     f"{part} was begun with other images: row {done + 1} is {path}. Remove it to begin anew."
                 )

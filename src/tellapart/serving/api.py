@@ -139,7 +139,7 @@ async def feedback(service: Service, request: Request) -> Response:
     values = parse_json(utf8(body.take()))
     served = _check_feedback(service, request, values)
     if service.options.feedback is not None:
-        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "model": served.name} | values
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **values, "model": served.name}
         # In a thread: a slow disk would block the event loop and with it every other request.
         try:
             await asyncio.to_thread(_append, service.options.feedback, line)

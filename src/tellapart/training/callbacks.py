@@ -55,7 +55,10 @@ class EvaluatedWeights(keras.callbacks.Callback):
         """Put the weights to be validated in place."""
         del logs
         self._training = self.model.get_weights()
+        # Recalibration draws dropout masks. Without putting the random states back, validating more or less often would
+        # change the training itself.
         seeds = [np.asarray(v) for v in self._random_states()]
+        # The average first: the statistics must be those of the weights that are kept.
         if self.model.optimizer.use_ema:
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         if self.clean is not None:
@@ -96,14 +99,16 @@ def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
         clean: batches in random order, not sorted by class.
     """
     layers = [layer for layer in normalisations(model) if layer.trainable]
+    # Frozen layers normalise with their old statistics in training too, so those stay.
     if not layers or not len(clean):
         return
     usual = [layer.momentum for layer in layers]
     means: list[Any] = [0.0] * len(layers)
     squares: list[Any] = [0.0] * len(layers)
     count = 0
+    # Momentum 0 makes the moving statistics those of the last batch, which is how they are read below.
     for layer in layers:
-        layer.momentum = 0.0  # the moving statistics become those of the batch
+        layer.momentum = 0.0
     for index in range(len(clean)):
         images = clean[index][0]
         model(images, training=True)
@@ -112,6 +117,7 @@ def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
             mean = np.asarray(keras.ops.convert_to_numpy(layer.moving_mean), np.float64)
             means[number] += len(images) * mean
             squares[number] += len(images) * (keras.ops.convert_to_numpy(layer.moving_variance) + mean**2)
+    # E[x²] - E[x]² cancels for channels that hardly vary: hence float64 above, and no variance below 0.
     for layer, total, square, momentum in zip(layers, means, squares, usual, strict=True):
         layer.momentum = momentum
         layer.moving_mean.assign(total / count)
@@ -121,6 +127,7 @@ def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
 def normalisations(model: keras.Model) -> Iterator[keras.layers.BatchNormalization]:
     """Yield the BatchNormalization layers of a network, those inside fused blocks and backbones too."""
     for layer in model.layers:
+        # A fused block holds its BatchNormalization as an attribute, where `model.layers` does not list it.
         inside = getattr(layer, "batchnorm", layer)
         if isinstance(inside, keras.Model):
             yield from normalisations(inside)
@@ -173,21 +180,24 @@ class Checkpoints(keras.callbacks.Callback):
         state.seconds_training += seconds
         state.processor_seconds_training += time.process_time() - processor
         state.epoch = epoch + 1
-        kept = self._keep_snapshot() if "val_loss" in row else False
-        about = {
+        # A snapshot is what validation saw, so an epoch without validation has none to give: it waits for the next.
+        snapshot_saved = self._keep_snapshot() if "val_loss" in row else False
+        epoch_facts = {
             "epoch": epoch + 1,
             "image_px": state.current.image_px,
             "learning_rate": float(self.model.optimizer.learning_rate),
         }
-        state.history.append({**about, **row, "seconds": seconds})
+        state.history.append({**epoch_facts, **row, "seconds": seconds})
         decision = decide(state.history, self.patience)
         state.stopped = decision.stop
         if decision.keep:
             state.best = Best(epoch + 1, row["val_loss"])
             # Before last.npz: a run killed in between repeats the epoch, and never names a best that is not there.
             save_weights(self.folder / "best.npz", self.evaluated.weights, asdict(state.best))
+        # On an accelerator an epoch may take less time than writing a checkpoint. A file that names best or snapshot
+        # weights is never put off, nor is the last one.
         ends = decision.stop or state.epoch == state.last_epoch
-        if kept or decision.keep or ends or time.perf_counter() - self._saved >= self.pause:
+        if snapshot_saved or decision.keep or ends or time.perf_counter() - self._saved >= self.pause:
             save_checkpoint(self.folder / "last.npz", self.model, state.to_dict())
             self._saved = time.perf_counter()
         if decision.stop:
@@ -228,18 +238,19 @@ class Journal(keras.callbacks.Callback):
         self.run = run
         self.state = state
         self.steps = steps
-        self._what = "training"
+        self._task = "training"
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Name the epoch that is shown."""
         del logs
-        self._what = f"epoch {epoch + 1} of {self.state.epochs} at {self.state.current.image_px} px"
-        seen = [row["val_accuracy"] for row in self.state.history if "val_accuracy" in row]
-        if seen:
-            self._what += f", validation {_curve(seen)} {seen[-1]:.3f}"
+        self._task = f"epoch {epoch + 1} of {self.state.epochs} at {self.state.current.image_px} px"
+        accuracies = [row["val_accuracy"] for row in self.state.history if "val_accuracy" in row]
+        if accuracies:
+            self._task += f", validation {_curve(accuracies)} {accuracies[-1]:.3f}"
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the running loss now and then: each look waits for the device."""
+        # The last step is always looked at: the epoch must not be recorded with a loss that is not finite.
         if batch % self.every and batch + 1 != self.steps:
             return
         loss = float((logs or {}).get("loss", 0.0))
@@ -249,9 +260,11 @@ class Journal(keras.callbacks.Callback):
                 "checkpoint is kept. A run keeps its recipe: train a new one with a lower "
                 "--set train.learning_rate=…, or with --set train.precision=float32."
             )
+        # Never in the first epoch: a run that is late still needs something to keep. After the last step the epoch is
+        # paid for and counts.
         if self.ends is not None and time.time() > self.ends and self.state.epoch and batch + 1 < self.steps:
             raise OutOfTimeError
-        self.observer.progress(self._what, batch + 1, self.steps)
+        self.observer.progress(self._task, batch + 1, self.steps)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the history so far."""
