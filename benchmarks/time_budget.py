@@ -28,11 +28,11 @@ from tellapart.data.listing import image_files
 from tellapart.settings import parse_duration
 
 
-def crops(picture: np.ndarray) -> list[np.ndarray]:
-    """Return the left and the right part of a photo, 320 px wide and high."""
+def crops(picture: np.ndarray, image_px: int = 320) -> list[np.ndarray]:
+    """Return the left and the right part of a photo, so wide and high."""
     width = picture.shape[1]
     parts = picture[:, : int(width * 0.6)], picture[:, int(width * 0.4) :]
-    return [cv2.resize(part, (320, 320)) for part in parts]
+    return [cv2.resize(part, (image_px, image_px)) for part in parts]
 
 
 def quarters(picture: np.ndarray) -> list[np.ndarray]:
