@@ -59,6 +59,7 @@ def measure(
         without photos is missing.
     """
     history = run.history()
+    # Epoch 0 is the fitted head: where it was kept, its features are on disk already.
     best = best_epoch(history.to_dict("records"))
     features, predicted = (best == 0 and _by_features(run, model, pictures)) or features_and_probabilities(
         model, pictures, progress
@@ -84,9 +85,10 @@ def _by_features(
         return None
     head, features = model.get_layer("probabilities"), np.load(run.head_features)
     probabilities = np.asarray(keras.ops.convert_to_numpy(head(features)), np.float32)
-    some = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
-    whole = predict_arrays(model, pictures.batch(some))
-    same = len(probabilities) == len(pictures) and np.abs(whole - probabilities[some]).max() < _SAME
+    sample = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
+    # A few photos through the whole network: only if it says the same may the head answer for all.
+    by_network = predict_arrays(model, pictures.batch(sample))
+    same = len(probabilities) == len(pictures) and np.abs(by_network - probabilities[sample]).max() < _SAME
     return (features, probabilities) if same else None
 
 
@@ -111,17 +113,18 @@ def calibrate(
     held_out = (frame["split"] == "validation").to_numpy()
     if not held_out.any():
         return probabilities, {"temperature": None, "balance": 0.0}
-    true, said, strength = class_numbers(frame, classes), probabilities.astype(np.float64), 0.0
+    true, adjusted, strength = class_numbers(frame, classes), probabilities.astype(np.float64), 0.0
     counts = np.bincount(true[(frame["split"] == "train").to_numpy()], minlength=len(classes))
     # The members of an ensemble were moved already.
     if run.recipe().train.balance == "auto" and not run.record().request.ensemble:
-        strength = choose_strength(true[held_out], said[held_out], counts)
+        strength = choose_strength(true[held_out], adjusted[held_out], counts)
+    # First the shift, then the temperature: with_temperature adds the shift before it divides.
     shift = shift_of(counts, strength) if strength else None
-    said = said if shift is None else shifted(said, shift)
-    temperature = fit_temperature(true[held_out], said[held_out])
+    adjusted = adjusted if shift is None else shifted(adjusted, shift)
+    temperature = fit_temperature(true[held_out], adjusted[held_out])
     save_network(with_temperature(model, temperature, shift), run.model_path)
-    found: dict[str, float | None] = {"temperature": temperature, "balance": strength}
-    return at_temperature(said, temperature).astype(np.float32), found
+    outcome: dict[str, float | None] = {"temperature": temperature, "balance": strength}
+    return at_temperature(adjusted, temperature).astype(np.float32), outcome
 
 
 def fit_unknown(
@@ -144,11 +147,12 @@ def fit_unknown(
     learned, held_out, test = (splits == split for split in SPLITS)
     run.unknown_path.unlink(missing_ok=True)  # of a measurement that was interrupted
     try:
+        # Learned from training photos, its threshold set on validation photos; test photos only count what it costs.
         detector = fit_detector(features[learned], numbers[learned], features[held_out])
     except InputError as error:
         return {"missing": str(error)}
     detector.save(run.unknown_path)
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "promised": detector.refused,
         "threshold": detector.threshold,
         "num_references": len(detector.references),
@@ -157,8 +161,8 @@ def fit_unknown(
     if test.any():
         refused, groups = detector.is_unknown(detector.similarity(features[test])), groups_of(frame)
         ends = share_interval(refused, None if groups is None else groups[test])
-        found["refused_test"] = {"share": float(refused.mean()), "interval": [ends.low, ends.high]}
-    return found
+        record["refused_test"] = {"share": float(refused.mean()), "interval": [ends.low, ends.high]}
+    return record
 
 
 def class_numbers(frame: pd.DataFrame, classes: list[str]) -> NDArray[np.int64]:
@@ -181,15 +185,15 @@ def measure_sides(
             memorised is no sample of what it will see.
     """
     numbers, groups = class_numbers(frame, classes), groups_of(frame)
-    splits, found = frame["split"].to_numpy(object), {}
+    splits, metrics = frame["split"].to_numpy(object), {}
     for split in SPLITS:
         inside = splits == split
         if inside.any():
             part = None if groups is None else groups[inside]
-            found[split] = classification_metrics(numbers[inside], probabilities[inside], classes, part)
-    if trained_on and "train" in found:
-        del found["train"]["intervals"]
-    return found
+            metrics[split] = classification_metrics(numbers[inside], probabilities[inside], classes, part)
+    if trained_on and "train" in metrics:
+        del metrics["train"]["intervals"]
+    return metrics
 
 
 def groups_of(frame: pd.DataFrame) -> NDArray[np.int64] | None:

@@ -97,6 +97,7 @@ def write_joined(
     if (health := RunFolder(everyone[0].folder).health_path).is_file():
         write_json(run.health_path, read_json(health))
     run.write_manifest(frame)
+    # As it is joined; `calibrate` writes it again with the temperature.
     model.save(run.model_path)
     save_weights(run.best_weights, model.get_weights(), {"epoch": 0, "score": None})
 
@@ -104,14 +105,14 @@ def write_joined(
     with open_rows(
         root, frame, image_px, folder=cache, max_pixels=recipe.data.max_pixels, progress=progress
     ) as pictures:
-        features, said = _asked(model, members, weights, frame, pictures, progress)
-    probabilities, calibration = calibrate(run, model, said, frame, classes)
+        features, predicted = _asked(model, members, weights, frame, pictures, progress)
+    probabilities, calibration = calibrate(run, model, predicted, frame, classes)
     save_outputs(run, features, probabilities)
     write_text(run.predictions_path, csv_text(prediction_table(frame, probabilities, classes)))
     unknown = fit_unknown(run, features, frame, classes)
     metrics = {**calibration, "unknown": unknown, **measure_sides(frame, probabilities, classes)}
     write_json(run.metrics_path, metrics | _cost(members))
-    agreement = _agreement(frame, said, members, weights, resized=_sizes(model) > 0)
+    agreement = _agreement(frame, predicted, members, weights, resized=_sizes(model) > 0)
     if not agreement.resized and agreement.largest_difference > TOLERANCE:
         raise RunError(
             f"The joined network differs from its members by {agreement.largest_difference:.2g} in a probability; "
@@ -140,9 +141,10 @@ def _asked(
         shares = np.asarray(weights, np.float64)[order] / np.sum(weights)
         mean = sum(share * probabilities for share, (_, probabilities) in zip(shares, answers, strict=True))
         embeddings = np.hstack([unit_rows(embedding) for embedding, _ in answers])
-        some = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
-        asked = outputs_of_arrays(feature_model(model), pictures.batch(some))
-        if all(np.abs(a - b[some]).max() <= TOLERANCE for a, b in zip(asked, (mean, embeddings), strict=True)):
+        sample = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
+        # A few photos through the joined network itself: should it say something else, it answers for all.
+        asked = outputs_of_arrays(feature_model(model), pictures.batch(sample))
+        if all(np.abs(a - b[sample]).max() <= TOLERANCE for a, b in zip(asked, (mean, embeddings), strict=True)):
             return embeddings, np.asarray(mean, np.float32)
     return features_and_probabilities(model, pictures, progress)
 
@@ -158,24 +160,26 @@ def _answers(member: Member, pictures: Pictures, progress: Progress) -> tuple[ND
 def _recipe(members: Sequence[Member], image_px: int) -> Recipe:
     """Return the recipe of the heaviest member, with the size of the pictures that the joined network takes."""
     folders = [RunFolder(member.finished_run.folder) for member in members]
-    recipe = next((each.recipe() for each in folders if each.recipe_path.is_file()), Recipe())
+    recipe = next((folder.recipe() for folder in folders if folder.recipe_path.is_file()), Recipe())
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_px": image_px})})
 
 
 def _all_photos(everyone: Sequence[FinishedRun]) -> tuple[Path, pd.DataFrame]:
     """Return (root, rows) of the photos of all runs, each content once beyond the first run, with their common side."""
-    root = Path(os.path.commonpath([os.path.abspath(each.root) for each in everyone]))
-    sides, parts, known, units = shared_splits(everyone), [], set[str](), 0
-    for each in everyone:
-        new = each.photos[~each.photos["sha256"].isin(known)]
-        prefix = Path(os.path.abspath(each.root)).relative_to(root).as_posix()
+    root = Path(os.path.commonpath([os.path.abspath(run.root) for run in everyone]))
+    splits, parts, known, num_groups = shared_splits(everyone), [], set[str](), 0
+    for run in everyone:
+        # By content: two runs of the same photos may know them under different paths.
+        new = run.photos[~run.photos["sha256"].isin(known)]
+        prefix = Path(os.path.abspath(run.root)).relative_to(root).as_posix()
         paths = new["path"] if prefix == "." else prefix + "/" + new["path"]
-        unit = new["unit"] + units if "unit" in new else np.arange(len(new)) + units
-        parts.append(new.assign(path=paths, unit=unit))
+        group = new["unit"] + num_groups if "unit" in new else np.arange(len(new)) + num_groups
+        parts.append(new.assign(path=paths, unit=group))
         known |= set(new["sha256"])
-        units = int(parts[-1]["unit"].max()) + 1 if len(new) else units
+        # Each run numbers its groups from 0: the next run's begin behind them.
+        num_groups = int(parts[-1]["unit"].max()) + 1 if len(new) else num_groups
     frame = pd.concat(parts, ignore_index=True)
-    return root, frame.assign(split=frame["sha256"].map(sides).fillna(""))
+    return root, frame.assign(split=frame["sha256"].map(splits).fillna(""))
 
 
 def _sizes(model: keras.Model) -> int:
@@ -194,7 +198,7 @@ def _cost(members: Sequence[Member]) -> dict[str, Any]:
 
 def _agreement(
     frame: pd.DataFrame,
-    said: NDArray[np.float32],
+    predicted: NDArray[np.float32],
     members: Sequence[Member],
     weights: Sequence[float],
     *,
@@ -205,17 +209,17 @@ def _agreement(
     known = [member.finished_run.photos["sha256"] for member in members]
     everywhere = set.intersection(*map(set, known))
     digests = [digest for digest in rows.index if digest in everywhere]
-    mean = np.zeros((len(digests), said.shape[1]))
+    mean = np.zeros((len(digests), predicted.shape[1]))
     for member, photos, weight in zip(members, known, weights, strict=True):
         places = pd.Series(np.arange(len(photos)), photos)
         at = places[~places.index.duplicated()][digests].to_numpy()
         mean += weight / sum(weights) * member.finished_run.probabilities[at]
-    ours = said[rows[digests].to_numpy()]
-    apart = np.abs(ours - mean)
+    joined_probabilities = predicted[rows[digests].to_numpy()]
+    differences = np.abs(joined_probabilities - mean)
     return Agreement(
         num_images=len(digests),
-        largest_difference=float(apart.max()),
-        mean_difference=float(apart.mean()),
-        other_class=float((ours.argmax(axis=1) != mean.argmax(axis=1)).mean()),
+        largest_difference=float(differences.max()),
+        mean_difference=float(differences.mean()),
+        other_class=float((joined_probabilities.argmax(axis=1) != mean.argmax(axis=1)).mean()),
         resized=resized,
     )
