@@ -180,7 +180,7 @@ class Checkpoints(keras.callbacks.Callback):
         state.seconds_training += seconds
         state.processor_seconds_training += time.process_time() - processor
         state.epoch = epoch + 1
-        # A snapshot is what validation saw, so an epoch without validation has none to give: it waits for the next.
+        # A snapshot holds the weights that validation saw, so one that is due waits for the next validated epoch.
         snapshot_saved = self._keep_snapshot() if "val_loss" in row else False
         epoch_facts = {
             "epoch": epoch + 1,
@@ -194,8 +194,8 @@ class Checkpoints(keras.callbacks.Callback):
             state.best = Best(epoch + 1, row["val_loss"])
             # Before last.npz: a run killed in between repeats the epoch, and never names a best that is not there.
             save_weights(self.folder / "best.npz", self.evaluated.weights, asdict(state.best))
-        # On an accelerator an epoch may take less time than writing a checkpoint. A file that names best or snapshot
-        # weights is never put off, nor is the last one.
+        # On an accelerator an epoch may take less time than writing a checkpoint. One that goes with new best weights
+        # or a snapshot, or ends a segment, is never skipped.
         ends = decision.stop or state.epoch == state.last_epoch
         if snapshot_saved or decision.keep or ends or time.perf_counter() - self._saved >= self.pause:
             save_checkpoint(self.folder / "last.npz", self.model, state.to_dict())
@@ -261,7 +261,7 @@ class Journal(keras.callbacks.Callback):
                 "--set train.learning_rate=…, or with --set train.precision=float32."
             )
         # Never in the first epoch: a run that is late still needs something to keep. After the last step the epoch is
-        # paid for and counts.
+        # paid for, and counts.
         if self.ends is not None and time.time() > self.ends and self.state.epoch and batch + 1 < self.steps:
             raise OutOfTimeError
         self.observer.progress(self._task, batch + 1, self.steps)

@@ -34,6 +34,7 @@ def load_checkpoint(path: Path, model: keras.Model) -> dict[str, Any]:
         RunError: the file is missing, damaged or of another network.
     """
     groups, state = _load(path)
+    # An optimiser has no variables before it is built.
     model.optimizer.build(model.trainable_variables)
     for name, variables in (("model", _state_variables(model)), ("optimizer", model.optimizer.variables)):
         values = groups.get(name, [])
@@ -63,7 +64,9 @@ def _state_variables(model: keras.Model) -> list[Any]:
 
 
 def _save(path: Path, groups: dict[str, Arrays], state: dict[str, Any]) -> None:
+    # Three digits keep the order when `_load` sorts the names as text: enough for 1,000 arrays in a group.
     arrays = {f"{group}/{index:03d}": value for group, values in groups.items() for index, value in enumerate(values)}
+    # In the same archive: variables and state can never be those of two different epochs.
     arrays["state"] = np.frombuffer(json.dumps(state).encode(), np.uint8)
     with atomic_file(path) as stream:
         np.savez(stream, allow_pickle=False, **arrays)
@@ -78,6 +81,7 @@ def _load(path: Path) -> tuple[dict[str, Arrays], dict[str, Any]]:
                 groups.setdefault(name.split("/")[0], []).append(archive[name])
     except FileNotFoundError:
         raise RunError(f"{path} does not exist: the run ended before its first checkpoint.") from None
+    # A damaged archive raises many kinds of error: zipfile raises NotImplementedError for an unknown compression.
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
         raise RunError(f"{path} is not a whole checkpoint ({error}).") from error
     return groups, state

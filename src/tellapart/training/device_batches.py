@@ -22,6 +22,7 @@ from tellapart.data.mix import draw_mixing, draw_rectangle
 from tellapart.randomness import derived_seed
 from tellapart.settings import Augment
 
+# Bits of red, green and blue in a packed pixel: the bytes of a little-endian uint32, the fourth of them unused.
 _SHIFTS = np.array([0, 8, 16], np.uint32)
 _READ_AT_ONCE = 64
 """Photos that a thread reads in one go."""
@@ -63,6 +64,7 @@ def draw(batches: TrainingBatches, first: int, last: int) -> Draws:
     augment, px = batches.augment, batches.image_px
     members = np.stack([batches.members(index) for index in range(first, last)]).astype(np.int32)
     shape = members.shape
+    # The same generators and the same order of draws as in `TrainingBatches`, or the batches would be others.
     draws = [batches.generator("augment", index).random((shape[1], NUM_DRAWS)) for index in range(first, last)]
     changes = changes_from(augment, np.stack(draws))
     return Draws(
@@ -79,18 +81,21 @@ def _draw_mixing(batches: TrainingBatches, first: int, shape: tuple[int, ...]) -
     augment, px = batches.augment, batches.image_px
     if not (augment.mixup or augment.cutmix):
         return {"partners": None, "kept": None, "boxes": None}
+    # The values of a batch that is not mixed: an empty box, and all of its own levels and targets. So all batches have
+    # one shape, and one compiled step fits them.
     partners, boxes = np.zeros(shape, np.int32), np.zeros((*shape, 4), np.int32)
-    kept = np.ones((*shape, 2), np.float32)
+    own_shares = np.ones((*shape, 2), np.float32)
     for step in range(shape[0]):
         mixing = draw_mixing(shape[1], px, augment, batches.generator("mix", first + step))
         if mixing is None:
             continue
-        partners[step], kept[step, :, 1] = mixing.partners, mixing.shares
+        partners[step], own_shares[step, :, 1] = mixing.partners, mixing.shares
+        # MixUp blends levels. CutMix pastes a box, and leaves all other levels as they are.
         if mixing.boxes is None:
-            kept[step, :, 0] = mixing.shares
+            own_shares[step, :, 0] = mixing.shares
         else:
             boxes[step] = mixing.boxes
-    return {"partners": partners, "kept": kept, "boxes": boxes}
+    return {"partners": partners, "kept": own_shares, "boxes": boxes}
 
 
 def _draw_erased(batches: TrainingBatches, first: int, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -124,6 +129,7 @@ def pack(read: Callable[[int], NDArray[np.uint8]], count: int, px: int, threads:
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, range(0, count, _READ_AT_ONCE)))
+    # The same memory, read as one number a pixel.
     return packed.view("<u4")[..., 0]
 
 
@@ -145,9 +151,12 @@ def make(pictures: Any, targets: Any, draws: Draws, image_px: int) -> tuple[Any,
         (batch, image_px, image_px, 3) uint8 and (batch, num_targets) float32.
     """
     warped = _warp(pictures, draws.pictures, draws.matrices, image_px)
-    warped = jax.lax.optimization_barrier(warped.astype(jnp.uint8))  # else XLA warps again for each use of a level
+    # Without the barrier XLA warps again for each use of a level: the mean, the contrast, the picture. At 224 px making
+    # a batch took 1,358 µs, and takes 91 (docs/experiments.md).
+    warped = jax.lax.optimization_barrier(warped.astype(jnp.uint8))
     images = _change_levels(warped.astype(jnp.float32), draws.levels)
     rows = targets[draws.targets]
+    # Erasing before mixing, as on the processor: a partner brings its noise along.
     if draws.erased is not None:
         bits = jax.random.bits(jax.random.key(draws.noise), images.shape, jnp.uint8)
         images = jnp.where(_inside(draws.erased, image_px), bits.astype(jnp.float32), images)
@@ -161,28 +170,31 @@ def make(pictures: Any, targets: Any, draws: Draws, image_px: int) -> tuple[Any,
 
 def _warp(pictures: Any, chosen: Any, matrices: Any, image_px: int) -> Any:
     """Return (batch, image_px, image_px, 3) float32 whole grey levels, as `tellapart.data.augment.warp` finds them."""
-    side = pictures.shape[1]
+    source_px = pictures.shape[1]
+    # From pixels of the result back to points in the source, as WARP_INVERSE_MAP does.
     y, x = jnp.mgrid[:image_px, :image_px].astype(jnp.float32)
-    place = matrices[:, :, 0, None, None] * x + matrices[:, :, 1, None, None] * y + matrices[:, :, 2, None, None]
-    corner = jnp.floor(place)
-    part = (place - corner)[..., None]
+    points = matrices[:, :, 0, None, None] * x + matrices[:, :, 1, None, None] * y + matrices[:, :, 2, None, None]
+    corner = jnp.floor(points)
+    part = (points - corner)[..., None]
     corner = corner.astype(jnp.int32)
-    first, second = (_reflected(corner + move, side) for move in (0, 1))
+    first, second = (_reflected(corner + move, source_px) for move in (0, 1))
 
     def levels(row: Any, column: Any) -> Any:
+        # "promise_in_bounds" saves XLA the checks: reflected indices are always inside.
         pixels = pictures.at[chosen[:, None, None], row, column].get(mode="promise_in_bounds")
         return ((pixels[..., None] >> _SHIFTS) & 255).astype(jnp.float32)
 
+    # Bilinear: the four pixels around each point.
     right, down = part[:, 0], part[:, 1]
     above = levels(first[:, 1], first[:, 0]) * (1 - right) + levels(first[:, 1], second[:, 0]) * right
     below = levels(second[:, 1], first[:, 0]) * (1 - right) + levels(second[:, 1], second[:, 0]) * right
     return jnp.floor(above * (1 - down) + below * down + 0.5)
 
 
-def _reflected(index: Any, side: int) -> Any:
+def _reflected(index: Any, px: int) -> Any:
     """Return the index inside the picture that lies there in its endless reflections."""
-    index = index % (2 * side)
-    return jnp.minimum(index, 2 * side - 1 - index)
+    index = index % (2 * px)
+    return jnp.minimum(index, 2 * px - 1 - index)
 
 
 def _change_levels(images: Any, levels: Any) -> Any:
@@ -190,11 +202,12 @@ def _change_levels(images: Any, levels: Any) -> Any:
     contrast, brightness = levels[:, None, None, :1], levels[:, None, None, 1:]
     means = images.mean(axis=(1, 2), keepdims=True)
     contrasted = jnp.clip(images * contrast + means * (1 - contrast), 0, 255)
+    # One half more, since floor cuts off. Clipped twice, as Keras' two layers do.
     return jnp.floor(jnp.clip(contrasted + (255 * brightness + 0.5), 0, 255))
 
 
 def _inside(boxes: Any, image_px: int) -> Any:
     """Return (batch, image_px, image_px, 1) bool: which pixels lie in each picture's box."""
     y, x = jnp.mgrid[:image_px, :image_px]
-    left, top, right, bottom = (boxes[:, side, None, None] for side in range(4))
+    left, top, right, bottom = (boxes[:, edge, None, None] for edge in range(4))
     return ((x >= left) & (x < right) & (y >= top) & (y < bottom))[..., None]

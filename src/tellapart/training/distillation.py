@@ -23,6 +23,7 @@ Loss = Callable[[Any, Any], Any]
 
 def softened(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float32]:
     """Return what a softmax at `temperature` would have made of the same logits, (num_images, num_classes)."""
+    # p^(1/T), normalised, is softmax(logits / T). Logits are not needed, which tables of predictions do not hold.
     powers = np.maximum(probabilities, _TINY) ** (1 / temperature)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
@@ -57,17 +58,21 @@ def loss_of(recipe: Recipe, num_classes: int) -> Any:
         return keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
     weight, temperature = settings.weight, settings.temperature
 
-    def distillation(targets: Any, said: Any) -> Any:
+    def distillation(targets: Any, probabilities: Any) -> Any:
         """Map (batch, num_classes) or twice as many columns, and (batch, num_classes), to (batch,) losses."""
         ops = keras.ops
         labels = targets[:, :num_classes]
-        plain = keras.losses.categorical_crossentropy(labels, said, label_smoothing=smoothing)
+        plain = keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)
+        # The width is known when the function is traced, so this is no branch in the compiled step.
         if targets.shape[-1] == num_classes:
             return plain
         teacher = ops.maximum(targets[:, num_classes:], _TINY)
-        student = ops.log_softmax(ops.log(ops.clip(said, _TINY, 1.0)) / temperature, axis=-1)
-        apart = ops.sum(teacher * (ops.log(teacher) - student), axis=-1)
-        return weight * temperature**2 * apart + (1 - weight) * plain
+        # Logarithms of probabilities are logits up to a constant, which a softmax ignores. Clipped first: log(0) would
+        # make
+        # the gradient infinite.
+        student = ops.log_softmax(ops.log(ops.clip(probabilities, _TINY, 1.0)) / temperature, axis=-1)
+        kl_divergence = ops.sum(teacher * (ops.log(teacher) - student), axis=-1)
+        return weight * temperature**2 * kl_divergence + (1 - weight) * plain
 
     return distillation
 
@@ -77,8 +82,8 @@ def accuracy_of(recipe: Recipe, num_classes: int) -> Any:
     if not recipe.distill.teacher:
         return "accuracy"
 
-    def accuracy(targets: Any, said: Any) -> Any:
-        return keras.metrics.categorical_accuracy(targets[:, :num_classes], said)
+    def accuracy(targets: Any, probabilities: Any) -> Any:
+        return keras.metrics.categorical_accuracy(targets[:, :num_classes], probabilities)
 
     return accuracy
 

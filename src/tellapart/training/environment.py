@@ -43,11 +43,11 @@ def environment() -> dict[str, Any]:
 
 def packages() -> dict[str, str]:
     """Return the versions of the packages that can change a result."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def processor() -> str:
@@ -83,12 +83,13 @@ def accelerator_peak_memory_mb() -> float | None:
 
 def gpus() -> list[str]:
     """Return name, driver and memory of each NVIDIA GPU, as nvidia-smi gives them; none where it is not installed."""
+    # A hanging driver must not hold up a run: hence the timeout.
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        found = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in found.splitlines() if line.strip()]
+    return [line.strip() for line in listing.splitlines() if line.strip()]
 
 
 def memory_mb() -> int:
@@ -99,6 +100,7 @@ def memory_mb() -> int:
 def peak_memory_mb() -> float:
     """Return the most memory this process has had in RAM so far, in MB (10^6 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # ru_maxrss is in bytes on macOS, and in kilobytes elsewhere.
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
@@ -115,8 +117,10 @@ def commit() -> str:
 
 
 def data_hash(frame: pd.DataFrame) -> str:
-    """Return one SHA-256 for the photos, labels and sides of a manifest, whatever its folder."""
+    """Return one SHA-256 for the photos, labels and splits of a manifest, whatever its folder."""
+    # Sorted: the order of files in a folder differs between machines.
     lines = sorted(f"{row.sha256}\t{row.label}\t{row.split}" for row in frame.itertuples())
+    # Labels come from folder names, which on Linux need not be valid UTF-8: surrogates stand for such bytes.
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -133,5 +137,6 @@ def _cpu_info() -> dict[str, str]:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return {}
+    # A block for each processor; the first stands for all.
     first = text.split("\n\n")[0]
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

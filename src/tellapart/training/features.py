@@ -33,7 +33,6 @@ class Extractor:
     Attributes:
         forward: the network up to its head.
         num_features: length of a photo's features.
-        name: of its folder in the cache: another network, other weights, pictures or runtime have another one.
 
     Args:
         model: made by `backbone_network`, with its weights.
@@ -45,11 +44,12 @@ class Extractor:
         self.forward = Forward(network, is_converted=is_converted)
         self.num_features = int(network.output_shape[-1])
         weights = hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in network.get_weights()))
-        self._what = f"{model.name}-{weights.hexdigest()[:16]}-{int(model.input_shape[1])}px-v{DECODER_VERSION}"
+        # The cache folder's name holds all that changes features: network, weights, picture size and decoder.
+        self._name = f"{model.name}-{weights.hexdigest()[:16]}-{int(model.input_shape[1])}px-v{DECODER_VERSION}"
 
     def store(self, folder: Path) -> RowStore:
         """Return where features are kept below a cache folder."""
-        return RowStore(folder / f"features-{self._what}", "features.f32", 4 * self.num_features)
+        return RowStore(folder / f"features-{self._name}", "features.f32", 4 * self.num_features)
 
     def __call__(self, pictures: Pictures, cache: Path | None, progress: Progress = no_progress) -> Floats:
         """Return (num_images, num_features) float32, from the cache where they are in it.
@@ -61,13 +61,16 @@ class Extractor:
         """
         features = np.empty((len(pictures), self.num_features), np.float32)
         if cache is None:
-            for rows, found in self._computed(pictures, np.arange(len(pictures)), progress):
-                features[rows] = found
+            for rows, batch_features in self._computed(pictures, np.arange(len(pictures)), progress):
+                features[rows] = batch_features
             return features
         store = self.store(cache)
         try:
+            # Locked while features are computed: runs that share the cache wait, and then find what this one has
+            # written.
             with store.locked():
                 self._extend(store, pictures, features, progress)
+        # A full disk or an unwritable folder costs the cache, not the run: compute again, without a cache.
         except OSError as error:
             logger.warning("The cache %s cannot be used (%s): features are computed anew.", store.folder, error)
             return self(pictures, None, progress)
@@ -76,26 +79,29 @@ class Extractor:
     def _extend(self, store: RowStore, pictures: Pictures, features: Floats, progress: Progress) -> None:
         known = store.digests()
         row_of = {digest: row for row, digest in enumerate(known)}
+        # -1: not in the store.
         rows = np.array([row_of.get(digest, -1) for digest in pictures.digests], np.int64)
         if (rows >= 0).any():
-            kept = np.memmap(store.rows_path, np.float32, "r", shape=(len(known), self.num_features))
-            features[rows >= 0] = kept[rows[rows >= 0]]
+            # Mapped: the store may hold far more photos than this run needs.
+            stored = np.memmap(store.rows_path, np.float32, "r", shape=(len(known), self.num_features))
+            features[rows >= 0] = stored[rows[rows >= 0]]
         missing = np.flatnonzero(rows < 0)
         if not len(missing):
             return
+        # Written batch by batch: a run that is killed has to compute only the rest.
         with store.writing(len(known)) as write:
-            for part, found in self._computed(pictures, missing, progress):
-                features[part] = found
-                write(np.ascontiguousarray(found).data, [pictures.digests[position] for position in part])
+            for part, batch_features in self._computed(pictures, missing, progress):
+                features[part] = batch_features
+                write(np.ascontiguousarray(batch_features).data, [pictures.digests[position] for position in part])
 
     def _computed(
         self, pictures: Pictures, positions: NDArray[np.int64], progress: Progress
     ) -> Iterator[tuple[NDArray[np.int64], Floats]]:
         batches, done = CleanBatches(pictures, positions), 0
-        for (found,) in self.forward(pictures_ahead(batches)):
-            part = positions[done : done + len(found)]
-            done += len(found)
-            yield part, found
+        for (batch_features,) in self.forward(pictures_ahead(batches)):
+            part = positions[done : done + len(batch_features)]
+            done += len(batch_features)
+            yield part, batch_features
             progress("looking at the photos", done, len(positions))
 
 
@@ -113,6 +119,7 @@ def pretrained_extractor(settings: Backbone, image_px: int, num_images: int) -> 
 @functools.lru_cache(maxsize=1)
 def _made(name: Any, weights: str, image_px: int, is_converted: bool) -> Extractor:
     settings = Backbone(name=name, weights=weights)
+    # Two classes, since a head is needed to build it: features end before it.
     model = backbone_network(settings, 2, image_px)
     load_pretrained(model, settings)
     return Extractor(model, is_converted=is_converted)

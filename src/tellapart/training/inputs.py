@@ -68,8 +68,9 @@ class Inputs:
             )
         self._rows: NDArray = self.targets
         if photos.teacher is not None:
-            said = photos.teacher[self.positions]
-            self._rows = student_targets(self.targets, said, recipe.distill.temperature)
+            teacher_probabilities = photos.teacher[self.positions]
+            self._rows = student_targets(self.targets, teacher_probabilities, recipe.distill.temperature)
+        # Validation photos keep the labels alone: a student is compared with other networks by the same loss.
         held_out, targets = photos.side("validation")
         self.num_validation = len(held_out)
         self.validation = CleanBatches(photos.pictures, held_out, targets, num_classes=self.num_classes, workers=_CORES)
@@ -77,6 +78,7 @@ class Inputs:
     @property
     def images_per_epoch(self) -> int:
         """Training pictures in an epoch: whole batches."""
+        # Asked of the batches: they leave out an incomplete last batch, and make a smaller one of too few photos.
         batches = self.training(self.recipe.data.image_px)
         return len(batches) * batches.batch_size
 

@@ -27,6 +27,7 @@ from tellapart.training.schedule import PlannedRate
 def optimizer_for(recipe: Recipe, rate: Any) -> keras.optimizers.Optimizer:
     """Return the recipe's Keras optimiser with `rate` as its learning rate."""
     settings = recipe.train
+    # The momentum comes later, from `set_average`: it follows from the number of steps.
     average = {"use_ema": True} if settings.weight_average else {}
     if settings.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay, **average)
@@ -42,6 +43,8 @@ def set_average(optimizer: keras.optimizers.Optimizer, recipe: Recipe, steps: in
 
     Before the first step is compiled: TensorFlow keeps what it finds then.
     """
+    # A share of the steps, not a fixed decay: 0.998 looks back 500 steps, which is most of a run of 1,000 and held its
+    # accuracy down (docs/decisions.md).
     if recipe.train.weight_average:
         optimizer.ema_momentum = 1 - 1 / max(2.0, recipe.train.weight_average * steps)
 
@@ -60,6 +63,7 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
     """
     seed = derived_seed(recipe.train.seed, "network")
     model = build_for_training(recipe.model, num_classes, precision=precision, seed=seed)
+    # Before the optimiser is built below, which makes moments for trainable variables only.
     if recipe.model.weights:
         freeze(model, recipe.model.unfreeze)
     rate = PlannedRate(recipe.train)
@@ -71,7 +75,8 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
         jit_compile="auto" if accelerators() or keras.backend.backend() != "tensorflow" else False,
     )
     set_average(model.optimizer, recipe, steps)
-    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
+    # An optimiser that makes its variables in the first step lets TensorFlow trace that step twice.
+    model.optimizer.build(model.trainable_variables)
     return model, rate
 
 
@@ -90,7 +95,9 @@ def begin_with_weights_of(run: RunFolder, model: keras.Model, classes: list[str]
         RunError: the run has no weights any more, or another network.
     """
     values, known = load_weights(run.best_weights)[0], run.record().classes
+    # By identity: every layer has a variable called "kernel".
     in_head = {id(variable) for variable in model.get_layer("probabilities").weights}
+    # All weights are compared before any is assigned. Only the head may differ, in the number of its classes.
     expected = [
         (*variable.shape[:-1], len(known)) if id(variable) in in_head else tuple(variable.shape)
         for variable in model.weights
@@ -129,6 +136,7 @@ def save_network(model: keras.Model, path: Path) -> None:
     """Write a network in Keras' own format, atomically: a killed process leaves the old file or the new one."""
     part = path.with_name(f".{path.name}")  # Keras wants a name that ends with .keras
     model.save(part)
+    # The bytes before the name: after a power cut the new name could otherwise stand for an empty file.
     with open(part, "rb") as stream:
         os.fsync(stream.fileno())
     part.replace(path)
@@ -162,5 +170,6 @@ def forget_compiled_step(model: keras.Model) -> None:
 
 def forget_networks() -> None:
     """Give back the memory of all networks that nobody holds: Keras keeps every one of a process otherwise."""
+    # Layers and their tensors form reference cycles: only the collector frees them.
     keras.backend.clear_session()
     gc.collect()

@@ -49,8 +49,8 @@ class State(NamedTuple):
     optimizer: list[Any]
 
 
-class Found(NamedTuple):
-    """What steps found, an entry for each, or photos in all: the loss, how many were right, penalties on weights."""
+class Metrics(NamedTuple):
+    """Of steps, an entry for each, or sums over photos: the loss, how many were right, penalties on weights."""
 
     loss: Any
     right: Any
@@ -75,12 +75,12 @@ class _Feed:
 
 @dataclass(frozen=True)
 class _Called:
-    """One call that may still be under way, and what validation will have found after it."""
+    """One call that may still be under way, and the validation after it, if there is one."""
 
     feed: _Feed
     state: State
-    found: Found
-    checked: tuple[State, list[Found]] | None
+    metrics: Metrics
+    checked: tuple[State, list[Metrics]] | None
 
 
 def keep_compiled(folder: Path) -> None:
@@ -96,7 +96,7 @@ def convolution_milliseconds(image_px: int, repeats: int = 32) -> dict[str, floa
 
     Many of them run in one call: a single one takes less than its call.
     """
-    rng, found = np.random.default_rng(0), {}
+    rng, shortest = np.random.default_rng(0), {}
     shape = (max(8, 2**17 // image_px**2), image_px, image_px, 64)
     images, kernel = rng.random(shape, np.float32) - 0.5, (rng.random((3, 3, 64, 64), np.float32) - 0.5) / 6
     convolve = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME")
@@ -108,14 +108,14 @@ def convolution_milliseconds(image_px: int, repeats: int = 32) -> dict[str, floa
 
     for name in ("float32", "bfloat16"):
         operands = jnp.asarray(images, name), jnp.asarray(kernel, name)
-        chain(*operands).block_until_ready()
+        chain(*operands).block_until_ready()  # compiles
         times = []
         for _ in range(4):
             start = time.perf_counter()
             chain(*operands).block_until_ready()
             times.append(1000 * (time.perf_counter() - start) / repeats)
-        found[name] = min(times)
-    return found
+        shortest[name] = min(times)
+    return shortest
 
 
 def peak_memory_mb() -> float | None:
@@ -142,20 +142,23 @@ class OnDevice:
         self._per_photo = getattr(loss, "call", loss)  # without the mean over the batch
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", _BYTES_WHERE_UNKNOWN)
         self._room = int(_RESIDENT * limit)
-        self._compilers = ThreadPoolExecutor(1)  # XLA times kernels while it compiles: two at once mislead each other
+        # One thread: XLA times kernels on the device while it compiles, and two at once mislead each other. Four
+        # functions took 31 and 64 s at once, and 12 one after the other (docs/experiments.md).
+        self._compilers = ThreadPoolExecutor(1)
         self._compiled: dict[Any, Future[Any]] = {}
         self._sources: tuple[int, Any] | None = None
-        self._targets = jax.device_put(inputs.training(16).targets)
+        self._targets = jax.device_put(inputs.training(16).targets)  # the same at any picture size
+        # Steps first: they compile in the background while the photos below are read.
         for image_px in dict.fromkeys(sizes):
             batches = inputs.training(image_px)
             for first, last in self._calls(batches):
                 self._steps(batches, last - first)
         self._clean = self._clean_pictures()
         self._parts = self._validation_parts()
-        kept = self._values()._replace(optimizer=[])
+        weights_only = self._values()._replace(optimizer=[])
         self._prepare = self._compile("prepare", self._prepared, self._values(), self._clean)
         if self._parts:
-            self._validate = self._compile("validate", self._validated, kept, *self._parts[0]())
+            self._validate = self._compile("validate", self._validated, weights_only, *self._parts[0]())
 
     def fit(
         self,
@@ -187,13 +190,18 @@ class OnDevice:
             for feed in _one_ahead(pool, self._feeds(image_px, first_epoch, last_epoch)):
                 if self.model.stop_training:
                     break
-                state, found = self._steps(feed.batches, feed.last - feed.first).result()(state, speed, *feed.arguments)
-                look = feed.ends and feed.epoch + 1 in looks and self._parts
-                waiting.append(_Called(feed, state, found, self._check(state) if look else None))
-                if len(waiting) > 1:  # the device is at work on the next one
-                    self._look(waiting.popleft(), totals, last_epoch, evaluated, watchers)
+                # JAX returns before the device is done, so the device works on this call while the callbacks below see
+                # the previous one.
+                state, metrics = self._steps(feed.batches, feed.last - feed.first).result()(
+                    state, speed, *feed.arguments
+                )
+                is_validated = feed.ends and feed.epoch + 1 in looks and self._parts
+                waiting.append(_Called(feed, state, metrics, self._check(state) if is_validated else None))
+                if len(waiting) > 1:
+                    self._report(waiting.popleft(), totals, last_epoch, evaluated, watchers)
+        # After a stop, calls that were dispatched ahead are dropped: their epochs do not count.
         while waiting and not self.model.stop_training:
-            self._look(waiting.popleft(), totals, last_epoch, evaluated, watchers)
+            self._report(waiting.popleft(), totals, last_epoch, evaluated, watchers)
         watchers.on_train_end()
 
     def seconds_per_image(self, image_px: int) -> float:
@@ -201,40 +209,44 @@ class OnDevice:
         feed = next(self._feeds(image_px, 0, 1))
         run = self._steps(feed.batches, feed.last - feed.first).result()
         state, speed, times = self._values(), self._speed(), []
+        # Twice: the first call also sends the photos.
         for _ in range(2):
             start = time.perf_counter()
             jax.block_until_ready(run(state, speed, *feed.arguments()))
             times.append(time.perf_counter() - start)
         return min(times) / ((feed.last - feed.first) * feed.batches.batch_size)
 
-    def _look(
+    def _report(
         self, called: _Called, totals: NDArray[np.float64], last_epoch: int, evaluated: EvaluatedWeights, watchers: Any
     ) -> None:
         """Wait for a call, and let the callbacks see it."""
-        feed, losses = called.feed, np.asarray(called.found.loss, np.float64)
+        feed, losses = called.feed, np.asarray(called.metrics.loss, np.float64)
+        # The journal raises at the first loss that is not finite: tell it that step, not the last of the call.
         for step in np.flatnonzero(~np.isfinite(losses))[:1]:
             watchers.on_train_batch_end(feed.first + int(step), {"loss": float(losses[step])})
+        # Running means over the epoch, as `keras.Model.fit` logs them.
         if not feed.first:
             totals[:] = 0
-        totals += losses.sum() * feed.batches.batch_size, np.asarray(called.found.right).sum()
+        totals += losses.sum() * feed.batches.batch_size, np.asarray(called.metrics.right).sum()
         loss, accuracy = (totals / (feed.last * feed.batches.batch_size)).tolist()
         watchers.on_train_batch_end(feed.last - 1, {"loss": loss})
         if not feed.ends:
             return
         logs = {"loss": loss, "accuracy": accuracy}
         if called.checked is not None:
-            prepared, found = called.checked
-            penalty = float(found[0].penalty)
-            right, total = (sum(float(getattr(part, name)) for part in found) for name in ("right", "loss"))
+            prepared, part_metrics = called.checked
+            penalty = float(part_metrics[0].penalty)
+            right, total = (sum(float(getattr(part, name)) for part in part_metrics) for name in ("right", "loss"))
             photos = self.inputs.num_validation
             logs |= {"val_loss": total / photos + penalty, "val_accuracy": right / photos}
             evaluated.weights = self._weights(prepared)
+        # The checkpoint that the callbacks write reads the variables of the model: they must be this epoch's.
         self._assign(called.state)
         watchers.on_epoch_end(feed.epoch, logs)
         if feed.epoch + 1 < last_epoch:
             watchers.on_epoch_begin(feed.epoch + 1)
 
-    def _check(self, state: State) -> tuple[State, list[Found]]:
+    def _check(self, state: State) -> tuple[State, list[Metrics]]:
         """Begin to validate what would be kept of a state."""
         prepared = self._prepare.result()(state, self._clean)
         return prepared, [self._validate.result()(prepared, *part()) for part in self._parts]
@@ -244,26 +256,27 @@ class OnDevice:
     def _trained(self, image_px: int, state: State, speed: Any, pictures: Any, targets: Any, draws: Any) -> Any:
         """Train some steps in turn: `draws` begin with the axis of steps; without them `pictures` and `targets` do."""
 
-        def step(state: State, one: Any) -> tuple[State, Found]:
+        def step(state: State, one: Any) -> tuple[State, Metrics]:
             images, rows = (unpack(one[0]), one[1]) if draws is None else make(pictures, targets, one, image_px)
             return self._stepped(state, images, rows)
 
+        # Schedule and averaging are arguments of the compiled function: a new plan compiles nothing.
         with self.rate.given(speed[:3]), _replaced([self.model.optimizer], "ema_momentum", speed[3]):
             return jax.lax.scan(step, state, (pictures, targets) if draws is None else draws)
 
-    def _stepped(self, state: State, images: Any, rows: Any) -> tuple[State, Found]:
+    def _stepped(self, state: State, images: Any, rows: Any) -> tuple[State, Metrics]:
         """Learn from one batch."""
 
         def loss_of_batch(trainable: Any) -> Any:
-            said, non_trainable, penalties = self.model.stateless_call(
+            probabilities, non_trainable, penalties = self.model.stateless_call(
                 trainable, state.non_trainable, images, training=True, return_losses=True
             )
-            loss = jnp.mean(self._per_photo(rows, said)) + sum(penalties)
-            return loss, (non_trainable, Found(loss, self._right(rows, said).sum(), 0.0))
+            loss = jnp.mean(self._per_photo(rows, probabilities)) + sum(penalties)
+            return loss, (non_trainable, Metrics(loss, self._right(rows, probabilities).sum(), 0.0))
 
-        gradients, (non_trainable, found) = jax.grad(loss_of_batch, has_aux=True)(state.trainable)
+        gradients, (non_trainable, metrics) = jax.grad(loss_of_batch, has_aux=True)(state.trainable)
         trainable, optimizer = self.model.optimizer.stateless_apply(state.optimizer, gradients, state.trainable)
-        return State(trainable, non_trainable, optimizer), found
+        return State(trainable, non_trainable, optimizer), metrics
 
     def _prepared(self, state: State, clean: Any) -> State:
         """Return the values that would be kept: averaged weights, statistics of clean photos."""
@@ -271,6 +284,7 @@ class OnDevice:
         if model.optimizer.use_ema:
             variables = [*model.trainable_variables, *model.optimizer.variables]
             values = [*trainable, *state.optimizer]
+            # Keras assigns the average in place; the scope turns assignments into values that can be traced.
             with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
                 model.optimizer.finalize_variable_values(model.trainable_variables)
             trainable = [scope.get_current_value(variable) for variable in model.trainable_variables]
@@ -281,16 +295,17 @@ class OnDevice:
     def _clean_statistics(self, trainable: list[Any], non_trainable: list[Any], clean: Any) -> list[Any]:
         """Return `non_trainable` with what `recalibrate` would find on `clean`, (steps, batch, px, px) uint32."""
         layers = [layer for layer in normalisations(self.model) if layer.trainable]
-        places = {id(variable): place for place, variable in enumerate(self.model.non_trainable_variables)}
-        pairs = [(places[id(layer.moving_mean)], places[id(layer.moving_variance)]) for layer in layers]
+        index_of = {id(variable): index for index, variable in enumerate(self.model.non_trainable_variables)}
+        pairs = [(index_of[id(layer.moving_mean)], index_of[id(layer.moving_variance)]) for layer in layers]
 
         def add(sums: Any, packed: Any) -> tuple[Any, None]:
-            found = self.model.stateless_call(trainable, non_trainable, unpack(packed), training=True)[1]
-            seen = [(found[mean], found[variance] + found[mean] ** 2) for mean, variance in pairs]
-            return jax.tree.map(jnp.add, sums, seen), None
+            updated = self.model.stateless_call(trainable, non_trainable, unpack(packed), training=True)[1]
+            # Mean squares add up over batches, variances do not: see `recalibrate`.
+            moments = [(updated[mean], updated[variance] + updated[mean] ** 2) for mean, variance in pairs]
+            return jax.tree.map(jnp.add, sums, moments), None
 
-        with _replaced(layers, "momentum", 0.0):  # the moving statistics become those of the batch
-            nothing = [tuple(jnp.zeros_like(non_trainable[place]) for place in pair) for pair in pairs]
+        with _replaced(layers, "momentum", 0.0):  # so that the moving statistics are those of the batch
+            nothing = [tuple(jnp.zeros_like(non_trainable[index]) for index in pair) for pair in pairs]
             sums, _ = jax.lax.scan(add, nothing, clean)
         result = list(non_trainable)
         for (mean, variance), (total, square) in zip(pairs, sums, strict=True):
@@ -298,28 +313,30 @@ class OnDevice:
             result[variance] = jnp.maximum(square / len(clean) - result[mean] ** 2, 0.0)
         return result
 
-    def _validated(self, state: State, pictures: Any, rows: Any, counted: Any) -> Found:
+    def _validated(self, state: State, pictures: Any, rows: Any, counted: Any) -> Metrics:
         """Return sums over photos, (steps, batch, …), of which those with `counted` 0 only fill the last batch."""
 
-        def add(sums: Found, part: Any) -> tuple[Found, None]:
+        def add(sums: Metrics, part: Any) -> tuple[Metrics, None]:
             packed, rows, counted = part
-            said, _, penalties = self.model.stateless_call(
+            probabilities, _, penalties = self.model.stateless_call(
                 state.trainable, state.non_trainable, unpack(packed), training=False, return_losses=True
             )
-            loss, right = self._per_photo(rows, said) @ counted, self._right(rows, said) @ counted
-            return Found(sums.loss + loss, sums.right + right, jnp.asarray(sum(penalties), jnp.float32)), None
+            loss, right = self._per_photo(rows, probabilities) @ counted, self._right(rows, probabilities) @ counted
+            return Metrics(sums.loss + loss, sums.right + right, jnp.asarray(sum(penalties), jnp.float32)), None
 
         zero = jnp.zeros((), jnp.float32)
-        sums: Found = jax.lax.scan(add, Found(zero, zero, zero), (pictures, rows, counted))[0]
+        sums: Metrics = jax.lax.scan(add, Metrics(zero, zero, zero), (pictures, rows, counted))[0]
         return sums
 
-    def _right(self, rows: Any, said: Any) -> Any:
-        return (rows[:, : self.inputs.num_classes].argmax(axis=-1) == said.argmax(axis=-1)).astype(jnp.float32)
+    def _right(self, rows: Any, probabilities: Any) -> Any:
+        return (rows[:, : self.inputs.num_classes].argmax(axis=-1) == probabilities.argmax(axis=-1)).astype(jnp.float32)
 
     # What is compiled
 
     def _compile(self, key: Any, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Trace a function for arguments like these and compile it in the background."""
+        # `lower` traces in the caller's thread, since tracing replaces attributes of the model: only XLA's part runs in
+        # the background. No buffers are donated: callbacks read a state while the next call runs (docs/decisions.md).
         if key not in self._compiled:
             shapes = jax.tree.map(lambda part: jax.ShapeDtypeStruct(np.shape(part), part.dtype), arguments)
             self._compiled[key] = self._compilers.submit(jax.jit(function).lower(*shapes).compile)
@@ -327,16 +344,17 @@ class OnDevice:
 
     def _steps(self, batches: TrainingBatches, count: int) -> Future[Any]:
         """Return so many steps at a picture size as one call."""
+        # Look first: `draw` below is not free, and every call comes through here.
         if (batches.image_px, count) in self._compiled:
             return self._compiled[batches.image_px, count]
         image_px, per_call = batches.image_px, count * batches.batch_size
         if not is_drawable(batches.augment):
             shape = (count, batches.batch_size)
-            given = (
+            made_batches = (
                 jax.ShapeDtypeStruct((*shape, image_px, image_px), np.uint32),
                 jax.ShapeDtypeStruct((*shape, batches.targets.shape[1]), np.float32),
             )
-            arguments: tuple[Any, ...] = (*given, None)
+            arguments: tuple[Any, ...] = (*made_batches, None)
         else:
             held = len(batches.positions) if self._is_resident(batches.source_px) else per_call
             pictures = jax.ShapeDtypeStruct((held, batches.source_px, batches.source_px), np.uint32)
@@ -350,9 +368,11 @@ class OnDevice:
         """Return the steps of an epoch as ranges, one for each call, of as few lengths as possible."""
         steps, most = len(batches), _PIXELS_AT_ONCE // (batches.batch_size * batches.image_px**2)
         if not is_drawable(batches.augment) or not self._is_resident(batches.source_px):
-            side = batches.source_px if is_drawable(batches.augment) else batches.image_px
-            most = min(most, _BYTES_AT_ONCE // (batches.batch_size * 4 * side**2))
+            sent_px = batches.source_px if is_drawable(batches.augment) else batches.image_px
+            most = min(most, _BYTES_AT_ONCE // (batches.batch_size * 4 * sent_px**2))
         most = min(max(most, 1), steps)
+        # A length that divides the epoch needs one compiled function, any other a second one for the remainder. Lengths
+        # down to half of the longest are tried.
         length = next((length for length in range(most, most // 2, -1) if steps % length == 0), most)
         return [(first, min(first + length, steps)) for first in range(0, steps, length)]
 
@@ -378,15 +398,16 @@ class OnDevice:
         draws = draw(batches, first, last)
         if self._is_resident(batches.source_px):
             return self._resident(batches), self._targets, draws
+        # Not resident: send the photos of this call only, one for each place in its batches, and number them from 0.
         members = draws.pictures.ravel()
         pictures = pack(lambda n: batches.source(int(members[n])), len(members), batches.source_px, _CORES)
-        places = np.arange(len(members), dtype=np.int32).reshape(draws.pictures.shape)
-        return jax.device_put(pictures), self._targets, draws._replace(pictures=places)
+        picture_rows = np.arange(len(members), dtype=np.int32).reshape(draws.pictures.shape)
+        return jax.device_put(pictures), self._targets, draws._replace(pictures=picture_rows)
 
     def _resident(self, batches: TrainingBatches) -> Any:
         """Return all training photos, on the device."""
         if self._sources is None or self._sources[0] != batches.source_px:
-            self._sources = None  # its memory first
+            self._sources = None  # frees the old ones: both sizes need not fit together
             packed = pack(batches.source, len(batches.positions), batches.source_px, _CORES)
             self._sources = batches.source_px, jax.device_put(packed)
         return self._sources[1]
@@ -397,7 +418,7 @@ class OnDevice:
         if batches is None:
             return None
         size = min(batches.batch_size, len(batches.positions))
-        steps = len(batches.positions) // size  # whole batches, each with the same weight
+        steps = len(batches.positions) // size  # whole batches: sums over batches weigh them alike
         packed = self._read(batches, batches.positions[: steps * size])
         return jax.device_put(packed.reshape(steps, size, *packed.shape[1:]))
 
@@ -418,6 +439,8 @@ class OnDevice:
             partial(self._validation_part, start * size, length, size) for start in range(0, steps, length)
         ]
         total = len(parts) * length * size * 4 * batches.pictures.image_px**2
+        # Where they would take more than a quarter of the room, they are sent again for each validation: training
+        # photos come first.
         if total > self._room // 4:
             return parts
         self._room -= total
@@ -426,7 +449,7 @@ class OnDevice:
     def _validation_part(self, start: int, steps: int, size: int) -> tuple[Any, Any, Any]:
         batches, numbers = self.inputs.validation, np.arange(start, start + steps * size)
         counted = numbers < self.inputs.num_validation
-        numbers = np.where(counted, numbers, 0)
+        numbers = np.where(counted, numbers, 0)  # any photo fills the last batch: it does not count
         pictures = self._read(batches, batches.positions[numbers]).reshape(
             steps, size, *[batches.pictures.image_px] * 2
         )
@@ -456,6 +479,7 @@ class OnDevice:
     def _weights(self, state: State) -> list[NDArray]:
         """Return a state as `keras.Model.get_weights` would."""
         model = self.model
+        # `model.weights` is in the order of the layers: trainable and other variables alternate in it.
         values = dict(zip(map(id, model.trainable_variables), state.trainable, strict=True))
         values |= zip(map(id, model.non_trainable_variables), state.non_trainable, strict=True)
         return list(map(np.asarray, jax.device_get([values[id(variable)] for variable in model.weights])))
@@ -463,6 +487,7 @@ class OnDevice:
 
 def _one_ahead(pool: ThreadPoolExecutor, feeds: Iterator[_Feed]) -> Iterator[_Feed]:
     """Yield feeds with their arguments made; those of the next one are made while the caller works on this one."""
+    # One feed ahead, no more: where photos are not resident, each holds up to `_BYTES_AT_ONCE` of them.
     waiting: deque[tuple[_Feed, Future[Any]]] = deque()
     for feed in feeds:
         waiting.append((feed, pool.submit(feed.arguments)))

@@ -94,6 +94,7 @@ class Planner:
         state.segment, state.segments = segment, (*state.segments, segment)
         state.first_step, state.first_epoch = first_step, state.epoch
         left = 1 - segment.progress[1]
+        # Only for the progress line: what is left, at this segment's pace.
         per_epoch = (segment.progress[1] - segment.progress[0]) / segment.epochs
         state.epochs = state.epoch + segment.epochs + round(left / per_epoch)
         return True
@@ -108,10 +109,10 @@ class Planner:
 
     def epochs_left(self, done: float) -> int:
         """Return the epochs that are left when the share `done` of the schedule is; at least 1."""
-        whole = self.inputs.recipe.train.epochs
+        recipe_epochs = self.inputs.recipe.train.epochs
         if self.budget is None:
-            return max(1, round(whole * (1 - done)))
-        most = max(1, round(_MOST_EPOCHS * whole * (1 - done)))
+            return max(1, round(recipe_epochs * (1 - done)))
+        most = max(1, round(_MOST_EPOCHS * recipe_epochs * (1 - done)))
         return max(1, min(most, int(self.budget.epochs_that_fit(self.stages, done))))
 
     def has_time(self) -> bool:
@@ -122,6 +123,7 @@ class Planner:
 
     def cut_short(self, state: TrainingState) -> None:
         """End training inside a segment: what was not finished of it counts as never begun, also for a replay."""
+        # What is recorded must be what was done: a replay goes through these segments, epoch by epoch.
         segment, epochs = state.current, state.epoch - state.first_epoch
         low, high = segment.progress
         done = Segment(segment.image_px, epochs, (low, low + (high - low) * epochs / segment.epochs))
@@ -157,6 +159,7 @@ class Planner:
         left = self.epochs_left(state.done)
         longest = None
         if self.budget is not None:
+            # Counted from the whole schedule, so that parts do not get shorter and shorter towards its end.
             longest = math.ceil(left / (1 - state.done) / _PARTS_OF_A_BUDGET)
         return plan(self.stages, left, start=state.done, longest=longest)[0]
 
@@ -180,6 +183,7 @@ def time_budget(
         device: times steps instead, on an accelerator, and the model stays as it is.
     """
     recipe, stages = inputs.recipe, stages_of(inputs.recipe)
+    # Any schedule will do for timing: the weights are put back afterwards.
     rate.enter(Segment(stages[0].image_px, 1, (0.0, 0.01)), 0, 1000)
     known = precision.milliseconds_per_image.get(precision.name)
     epoch_seconds, compile_seconds, compiled_px = {}, {}, None

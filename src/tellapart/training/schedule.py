@@ -66,6 +66,8 @@ def plan(stages: Sequence[Stage], epochs: int, *, start: float = 0.0, longest: i
     segments: list[Segment] = []
     done = 0
     for edge, image_px in edges:
+        # A stage that is over has a share below 0 and gets no epochs. The last stage takes all that are left, so that
+        # rounding loses none.
         share = (min(edge, 1.0) - start) / (1 - start)
         until = epochs if edge >= 1 - 1e-9 else round(epochs * max(share, 0.0))
         while done < until:
@@ -99,6 +101,7 @@ def rate_at(progress: float, train: Train) -> float:
     Rises linearly during the warm-up, then falls as half a cosine from ``learning_rate`` to
     ``final_learning_rate`` (Loshchilov & Hutter 2017, "SGDR", equation 5, without restarts).
     """
+    # Half of the training at most: a few epochs would otherwise never get past the warm-up.
     warmup = min(train.warmup_epochs / train.epochs, 0.5)
     if progress < warmup:
         return train.learning_rate * progress / warmup
@@ -117,6 +120,7 @@ class PlannedRate(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, train: Train) -> None:
         super().__init__()
         self.train = train
+        # Variables: a step that TensorFlow has compiled reads them anew, and would keep a plain number for ever.
         self.first_step = keras.Variable(0.0, trainable=False, dtype="float32", name="first_step")
         self.start = keras.Variable(0.0, trainable=False, dtype="float32", name="start")
         self.per_step = keras.Variable(0.0, trainable=False, dtype="float32", name="per_step")
@@ -145,6 +149,7 @@ class PlannedRate(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         """Return the learning rate of `step`, a scalar tensor."""
+        # The same as `rate_at`, in operations of the backend.
         ops, train = keras.ops, self.train
         first_step, start, per_step = self.speed if self._given is None else self._given
         done = ops.cast(step, "float32") - first_step + 0.5
@@ -153,6 +158,7 @@ class PlannedRate(keras.optimizers.schedules.LearningRateSchedule):
         position = ops.clip((progress - warmup) / (1 - warmup), 0.0, 1.0)
         span = train.learning_rate - train.final_learning_rate
         cosine = train.final_learning_rate + span * 0.5 * (1 + ops.cos(math.pi * position))
+        # `where` computes both sides: without a warm-up one of them divides by 0.
         if not warmup:
             return cosine
         return ops.where(progress < warmup, train.learning_rate * progress / warmup, cosine)

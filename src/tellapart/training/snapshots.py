@@ -27,16 +27,18 @@ def kept_networks(run: Path, recipe: Recipe, num_classes: int) -> dict[str, kera
         RunError: a checkpoint is damaged or of another network.
     """
     folder = RunFolder(run).checkpoints
-    found = {
+    networks = {
         path.stem: plain_network(recipe, num_classes, path)
         for path in (folder / f"snapshot-{number}.npz" for number in range(1, recipe.train.snapshots + 1))
         if path.is_file()
     }
     if (folder / "last.npz").is_file() and (folder / "best.npz").is_file():
         state = TrainingState.from_dict(load_weights(folder / "last.npz")[1])
+        # With its optimiser: a checkpoint holds that too, and is refused where shapes differ.
         model, _ = compiled(recipe, num_classes, state.precision.name, state.planned_steps)
         load_checkpoint(folder / "last.npz", model)
         last, best = model.get_weights(), load_weights(folder / "best.npz")[0]
+        # Without averaging and new statistics they may be the kept weights: then there is no second network.
         if not all(np.array_equal(ours, theirs) for ours, theirs in zip(last, best, strict=True)):
-            found["last"] = plain_network(recipe, num_classes, last)
-    return found
+            networks["last"] = plain_network(recipe, num_classes, last)
+    return networks

@@ -60,19 +60,21 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
         return precision_on_device(wanted, batches.image_px)
     if not accelerators() and not {"avx512_bf16", "amx_bf16"} & set(cpu_features()):
         return Precision("float32", {}, "the processor has no bfloat16 instructions")
-    single, half = _convolution_milliseconds(batches.image_px // 2)
-    reason = f"a convolution takes {half:.1f} ms in bfloat16 and {single:.1f} ms in float32"
-    if half > _WORTHWHILE * single:
+    # At half the side, which is what the second convolution of the reference network sees, with 32 and 64 channels.
+    float32_ms, bfloat16_ms = _convolution_milliseconds(batches.image_px // 2)
+    reason = f"a convolution takes {bfloat16_ms:.1f} ms in bfloat16 and {float32_ms:.1f} ms in float32"
+    if bfloat16_ms > _WORTHWHILE * float32_ms:
         return Precision("float32", {}, reason)
-    if half < _CLEAR * single:
+    if bfloat16_ms < _CLEAR * float32_ms:
         return Precision("mixed_bfloat16", {}, reason)
+    # The convolution does not settle it: build both networks and time their steps.
     models = {name: make_model(name) for name in ("float32", "mixed_bfloat16")}
     first = {name: _fitted(model, batches, _WARM_UP) for name, model in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(2):  # in turn: other work on the machine slows both alike
         for name, model in models.items():
             seconds[name] += _fitted(model, batches, _TIMED)[_UNSTEADY:]
-    times = {name: 1000 * float(np.median(found)) / batches.batch_size for name, found in seconds.items()}
+    times = {name: 1000 * float(np.median(step_seconds)) / batches.batch_size for name, step_seconds in seconds.items()}
     name, reason = "float32", "mixed_bfloat16 is not faster by a tenth"
     if times["mixed_bfloat16"] < _WORTHWHILE * times["float32"]:
         name, reason = "mixed_bfloat16", "faster by measurement"
@@ -89,9 +91,11 @@ def precision_on_device(wanted: str, image_px: int) -> Precision:
     if wanted != "auto":
         return Precision(wanted, {}, "set in the recipe")
     times = convolution_milliseconds(image_px // 2)
-    half, single = times["bfloat16"], times["float32"]
-    name = "mixed_bfloat16" if half <= _WORTHWHILE * single else "float32"
-    return Precision(name, {}, f"a convolution takes {half:.2f} ms in bfloat16 and {single:.2f} ms in float32")
+    bfloat16_ms, float32_ms = times["bfloat16"], times["float32"]
+    name = "mixed_bfloat16" if bfloat16_ms <= _WORTHWHILE * float32_ms else "float32"
+    return Precision(
+        name, {}, f"a convolution takes {bfloat16_ms:.2f} ms in bfloat16 and {float32_ms:.2f} ms in float32"
+    )
 
 
 def _convolution_milliseconds(image_px: int) -> tuple[float, float]:
@@ -99,14 +103,15 @@ def _convolution_milliseconds(image_px: int) -> tuple[float, float]:
     times: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     rng = np.random.default_rng(0)
     images, kernel = rng.normal(size=(32, image_px, image_px, 32)), rng.normal(size=(3, 3, 32, 64))
-    given = {name: [keras.ops.convert_to_tensor(part, name) for part in (images, kernel)] for name in times}
+    operands_by_name = {name: [keras.ops.convert_to_tensor(part, name) for part in (images, kernel)] for name in times}
     for _ in range(_WARM_UP + 4):  # in turn: other work on the machine slows both alike
-        for name, operands in given.items():
+        for name, operands in operands_by_name.items():
             start = time.perf_counter()
+            # Reading one value waits for the result: some backends return before it is there.
             float(keras.ops.conv(*operands, padding="same")[0, 0, 0, 0])
             times[name].append(1000 * (time.perf_counter() - start))
-    single, half = (min(found[_WARM_UP:]) for found in times.values())
-    return single, half
+    float32_ms, bfloat16_ms = (min(milliseconds[_WARM_UP:]) for milliseconds in times.values())
+    return float32_ms, bfloat16_ms
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class _Clock(keras.callbacks.Callback):
         self.times = [time.perf_counter()]
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        # Reading the loss waits for the step. Otherwise only its dispatch would be timed.
         float((logs or {})["loss"])
         self.times.append(time.perf_counter())
 
@@ -167,9 +173,11 @@ def seconds_per_prediction(forward: Forward, images: NDArray[np.uint8], rounds: 
     times = []
     for _ in range(1 + rounds):
         start = time.perf_counter()
+        # The forward pass is a generator, so it runs only while somebody iterates.
         for _ in forward([images]):
             pass
         times.append(time.perf_counter() - start)
+    # The first round compiles, and compares runtimes.
     return float(np.median(times[1:])) / len(images)
 
 
@@ -217,7 +225,9 @@ class Budget:
 
     def learn(self, image_px: int, seconds: float) -> None:
         """Take the measured mean `seconds` of an epoch, validations included, for the next plan."""
+        # From now on the step of this size is compiled.
         self.compile_seconds.pop(image_px, None)
+        # `epochs_that_fit` adds the validations itself.
         self.epoch_seconds[image_px] = seconds - self.validation_seconds / self.validate_every
 
     def epochs_that_fit(self, stages: Sequence[Stage], start: float) -> float:
@@ -225,9 +235,11 @@ class Budget:
         seconds = self.training_ends - time.time()
         total, edge, cost = sum(stage.share for stage in stages), 0.0, 0.0
         for stage in stages:
+            # The part of the stage that is still ahead; of a stage that is over, nothing.
             low, edge = max(edge, start), edge + stage.share / total
             if edge > start + 1e-9:
                 seconds -= self.compile_seconds.get(stage.image_px, 0.0)
             cost += max(edge - low, 0.0) * self.epoch_seconds[stage.image_px]
+        # The cost of a mean epoch of what is left, with its share of a validation.
         cost = cost / (1 - start) + self.validation_seconds / self.validate_every
         return seconds / cost

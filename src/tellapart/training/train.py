@@ -133,10 +133,13 @@ def train_network(
     saved = _saved_state(run)
     if recipe.train.deterministic:
         _be_deterministic(observer.announce)
+    # A resumed run keeps the precision that it began with: its plan and its checkpoints belong to it.
     precision = saved.precision if saved else _precision(inputs, request)
     trainee = _Trainee(*compiled(recipe, inputs.num_classes, precision.name))
+    # The head comes first: it is epoch 0, and the budget below divides the time that it leaves.
     head = None if saved or not recipe.model.weights else _fit_head(run, inputs, trainee.model, request, observer)
     trains = recipe.model.unfreeze or not head
+    # Before the budget: there the device times the steps.
     if trains and _is_accelerated():
         trainee.device = _on_device(inputs, trainee)
     budget = None
@@ -153,7 +156,7 @@ def train_network(
         return _finish(run, inputs, state)
     observer.announce(f"Going on after epoch {state.epoch}." if saved else planner.describe())
 
-    # Weights and optimiser
+    # Only now is the number of steps known. Before the first `fit`: TensorFlow compiles the momentum into the step.
     set_average(trainee.model.optimizer, recipe, state.planned_steps)
     if saved:
         load_checkpoint(run.last_checkpoint, trainee.model)
@@ -173,7 +176,9 @@ def train_network(
             observer.announce(f"Epoch {state.epoch + 1} would end too late: it is given up.")
             planner.cut_short(state)
             if trainee.device is None:
-                load_checkpoint(run.last_checkpoint, trainee.model)  # the weights are in the middle of an epoch
+                # The weights are those of the middle of an epoch, and `_keep_last` may keep them. A device assigns
+                # whole epochs only.
+                load_checkpoint(run.last_checkpoint, trainee.model)
             break
         planner.leave(state, state.epoch - first_epoch, time.perf_counter() - started)
 
@@ -208,9 +213,7 @@ def _fit_head(
 ) -> dict[str, Any]:
     """Begin a pretrained network; return the first row of its history."""
     until = request.deadline.at - final_seconds(inputs, 0.0) if request.deadline else inf
-    return begin_pretrained(
-        run, inputs, model, begin_from=request.begin_from, progress=observer.progress, until=until
-    )
+    return begin_pretrained(run, inputs, model, begin_from=request.begin_from, progress=observer.progress, until=until)
 
 
 def _be_deterministic(announce: Announce) -> None:
@@ -256,7 +259,7 @@ def _fit_segment(
     settings, segment = inputs.recipe.train, state.current
     batches = inputs.training(segment.image_px, state.epoch)
     trainee.rate.enter(segment, state.first_step, segment.epochs * len(batches))
-    looks = _looks(settings.validate_every, state.last_epoch)
+    validation_epochs = _validation_epochs(settings.validate_every, state.last_epoch)
     # The checkpoints come first: what the journal tells others of an epoch must be on disk by then.
     checkpoints = partial(
         Checkpoints, run.checkpoints, evaluated, state, settings.patience, snapshots=settings.snapshots
@@ -267,11 +270,13 @@ def _fit_segment(
             segment.image_px,
             first_epoch=state.epoch,
             last_epoch=state.last_epoch,
-            looks=looks,
+            looks=validation_epochs,
             evaluated=evaluated,
             callbacks=[checkpoints(pause=_PAUSE), journal(every=1)],
         )
         return
+    # A step that meets a second size would be made for sides of any length: on photos9 an epoch at 64 px took 14 to
+    # 16 s instead of 8.4 (docs/experiments.md). The step that was timed at this size is still good.
     if keras.backend.backend() != "tensorflow" or segment.image_px != trainee.compiled_px:
         forget_compiled_step(trainee.model)
     trainee.compiled_px = segment.image_px
@@ -281,7 +286,8 @@ def _fit_segment(
         epochs=state.last_epoch,
         shuffle=False,
         validation_data=inputs.validation if inputs.num_validation else None,
-        validation_freq=looks,
+        validation_freq=validation_epochs,
+        # `evaluated` before the checkpoints, which write the weights that it holds.
         callbacks=[evaluated, checkpoints(), journal(), *tensorboard(run)],
         verbose=0,
     )
@@ -300,9 +306,10 @@ def precision_ahead(recipe: Recipe, cache: Path) -> Future[Precision] | None:
 
     keep_compiled(cache / "xla")
     pool = ThreadPoolExecutor(1)
-    found = pool.submit(precision_on_device, recipe.train.precision, stages_of(recipe)[-1].image_px)
+    precision = pool.submit(precision_on_device, recipe.train.precision, stages_of(recipe)[-1].image_px)
+    # Do not wait: the thread ends with its only task.
     pool.shutdown(wait=False)
-    return found
+    return precision
 
 
 def _is_accelerated() -> bool:
@@ -323,6 +330,7 @@ def _time_budget(
 ) -> Budget:
     """Time the recipe's steps, where there is time for one: for fine-tuning alone to compile it takes many seconds."""
     if fine_tunes and time.time() + final_seconds(inputs, deadline.forward) + _SECONDS_TO_BUILD > deadline.at:
+        # Epochs of infinite length: the planner finds no time for one, and keeps the head.
         return Budget(deadline.at, {stage.image_px: inf for stage in stages_of(inputs.recipe)}, {}, 0.0, 0.0, 1)
     return time_budget(inputs, trainee.model, trainee.rate, precision, deadline, trainee.device)
 
@@ -330,12 +338,13 @@ def _time_budget(
 def _keep_last(run: RunFolder, model: keras.Model, evaluated: EvaluatedWeights, state: TrainingState) -> None:
     """Keep the last weights, averaged and with clean statistics: without validation none are known to be better."""
     evaluated.set_model(model)
+    # This is a validation without photos: it puts averaged weights and clean statistics in place and notes them.
     evaluated.on_test_begin()
     evaluated.on_test_end()
     state.best = Best(state.epoch, None)
     save_weights(run.best_weights, evaluated.weights, asdict(state.best))
 
 
-def _looks(validate_every: int, last_epoch: int) -> list[int]:
+def _validation_epochs(validate_every: int, last_epoch: int) -> list[int]:
     """Return the epochs after which Keras validates, counted from 1: every so many, and the last."""
     return sorted({*range(validate_every, last_epoch + 1, validate_every), last_epoch})

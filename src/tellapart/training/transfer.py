@@ -121,6 +121,7 @@ def fit_head(
     fit = _Fit(features, num_classes, until)
     some = generator(seed, "head").permutation(len(features))[:_ENOUGH_FOR_A_PENALTY]
     some = np.union1d(some, np.unique(numbers, return_index=True)[1])  # each class has a photo in it
+    # Without held-out photos nothing can choose: the middle one.
     penalties = PENALTIES if len(held_out) else PENALTIES[len(PENALTIES) // 2 :][:1]
     losses: list[float] = []
     best: tuple[Floats, Floats, float] | None = None
@@ -129,11 +130,13 @@ def fit_head(
         losses.append(_log_loss(held_out @ kernel + bias, held_out_numbers) if len(held_out) else 0.0)
         if best is None or losses[-1] < min(losses[:-1]):
             best = kernel, bias, penalty
+        # The weakest penalties take most of the time (docs/decisions.md), so the first that is worse ends the search.
         if fit.is_over() or losses[-1] > min(losses):
             break
     assert best is not None
     if len(some) == len(features) or fit.is_over():
         return best
+    # The penalty is settled: now fit all photos, starting from the solution for the part.
     kernel, bias = fit.to(np.arange(len(features)), numbers, best[2])
     if len(held_out) and _log_loss(held_out @ kernel + bias, held_out_numbers) > min(losses):
         return best  # time was over before this fit was as good as that to the part
@@ -147,6 +150,7 @@ class _Fit:
         from sklearn.linear_model import LogisticRegression
 
         self.features, self.num_classes, self.until = features, num_classes, until
+        # A feature that never changes has a deviation of 0.
         self._mean, self._std = features.mean(axis=0), features.std(axis=0) + 1e-6
         self._fit = LogisticRegression(solver="lbfgs", max_iter=_ITERATIONS, tol=1e-4, warm_start=True)
 
@@ -157,14 +161,17 @@ class _Fit:
     def to(self, chosen: NDArray[np.int64], numbers: NDArray[np.int64], penalty: float) -> tuple[Floats, Floats]:
         """Return kernel and bias for features as they are, fitted to some photos."""
         scaled = (self.features[chosen] - self._mean) / self._std
+        # scikit-learn adds losses up: a penalty per photo has to grow with their number.
         self._fit.set_params(C=1 / (penalty * len(chosen)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # said by `n_iter_`
+            # In rounds, to check the clock: L-BFGS cannot be interrupted, but a warm start resumes it.
             for _ in range(_MOST_ITERATIONS // _ITERATIONS):
                 self._fit.fit(scaled, numbers[chosen])
                 if self._fit.n_iter_[0] < _ITERATIONS or self.is_over():
                     break
         kernel, bias = _for_all_classes(self._fit, self.num_classes)
+        # The standardisation goes into the weights: the network gets features as they are.
         kernel = (kernel / self._std[:, None]).astype(np.float32)
         return kernel, (bias - self._mean @ kernel).astype(np.float32)
 
@@ -173,6 +180,7 @@ def _for_all_classes(fit: Any, num_classes: int) -> tuple[NDArray[np.float64], N
     """Return kernel and bias with a column for each class; scikit-learn has one for two classes."""
     kernel, bias = fit.coef_.T, fit.intercept_
     if num_classes == 2:
+        # Half of it for each class: the softmax of the two is the sigmoid of scikit-learn's single logit.
         return np.hstack([-kernel, kernel]) / 2, np.hstack([-bias, bias]) / 2
     return kernel, bias
 
@@ -211,5 +219,6 @@ def _measured(model: keras.Model, features: Floats, numbers: NDArray[np.int64], 
     targets = np.eye(len(bias), dtype=np.float32)[numbers]
     # With a teacher the loss is a function that returns one value a picture, without one a Keras loss that averages.
     loss = float(np.mean(keras.ops.convert_to_numpy(model.loss(targets, probabilities.astype(np.float32)))))
+    # The network's own penalties on weights, as `fit` adds them: fine-tuned epochs are compared with this one.
     loss += sum(float(penalty) for penalty in model.losses)
     return {f"{prefix}accuracy": float((logits.argmax(axis=1) == numbers).mean()), f"{prefix}loss": loss}
