@@ -131,7 +131,7 @@ CONDITIONS = (
     ),
 )
 
-ESSENTIAL = frozenset(name for each in CONDITIONS if each.essential for name in each.settings)
+ESSENTIAL = frozenset(name for condition in CONDITIONS if condition.essential for name in condition.settings)
 
 
 def unused(given: Collection[str], value: Callable[[str], Any]) -> dict[str, str]:
@@ -141,18 +141,20 @@ def unused(given: Collection[str], value: Callable[[str], Any]) -> dict[str, str
         given: the settings to look at.
         value: returns the value of a setting, its default where none was given.
     """
-    found: dict[str, str] = {}
-    for each in CONDITIONS:
-        concerned = [name for name in each.settings if name in given and name not in found]
-        values = {name: value(name) for name in each.beside}
-        if not concerned or each.holds(*values.values()):
+    problems: dict[str, str] = {}
+    for condition in CONDITIONS:
+        # The first condition that does not hold explains a setting; one reason is enough.
+        concerned = [name for name in condition.settings if name in given and name not in problems]
+        values = {name: value(name) for name in condition.beside}
+        if not concerned or condition.holds(*values.values()):
             continue
+        # As JSON, which for such values is how TOML writes them.
         here = " and ".join(f"{name} is {json.dumps(value, default=str)}" for name, value in values.items())
         for name in concerned:
-            found[name] = f"{name} {each.rule}; here {here}. Leave it out, or {each.remedy}."
-    return found
+            problems[name] = f"{name} {condition.rule}; here {here}. Leave it out, or {condition.remedy}."
+    return problems
 
 
 def decides(one: str, other: str) -> bool:
     """Return whether the value of one setting can decide if another one acts."""
-    return any(other in each.settings and one in each.beside for each in CONDITIONS)
+    return any(other in condition.settings and one in condition.beside for condition in CONDITIONS)

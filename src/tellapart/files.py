@@ -30,15 +30,18 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     A killed process leaves the old file, never half of the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a rename is atomic only within one file system.
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
+            # Before the rename: after a power cut the new name could stand for an empty file otherwise.
             os.fsync(stream.fileno())
+        # mkstemp makes files that only their owner can read.
         Path(name).chmod(0o644)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too must leave no part behind
         Path(name).unlink(missing_ok=True)
         raise
 
@@ -46,6 +49,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_file(path) as stream:
+        # File names that are not UTF-8 are written with the bytes that they have.
         stream.write(text.encode("utf-8", "surrogateescape"))
 
 
@@ -85,6 +89,7 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
+    # NumPy's scalars, which json does not know.
     if hasattr(value, "item") and not isinstance(value, (str, bytes)):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

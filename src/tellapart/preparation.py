@@ -61,6 +61,7 @@ def prepare(folder: RunFolder, recipe: Recipe, observer: Observer, cache: Path |
         cache=cache,
         progress=observer.progress,
     )
+    # Near copies first: the split keeps them together, and the checks report them.
     pairs = near_duplicates(manifest)
     health = examine(manifest, pairs, seed=recipe.data.split_seed, progress=observer.progress)
     write_json(folder.health_path, to_json(health))
@@ -72,15 +73,16 @@ def prepare(folder: RunFolder, recipe: Recipe, observer: Observer, cache: Path |
             f"What follows, and how to fix it: tellapart check {request.photos}, or health.json in the run folder."
         )
     earlier = RunFolder(Path(request.split_from)).splits() if request.split_from else None
-    unit = units(manifest, pairs)
-    sides = split(
+    groups = units(manifest, pairs)
+    splits = split(
         manifest,
-        unit,
+        groups,
         shares=recipe.data.split,
         seed=recipe.data.split_seed,
         earlier=earlier,
     )
-    manifest = replace(manifest, frame=manifest.frame.assign(split=sides, unit=unit))
+    manifest = replace(manifest, frame=manifest.frame.assign(split=splits, unit=groups))
+    # Before the manifest is written: a refused run must not look like one whose photos are ready.
     _refuse_unusable(manifest)
     folder.update_record(
         root=str(manifest.root),
@@ -89,7 +91,7 @@ def prepare(folder: RunFolder, recipe: Recipe, observer: Observer, cache: Path |
         data_sha256=data_hash(manifest.readable),
     )
     counts = manifest.readable["split"].value_counts()
-    observer.announce("Split: " + ", ".join(f"{counts.get(side, 0):,} {side}" for side in SPLITS) + ".")
+    observer.announce("Split: " + ", ".join(f"{counts.get(name, 0):,} {name}" for name in SPLITS) + ".")
     # Last: where the manifest stands, a resumed run scans and splits nothing again.
     folder.write_manifest(manifest.frame)
 
@@ -106,13 +108,13 @@ def open_photos(
     """Open the readable photos of the manifest, decoding what the cache lacks; `ahead`: while the caller goes on."""
     manifest = folder.manifest()
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
-    place = Path(cache) if cache is not None else default_cache()
+    cache_folder = Path(cache) if cache is not None else default_cache()
     pictures, sources = (
         open_rows(
             folder.root,
             frame,
             image_px,
-            folder=place,
+            folder=cache_folder,
             limit_bytes=int(machine.cache_limit_gb * 1e9),
             max_pixels=recipe.data.max_pixels,
             progress=progress,
@@ -128,8 +130,8 @@ def open_photos(
     if origin and not folder.last_checkpoint.is_file():
         refuse_leak(Path(origin), frame, "run to begin from")
     teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
-    kept = place if machine.cache_limit_gb else None
-    return Photos(pictures, sources, frame, classes, teacher, machine.workers, kept)
+    features_cache = cache_folder if machine.cache_limit_gb else None
+    return Photos(pictures, sources, frame, classes, teacher, machine.workers, features_cache)
 
 
 def refuse_one_class(root: Path, classes: Sequence[str]) -> None:

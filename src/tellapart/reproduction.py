@@ -62,6 +62,7 @@ def reproduce(
         raise RunError(f"{old.path} is not a finished run. Finish it first: tellapart train --resume {old.path}.")
     record, recipe = old.record(), old.recipe()
     old.refuse_ensemble()
+    # With "auto" the precision would be timed again, and might come out otherwise.
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": record.precision})})
     folder = RunFolder(new_folder(out or f"{old.path}-again", old.path))
     request = RunRequest(
@@ -78,6 +79,7 @@ def _compare(old: RunFolder, again: Run, record: RunRecord) -> Reproduction:
     (before, _), (after, _) = load_weights(old.best_weights), load_weights(new.best_weights)
     differences = [float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(before, after, strict=True)]
     now = new.record()
+    # What can change a weight, though recipe and photos are the same.
     keys = ("python", "backend", "processor", "cpu_count", "commit", "data_sha256")
     pairs = {key: (getattr(record, key), getattr(now, key)) for key in keys}
     changed = [f"{key}: {before} → {after}" for key, (before, after) in pairs.items() if before != after]

@@ -188,6 +188,7 @@ def reopen(path: Path, photos: str | os.PathLike[str] | None) -> RunFolder:
         record = folder.record()
         request = record.request.model_copy(update={"photos": os.path.abspath(photos)})
         folder.update_record(request=request.model_dump(mode="json", exclude_none=True))
+        # The root is known once the photos were scanned; before that, the scan will find it.
         if record.root:
             folder.update_record(root=str(find_photos(Path(photos))[0]))
     return folder
@@ -197,7 +198,7 @@ def parents_of(recipe: Recipe, *runs: str | os.PathLike[str] | None) -> tuple[st
     """Return the ids of a recipe's teacher and of further runs; those that are no runs, or have no id, are left out."""
     folders = [RunFolder(Path(run)) for run in (recipe.distill.teacher or None, *runs) if run is not None]
     ids = [folder.record().run_id for folder in folders if folder.record_path.is_file()]
-    return tuple(dict.fromkeys(each for each in ids if each))
+    return tuple(dict.fromkeys(run_id for run_id in ids if run_id))
 
 
 def run_stages(
@@ -236,11 +237,12 @@ def run_stages(
         recipe, deadline = _fit_into(folder, recipe, started - spent + budget, observer.announce)
 
     # Photos. Each stage leaves its file last of all it does: a killed run does again only what is not whole.
-    place = Path(cache) if cache is not None else default_cache()
-    ahead = precision_ahead(recipe, place)
+    cache_folder = Path(cache) if cache is not None else default_cache()
+    # On an accelerator this takes seconds, in which the photos below are scanned and decoded.
+    ahead = precision_ahead(recipe, cache_folder)
     if not folder.has_photos:
-        prepare(folder, recipe, observer, place if machine.cache_limit_gb else None)
-    photos = open_photos(folder, recipe, place, observer.progress, machine, ahead=True)
+        prepare(folder, recipe, observer, cache_folder if machine.cache_limit_gb else None)
+    photos = open_photos(folder, recipe, cache_folder, observer.progress, machine, ahead=True)
 
     # Training
     replayed = RunFolder(Path(request.replay)).record() if request.replay else None
@@ -254,6 +256,7 @@ def run_stages(
         training = train_network(folder, recipe, photos, request=asked, observer=observer)
 
         # Measurement
+        # Inside the block: pictures that were closed count none as cached.
         cached = photos.pictures.num_cached
         metrics = measure(
             folder, training.model, photos.pictures, photos.frame, photos.classes, progress=observer.progress
@@ -282,6 +285,7 @@ def _fit_into(folder: RunFolder, recipe: Recipe, ends: float, announce: Announce
     """Choose picture sizes and how many photos the time allows; a run that goes on keeps what it began with."""
     record = folder.record()
     if record.time_plan:
+        # Photos are chosen and decoded by the first plan: a second one would not fit them.
         measured = record.time_plan.get("precision")
         forward = record.time_plan["seconds_per_photo"]["forward"]
         return recipe, Deadline(ends, forward, Precision(**measured) if measured else None)
@@ -296,6 +300,7 @@ def _fit_into(folder: RunFolder, recipe: Recipe, ends: float, announce: Announce
         f"{1000 * costs.decode:.2g} ms to decode and {1000 * costs.forward:.2g} ms to predict."
     )
     if plan.recipe != recipe:
+        # Before the plan is recorded: a resumed run that finds a plan takes its recipe as it stands in the folder.
         announce(f"Pictures of {plan.recipe.data.image_px} px instead of {recipe.data.image_px} px.")
         save_recipe(plan.recipe, folder.recipe_path)
     if plan.share < 1:

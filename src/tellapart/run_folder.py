@@ -263,6 +263,7 @@ class RunFolder:
             record = RunRecord.model_validate(read_json(self.record_path))
         except ValidationError as error:
             raise RunError(f"{self.record_path} cannot be read: {error}") from error
+        # A later version may mean something else by the same field: refuse instead of guessing.
         if record.schema_version > SCHEMA_VERSION:
             raise RunError(
                 f"{self.record_path} has schema {record.schema_version}; this version of tellapart reads up to "
@@ -272,6 +273,7 @@ class RunFolder:
 
     def update_record(self, **values: Any) -> RunRecord:
         """Write fields into the record, and return it."""
+        # Unset fields stay out of the file: a field that is there says that its stage is done.
         write_json(self.record_path, self.record().model_dump(mode="json", exclude_unset=True) | values)
         return self.record()
 
@@ -297,6 +299,7 @@ class RunFolder:
 
     def write_manifest(self, frame: pd.DataFrame) -> None:
         """Write the table of photos; names are escaped as JSON does where a line of a table could not hold them."""
+        # A file name may hold a line break, or bytes that are not UTF-8; JSON escapes both in ASCII.
         escaped = pd.Series([json.dumps(path)[1:-1] for path in frame["path"]], frame.index, dtype=object)
         write_text(self.manifest_path, csv_text(frame.assign(path=escaped)))
 
@@ -318,6 +321,7 @@ class RunFolder:
         """
         photos, table = self.readable(), read_csv(self.predictions_path, _TEXT)
         columns = [column for column in map(str, table) if column.startswith("p:")]
+        # The two tables are joined by their order alone, so check what both of them hold.
         same = len(photos) == len(table) and all(
             photos[ours].tolist() == table[theirs].tolist()
             for ours, theirs in (("label", "true_label"), ("split", "split"))
@@ -393,8 +397,9 @@ def find_runs(folder: Path, depth: int = 3) -> list[RunFolder]:
         return [RunFolder(folder)]
     if depth == 0 or not folder.is_dir():
         return []
-    inside = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
-    return [run for place in inside for run in find_runs(place, depth - 1)]
+    # Not below a run: what a race keeps of its candidates is not listed.
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [run for path in inside for run in find_runs(path, depth - 1)]
 
 
 def new_folder(out: str | os.PathLike[str] | None, photos: Path) -> Path:

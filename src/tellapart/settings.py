@@ -42,11 +42,13 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _the_convnet_needs_no_name(cls, values: Any) -> Any:
+        # pydantic chooses between the two networks by their name, which recipes for the convnet leave out.
         model = values.get("model") if isinstance(values, dict) else None
         return {**values, "model": {"name": "convnet", **model}} if isinstance(model, dict) else values
 
     @model_validator(mode="after")
     def _all_that_was_given_acts(self) -> Recipe:
+        # Only what was set: a default that cannot act misleads nobody.
         if problems := unused_settings(self.model_dump(exclude_unset=True)):
             raise PydanticCustomError("unused_setting", "{lines}", {"lines": "\n".join(problems.values())})
         if self.distill.teacher and self.model.weights and not self.model.unfreeze:
@@ -172,13 +174,13 @@ def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:
     Args:
         values: nested by section; what is missing has its default.
     """
-    given = {
+    values_by_name = {
         f"{section}.{key}": value
         for section, keys in values.items()
         if isinstance(keys, dict)
         for key, value in keys.items()
     }
-    return unused(given, lambda name: given[name] if name in given else _default(name))
+    return unused(values_by_name, lambda name: values_by_name[name] if name in values_by_name else _default(name))
 
 
 def saved_values(recipe: Recipe) -> dict[str, Any]:
@@ -211,11 +213,12 @@ def machine_from(
     Raises:
         RecipeError: a value that does not fit.
     """
-    given: dict[str, Any] = {"workers": workers, "cache_limit_gb": cache_limit_gb}
-    for name, value in given.items():
-        given[name] = environment.get(_variable(name)) or None if value is None else value
+    values: dict[str, Any] = {"workers": workers, "cache_limit_gb": cache_limit_gb}
+    for name, value in values.items():
+        # An empty variable counts as unset.
+        values[name] = environment.get(_variable(name)) or None if value is None else value
     try:
-        return Machine.model_validate({name: value for name, value in given.items() if value is not None})
+        return Machine.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
@@ -228,6 +231,7 @@ def find_recipe(name: str) -> Path:
     """Return the file of the recipe called `name`, or `name` itself when it is a file."""
     if name in RECIPE_NAMES:
         package = Path(__file__).parent
+        # In an installed package, then in a checkout.
         for folder in (package / "recipes", package.parents[1] / "recipes"):
             if (folder / f"{name}.toml").is_file():
                 return folder / f"{name}.toml"
@@ -269,6 +273,7 @@ def _parsed(change: str) -> tuple[str, Any]:
     if not (equals and dot and section and key):
         raise RecipeError(f"{change!r} is not a setting. Write it as section.key=value, as in train.epochs=3.")
     try:
+        # TOML, so that numbers, lists and tables come out as they would from a recipe; anything else is a bare word.
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
@@ -284,6 +289,8 @@ def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
         if not isinstance(keys, dict):
             raise RecipeError(f"{section!r} is not a section. Sections are {', '.join(Recipe.model_fields)}.")
         keys[key] = value
+    # Left out is only what these changes switched off. What could not act before, what is named, and what is essential
+    # stays, and becomes an error that says so.
     switched_off = unused_settings(changed).keys() - unused_settings(values).keys() - changes.keys() - ESSENTIAL
     return _without(changed, switched_off)
 
@@ -299,7 +306,7 @@ def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any
 
 def _default(name: str) -> Any:
     section, _, key = name.partition(".")
-    return next(each.model_fields[key].default for each in section_models(section) if key in each.model_fields)
+    return next(model.model_fields[key].default for model in section_models(section) if key in model.model_fields)
 
 
 def _flag(name: str) -> str:
@@ -342,6 +349,7 @@ def _unknown(where: Sequence[str]) -> str:
     known = _known_keys(where[:-1])
     hint = nearest(where[-1], known)
     if not hint:
+        # No similar key in this section: the same key may belong to another one.
         everywhere = {f"{s}.{k}" for s in Recipe.model_fields for k in _known_keys([s])}
         owners = sorted(key for key in everywhere if key.split(".")[1] == where[-1])
         hint = f" Did you mean '{owners[0]}'?" if owners else ""
@@ -353,4 +361,4 @@ def _known_keys(where: Sequence[str]) -> list[str]:
     if not where:
         return list(Recipe.model_fields)
     models = section_models(where[0]) if len(where) == 1 else (Stage,)
-    return list(dict.fromkeys(key for each in models for key in each.model_fields))
+    return list(dict.fromkeys(key for model in models for key in model.model_fields))

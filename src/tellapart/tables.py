@@ -66,6 +66,7 @@ def read_csv(path: Path, text: tuple[str, ...]) -> pd.DataFrame:
     """
     import pandas as pd
 
+    # Column names went through `to_cell` too, so a text column may carry either name in the file.
     types = dict.fromkeys((cell for name in text for cell in (name, to_cell(name))), object)
     frame = pd.read_csv(path, dtype=types, keep_default_na=False, encoding_errors="surrogateescape")
     frame = frame.rename(columns=from_cell)

@@ -66,13 +66,15 @@ class UnknownDetector:
 
     @cached_property
     def _columns(self) -> Floats:
+        # float32 once, for all calls: NumPy multiplies float16 without BLAS.
         return np.ascontiguousarray(self.references.T, np.float32)
 
     def similarity(self, embeddings: Floats) -> Floats:
         """Map (num_images, num_features) float32 to (num_images,) float32: the cosine to the nearest reference."""
+        # In blocks: a table of all photos by all references would take gigabytes.
         blocks = range(0, len(embeddings), _BLOCK)
-        found = [(_unit(embeddings[at : at + _BLOCK]) @ self._columns).max(axis=1) for at in blocks]
-        return np.concatenate(found) if found else np.zeros(0, np.float32)
+        parts = [(_unit(embeddings[at : at + _BLOCK]) @ self._columns).max(axis=1) for at in blocks]
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
     def similarity_by_class(self, embeddings: Floats) -> tuple[Numbers, Floats]:
         """Return the cosine to the nearest reference of each class, and whose they are.
@@ -83,15 +85,17 @@ class UnknownDetector:
         Returns:
             (num_known,) numbers of the classes that have references, ascending, and (num_images, num_known) cosines.
         """
+        # References of a class lie together, so `reduceat` takes the largest from each class's first to the next one's.
         known, first = np.unique(self.classes, return_index=True)
         blocks = range(0, len(embeddings), _BLOCK)
-        found = [
+        parts = [
             np.maximum.reduceat(_unit(embeddings[at : at + _BLOCK]) @ self._columns, first, axis=1) for at in blocks
         ]
-        return known, np.concatenate(found) if found else np.zeros((0, len(known)), np.float32)
+        return known, np.concatenate(parts) if parts else np.zeros((0, len(known)), np.float32)
 
     def is_unknown(self, similarity: Floats) -> NDArray[np.bool_]:
         """Return which similarities are those of unknown photos; what is not a number is unknown."""
+        # Not "less than": every comparison with NaN is false.
         return np.asarray(~(similarity >= self.threshold))
 
     def save(self, path: Path) -> None:
@@ -122,6 +126,7 @@ def fit_detector(
     Raises:
         InputError: there are too few held-out photos for any threshold that keeps the promise.
     """
+    # The small term: 0.05 · (n + 1) may come out just below a whole number, which is meant.
     rank = int(np.floor(refused * (len(held_out) + 1) + 1e-9))
     if rank < 1:
         enough = int(np.ceil(1 / refused - 1e-9)) - 1
@@ -153,6 +158,7 @@ def condensed(
         (num_references, num_features) float16 of norm 1, and (num_references,) class numbers, ascending.
     """
     known = np.unique(numbers)
+    # Two bytes for each float16.
     share = max(1, most_bytes // (2 * embeddings.shape[1] * len(known)))
     parts = [
         _cluster_means(_unit(embeddings[numbers == number]), share, generator(seed, "references", int(number)))
@@ -171,11 +177,11 @@ def load_detector(path: Path) -> UnknownDetector | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as found:
-            version = int(found["schema_version"])
+        with np.load(path, allow_pickle=False) as archive:
+            version = int(archive["schema_version"])
             detector = UnknownDetector(
-                found["references"], found["classes"], float(found["threshold"]), float(found["refused"]),
-                int(found["num_held_out"]),
+                archive["references"], archive["classes"], float(archive["threshold"]), float(archive["refused"]),
+                int(archive["num_held_out"]),
             )  # fmt: skip
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}). Restore it, or train or export again.") from error
@@ -213,6 +219,7 @@ def _cluster_means(points: Floats, count: int, random: np.random.Generator) -> F
         nearest = np.concatenate([
             (points[at : at + _BLOCK] @ means.T).argmax(axis=1) for at in range(0, len(points), _BLOCK)
         ])  # fmt: skip
+        # Sorted by cluster, each cluster's points lie together and `reduceat` adds them up.
         order = np.argsort(nearest, kind="stable")
         filled, first = np.unique(nearest[order], return_index=True)
         means = means.copy()  # a cluster that lost all its points keeps its mean

@@ -164,6 +164,7 @@ def begin_extension(
     table, folder = extended_photos(Path(photos), earlier, out)
     own, request = extended_request(table, earlier, time_budget)
     if recipe is not None:
+        # Another recipe may mean another network, into which the earlier weights do not fit.
         own, request = load_recipe(recipe, changes), request.model_copy(update={"begin_from": None})
     return begin_any(own, changes, request, folder)
 
@@ -187,6 +188,7 @@ def go_on(
     """Do what a run folder asks for and has not got yet: `run_race` or `run_stages`."""
     do = run_stages if folder.record().request.race is None else run_race
     run = do(folder, cache, observer, machine=machine, started=started)
+    # Asked of finished runs too: a run may have been killed between its metrics and this comparison.
     if "extension" not in run.metrics and measure_extension(folder) is not None:
         return Run(folder.path, folder.metrics())
     return run

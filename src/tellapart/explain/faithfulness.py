@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
@@ -9,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.evaluation.intervals import mean_interval
-from tellapart.evaluation.predict import predict_arrays
 from tellapart.explain.maps import Method, Targets, blurred
 from tellapart.models.layers import Floats, Images
 from tellapart.randomness import generator
 from tellapart.records import Interval
+
+Predict = Callable[[Images], Floats]
 
 _STEPS = 16
 
@@ -51,13 +53,13 @@ class Faith:
     What random maps would do is found once, for all methods.
 
     Args:
-        model: maps uint8 pictures to probabilities.
+        predict: maps uint8 pictures to probabilities.
         images: (num_images, height, width, 3) uint8.
         targets: (num_images,) class numbers.
     """
 
-    def __init__(self, model: keras.Model, images: Images, targets: Targets) -> None:
-        self.model, self.images, self.targets = model, images, targets
+    def __init__(self, predict: Predict, images: Images, targets: Targets) -> None:
+        self.predict, self.images, self.targets = predict, images, targets
         self._cover = blurred(images)
         # Both curves share their ends: nothing hidden, and everything hidden.
         self._ends = [self._probability(shown) for shown in (images, self._cover)]
@@ -95,7 +97,7 @@ class Faith:
 
     def _probability(self, shown: Images) -> Floats:
         """Return the probability of each image's target class, (num_images,) float32."""
-        return np.asarray(predict_arrays(self.model, shown)[np.arange(len(shown)), self.targets], np.float32)
+        return np.asarray(self.predict(shown)[np.arange(len(shown)), self.targets], np.float32)
 
 
 def smooth_noise(shape: tuple[int, ...], rng: np.random.Generator) -> Floats:

@@ -81,7 +81,7 @@ def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], p
     heat = METHODS[DEFAULT_METHOD](model, pictures[slots], predicted[slots])
     # All methods on the same pictures, with one `Faith`, which measures the random maps only once.
     few, methods = spread(true, how_many(FEW, px)), {}
-    faith = Faith(model, pictures[few], predicted[few])
+    faith = Faith(subject.predict, pictures[few], predicted[few])
     for number, (name, method) in enumerate(METHODS.items(), start=1):
         methods[name] = faith.of(method(model, pictures[few], predicted[few]))
         progress("comparing methods", number, len(METHODS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import keras
@@ -10,12 +11,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.data.batches import clean_batch_size
 from tellapart.data.cache import Pictures, open_rows
 from tellapart.data.duplicates import near_duplicates, units
 from tellapart.data.scan import scan
 from tellapart.errors import InputError, nearest
 from tellapart.evaluation.features import features_and_probabilities, saved_outputs
-from tellapart.evaluation.predict import Classifier
+from tellapart.evaluation.predict import Classifier, predict_arrays
+from tellapart.models.forward import Forward
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import RunFolder
 
@@ -51,6 +54,21 @@ class Subject:
     main: str
     unreadable: tuple[tuple[str, str], ...]
     temperature: float | None
+
+    def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32.
+
+        In the fastest runtime that agrees with Keras: a report asks the network some ten thousand times.
+        """
+        if self._forward.runtime == "keras":
+            return predict_arrays(self.model, pictures)
+        size = clean_batch_size(pictures.shape[1])
+        batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
+        return np.concatenate([outputs[0] for outputs in self._forward(batches)])
+
+    @cached_property
+    def _forward(self) -> Forward:
+        return Forward(self.model, is_converted=True)
 
     def at(self, split: str) -> NDArray[np.int64]:
         """Return the positions of the photos in one split."""

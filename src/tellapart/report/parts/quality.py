@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from tellapart.data.decode import resize
 from tellapart.data.image_file import read_file
 from tellapart.data.quality import UNKNOWN, decode_and_measure
 from tellapart.errors import DecodeError
-from tellapart.evaluation.predict import predict_arrays
 from tellapart.evaluation.robustness import CORRUPTED_PX, QualityRange, Robustness, find_quality_range, robustness
 from tellapart.report import figures
 from tellapart.report.attribution import how_many, spread
@@ -44,7 +42,7 @@ def _compute(e: Examination) -> Quality:
     picture_px, groups = e.subject.pictures.image_px, e.groups
     few = spread(e.true, how_many(_CORRUPTED, picture_px))
     robust = robustness(
-        functools.partial(predict_arrays, e.subject.model),
+        e.subject.predict,
         large[few],
         e.true[few],
         picture_px,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tellapart.evaluation.predict import predict_arrays
 from tellapart.report.attribution import SOME, how_many, spread
 from tellapart.report.part import Advice, Examination, Part
 from tellapart.report.shortcuts import Shortcuts, shortcuts
@@ -21,8 +19,7 @@ def _compute(e: Examination) -> Shortcuts | None:
     # The same sample as in `attribution.look`, so every picture has a map and `of` returns one for each.
     some = spread(e.true, how_many(SOME, e.subject.pictures.image_px))
     pictures = e.subject.pictures.batch(e.at[some])
-    predict = functools.partial(predict_arrays, e.subject.model)
-    return shortcuts(predict, pictures, e.true[some], attributions.of(some), e.groups_at(e.at[some]))
+    return shortcuts(e.subject.predict, pictures, e.true[some], attributions.of(some), e.groups_at(e.at[some]))
 
 
 def _to_json(value: Shortcuts | None) -> dict[str, Any]:
