@@ -255,8 +255,7 @@ def run_stages(
     with photos.pictures, photos.sources:
         training = train_network(folder, recipe, photos, request=asked, observer=observer)
 
-        # Measurement
-        # Inside the block: pictures that were closed count none as cached.
+        # Before the pictures close: a closed cache counts no photos.
         cached = photos.pictures.num_cached
         metrics = measure(
             folder, training.model, photos.pictures, photos.frame, photos.classes, progress=observer.progress
@@ -300,7 +299,7 @@ def _fit_into(folder: RunFolder, recipe: Recipe, ends: float, announce: Announce
         f"{1000 * costs.decode:.2g} ms to decode and {1000 * costs.forward:.2g} ms to predict."
     )
     if plan.recipe != recipe:
-        # Before the plan is recorded: a resumed run that finds a plan takes its recipe as it stands in the folder.
+        # The recipe is saved before the plan: a resumed run that finds a plan takes the recipe in the folder as it is.
         announce(f"Pictures of {plan.recipe.data.image_px} px instead of {recipe.data.image_px} px.")
         save_recipe(plan.recipe, folder.recipe_path)
     if plan.share < 1:

@@ -393,11 +393,11 @@ def find_runs(folder: Path, depth: int = 3) -> list[RunFolder]:
         folder: where to look; what is no folder holds none.
         depth: so many folders deep.
     """
+    # No search below a run: the candidates of a race are runs too, and are not listed.
     if RunFolder(folder).is_begun:
         return [RunFolder(folder)]
     if depth == 0 or not folder.is_dir():
         return []
-    # Not below a run: what a race keeps of its candidates is not listed.
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return [run for path in inside for run in find_runs(path, depth - 1)]
 

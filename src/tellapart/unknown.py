@@ -71,7 +71,7 @@ class UnknownDetector:
 
     def similarity(self, embeddings: Floats) -> Floats:
         """Map (num_images, num_features) float32 to (num_images,) float32: the cosine to the nearest reference."""
-        # In blocks: a table of all photos by all references would take gigabytes.
+        # In blocks: all photos by all references at once may take gigabytes.
         blocks = range(0, len(embeddings), _BLOCK)
         parts = [(_unit(embeddings[at : at + _BLOCK]) @ self._columns).max(axis=1) for at in blocks]
         return np.concatenate(parts) if parts else np.zeros(0, np.float32)

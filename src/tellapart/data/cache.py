@@ -67,11 +67,12 @@ class Pictures:
         self._settling = threading.Lock()
         self._filling: Future[RowStore | None] | None = None
         if cache is not None:
-            self._look_into(cache)
+            self._read_from(cache)
 
-    def _look_into(self, cache: RowStore) -> None:
+    def _read_from(self, cache: RowStore) -> None:
         """Read what the cache holds from it from now on."""
         if cache.rows_path.exists():
+            # By content: a photo that was renamed, or that another data set has too, is found.
             known = {digest: row for row, digest in enumerate(cache.digests())}
             self._rows[:] = [known.get(digest, -1) for digest in self.digests]
             self._file = os.open(cache.rows_path, os.O_RDONLY | os.O_CLOEXEC)
@@ -94,7 +95,8 @@ class Pictures:
             if self._filling is not None:
                 cache = self._filling.result()
                 if cache is not None and not self._closing.is_set():
-                    self._look_into(cache)
+                    self._read_from(cache)
+                # Last: threads that see None go on without the lock, and must find the rows.
                 self._filling = None
 
     def __len__(self) -> int:
@@ -121,6 +123,7 @@ class Pictures:
         self._settle()
         row, size = int(self._rows[position]), picture_bytes(self.image_px)
         if row >= 0:
+            # pread takes the position as an argument: threads share one descriptor without a lock.
             data = os.pread(self._file, size, row * size)
             # Shorter where somebody emptied the cache meanwhile: then the photo itself is read, as if never cached.
             if len(data) == size:
@@ -248,11 +251,12 @@ def _extend(
     chunk = max(1, _CHUNK_BYTES // size)
     with cache.writing(len(known)) as write, ThreadPoolExecutor(decoding_threads(paths)) as pool:
         done = 0
-        for decoded, names, looked_at in _decoded_chunks(todo, chunk, image_px, pictures.max_pixels, pool):
+        # Chunk by chunk: whatever ends this, the chunks that were written stay in the cache.
+        for decoded, chunk_digests, num_done in _decoded_chunks(todo, chunk, image_px, pictures.max_pixels, pool):
             if unwanted():
                 break
-            write(decoded.data, names)
-            done += looked_at
+            write(decoded.data, chunk_digests)
+            done += num_done
             progress("decoding photos", done, len(todo))
 
 
@@ -292,6 +296,7 @@ def _decoded_chunks(
             for start in itertools.islice(starts, 1):
                 begin(start)
     finally:
+        # The caller stopped, or decoding failed: what has not begun is not needed.
         for _, _, tasks in waiting:
             for task in tasks:
                 task.cancel()

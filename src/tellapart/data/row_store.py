@@ -44,6 +44,7 @@ class RowStore:
             on_disk = self.rows_path.stat().st_size // self.row_bytes
         except FileNotFoundError:
             return []
+        # A row needs its digest and all of its bytes; either file may be cut off.
         count = min(len(index) // _DIGEST_BYTES, on_disk)
         text = index[: count * _DIGEST_BYTES].hex()
         return [text[start : start + 64] for start in range(0, len(text), 64)]
@@ -57,6 +58,8 @@ class RowStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "ab") as stream:
+            # Released by closing, so also when the process is killed. The file stays: deleting it would let two
+            # processes lock two files.
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 

@@ -80,6 +80,7 @@ def extended_photos(new: Path, run: RunFolder, out: str | os.PathLike[str] | Non
     folder = new_folder(out, new)
     # A table gives a split to all photos or to none; where it gives none, the earlier run's is found by their contents.
     parts = [_rows(run.root, old if files["split"].any() else old.assign(split="")), _rows(root, files)]
+    # The earlier run's rows come first: a photo in both keeps that run's label and split.
     table = pd.concat(parts, ignore_index=True).drop_duplicates("path")
     path = folder.with_name(f"{folder.name}.photos.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +113,7 @@ def extended_request(table: Path, run: RunFolder, time_budget: float | None) -> 
             run.refuse_ensemble()
         return None, request
     recipe = run.recipe()
+    # A head that was only fitted is fitted again, in seconds, from cached features: its weights are of no use.
     is_fitted_head = bool(recipe.model.weights) and not run.metrics().get("best_epoch")
     if is_fitted_head or not run.best_weights.is_file():
         return recipe, request
@@ -129,15 +131,17 @@ def measure_extension(run: RunFolder) -> Extension | None:
         return None
     earlier = RunFolder(Path(extends))
     tables = []
-    for each in (earlier, run):
-        photos, classes, probabilities = each.predictions()
+    for run_folder in (earlier, run):
+        photos, classes, probabilities = run_folder.predictions()
         named = np.asarray(classes, object)[probabilities.argmax(axis=1)]
+        # By content, once each: copies would be joined with each other and count several times.
         tables.append(photos.assign(right=named == photos["label"].to_numpy(object)).drop_duplicates("sha256"))
     old, new = tables
+    # Photos that are test photos in both runs: neither network has learned from them.
     test = old[old["split"] == "test"].merge(new[new["split"] == "test"], on="sha256", suffixes=("", "_after"))
     before, after = test["right"].to_numpy(bool), test["right_after"].to_numpy(bool)
     groups = test["unit"].to_numpy(np.int64) if "unit" in test else None
-    found = Extension(
+    extension = Extension(
         new_classes=tuple(sorted(set(run.record().classes) - set(earlier.record().classes))),
         num_photos=len(run.readable()),
         num_new=int((~new["sha256"].isin(old["sha256"])).sum()),
@@ -147,5 +151,5 @@ def measure_extension(run: RunFolder) -> Extension | None:
         interval=grouped_difference(before, after, groups),
         p_value=grouped_mcnemar(before, after, groups),
     )
-    write_json(run.metrics_path, run.metrics() | {"extension": found.to_dict()})
-    return found
+    write_json(run.metrics_path, run.metrics() | {"extension": extension.to_dict()})
+    return extension

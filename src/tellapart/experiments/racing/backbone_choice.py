@@ -57,28 +57,32 @@ def try_backbones(
     photos, seed = folder.readable(), folder.record().seed
     classes = sorted(photos["label"].unique())
     chosen = [
-        generator(seed, "backbones", side).permutation(np.flatnonzero(photos["split"] == side))[:most]
-        for side, most in (("train", MOST_TRAINED), ("validation", MOST_HELD_OUT))
+        generator(seed, "backbones", split).permutation(np.flatnonzero(photos["split"] == split))[:most]
+        for split, most in (("train", MOST_TRAINED), ("validation", MOST_HELD_OUT))
     ]
+    # Training photos first: the head learns from the first `learned` rows.
     rows = photos.iloc[np.concatenate(chosen)].reset_index(drop=True)
     numbers = rows["label"].map({name: number for number, name in enumerate(classes)}).to_numpy(np.int64)
     learned = len(chosen[0])
-    found: list[Tried] = []
+    trials: list[Tried] = []
     with open_rows(folder.root, rows, image_px, folder=cache, progress=observer.progress) as pictures:
         for name in names:
-            if found and time.time() > until:
+            # The first network is always tried: there must be one to begin from.
+            if trials and time.time() > until:
                 break
+            # For 0 photos it stays in Keras: converting each network would take longer than these few photos.
             extractor = pretrained_extractor(
                 Backbone.model_validate({"name": name, "weights": "imagenet"}), image_px, 0
             )
             next(iter(extractor.forward([pictures.batch(range(min(8, len(rows))))])))  # compiles
             began = time.perf_counter()
+            # Without a cache: features that are read would not tell what a photo costs.
             features = extractor(pictures, None, observer.progress)
             seconds = (time.perf_counter() - began) / len(rows)
             loss = _loss(features, numbers, learned, len(classes), seed)
-            found.append(Tried(name, loss, seconds))
+            trials.append(Tried(name, loss, seconds))
             observer.announce(f"{name}: validation loss {loss:.3f} on a few photos, {1000 * seconds:.0f} ms each.")
-    return found
+    return trials
 
 
 def _loss(
@@ -93,9 +97,10 @@ def _loss(
     seen = np.isin(held_out, known)
     if len(known) < 2 or not seen.any():
         return float("inf")
-    place = np.full(num_classes, -1, np.int64)
-    place[known] = np.arange(len(known))
+    # Classes are numbered anew without the gaps: a head has a column for each.
+    new_number = np.full(num_classes, -1, np.int64)
+    new_number[known] = np.arange(len(known))
     new = features[learned:][seen]
-    kernel, bias, _ = fit_head(features[:learned], place[train], new, place[held_out[seen]], len(known), seed=seed)
-    said = log_softmax(new @ kernel + bias, axis=1)
-    return float(-said[np.arange(len(new)), place[held_out[seen]]].mean())
+    kernel, bias, _ = fit_head(features[:learned], new_number[train], new, new_number[held_out[seen]], len(known), seed=seed)
+    log_probabilities = log_softmax(new @ kernel + bias, axis=1)
+    return float(-log_probabilities[np.arange(len(new)), new_number[held_out[seen]]].mean())

@@ -61,6 +61,7 @@ def best_of(entries: Sequence[Entry], *, balanced: bool = True) -> Entry | None:
     """
 
     def order(entry: Entry) -> tuple[float, float]:
+        # Among equals the lower loss, which is calibrated.
         return (-float(entry.correct or 0), entry.loss or 0.0) if balanced else (-(entry.f1 or 0.0), entry.loss or 0.0)
 
     return min((entry for entry in entries if entry.correct is not None), key=order, default=None)
@@ -80,6 +81,7 @@ class Watch:
         Raises:
             GivenUpError: the candidate cannot reach the target any more.
         """
+        # The run's own observer first: it sees the epoch at which a candidate is given up, too.
         self._observer.watch(row)
         self.epochs, done = int(row["epoch"]), row.get("progress")
         if not was_validated(row):
@@ -87,7 +89,7 @@ class Watch:
         self.accuracy = float(row["val_accuracy"])
         if self._target is None or not done or not self._count:
             return
-        # The error as it may be by chance, as it may fall at best.
+        # At its luckiest: the lower end of the error's interval, which then falls as fast as any was seen to fall.
         likely = wilson(round((1 - self.accuracy) * self._count), self._count).low
         if likely * done**_CURVE > self._target:
             raise GivenUpError(
@@ -96,16 +98,16 @@ class Watch:
             )
 
 
-def measured(entry: Entry, place: RunFolder) -> Entry:
+def measured(entry: Entry, run_folder: RunFolder) -> Entry:
     """Return an entry with what its finished run found on the validation photos."""
-    found = place.metrics().get("validation")
-    if found is None:  # a table that gives its photos a split without any
+    metrics = run_folder.metrics().get("validation")
+    if metrics is None:  # a table that gives its photos a split without any
         return replace(entry, correct=0, loss=0.0, f1=0.0)
-    correct = round(found["accuracy"] * found["num_images"])
-    return replace(entry, correct=correct, accuracy=found["accuracy"], loss=found["loss"], f1=found["f1_macro"])
+    correct = round(metrics["accuracy"] * metrics["num_images"])
+    return replace(entry, correct=correct, accuracy=metrics["accuracy"], loss=metrics["loss"], f1=metrics["f1_macro"])
 
 
-def said(entry: Entry) -> str:
+def entry_line(entry: Entry) -> str:
     """Say in a line how a candidate did."""
     if entry.correct is None:
         return f"{entry.name}: {entry.outcome} after {entry.seconds:.0f} s: {entry.why}."
