@@ -80,7 +80,7 @@ def extended_photos(new: Path, run: RunFolder, out: str | os.PathLike[str] | Non
     folder = new_folder(out, new)
     # A table gives a split to all photos or to none; where it gives none, the earlier run's is found by their contents.
     parts = [_rows(run.root, old if files["split"].any() else old.assign(split="")), _rows(root, files)]
-    # The earlier run's rows come first: a photo in both keeps that run's label and split.
+    # The earlier run's rows come first: a file in both keeps that run's label and split.
     table = pd.concat(parts, ignore_index=True).drop_duplicates("path")
     path = folder.with_name(f"{folder.name}.photos.csv")
     path.parent.mkdir(parents=True, exist_ok=True)

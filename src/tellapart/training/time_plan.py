@@ -137,6 +137,7 @@ def plan_for_time(paths: Sequence[Path], num_classes: int, recipe: Recipe, secon
     scan_seconds, photo_px = _time_scan(sample, recipe.data.max_pixels)
     recipe = _no_larger_than(recipe, photo_px)
     costs, precision = _time(sample, len(paths), num_classes, recipe, scan_seconds)
+    # The timing itself is paid from the budget.
     left = seconds - (time.monotonic() - began)
     if recipe.model.weights:
         for_photos = min(_FEATURES_SHARE * left, max(left - _SECONDS_FOR_A_HEAD, left / 4) / _SLOWER)
@@ -161,6 +162,7 @@ def expected_seconds(paths: Sequence[Path], num_classes: int, recipe: Recipe) ->
         return seconds, costs
     stages, last = stages_of(recipe), stages_of(recipe)[-1].image_px
     shares = sum(stage.share for stage in stages)
+    # Steps were timed at the last size; their cost goes with the area of the pictures.
     area = sum(stage.share * (stage.image_px / last) ** 2 for stage in stages) / shares
     validation = recipe.data.split[1] * costs.forward / recipe.train.validate_every
     return seconds + recipe.train.epochs * len(paths) * (recipe.data.split[0] * area * costs.step + validation), costs
@@ -183,6 +185,7 @@ def _time(
 def _with_enough_epochs(recipe: Recipe, costs: Costs, num_photos: int, seconds: float) -> tuple[Recipe, Costs]:
     """Return the recipe with the largest pictures for which enough epochs fit, and its costs."""
     full = recipe
+    # From large to small: the first size that leaves enough epochs is the largest.
     for scale in (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25):
         smaller = _scaled(full, scale)
         if smaller.data.image_px < min(_SMALLEST_PX, full.data.image_px):
@@ -252,8 +255,8 @@ def _scaled(recipe: Recipe, scale: float, largest: int = 1024) -> Recipe:
 
 def _time_scan(sample: Sequence[Path], max_pixels: int) -> tuple[float, int]:
     """Return the seconds that a photo takes to scan, and the side that three quarters of them do not exceed."""
-    seconds, found = _time_each(lambda path: inspect(path, max_pixels)[0], sample)
-    areas = [row["width"] * row["height"] for row in found if not row["error"]]
+    seconds, rows = _time_per_file(lambda path: inspect(path, max_pixels)[0], sample)
+    areas = [row["width"] * row["height"] for row in rows if not row["error"]]
     return seconds, round(float(np.quantile(np.sqrt(areas), 0.75))) if areas else 1024
 
 
@@ -268,13 +271,14 @@ def _time_decoding(sample: Sequence[Path], recipe: Recipe) -> float:
         except DecodeError:
             return
 
-    return _time_each(decode_all, sample)[0]
+    return _time_per_file(decode_all, sample)[0]
 
 
-def _time_each(work: Callable[[Path], Any], sample: Sequence[Path]) -> tuple[float, list[Any]]:
+def _time_per_file(work: Callable[[Path], Any], sample: Sequence[Path]) -> tuple[float, list[Any]]:
     """Do the work for each file in as many threads as scanning and decoding have; return (seconds a file, results)."""
     warm_up = _WARM_UP if len(sample) > 2 * _WARM_UP else 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        # The first files pay for imports, threads and cold caches: they are not timed.
         results = list(pool.map(work, sample[:warm_up]))
         start = time.perf_counter()
         results += list(pool.map(work, sample[warm_up:]))
@@ -291,10 +295,12 @@ def _time_training(recipe: Recipe, num_classes: int) -> tuple[Precision | None, 
 
     def model_in(precision: str) -> Any:
         model, rate = compiled(recipe, num_classes, precision)
+        # The rate needs a schedule, any one: these steps teach nothing.
         rate.enter(Segment(noise.image_px, 1, (0.0, 0.01)), 0, 1000)
         return model
 
     precision = choose_precision(recipe.train.precision, model_in, noise)
+    # The precision was settled without timing steps: time them now.
     if precision.name not in precision.milliseconds_per_image:
         timed = step_time(model_in(precision.name), noise)
         precision = replace(

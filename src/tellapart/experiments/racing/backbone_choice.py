@@ -70,7 +70,7 @@ def try_backbones(
             # The first network is always tried: there must be one to begin from.
             if trials and time.time() > until:
                 break
-            # For 0 photos it stays in Keras: converting each network would take longer than these few photos.
+            # "0 photos": never converted, so that all networks are timed in Keras.
             extractor = pretrained_extractor(
                 Backbone.model_validate({"name": name, "weights": "imagenet"}), image_px, 0
             )
@@ -97,10 +97,10 @@ def _loss(
     seen = np.isin(held_out, known)
     if len(known) < 2 or not seen.any():
         return float("inf")
-    # Classes are numbered anew without the gaps: a head has a column for each.
-    new_number = np.full(num_classes, -1, np.int64)
-    new_number[known] = np.arange(len(known))
+    # A head has a column for each class that it saw, without gaps.
+    column = np.full(num_classes, -1, np.int64)
+    column[known] = np.arange(len(known))
     new = features[learned:][seen]
-    kernel, bias, _ = fit_head(features[:learned], new_number[train], new, new_number[held_out[seen]], len(known), seed=seed)
+    kernel, bias, _ = fit_head(features[:learned], column[train], new, column[held_out[seen]], len(known), seed=seed)
     log_probabilities = log_softmax(new @ kernel + bias, axis=1)
-    return float(-log_probabilities[np.arange(len(new)), new_number[held_out[seen]]].mean())
+    return float(-log_probabilities[np.arange(len(new)), column[held_out[seen]]].mean())

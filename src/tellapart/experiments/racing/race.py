@@ -28,7 +28,7 @@ from tellapart.experiments.ensembling.weighting import choose
 from tellapart.experiments.finished_run import open_finished_run
 from tellapart.experiments.racing.backbone_choice import try_backbones
 from tellapart.experiments.racing.begin import BALANCE, FIRST_BACKBONE, SECONDS, backbone_at_hand, pretrained_recipe
-from tellapart.experiments.racing.candidates import Entry, GivenUpError, Watch, best_of, measured, said
+from tellapart.experiments.racing.candidates import Entry, GivenUpError, Watch, best_of, entry_line, measured
 from tellapart.files import read_json, write_json
 from tellapart.models.weights import get, listed
 from tellapart.preparation import prepare
@@ -110,12 +110,13 @@ class _Race:
         self.entries: list[Entry] = []
         self.spent, self.winner = 0.0, ""
         if self.log.is_file():
-            kept = read_json(self.log)
-            self.entries, self.spent = [Entry(**entry) for entry in kept["entries"]], kept["seconds"]
-            self.winner = kept.get("winner", "")
-        for place in (self._place(name) for name in _NAMES if not self._is_over(name)):
-            # A candidate that was killed, or over just before its entry was written.
-            self.spent += place.metrics().get("seconds_total") or seconds_spent(place.last_checkpoint)
+            saved = read_json(self.log)
+            self.entries, self.spent = [Entry(**entry) for entry in saved["entries"]], saved["seconds"]
+            self.winner = saved.get("winner", "")
+        # Candidates without an entry were killed in training, or just before their entry was written: their time
+        # counts.
+        for candidate in (self._folder_of(name) for name in _NAMES if not self._is_over(name)):
+            self.spent += candidate.metrics().get("seconds_total") or seconds_spent(candidate.last_checkpoint)
 
     def run(self, started: float) -> Run:
         """Do what is not done yet."""
@@ -150,16 +151,16 @@ class _Race:
 
     def _from_scratch(self, backbone: str) -> None:
         """The convnet, as long as its error may still fall below what the others reach."""
-        place = "from scratch"
+        name = "from scratch"
         if self._best() is not None and not self._num_validation():
             self.observer.announce(
                 "Without validation photos nothing can say what is better than the head: it is kept."
             )
             return
-        if self._is_over(place) or (backbone and self.left < 2 * _SECONDS_TO_BEGIN):
+        if self._is_over(name) or (backbone and self.left < 2 * _SECONDS_TO_BEGIN):
             return
         recipe, plan = self._scratch_recipe(), None
-        if not self._place(place).is_begun:
+        if not self._folder_of(name).is_begun:
             fitted = self._plan_again(recipe)
             if backbone and fitted.share < 1:
                 self.observer.announce("The time left is too short to train a network from scratch on all photos.")
@@ -169,7 +170,7 @@ class _Race:
         if best is not None and best.accuracy is not None:
             target = _USEFUL * (1 - best.accuracy)
         reserve = self._seconds_to_join() if best is not None else 0.0
-        self._run(place, recipe, plan, target, reserve)
+        self._run(name, recipe, plan, target, reserve)
 
     def _fine_tuned(self, backbone: str, *, is_first: bool = False) -> None:
         """The head's network, its upper layers trained on, if two epochs fit into what is left.
@@ -184,7 +185,7 @@ class _Race:
         epochs, besides = self._seconds_to_fine_tune(recipe)
         needed, share = epochs + besides, _FIRST_SHARE * self.left
         # What was begun is ended, though less is left now than when it was begun.
-        if not self._place("fine-tuned").is_begun:
+        if not self._folder_of("fine-tuned").is_begun:
             if needed > self.left or (is_first and needed > share and epochs > _CHEAP):
                 return
             reserve = self.left - max(share, needed) if is_first else 0.0
@@ -209,30 +210,34 @@ class _Race:
         """
         if self._is_over(name):
             return
-        place, began = self._place(name), time.time()
-        if place.is_begun and place.has_photos:
-            reopen(place.path, self.request.photos)
+        candidate, began = self._folder_of(name), time.time()
+        if candidate.is_begun and candidate.has_photos:
+            reopen(candidate.path, self.request.photos)
         else:
-            shutil.rmtree(place.path, ignore_errors=True)
+            # Killed before its photos were there: nothing in it is worth keeping, and `begin` wants an empty folder.
+            shutil.rmtree(candidate.path, ignore_errors=True)
             request = RunRequest(photos=self.request.photos, time_budget=self.left - _RESERVE - reserve)
-            begin(recipe, request, place.path, prepared=self.folder.path)
+            begin(recipe, request, candidate.path, prepared=self.folder.path)
+            # With a plan in its record the candidate does not time its network again.
             if plan is not None:
-                place.update_record(time_plan=plan)
+                candidate.update_record(time_plan=plan)
         watch = Watch(self.observer, target, self._num_validation())
-        told = Observer(self.observer.progress, self.observer.announce, watch)
-        before, outcome, why = seconds_spent(place.last_checkpoint), "beaten", ""
+        candidate_observer = Observer(self.observer.progress, self.observer.announce, watch)
+        # What earlier tries took; asked before this one adds to it.
+        before, outcome, why = seconds_spent(candidate.last_checkpoint), "beaten", ""
         self.observer.announce(f"Candidate: {name} ({recipe.model.name}, {recipe.data.image_px} px).")
         try:
-            run_stages(place, self.cache, told, machine=self.machine)
+            run_stages(candidate, self.cache, candidate_observer, machine=self.machine)
         except GivenUpError as error:
             outcome, why = "given up", str(error)
         except TrainingStoppedError as error:
             outcome, why = "failed", str(error)
         finally:
+            # Before the next candidate builds its own: Keras keeps every network of a process otherwise.
             forget_networks()
         entry = self._entry(name, recipe, time.time() - began + before, watch, outcome, why)
         self.entries.append(entry)
-        self.observer.announce(said(entry))
+        self.observer.announce(entry_line(entry))
         self._save()
 
     def _joined(self) -> None:
@@ -242,15 +247,16 @@ class _Race:
         if best is None or len(finished) < 2 or not self._num_validation() or self._is_over("ensemble"):
             return
         began = time.time()
-        places = [self._place(entry.name) for entry in finished]
-        runs = [open_finished_run(place.path, place.path.name) for place in places]
+        candidates = [self._folder_of(entry.name) for entry in finished]
+        runs = [open_finished_run(candidate.path, candidate.path.name) for candidate in candidates]
         photos = runs[0].photos[runs[0].photos["split"] == "validation"]
         true = np.array([runs[0].classes.index(label) for label in photos["label"]], np.int64)
-        given = np.stack([run.probabilities[photos.index] for run in runs])
-        of_truth = given[:, np.arange(len(true)), true].clip(1e-7, 1.0)
+        probabilities = np.stack([run.probabilities[photos.index] for run in runs])
+        # Clipped: a probability of 0 has no finite logarithm.
+        of_truth = probabilities[:, np.arange(len(true)), true].clip(1e-7, 1.0)
         weights = choose(of_truth, photos["unit"].tolist(), seed=self.folder.record().seed).chosen.weights
         # By what decides who is kept: where classes are ten to one, photos named rightly would be the large classes'.
-        joined = np.tensordot(weights, given, 1).argmax(axis=1)
+        joined = np.tensordot(weights, probabilities, 1).argmax(axis=1)
         if self._is_balanced():
             gain = float((joined == true).mean()) - (best.accuracy or 0.0)
         else:
@@ -261,20 +267,21 @@ class _Race:
         if self.left < self._seconds_to_join():
             self.observer.announce(f"An ensemble would bring {points(gain)} points on validation: no time is left.")
             return
-        place = self._place("ensemble")
-        shutil.rmtree(place.path, ignore_errors=True)
+        ensemble = self._folder_of("ensemble")
+        # Left by a process that was killed before the entry was saved.
+        shutil.rmtree(ensemble.path, ignore_errors=True)
         members = [(Member(run), float(weight)) for run, weight in zip(runs, weights, strict=True) if weight > 0]
         chosen, shares = zip(*members, strict=True)
         self.observer.announce(f"Candidate: an ensemble of {' and '.join(m.finished_run.name for m in chosen)}.")
         try:
-            write_joined(place.path, chosen, shares, runs, cache=self.cache, progress=self.observer.progress)
+            write_joined(ensemble.path, chosen, shares, runs, cache=self.cache, progress=self.observer.progress)
         except RunError as error:  # the best single candidate is there all the same
             self.observer.announce(f"warning: {error}")
             return
         networks = " + ".join(entry.network for entry, weight in zip(finished, weights, strict=True) if weight > 0)
-        entry = Entry("ensemble", networks, place.recipe().data.image_px, time.time() - began, 0, None, None, None)
-        self.entries.append(measured(entry, place))
-        self.observer.announce(said(self.entries[-1]))
+        entry = Entry("ensemble", networks, ensemble.recipe().data.image_px, time.time() - began, 0, None, None, None)
+        self.entries.append(measured(entry, ensemble))
+        self.observer.announce(entry_line(self.entries[-1]))
         self._save()
 
     # What they need --------------------------------------------------------------------------------------------
@@ -305,18 +312,20 @@ class _Race:
 
     def _best_backbone(self, first: str) -> str:
         """Return which of the networks whose weights are at hand to begin from, by a head on a few photos."""
-        if self._place("head").is_begun:
-            return str(self._place("head").recipe().model.name)
+        if self._folder_of("head").is_begun:
+            # The choice was made before the race was interrupted.
+            return str(self._folder_of("head").recipe().model.name)
         names = [first, *(weights.name for weights in listed() if weights.path and weights.name != first)]
         if len(names) == 1:
             return first
         until = time.time() + _CHOOSING * self.left
         image_px = int(self._plan()["image_px"])
-        tried = try_backbones(names, self.folder, image_px, self.cache, until=until, observer=self.observer)
+        trials = try_backbones(names, self.folder, image_px, self.cache, until=until, observer=self.observer)
         photos = len(self.folder.readable())
-        fast = [each for each in tried if photos * each.seconds_per_photo < _FEATURES * self.left]
-        best = min(fast, key=lambda each: each.loss, default=tried[0]).name
+        fast = [trial for trial in trials if photos * trial.seconds_per_photo < _FEATURES * self.left]
+        best = min(fast, key=lambda trial: trial.loss, default=trials[0]).name
         if best != first:
+            # The plan was measured with the first network; the head takes its costs from it.
             self.folder.update_record(time_plan=self._plan_again(pretrained_recipe(best, self.changes)).to_dict())
         return best
 
@@ -339,8 +348,8 @@ class _Race:
                 f"warning: the time allows about {plan.share:.0%} of the {len(files):,} photos: the rest is left out."
             )
         self.folder.update_record(time_plan=plan.to_dict())
-        kept = self.cache if self.machine.cache_limit_gb else None
-        prepare(self.folder, self.folder.recipe(), self.observer, kept)
+        scan_cache = self.cache if self.machine.cache_limit_gb else None
+        prepare(self.folder, self.folder.recipe(), self.observer, scan_cache)
 
     def _plan(self) -> dict[str, Any]:
         """Return what was measured before the photos were scanned, for the pretrained network."""
@@ -377,21 +386,21 @@ class _Race:
     def _num_validation(self) -> int:
         return int((self.folder.readable()["split"] == "validation").sum())
 
-    def _place(self, name: str) -> RunFolder:
+    def _folder_of(self, name: str) -> RunFolder:
         return RunFolder(self.folder.path / "race" / name.replace(" ", "-"))
 
     def _is_over(self, name: str) -> bool:
         return any(entry.name == name for entry in self.entries)
 
     def _entry(self, name: str, recipe: Recipe, seconds: float, watch: Watch, outcome: str, why: str) -> Entry:
-        place = self._place(name)
-        image_px = stages_of(place.recipe())[-1].image_px
+        candidate = self._folder_of(name)
+        image_px = stages_of(candidate.recipe())[-1].image_px
         entry = Entry(
             name, recipe.model.name, image_px, seconds, watch.epochs, None, watch.accuracy, None, None, outcome, why
         )
-        if not place.is_finished:
+        if not candidate.is_finished:
             return entry
-        return measured(entry, place)
+        return measured(entry, candidate)
 
     def _best(self) -> Entry | None:
         return best_of(self.entries, balanced=self._is_balanced())
@@ -414,9 +423,10 @@ class _Race:
             reasons = "; ".join(f"{entry.name}: {entry.why}" for entry in self.entries)
             raise TrainingStoppedError(f"No candidate could be trained ({reasons}).")
         self.entries = [replace(e, outcome="won") if e.name == best.name else e for e in self.entries]
+        # The name first, then the files: a process that goes on after a kill finds the winner named and moves the rest.
         self.winner = best.name
         self._save()
-        winner = self._place(best.name)
+        winner = self._folder_of(best.name)
         metrics, record = winner.metrics(), winner.record()
         if winner.checkpoints.is_dir():  # else they were moved by a process that was killed after it
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
@@ -432,7 +442,7 @@ class _Race:
         )  # fmt: skip
         for entry in self.entries:
             if entry.name != best.name:
-                _forget_weights(self._place(entry.name))
+                _forget_weights(self._folder_of(entry.name))
         metrics |= {
             "seconds_total": time.time() - self.started,
             "peak_memory_mb": peak_memory_mb(),
@@ -448,9 +458,9 @@ _KEPT = frozenset({"environment.json", "manifest.csv", "health.json", "log.jsonl
 """Files of the winner that stay where they are: the race has its own, or needs them to go on after a kill."""
 
 
-def _forget_weights(place: RunFolder) -> None:
+def _forget_weights(candidate: RunFolder) -> None:
     """Delete what takes room of a candidate that lost; its history and its metrics stay."""
-    shutil.rmtree(place.checkpoints, ignore_errors=True)
-    shutil.rmtree(place.tensorboard, ignore_errors=True)
-    for path in (place.model_path, place.features_path):
+    shutil.rmtree(candidate.checkpoints, ignore_errors=True)
+    shutil.rmtree(candidate.tensorboard, ignore_errors=True)
+    for path in (candidate.model_path, candidate.features_path):
         path.unlink(missing_ok=True)
