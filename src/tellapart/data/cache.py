@@ -239,6 +239,7 @@ def _extend(
     have, size = set(known), picture_bytes(image_px)
     # By digest: copies of a photo are decoded once.
     missing = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in have}
+    # Rows are never deleted, so the limit counts those of other data sets too.
     room = max(0, limit_bytes // size - len(known))
     todo = list(missing.items())[:room]
     if len(todo) < len(missing):

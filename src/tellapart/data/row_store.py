@@ -58,8 +58,8 @@ class RowStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "ab") as stream:
-            # Released by closing, so also when the process is killed. The file stays: deleting it would let two
-            # processes lock two files.
+            # Closing the file releases the lock, so the end of the process does too. The file stays: if it were
+            # deleted, two processes could lock two files.
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 

@@ -67,9 +67,8 @@ def loss_of(recipe: Recipe, num_classes: int) -> Any:
         if targets.shape[-1] == num_classes:
             return plain
         teacher = ops.maximum(targets[:, num_classes:], _TINY)
-        # Logarithms of probabilities are logits up to a constant, which a softmax ignores. Clipped first: log(0) would
-        # make
-        # the gradient infinite.
+        # Logarithms of probabilities are logits up to a constant, which a softmax ignores. Clipped, or the gradient of
+        # log(0) would be infinite.
         student = ops.log_softmax(ops.log(ops.clip(probabilities, _TINY, 1.0)) / temperature, axis=-1)
         kl_divergence = ops.sum(teacher * (ops.log(teacher) - student), axis=-1)
         return weight * temperature**2 * kl_divergence + (1 - weight) * plain

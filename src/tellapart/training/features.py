@@ -66,7 +66,7 @@ class Extractor:
             return features
         store = self.store(cache)
         try:
-            # Locked while features are computed: runs that share the cache wait, and then find what this one has
+            # Locked while features are computed: runs that share the cache wait, and then read what this one has
             # written.
             with store.locked():
                 self._extend(store, pictures, features, progress)

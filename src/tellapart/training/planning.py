@@ -101,6 +101,7 @@ class Planner:
 
     def leave(self, state: TrainingState, epochs: int, seconds: float) -> None:
         """Take note that `epochs` of the segment took `seconds`, and leave the segment if it is done."""
+        # The measured epochs replace the estimate: the next segment is planned from what this one took.
         if self.budget is not None and epochs:
             self.budget.learn(state.current.image_px, seconds / epochs)
         if state.epoch == state.last_epoch:
@@ -112,6 +113,7 @@ class Planner:
         recipe_epochs = self.inputs.recipe.train.epochs
         if self.budget is None:
             return max(1, round(recipe_epochs * (1 - done)))
+        # One epoch at least, even if it will be late: a run must end with a network.
         most = max(1, round(_MOST_EPOCHS * recipe_epochs * (1 - done)))
         return max(1, min(most, int(self.budget.epochs_that_fit(self.stages, done))))
 
@@ -134,6 +136,7 @@ class Planner:
         """Whether a run that has something to keep has no time for another epoch, or a replay no further segment."""
         if self.replay is not None:
             return len(state.segments) >= len(self.replay.segments)
+        # The first epoch is always trained.
         if self.budget is None or not state.epoch:
             return False
         return self.budget.epochs_that_fit(self.stages, state.done) < _NEARLY_FITS

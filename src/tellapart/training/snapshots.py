@@ -34,7 +34,7 @@ def kept_networks(run: Path, recipe: Recipe, num_classes: int) -> dict[str, kera
     }
     if (folder / "last.npz").is_file() and (folder / "best.npz").is_file():
         state = TrainingState.from_dict(load_weights(folder / "last.npz")[1])
-        # With its optimiser: a checkpoint holds that too, and is refused where shapes differ.
+        # Compiled, with an optimiser: the checkpoint holds its variables too, and loading compares all shapes.
         model, _ = compiled(recipe, num_classes, state.precision.name, state.planned_steps)
         load_checkpoint(folder / "last.npz", model)
         last, best = model.get_weights(), load_weights(folder / "best.npz")[0]

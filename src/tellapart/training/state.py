@@ -104,6 +104,7 @@ class TrainingState:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingState:
         """Read what `to_dict` wrote, or what runs wrote before the state had a type."""
+        # Earlier versions wrote the fields of `Precision` beside the others, and fewer fields in all.
         old = values.get("precision")
         names = ("name", "milliseconds_per_image", "reason", "compile_seconds")
         precision = old if isinstance(old, dict) else {name: values[name] for name in names if name in values}

@@ -278,7 +278,7 @@ def _time_per_file(work: Callable[[Path], Any], sample: Sequence[Path]) -> tuple
     """Do the work for each file in as many threads as scanning and decoding have; return (seconds a file, results)."""
     warm_up = _WARM_UP if len(sample) > 2 * _WARM_UP else 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # The first files pay for imports, threads and cold caches: they are not timed.
+        # The first files also pay for starting the threads: they are not timed.
         results = list(pool.map(work, sample[:warm_up]))
         start = time.perf_counter()
         results += list(pool.map(work, sample[warm_up:]))

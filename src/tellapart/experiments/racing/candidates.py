@@ -89,7 +89,8 @@ class Watch:
         self.accuracy = float(row["val_accuracy"])
         if self._target is None or not done or not self._count:
             return
-        # At its luckiest: the lower end of the error's interval, which then falls as fast as any was seen to fall.
+        # Optimistic twice: the lower end of the error's interval, falling faster than any was seen to
+        # (docs/experiments.md).
         likely = wilson(round((1 - self.accuracy) * self._count), self._count).low
         if likely * done**_CURVE > self._target:
             raise GivenUpError(

@@ -161,6 +161,7 @@ class _Race:
             return
         recipe, plan = self._scratch_recipe(), None
         if not self._folder_of(name).is_begun:
+            # The first plan was made for the pretrained network, before others took their time.
             fitted = self._plan_again(recipe)
             if backbone and fitted.share < 1:
                 self.observer.announce("The time left is too short to train a network from scratch on all photos.")
@@ -169,6 +170,7 @@ class _Race:
         best, target = self._best(), None
         if best is not None and best.accuracy is not None:
             target = _USEFUL * (1 - best.accuracy)
+        # With another candidate there may be an ensemble: leave the time to build it.
         reserve = self._seconds_to_join() if best is not None else 0.0
         self._run(name, recipe, plan, target, reserve)
 
@@ -360,6 +362,7 @@ class _Race:
         root, photos = self.folder.root, self.folder.readable()
         paths = [root / path for path in photos["path"]]
         plan = plan_for_time(paths, photos["label"].nunique(), recipe, self.left - _RESERVE)
+        # These costs are recorded as those of a candidate, which scans nothing.
         return replace(plan, costs=replace(plan.costs, scan=0.0))
 
     def _seconds_to_fine_tune(self, recipe: Recipe) -> tuple[float, float]:
@@ -434,6 +437,7 @@ class _Race:
             if path.name not in _KEPT:
                 path.replace(self.folder.path / path.name)
         if record.request.ensemble:
+            # The record of the race says that its network is an ensemble: it was not trained by one recipe.
             request = self.request.model_copy(update={"ensemble": record.request.ensemble})
             self.folder.update_record(request=request.model_dump(mode="json", exclude_none=True))
         self.folder.update_record(
@@ -449,6 +453,7 @@ class _Race:
             "race": [asdict(entry) for entry in self.entries],
         }
         self.observer.announce(f"Kept: {best.name}, the best on validation.")
+        # Last of all: where this file is, the race is finished.
         write_json(self.folder.metrics_path, metrics)
         self.folder.log("finished", seconds_total=metrics["seconds_total"], kept=best.name)
         return Run(self.folder.path, metrics)
