@@ -95,7 +95,7 @@ def _again(layer: keras.layers.Layer, inputs: Any) -> Any:
 def heaviest(model: keras.Model) -> keras.Model:
     """Return the member with the largest weight, for pictures of the ensemble's size; any other network as it is."""
     members = members_of(model)
-    return keras.Model(model.inputs, members[-1](picture_for(model, len(members)))) if members else model
+    return keras.Model(model.inputs[0], members[-1](picture_for(model, len(members)))) if members else model
 
 
 def _as_layer(member: keras.Model, name: str) -> keras.Model:

@@ -140,7 +140,11 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
         assert {label: row[f"p:{label}"] for label, _ in found.top} == pytest.approx(dict(found.top), abs=1e-5)
     said: list[str] = []
     bundle = tellapart.export(place / "ab", place / "bundle", cache=place / "cache", announce=said.append)
-    assert "tellapart explain RUN draws the heat maps" in next(line for line in said if "No heat maps" in line)
+    assert bundle.record.explains, "by its heaviest member"
+    assert bundle.detector is not None
+    embedding = classifier.predict(photos[:1])[0].embedding
+    assert embedding is not None
+    assert bundle.detector.num_features == len(embedding) >= 256, "members' embeddings, not logarithms for ten classes"
     proofs = bundle.record.artefact("onnx").proofs
     assert proofs["onnxruntime"].passed
     assert proofs["onnxruntime"].largest_difference < 1e-4
