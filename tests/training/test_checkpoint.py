@@ -61,6 +61,12 @@ def test_weights_come_back_as_they_were_in_their_order(tmp_path):
     assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(found, weights, strict=True))
 
 
+def test_more_than_a_thousand_arrays_come_back_in_their_order(tmp_path):
+    values = [np.full(1, number, np.float32) for number in range(1203)]
+    save_weights(tmp_path / "best.npz", values, {})
+    assert [int(value[0]) for value in load_weights(tmp_path / "best.npz")[0]] == list(range(1203))
+
+
 @pytest.mark.parametrize("way", ["truncated", "overwritten"])
 def test_a_damaged_checkpoint_is_named(tmp_path: Path, way: str):
     path = tmp_path / "last.npz"

@@ -377,7 +377,9 @@ class OnDevice:
         return [(first, min(first + length, steps)) for first in range(0, steps, length)]
 
     def _is_resident(self, source_px: int) -> bool:
-        return len(self.inputs.positions) * source_px**2 * 4 <= self._room
+        # Always without the quarter that validation photos may take: steps are compiled before it is known whether
+        # those do, and must not find another answer afterwards.
+        return len(self.inputs.positions) * source_px**2 * 4 <= self._room - self._room // 4
 
     def _feeds(self, image_px: int, first_epoch: int, last_epoch: int) -> Iterator[_Feed]:
         """Yield what each call of some epochs gets."""
@@ -443,7 +445,6 @@ class OnDevice:
         # photos come first.
         if total > self._room // 4:
             return parts
-        self._room -= total
         return [partial(tuple, part()) for part in parts]
 
     def _validation_part(self, start: int, steps: int, size: int) -> tuple[Any, Any, Any]:
