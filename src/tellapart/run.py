@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,37 +245,18 @@ def run_stages(
         prepare(folder, recipe, observer, cache_folder if machine.cache_limit_gb else None)
     photos = open_photos(folder, recipe, cache_folder, observer.progress, machine, ahead=True)
 
-    # Training
-    replayed = RunFolder(Path(request.replay)).record() if request.replay else None
-    asked = TrainingRequest(
-        deadline=deadline,
-        replay=TrainingPlan.of_record(replayed) if replayed else None,
-        begin_from=RunFolder(Path(request.begin_from)) if request.begin_from else None,
-        precision=ahead,
-    )
+    # Training and measurement
+    asked = _training_request(request, deadline, ahead)
     with photos.pictures, photos.sources:
         training = train_network(folder, recipe, photos, request=asked, observer=observer)
-
-        # Before the pictures close: a closed cache counts no photos.
-        cached = photos.pictures.num_cached
+        cached = photos.pictures.num_cached  # before the pictures close: a closed cache counts no photos
         metrics = measure(
             folder, training.model, photos.pictures, photos.frame, photos.classes, progress=observer.progress
         )
-    how = _how(training, cached)
-    if recipe.distill.teacher:
-        how["loss"] = loss_in_words(recipe)
-    folder.update_record(**how)
+    folder.update_record(**_how(recipe, training, cached))
     if reason := metrics["unknown"].get("missing"):
         observer.announce(f"No photo will be called none of the known classes. {reason}")
-    metrics |= {
-        "best_epoch": training.best_epoch,
-        "seconds_training": training.seconds,
-        "processor_seconds_training": training.processor_seconds,
-        "seconds_total": time.time() - started + spent,
-        "images_per_second": training.images_per_second,
-        "peak_memory_mb": peak_memory_mb(),
-        "peak_device_memory_mb": accelerator_peak_memory_mb(),
-    }
+    metrics |= _cost(training) | {"seconds_total": time.time() - started + spent}
     write_json(folder.metrics_path, metrics)  # last of all: where it stands, the run is finished
     folder.log("finished", seconds_total=metrics["seconds_total"])
     return Run(folder.path, metrics)
@@ -308,7 +290,31 @@ def _fit_into(folder: RunFolder, recipe: Recipe, ends: float, announce: Announce
     return plan.recipe, Deadline(ends, costs.forward, plan.precision)
 
 
-def _how(training: Training, cached: int) -> dict[str, Any]:
+def _training_request(
+    request: RunRequest, deadline: Deadline | None, precision: Future[Precision] | None
+) -> TrainingRequest:
+    """Return what a training is bound to, with the runs that the request names opened."""
+    return TrainingRequest(
+        deadline=deadline,
+        replay=TrainingPlan.of_record(RunFolder(Path(request.replay)).record()) if request.replay else None,
+        begin_from=RunFolder(Path(request.begin_from)) if request.begin_from else None,
+        precision=precision,
+    )
+
+
+def _cost(training: Training) -> dict[str, Any]:
+    """Return what ``metrics.json`` says of what the training took."""
+    return {
+        "best_epoch": training.best_epoch,
+        "seconds_training": training.seconds,
+        "processor_seconds_training": training.processor_seconds,
+        "images_per_second": training.images_per_second,
+        "peak_memory_mb": peak_memory_mb(),
+        "peak_device_memory_mb": accelerator_peak_memory_mb(),
+    }
+
+
+def _how(recipe: Recipe, training: Training, cached: int) -> dict[str, Any]:
     """Return what ``environment.json`` says of how the training went: enough to do it again."""
     return {
         "precision": training.precision.name,
@@ -317,4 +323,4 @@ def _how(training: Training, cached: int) -> dict[str, Any]:
         "segments": [segment.to_dict() for segment in training.plan.segments],
         "planned_steps": training.plan.steps,
         "cached_photos": cached,
-    }
+    } | ({"loss": loss_in_words(recipe)} if recipe.distill.teacher else {})

@@ -163,9 +163,27 @@ def train_network(
     elif request.begin_from and not head:
         begin_with_weights_of(request.begin_from, trainee.model, photos.classes)
 
-    # Fit
+    # Fit and save
     evaluated = EvaluatedWeights(inputs.clean())
     ends = budget.training_ends if budget else None
+    _fit_segments(run, inputs, trainee, state, planner, evaluated, observer=observer, ends=ends)
+    if not any(map(was_validated, state.history)) and state.epoch:
+        _keep_last(run, trainee.model, evaluated, state)
+    return _finish(run, inputs, state)
+
+
+def _fit_segments(
+    run: RunFolder,
+    inputs: Inputs,
+    trainee: _Trainee,
+    state: TrainingState,
+    planner: Planner,
+    evaluated: EvaluatedWeights,
+    *,
+    observer: Observer,
+    ends: float | None,
+) -> None:
+    """Train one segment after the other, until the schedule is over or no further epoch fits the time."""
     while state.goes_on:
         if state.segment is None and not planner.enter_next(state, int(trainee.model.optimizer.iterations)):
             break
@@ -181,11 +199,6 @@ def train_network(
                 load_checkpoint(run.last_checkpoint, trainee.model)
             break
         planner.leave(state, state.epoch - first_epoch, time.perf_counter() - started)
-
-    # Save
-    if not any(map(was_validated, state.history)) and state.epoch:
-        _keep_last(run, trainee.model, evaluated, state)
-    return _finish(run, inputs, state)
 
 
 def _saved_state(run: RunFolder) -> TrainingState | None:
