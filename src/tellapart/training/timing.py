@@ -23,6 +23,9 @@ _WARM_UP = 2
 """Steps that come first, uncounted: they compile."""
 _TIMED, _UNSTEADY = 8, 2
 """Steps of a measurement, and how many of them come before batches are made as fast as they are used."""
+_SECONDS_TO_TIME, _FEWEST_TIMED = 1.5, 5
+"""Slow steps are steady too: no more of them than these seconds, but a few. Eight of MobileNetV2 at 224 px took
+longer than an epoch of 280 photos."""
 _WORTHWHILE = 0.9
 """bfloat16 must take at most this share of float32's time: below that it costs accuracy for nothing."""
 
@@ -159,6 +162,8 @@ class _Clock(keras.callbacks.Callback):
         # Reading the loss waits for the step. Otherwise only its dispatch would be timed.
         float((logs or {})["loss"])
         self.times.append(time.perf_counter())
+        if self.times[-1] - self.times[0] > _SECONDS_TO_TIME and len(self.times) > _FEWEST_TIMED:
+            self.model.stop_training = True
 
 
 def _fitted(model: keras.Model, batches: TrainingBatches, steps: int) -> list[float]:

@@ -135,8 +135,12 @@ class _Race:
         self._prepare(backbone)
         if backbone:
             backbone = self._best_backbone(backbone)
-            self._head(backbone)
-            self._fine_tuned(backbone, is_first=True)
+            if self._are_few(backbone):
+                # It begins with the head: fitting and measuring that one by itself would take a third of a minute.
+                self._fine_tuned(backbone, is_first=True)
+            if self._best() is None:
+                self._head(backbone)
+                self._fine_tuned(backbone, is_first=True)
         self._from_scratch(backbone)
         if backbone:
             self._fine_tuned(backbone)
@@ -179,7 +183,7 @@ class _Race:
 
         Args:
             backbone: the head's.
-            is_first: before training from scratch, and only where that keeps its time or would learn little.
+            is_first: before training from scratch, and only where that keeps half of the time or would learn little.
         """
         if self._is_over("fine-tuned") or not self._num_validation():
             return
@@ -188,9 +192,12 @@ class _Race:
         needed, share = epochs + besides, _FIRST_SHARE * self.left
         # What was begun is ended, though less is left now than when it was begun.
         if not self._folder_of("fine-tuned").is_begun:
-            if needed > self.left or (is_first and needed > share and epochs > _CHEAP):
+            rest = self.left - max(share, needed)
+            leaves_time = rest > 2 * _SECONDS_TO_BEGIN
+            if needed > self.left or (is_first and epochs > _CHEAP and (needed > share or not leaves_time)):
                 return
-            reserve = self.left - max(share, needed) if is_first else 0.0
+            # A rest in which nothing can be trained is not worth leaving.
+            reserve = rest if is_first and leaves_time else 0.0
         self._run("fine-tuned", recipe, self._plan(), reserve=reserve)
 
     def _run(
@@ -378,6 +385,10 @@ class _Race:
     def _pretrained_recipe(self, backbone: str) -> Recipe:
         """Return the recipe at the size that was planned: pictures no larger than the photos."""
         return at_size(pretrained_recipe(backbone, self.changes), int(self._plan()["image_px"]))
+
+    def _are_few(self, backbone: str) -> bool:
+        """Whether the photos are so few that fine-tuning costs hardly more than beginning it."""
+        return self._num_validation() > 0 and self._seconds_to_fine_tune(self._pretrained_recipe(backbone))[0] < _CHEAP
 
     def _scratch_recipe(self) -> Recipe:
         return load_recipe("fast", [*self.changes, BALANCE])
