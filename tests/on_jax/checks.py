@@ -83,6 +83,69 @@ def batches_are_those_of_the_processor() -> None:
         assert draws.erased is None or 0.2 < (draws.erased[..., 2] > 0).mean() < 0.6
 
 
+def draws_depend_on_seed_epoch_and_index_alone() -> None:
+    """A call may hold any part of an epoch: what it draws for a batch is the same."""
+    augment = Augment(mixup=0.4, cutmix=1.0, mix_probability=0.7, erase=0.4, translation=0.1)
+
+    def batches(**changes: int) -> TrainingBatches:
+        options = {"seed": 3, "epoch": 2} | changes
+        return TrainingBatches(
+            Held(LEVELS), np.arange(90), np.arange(90) % 5, num_classes=5, augment=augment, batch_size=16,
+            image_px=32, **options,
+        )  # fmt: skip
+
+    whole = device_batches.draw(batches(), 0, 5)
+    parts = [device_batches.draw(batches(), first, last) for first, last in ((0, 1), (1, 4), (4, 5))]
+    for name, *values in zip(whole._fields, whole, *parts, strict=True):
+        np.testing.assert_array_equal(values[0], np.concatenate(values[1:]), err_msg=name)
+        assert len(values[0]) == 5, name
+    for other in (batches(seed=4), batches(epoch=3)):
+        drawn = device_batches.draw(other, 0, 5)
+        assert not any(np.array_equal(ours, theirs) for ours, theirs in zip(whole, drawn, strict=True))
+    assert len({int(seed) for seed in whole.noise}) == 5
+    assert 0 < (whole.kept[..., 1] == 1).all(axis=1).sum() < 5, "batches that are mixed, and one that is not"
+
+
+def rows_of_a_student_are_mixed_as_its_pictures_are() -> None:
+    """Labels and what a teacher says, twice as wide as classes, against the batches of the processor."""
+    rows = RNG.dirichlet(np.ones(6), 90).astype(np.float32)
+    batches = TrainingBatches(
+        Held(LEVELS), np.arange(90), rows, num_classes=3, augment=Augment(mixup=0.4, cutmix=1.0, mix_probability=1.0),
+        batch_size=16, image_px=32, seed=5,
+    )  # fmt: skip
+    draws = device_batches.draw(batches, 0, len(batches))
+    packed = device_batches.pack(batches.source, 90, batches.source_px, 2)
+    for step in range(len(batches)):
+        _, found = device_batches.make(packed, batches.targets, jax.tree.map(lambda part: part[step], draws), 32)  # noqa: B023
+        np.testing.assert_allclose(found, batches[step][1], atol=1e-6)
+        np.testing.assert_allclose(np.asarray(found).sum(axis=1), 1, atol=1e-5)
+        assert not np.allclose(found, rows[draws.targets[step]])
+
+
+def packed_pictures_come_back_and_each_is_read_once() -> None:
+    """More of them than a thread reads in one go, read by several threads, and by more than are needed."""
+    pictures = RNG.integers(0, 256, (150, 6, 6, 3), np.uint8)
+    for count, threads in ((150, 3), (1, 8), (0, 1)):
+        read: list[int] = []
+        packed = device_batches.pack(lambda number: [pictures[number], read.append(number)][0], count, 6, threads)  # noqa: B023
+        assert (packed.dtype, packed.shape) == (np.uint32, (count, 6, 6))
+        np.testing.assert_array_equal(device_batches.unpack(jax.numpy.asarray(packed)), pictures[:count])
+        assert sorted(read) == list(range(count))
+
+
+def pictures_go_on_as_their_reflections() -> None:
+    """Beyond both edges, as far as you like, as NumPy's "symmetric" and OpenCV's BORDER_REFLECT have it."""
+    for px in (1, 2, 7):
+        expected = np.pad(np.arange(px), 5 * px, mode="symmetric")
+        np.testing.assert_array_equal(device_batches._reflected(np.arange(-5 * px, 6 * px), px), expected)
+
+
+def only_randaugment_is_left_to_the_processor() -> None:
+    """All other changes are made on the device."""
+    assert device_batches.is_drawable(Augment(mixup=0.4, cutmix=1.0, erase=0.5, rotation=0.5, translation=0.5))
+    assert not device_batches.is_drawable(Augment(randaugment_ops=1))
+
+
 def blocks_are_the_plain_layers() -> None:
     """Outputs, statistics and all gradients, in float32."""
     for averages in (False, True):
@@ -234,6 +297,11 @@ def _raised(kind: type[Exception], call: Any) -> Exception:
 
 CHECKS = (
     batches_are_those_of_the_processor,
+    draws_depend_on_seed_epoch_and_index_alone,
+    rows_of_a_student_are_mixed_as_its_pictures_are,
+    packed_pictures_come_back_and_each_is_read_once,
+    pictures_go_on_as_their_reflections,
+    only_randaugment_is_left_to_the_processor,
     blocks_are_the_plain_layers,
     steps_are_those_of_keras,
     photos_that_do_not_fit_give_the_same_losses,

@@ -9,6 +9,8 @@ import math
 import keras
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tellapart.settings import Recipe, Stage, Train
 from tellapart.training.schedule import PlannedRate, Segment, plan, rate_at, snapshots_due, stages_of
@@ -103,3 +105,75 @@ def test_snapshots_divide_the_second_half_of_the_schedule():
     assert [snapshots_due(second, epochs, 3) for epochs in range(1, 9)] == [0, 1, 1, 2, 2, 3, 3, 3]
     assert snapshots_due(Segment(64, 8, (0.0, 0.5)), 8, 3) == 0
     assert snapshots_due(second, 8, 0) == 0
+
+
+@pytest.mark.parametrize(("progress", "rate"), [(0.125, 2e-3), (0.25, 4e-3), (0.5, 8e-3), (0.75, 4.04e-3), (1.0, 8e-5)])
+def test_the_warm_up_of_few_epochs_is_half_of_them(progress: float, rate: float):
+    """Three epochs of warm-up in four of training would leave one to learn in."""
+    train = Train(epochs=4, warmup_epochs=3, learning_rate=8e-3, final_learning_rate=8e-5)
+    planned = PlannedRate(train)
+    planned.enter(Segment(48, 4, (progress, progress)), 0, 1)
+    assert rate_at(progress, train) == pytest.approx(rate, rel=1e-6)
+    assert float(planned(0)) == pytest.approx(rate, rel=1e-5)
+
+
+@pytest.mark.parametrize("train", [WARM, Train(epochs=10, warmup_epochs=0)], ids=["warm-up", "none"])
+def test_two_segments_are_one_schedule(train: Train):
+    """A segment of 60 steps, and the same steps in three segments that begin where the one before ends."""
+    whole, parts, found = PlannedRate(train), PlannedRate(train), []
+    whole.enter(Segment(48, 6, (0.0, 1.0)), 0, 60)
+    for first, steps in ((0, 10), (10, 35), (45, 15)):
+        parts.enter(Segment(48, 1, (first / 60, (first + steps) / 60)), first, steps)
+        found += [float(parts(step)) for step in range(first, first + steps)]
+    assert found == pytest.approx([float(whole(step)) for step in range(60)], rel=1e-4)
+    assert found == pytest.approx([rate_at((step + 0.5) / 60, train) for step in range(60)], rel=1e-4)
+
+
+def test_a_speed_that_is_given_counts_instead_of_the_own_one_until_it_is_taken_back():
+    """A compiled function gets the speed as an argument; else a new plan would compile it again."""
+    rate, other = PlannedRate(WARM), PlannedRate(WARM)
+    rate.enter(Segment(48, 1, (0.0, 0.1)), 0, 100)
+    other.enter(Segment(48, 1, (0.5, 1.0)), 40, 20)
+    own, given_one = float(rate(45)), float(other(45))
+    with rate.given(other.speed):
+        assert float(rate(45)) == given_one != own
+    assert float(rate(45)) == own
+    with pytest.raises(ZeroDivisionError), rate.given(other.speed):
+        _ = 1 / 0
+    assert float(rate(45)) == own
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shares=st.lists(st.floats(0.05, 10.0), min_size=1, max_size=5),
+    epochs=st.integers(1, 200),
+    start=st.floats(0.0, 0.99),
+)
+def test_no_stage_is_further_than_an_epoch_from_its_share(shares: list[float], epochs: int, start: float):
+    stages = [Stage(image_px=16 + place, share=share) for place, share in enumerate(shares)]
+    segments, edge, total = plan(stages, epochs, start=start), 0.0, sum(shares)
+    assert sum(segment.epochs for segment in segments) == epochs
+    for stage in stages:
+        low, edge = max(edge, start), edge + stage.share / total
+        wanted = epochs * max(edge - low, 0.0) / (1 - start)
+        found = sum(segment.epochs for segment in segments if segment.image_px == stage.image_px)
+        assert abs(found - wanted) <= 1 + 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(0, 20),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+)
+def test_all_snapshots_are_due_in_turn_by_the_last_epoch_and_none_in_the_first_half(count: int, lengths: list[int]):
+    """Whatever the segments: how many are due never falls, and each is due within an epoch of its place."""
+    total, done, due = sum(lengths), 0, [0]
+    for length in lengths:
+        segment = Segment(48, length, (done / total, (done + length) / total))
+        due += [snapshots_due(segment, epoch, count) for epoch in range(1, length + 1)]
+        done += length
+    assert due == sorted(due)
+    assert due[-1] == count
+    for number in range(1, count + 1):
+        first = next(epoch for epoch, so_far in enumerate(due) if so_far >= number)
+        assert first == math.ceil(total * (0.5 + 0.5 * number / (count + 1)) - 1e-6)

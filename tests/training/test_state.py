@@ -48,3 +48,15 @@ def test_when_there_is_more_to_train():
     assert not state.goes_on
     with pytest.raises(ValueError, match="there is none"):
         _ = TrainingState(BFLOAT16, 80).current
+
+
+def test_progress_goes_on_inside_a_segment():
+    """Of four epochs from 0.4 to 1 three are done."""
+    state = TrainingState(BFLOAT16, 80, epoch=3, done=0.4)
+    assert state.progress == 0.4
+    state.segment, state.first_epoch = Segment(64, 4, (0.4, 1.0)), 3
+    assert [state.progress, state.last_epoch] == pytest.approx([0.4, 7])
+    state.epoch = 6
+    assert state.progress == pytest.approx(0.85)
+    state.epoch = 7
+    assert state.progress == pytest.approx(1.0)

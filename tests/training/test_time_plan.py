@@ -151,7 +151,7 @@ def test_a_segment_that_was_cut_short_is_replayed_as_far_as_it_went():
     assert state.done == 1
     assert state.segment is None
     done = TrainingPlan.of(state)
-    assert done.segments == (Segment(64, 4, (0.0, 0.5)), Segment(64, 1, (0.5, 0.625)))
+    assert done.segments == (Segment(64, 4, (0.0, 0.5)), Segment(64, 1, (0.5, 0.625), is_cut=True))
     again, repeated = planner(None, done), TrainingState(FLOAT32, 80)
     for segment in done.segments:
         assert again.enter_next(repeated, 0)

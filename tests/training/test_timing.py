@@ -6,12 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tellapart.settings import Stage
 from tellapart.training import timing
-from tellapart.training.timing import Budget
+from tellapart.training.schedule import plan
+from tellapart.training.timing import Budget, choose_precision, seconds_per_prediction, step_time
 
 STAGES = (Stage(image_px=48, share=2), Stage(image_px=64, share=3))
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
 
 
 @pytest.mark.parametrize(
@@ -62,12 +75,6 @@ def test_whole_steps_are_timed_only_where_a_convolution_gains(monkeypatch):
                 timing.time.now += self.milliseconds / 1000
                 callbacks[0].on_train_batch_end(step, {"loss": 1.0})
 
-    class Clock:
-        now = 0.0
-
-        def perf_counter(self) -> float:
-            return self.now
-
     def choose(wanted: str = "auto") -> timing.Precision:
         return timing.choose_precision(wanted, Sleeper, Batches())
 
@@ -92,3 +99,94 @@ def test_a_convolution_can_be_timed_in_both_precisions():
     single, half = timing._convolution_milliseconds(16)
     assert 0 < single < 1000
     assert 0 < half < 1000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shares=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    costs=st.lists(st.floats(0.5, 50.0), min_size=4, max_size=4),
+    times=st.integers(1, 6),
+    stages_done=st.integers(0, 3),
+    compiling=st.floats(0.0, 30.0),
+)
+def test_a_plan_of_as_many_epochs_as_fit_takes_just_the_time(shares, costs, times, stages_done, compiling):
+    """What the plan costs, added up segment by segment, is the time that was given."""
+    stages = [Stage(image_px=16 + 8 * place, share=share) for place, share in enumerate(shares)]
+    stages_done = min(stages_done, len(stages) - 1)
+    start = sum(shares[:stages_done]) / sum(shares)
+    segments = plan(stages, times * sum(shares[stages_done:]), start=start)
+    costs_at = {stage.image_px: cost for stage, cost in zip(stages, costs, strict=False)}
+    budget = Budget(0.0, costs_at, dict.fromkeys(costs_at, compiling), 3.0, final_seconds=20.0, validate_every=2)
+    epochs = sum(segment.epochs for segment in segments)
+    seconds = sum(segment.epochs * costs_at[segment.image_px] + compiling for segment in segments) + 1.5 * epochs
+    with pytest.MonkeyPatch.context() as replaced:
+        replaced.setattr(timing, "time", Clock())
+        clocked = Budget(**{**vars(budget), "deadline": seconds + 20.0})
+        assert clocked.training_ends == pytest.approx(seconds)
+        assert clocked.epochs_that_fit(stages, start) == pytest.approx(epochs)
+
+
+def test_too_late_is_less_than_no_epoch(monkeypatch):
+    monkeypatch.setattr(timing, "time", Clock())
+    budget = Budget(60.0, {48: 10.0, 64: 20.0}, {48: 30.0}, 4.0, final_seconds=50.0, validate_every=1)
+    assert budget.epochs_that_fit(STAGES, 0.0) == pytest.approx(-20 / 20)
+    assert budget.epochs_that_fit(STAGES, 0.4) == pytest.approx(10 / 24)
+
+
+@pytest.mark.parametrize("wanted", ["float32", "mixed_bfloat16"])
+def test_a_precision_that_the_recipe_names_costs_nothing(monkeypatch, wanted: str):
+    """No network is built, and no convolution timed, whatever the processor can do."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("nothing is to be measured")
+
+    monkeypatch.setattr(timing, "cpu_features", lambda: ["amx_bf16"])
+    monkeypatch.setattr(timing, "_convolution_milliseconds", fail)
+    assert choose_precision(wanted, fail, None) == timing.Precision(wanted, {}, "set in the recipe")
+
+
+class Batches:
+    """Three batches of four pictures."""
+
+    image_px, batch_size, workers, max_queue_size = 16, 4, 1, 2
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.full((4, 16, 16, 3), index, np.uint8), np.zeros((4, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("first", "compiling"), [((700, 12), 0.712 - 0.016), ((7, 8), 0.0)], ids=["compiles", "is compiled already"]
+)
+def test_a_step_costs_the_median_of_later_ones_and_compiling_what_the_first_took_more(monkeypatch, first, compiling):
+    """Of the eight that are timed the first two wait for batches; 8 ms is the median of the other six."""
+    monkeypatch.setattr(timing, "time", Clock())
+    milliseconds, pictures = iter([*first, 90, 50, 8, 8, 7, 300, 8, 9]), []
+
+    class Network:
+        def fit(self, batches: Any, callbacks: list[Any], **_: object) -> None:
+            for step in range(len(batches)):
+                pictures.append(int(batches[step][0].max()))
+                timing.time.now += next(milliseconds) / 1000
+                callbacks[0].on_train_batch_end(step, {"loss": 1.0})
+
+    found = step_time(Network(), Batches())
+    assert found.per_image == pytest.approx(0.008 / 4)
+    assert found.compiling == pytest.approx(compiling)
+    assert pictures == [0, 1, 0, 1, 2, 0, 1, 2, 0, 1], "few batches come again"
+    assert next(milliseconds, None) is None
+
+
+def test_a_prediction_costs_the_median_of_rounds_after_the_first(monkeypatch):
+    """The first round compiles: 5 s. Then 0.3, 0.1 and 0.2 s for ten pictures."""
+    monkeypatch.setattr(timing, "time", Clock())
+    seconds = iter([5.0, 0.3, 0.1, 0.2])
+
+    def forward(batches: list[np.ndarray]):
+        for images in batches:
+            timing.time.now += next(seconds)
+            yield [images]
+
+    assert seconds_per_prediction(forward, np.zeros((10, 16, 16, 3), np.uint8)) == pytest.approx(0.02)

@@ -1,14 +1,31 @@
-"""Training through stages of picture size."""
+"""Training through stages of picture size, in a given time, and what is left when the time is over."""
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import tellapart
 from drawing import make_classes
+from held import held_photos
 from tellapart.models import passes
+from tellapart.records import Observer
+from tellapart.run_folder import RunFolder
+from tellapart.settings import Recipe, load_recipe
+from tellapart.training.callbacks import recalibrate
+from tellapart.training.checkpoint import load_checkpoint, load_weights
+from tellapart.training.inputs import Inputs, Photos
+from tellapart.training.network import compiled
+from tellapart.training.schedule import Segment
+from tellapart.training.timing import Deadline, Precision
+from tellapart.training.train import Training, TrainingRequest, train_network
 
 
 @pytest.mark.integration
@@ -28,3 +45,181 @@ def test_every_stage_trains_in_the_fused_blocks(tmp_path: Path, monkeypatch: pyt
     steps = 42 // 8
     assert seen.count(16) >= steps, "the first block at 16 px"
     assert seen.count(24) >= steps, "and at 24 px"
+
+
+SMALL = [
+    "data.image_px=16", "train.batch_size=8", "train.precision=float32", "train.deterministic=true",
+    "train.learning_rate=5e-3", "model.width=0.25", "model.dropout=0.2",
+]  # fmt: skip
+FULL = ["train.weight_average=0.2", "train.recalibrate_photos=20"]
+LONG = 1e6
+"""Seconds: any training here fits, and then a budget allows four times the recipe's epochs, in eight parts."""
+
+
+def small(*changes: str) -> Recipe:
+    return load_recipe(changes=[*SMALL, *changes])
+
+
+def train(folder: Path, recipe: Recipe, photos: Photos, observer: Observer | None = None, **request: Any) -> Training:
+    """Train in a folder; `seconds` from now until all must be done."""
+    if "seconds" in request:
+        request["deadline"] = Deadline(time.time() + request.pop("seconds"), 0.0, request.pop("known", None))
+    run = RunFolder(folder)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    return train_network(run, recipe, photos, request=TrainingRequest(**request), observer=observer)
+
+
+def without_validation(photos: Photos) -> Photos:
+    return replace(photos, frame=photos.frame.assign(split=photos.frame["split"].replace("validation", "test")))
+
+
+def kept(folder: Path) -> list[np.ndarray]:
+    return load_weights(RunFolder(folder).best_weights)[0]
+
+
+def assert_same(one: list[np.ndarray], other: list[np.ndarray]) -> None:
+    for ours, theirs in zip(one, other, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+class Late:
+    """A clock that jumps beyond any deadline after an epoch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+        self.epoch, self.jump, real = epoch, 0.0, time.time
+        monkeypatch.setattr(time, "time", lambda: real() + self.jump)
+        self.said: list[str] = []
+        self.observer = Observer(watch=self.watch, announce=self.said.append)
+
+    def watch(self, row: dict[str, Any]) -> None:
+        if row["epoch"] == self.epoch:
+            self.jump = 2 * LONG
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("changes", "known"),
+    [
+        ([], None),
+        (FULL, None),
+        (["train.stages=[]", *FULL], Precision("float32", {"float32": 1.0}, "measured before", 1.0)),
+    ],
+    ids=["the timed step is kept", "compiled anew", "nothing is timed"],
+)
+def test_a_run_whose_steps_were_timed_has_the_weights_of_its_replay(tmp_path: Path, changes: list[str], known):
+    """A replay times nothing: what timing did to weights, dropout and the first step must not count."""
+    stages = "train.stages=[{image_px=16, share=1}, {image_px=24, share=1}]"
+    recipe, photos = small("data.image_px=24", "train.epochs=1", stages, *changes), held_photos(24)
+    first = train(tmp_path / "timed", recipe, photos, seconds=LONG, known=known)
+    again = train(tmp_path / "again", recipe, photos, replay=first.plan)
+    assert sum(segment.epochs for segment in first.plan.segments) == 4
+    assert again.plan == first.plan
+    assert_same(kept(tmp_path / "again"), kept(tmp_path / "timed"))
+    assert (again.best_epoch, again.precision.name) == (first.best_epoch, "float32")
+    assert known is None or first.precision == known
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("changes", [[], FULL], ids=["plain", "averaged"])
+def test_an_epoch_that_is_given_up_leaves_the_weights_of_the_last_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str]
+):
+    """The time is over in the fourth epoch, in the middle of a part of two. Nothing is validated.
+
+    One step of that epoch was made before the clock was looked at. Neither the run nor its replay may show it.
+    """
+    recipe, photos, late = small("train.epochs=4", *changes), without_validation(held_photos()), Late(monkeypatch, 3)
+    first = train(tmp_path / "late", recipe, photos, late.observer, seconds=LONG)
+    assert "Epoch 4 would end too late: it is given up." in late.said
+    assert first.plan.segments == (Segment(16, 2, (0.0, 0.125)), Segment(16, 1, (0.125, 0.1875), is_cut=True))
+    assert first.best_epoch == 3
+    assert pd.read_csv(tmp_path / "late" / "history.csv")["epoch"].tolist() == [1, 2, 3]
+    train(tmp_path / "again", recipe, photos, replay=first.plan)
+    assert_same(kept(tmp_path / "again"), kept(tmp_path / "late"))
+    assert_same(first.model.get_weights(), kept(tmp_path / "late"))
+
+
+@pytest.mark.integration
+def test_a_run_that_was_cut_short_and_then_killed_ends_as_it_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its checkpoint still says that an epoch is left in the part; the time is over, so it is given up again."""
+    recipe, photos, late = small("train.epochs=4"), held_photos(), Late(monkeypatch, 3)
+    first = train(tmp_path, recipe, photos, late.observer, seconds=LONG)
+    weights, history = kept(tmp_path), (tmp_path / "history.csv").read_text()
+    (tmp_path / "model.keras").unlink()
+    late.said.clear()
+    again = train(tmp_path, recipe, photos, late.observer, seconds=-1.0)
+    assert late.said == ["Going on after epoch 3.", "Epoch 4 would end too late: it is given up."]
+    assert again.plan == first.plan
+    assert again.best_epoch == first.best_epoch
+    assert_same(kept(tmp_path), weights)
+    assert (tmp_path / "history.csv").read_text() == history
+    assert (tmp_path / "model.keras").is_file()
+
+
+@pytest.mark.integration
+def test_a_run_that_was_cut_between_two_looks_keeps_what_its_replay_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Every third epoch is validated, and the time is over in the sixth: of epochs 4 and 5 nothing was looked at."""
+    recipe, photos, late = small("train.epochs=6", "train.validate_every=3"), held_photos(), Late(monkeypatch, 5)
+    first = train(tmp_path / "late", recipe, photos, late.observer, seconds=LONG)
+    assert [segment.epochs for segment in first.plan.segments] == [3, 2]
+    again = train(tmp_path / "again", recipe, photos, replay=first.plan)
+    assert again.best_epoch == first.best_epoch
+    assert_same(kept(tmp_path / "again"), kept(tmp_path / "late"))
+
+
+@pytest.mark.integration
+def test_without_validation_photos_the_last_weights_are_kept_as_they_would_be_validated(tmp_path: Path):
+    """Averaged, and with statistics of clean photos: from the last checkpoint, by other ways than training's."""
+    recipe, photos = small("train.epochs=3", "train.patience=1", *FULL), without_validation(held_photos())
+    training = train(tmp_path, recipe, photos)
+    run, inputs = RunFolder(tmp_path), Inputs(recipe, photos)
+    model, _ = compiled(recipe, 2, "float32", 18)
+    load_checkpoint(run.last_checkpoint, model)
+    last = model.get_weights()
+    averages = [each for each in model.optimizer.variables if "average" in each.path]
+    for variable, average in zip(model.trainable_variables, averages, strict=True):
+        variable.assign(average)
+    recalibrate(model, inputs.clean())
+    for ours, theirs in zip(kept(tmp_path), model.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert not any(np.array_equal(ours, theirs) for ours, theirs in zip(kept(tmp_path), last, strict=True))
+    assert load_weights(run.best_weights)[1] == {"epoch": 3, "score": None}
+    assert training.best_epoch == 3
+    assert training.images_per_second == pytest.approx(3 * 48 / training.seconds)
+    assert training.plan.steps == 18
+    assert training.plan.segments == (Segment(16, 3, (0.0, 1.0)),)
+
+
+@pytest.mark.integration
+def test_a_training_that_is_over_is_not_done_again(tmp_path: Path):
+    """Killed after its last epoch, before the network was written."""
+    recipe, photos, rows = small("train.epochs=2", *FULL), held_photos(), []
+    first = train(tmp_path, recipe, photos)
+    weights = kept(tmp_path)
+    (tmp_path / "model.keras").unlink()
+    again = train(tmp_path, recipe, photos, Observer(watch=rows.append))
+    assert not rows
+    assert_same(again.model.get_weights(), weights)
+    assert (again.plan, again.best_epoch, again.seconds) == (first.plan, first.best_epoch, first.seconds)
+    assert (tmp_path / "model.keras").is_file()
+    events = [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert events == ["epoch", "epoch", "trained", "trained"]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_run_in_a_given_time_is_reproduced_bit_for_bit(tmp_path: Path):
+    """The whole job, from photos: two epochs that the recipe names become eight, since there is time for them."""
+    photos = make_classes(tmp_path / "photos", {"a": 30, "b": 30})
+    stages = "train.stages=[{image_px=16, share=1}, {image_px=24, share=1}]"
+    changes = [*SMALL, "data.image_px=24", "train.epochs=2", "train.recalibrate_photos=20", stages]
+    run = tellapart.train(photos, changes=changes, time_budget=120, out=tmp_path / "run", cache=tmp_path / "cache")
+    assert pd.read_csv(run.path / "history.csv")["image_px"].tolist() == [16] * 4 + [24] * 4
+    again = tellapart.reproduce(run.path, out=tmp_path / "again", cache=tmp_path / "cache")
+    assert again.same_weights
+    assert again.largest_difference == 0.0
+    assert again.accuracies[0] == again.accuracies[1]

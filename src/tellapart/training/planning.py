@@ -128,7 +128,7 @@ class Planner:
         # What is recorded must be what was done: a replay goes through these segments, epoch by epoch.
         segment, epochs = state.current, state.epoch - state.first_epoch
         low, high = segment.progress
-        done = Segment(segment.image_px, epochs, (low, low + (high - low) * epochs / segment.epochs))
+        done = Segment(segment.image_px, epochs, (low, low + (high - low) * epochs / segment.epochs), is_cut=True)
         state.segments = (*state.segments[:-1], *([done] if epochs else []))
         state.segment, state.done = None, 1.0
 

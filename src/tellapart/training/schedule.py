@@ -24,21 +24,24 @@ class Segment:
         image_px: side of the training pictures.
         epochs: how many.
         progress: where on the schedule the segment begins and ends, each 0 to 1.
+        is_cut: whether time was over within it: its last epoch was not looked at for being the last.
     """
 
     image_px: int
     epochs: int
     progress: tuple[float, float]
+    is_cut: bool = False
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Segment:
         """Read what `to_dict` wrote."""
         low, high = values["progress"]
-        return cls(int(values["image_px"]), int(values["epochs"]), (float(low), float(high)))
+        is_cut = bool(values.get("is_cut"))
+        return cls(int(values["image_px"]), int(values["epochs"]), (float(low), float(high)), is_cut)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "is_cut" or value}
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:

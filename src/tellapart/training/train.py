@@ -272,7 +272,7 @@ def _fit_segment(
     settings, segment = inputs.recipe.train, state.current
     batches = inputs.training(segment.image_px, state.epoch)
     trainee.rate.enter(segment, state.first_step, segment.epochs * len(batches))
-    validation_epochs = _validation_epochs(settings.validate_every, state.last_epoch)
+    validation_epochs = _validation_epochs(settings.validate_every, state.last_epoch, is_cut=segment.is_cut)
     # The checkpoints come first: what the journal tells others of an epoch must be on disk by then.
     checkpoints = partial(
         Checkpoints, run.checkpoints, evaluated, state, settings.patience, snapshots=settings.snapshots
@@ -358,6 +358,14 @@ def _keep_last(run: RunFolder, model: keras.Model, evaluated: EvaluatedWeights, 
     save_weights(run.best_weights, evaluated.weights, asdict(state.best))
 
 
-def _validation_epochs(validate_every: int, last_epoch: int) -> list[int]:
-    """Return the epochs after which Keras validates, counted from 1: every so many, and the last."""
-    return sorted({*range(validate_every, last_epoch + 1, validate_every), last_epoch})
+def _validation_epochs(validate_every: int, last_epoch: int, *, is_cut: bool = False) -> list[int]:
+    """Return the epochs after which Keras validates, counted from 1: every so many, and the last.
+
+    Args:
+        validate_every: so many.
+        last_epoch: of the segment.
+        is_cut: whether a replay goes through a segment whose last epoch was to be another one: what was not looked at
+            then must not be kept now.
+    """
+    every = set(range(validate_every, last_epoch + 1, validate_every))
+    return sorted(every if is_cut else {*every, last_epoch})
