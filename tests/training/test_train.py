@@ -101,7 +101,7 @@ class Late:
     ("changes", "known"),
     [
         ([], None),
-        (FULL, None),
+        pytest.param(FULL, None, marks=pytest.mark.slow),
         (["train.stages=[]", *FULL], Precision("float32", {"float32": 1.0}, "measured before", 1.0)),
     ],
     ids=["the timed step is kept", "compiled anew", "nothing is timed"],
@@ -120,7 +120,7 @@ def test_a_run_whose_steps_were_timed_has_the_weights_of_its_replay(tmp_path: Pa
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("changes", [[], FULL], ids=["plain", "averaged"])
+@pytest.mark.parametrize("changes", [[], pytest.param(FULL, marks=pytest.mark.slow)], ids=["plain", "averaged"])
 def test_an_epoch_that_is_given_up_leaves_the_weights_of_the_last_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str]
 ):

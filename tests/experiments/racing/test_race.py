@@ -108,9 +108,10 @@ def test_a_race_without_validation_photos_is_refused(photos, tmp_path):
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_race_keeps_the_best_on_validation(photos, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(race, "_CHEAP", 0.0)  # as if the photos were many: the head is a candidate of its own
-    run = tellapart.train(photos, time_budget=75, out=tmp_path / "run", cache=cache)
+    run = tellapart.train(photos, time_budget=60, out=tmp_path / "run", cache=cache)
     entries = {entry["name"]: entry for entry in run.metrics["race"]}
     assert entries["head"]["accuracy"] < entries["from scratch"]["accuracy"], "random features tell little"
     (winner,) = (entry for entry in entries.values() if entry["outcome"] == "won")
@@ -136,6 +137,7 @@ def test_a_network_that_sees_the_classes_loses_less_than_one_that_does_not():
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_networks_are_tried_on_a_few_photos_as_long_as_there_is_time(photos, cache, tmp_path):
     network = backbone_network(Backbone(name="mobilenet_v2"), 2, 96)
     inside_of(network).set_weights([np.zeros_like(weight) for weight in inside_of(network).get_weights()])
@@ -150,11 +152,12 @@ def test_networks_are_tried_on_a_few_photos_as_long_as_there_is_time(photos, cac
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_a_killed_race_goes_on_with_what_is_left(photos, cache, tmp_path):
     run = tmp_path / "run"
     environment = {**os.environ, "KERAS_HOME": str(tmp_path / "keras")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "tellapart", "train", str(photos), "--time", "60s", "--out", str(run)],
+        [sys.executable, "-m", "tellapart", "train", str(photos), "--time", "45s", "--out", str(run)],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     # Few photos: their first candidate begins with the head, and fine-tunes it.
