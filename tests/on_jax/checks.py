@@ -106,22 +106,6 @@ def draws_depend_on_seed_epoch_and_index_alone() -> None:
     assert 0 < (whole.kept[..., 1] == 1).all(axis=1).sum() < 5, "batches that are mixed, and one that is not"
 
 
-def rows_of_a_student_are_mixed_as_its_pictures_are() -> None:
-    """Labels and what a teacher says, twice as wide as classes, against the batches of the processor."""
-    rows = RNG.dirichlet(np.ones(6), 90).astype(np.float32)
-    batches = TrainingBatches(
-        Held(LEVELS), np.arange(90), rows, num_classes=3, augment=Augment(mixup=0.4, cutmix=1.0, mix_probability=1.0),
-        batch_size=16, image_px=32, seed=5,
-    )  # fmt: skip
-    draws = device_batches.draw(batches, 0, len(batches))
-    packed = device_batches.pack(batches.source, 90, batches.source_px, 2)
-    for step in range(len(batches)):
-        _, found = device_batches.make(packed, batches.targets, jax.tree.map(lambda part: part[step], draws), 32)  # noqa: B023
-        np.testing.assert_allclose(found, batches[step][1], atol=1e-6)
-        np.testing.assert_allclose(np.asarray(found).sum(axis=1), 1, atol=1e-5)
-        assert not np.allclose(found, rows[draws.targets[step]])
-
-
 def packed_pictures_come_back_and_each_is_read_once() -> None:
     """More of them than a thread reads in one go, read by several threads, and by more than are needed."""
     pictures = RNG.integers(0, 256, (150, 6, 6, 3), np.uint8)
@@ -298,7 +282,6 @@ def _raised(kind: type[Exception], call: Any) -> Exception:
 CHECKS = (
     batches_are_those_of_the_processor,
     draws_depend_on_seed_epoch_and_index_alone,
-    rows_of_a_student_are_mixed_as_its_pictures_are,
     packed_pictures_come_back_and_each_is_read_once,
     pictures_go_on_as_their_reflections,
     only_randaugment_is_left_to_the_processor,

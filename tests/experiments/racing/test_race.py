@@ -111,7 +111,7 @@ def test_a_race_without_validation_photos_is_refused(photos, tmp_path):
 @pytest.mark.slow
 def test_a_race_keeps_the_best_on_validation(photos, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(race, "_CHEAP", 0.0)  # as if the photos were many: the head is a candidate of its own
-    run = tellapart.train(photos, time_budget=60, out=tmp_path / "run", cache=cache)
+    run = tellapart.train(photos, time_budget=90, out=tmp_path / "run", cache=cache)
     entries = {entry["name"]: entry for entry in run.metrics["race"]}
     assert entries["head"]["accuracy"] < entries["from scratch"]["accuracy"], "random features tell little"
     (winner,) = (entry for entry in entries.values() if entry["outcome"] == "won")
