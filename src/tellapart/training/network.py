@@ -146,8 +146,7 @@ def save_network(model: keras.Model, path: Path) -> None:
 def unchanged(model: keras.Model) -> Iterator[None]:
     """Give a network and its optimiser back the values that they had, after steps that were only to be timed.
 
-    The step that was compiled meanwhile stays: building the network a second time and compiling it anew took
-    MobileNetV2 ten seconds of a run's time.
+    The step that was compiled meanwhile stays: for MobileNetV2 compiling takes some six seconds (docs/experiments.md).
     """
     # With the random states: a run that is replayed times nothing, and must drop out the same units.
     variables = [*model.variables, *model.optimizer.variables]

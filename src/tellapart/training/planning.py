@@ -159,11 +159,12 @@ class Planner:
     def _next(self, state: TrainingState) -> Segment:
         if self.replay:
             return self.replay.segments[len(state.segments)]
+        if self.budget is None:
+            # As it was announced: what is left, rounded anew after each segment, may give a stage another epoch.
+            return plan(self.stages, self.epochs_left(0.0))[len(state.segments)]
         left = self.epochs_left(state.done)
-        longest = None
-        if self.budget is not None:
-            # Counted from the whole schedule, so that parts do not get shorter and shorter towards its end.
-            longest = math.ceil(left / (1 - state.done) / _PARTS_OF_A_BUDGET)
+        # Counted from the whole schedule, so that parts do not get shorter and shorter towards its end.
+        longest = math.ceil(left / (1 - state.done) / _PARTS_OF_A_BUDGET)
         return plan(self.stages, left, start=state.done, longest=longest)[0]
 
 

@@ -24,8 +24,8 @@ _WARM_UP = 2
 _TIMED, _UNSTEADY = 8, 2
 """Steps of a measurement, and how many of them come before batches are made as fast as they are used."""
 _SECONDS_TO_TIME, _FEWEST_TIMED = 1.5, 5
-"""Slow steps are steady too: no more of them than these seconds, but a few. Eight of MobileNetV2 at 224 px took
-longer than an epoch of 280 photos."""
+"""Slow steps are steady too: no more of them than these seconds, but a few. With the warm-up, ten of MobileNetV2 at
+224 px took longer than an epoch of 280 photos."""
 _WORTHWHILE = 0.9
 """bfloat16 must take at most this share of float32's time: below that it costs accuracy for nothing."""
 

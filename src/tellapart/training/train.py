@@ -45,7 +45,7 @@ _PAUSE = 5.0
 """Seconds between two checkpoints on an accelerator, whose epochs may take less than a checkpoint does."""
 _JAX_FLAG = "--xla_gpu_deterministic_ops"
 _SECONDS_TO_BUILD = 20.0
-"""For a network that is fine-tuned, its first step compiled, twice: once to be timed."""
+"""For the step of fine-tuning that is compiled and timed, 10 s of MobileNetV2 at 224 px, and for an epoch."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def describe_race(changes: Sequence[str], request: RunRequest) -> list[str]:
         lines.append(f"No pretrained weights are at hand: they would be fetched ({FIRST_BACKBONE}).")
     lines.append("Then: the convnet from scratch, as long as validation says that it can still win.")
     if backbone:
-        lines.append("Fine-tuning: before that where it is cheap, else after it, if two epochs fit into what is left.")
+        lines.append("Fine-tuning: of few photos with the head, else where two epochs fit into the time.")
     if plan.share < 1:
         lines.append(f"The time allows about {plan.share:.0%} of the photos: the rest would be left out.")
     return [*lines, f"Time: at most {duration(seconds)}. Nothing was written."]

@@ -377,7 +377,7 @@ class _Race:
         plan, splits = self._plan(), self.folder.readable()["split"]
         settings, forward = recipe.model, float(plan["seconds_per_photo"]["forward"])
         assert isinstance(settings, Backbone)
-        # The one that the features came from, and so built already.
+        # The one that the plan timed, and so built already.
         runtime = pretrained_extractor(settings, int(plan["image_px"]), len(splits)).forward.runtime
         epochs = 2 * _STEP[runtime] * forward * int((splits == "train").sum())
         return epochs, _SECONDS_TO_BEGIN + forward * len(splits)
