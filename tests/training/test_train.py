@@ -211,7 +211,7 @@ def test_a_training_that_is_over_is_not_done_again(tmp_path: Path):
 
 
 @pytest.mark.integration
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_run_in_a_given_time_is_reproduced_bit_for_bit(tmp_path: Path):
     """The whole job, from photos: two epochs that the recipe names become eight, since there is time for them."""
     photos = make_classes(tmp_path / "photos", {"a": 30, "b": 30})
