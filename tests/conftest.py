@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Callable
@@ -29,3 +30,32 @@ def shared_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+QUICK = [
+    "data.image_px=48", "train.epochs=14", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
+    "train.warmup_epochs=1", "train.recalibrate_photos=256", "model.dropout=0.1",
+    "model.l2=0.0", "augment.rotation=0.02",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `photos`, their `run` and its `bundle` in all formats. Do not change them: copy them."""
+    import tellapart
+    from tellapart.bundles.runtimes import RUNTIMES
+    from tellapart.shipping.formats import FORMATS
+
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # one of the processes makes it, for all
+        here = tmp_path_factory.getbasetemp().parent / "place"
+        here.mkdir(exist_ok=True)
+    else:
+        here = tmp_path_factory.mktemp("place")
+    with open(here / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (here / "bundle").exists():
+            photos = tellapart.draw(here / "photos", num_images=400)
+            tellapart.train(photos, changes=QUICK, out=here / "run", cache=here / "cache")
+            wanted = [name for name in FORMATS if name != "litert" or RUNTIMES["litert"].installed]
+            tellapart.export(here / "run", here / "bundle", name="shapes", formats=wanted, cache=here / "cache")
+    return here

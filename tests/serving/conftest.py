@@ -1,10 +1,8 @@
-"""A bundle, and a real server process that serves it."""
+"""A real server process that serves a bundle."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,29 +10,6 @@ from pathlib import Path
 import pytest
 
 from serving.process import ServerProcess, running
-
-QUICK = ["data.image_px=48", "train.epochs=6", "train.precision=float32", "train.recalibrate_photos=256"]
-
-
-@pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with `photos` and `bundle`; SERVING_PLACE names one that is there already."""
-    if ready := os.environ.get("SERVING_PLACE"):
-        return Path(ready)
-    import tellapart
-
-    if os.environ.get("PYTEST_XDIST_WORKER"):  # one of the processes makes it, for all
-        here = tmp_path_factory.getbasetemp().parent / "serving"
-        here.mkdir(exist_ok=True)
-    else:
-        here = tmp_path_factory.mktemp("serving")
-    with open(here / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (here / "bundle").exists():
-            photos = tellapart.draw(here / "photos", num_images=400)
-            tellapart.train(photos, changes=QUICK, out=here / "run", cache=here / "cache")
-            tellapart.export(here / "run", here / "bundle", name="shapes", cache=here / "cache")
-    return here
 
 
 @pytest.fixture(scope="session")

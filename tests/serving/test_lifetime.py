@@ -121,7 +121,8 @@ def test_a_corrupt_bundle_is_refused_by_a_running_server(bundle: Path, tmp_path:
 def test_a_stop_says_so_finishes_what_was_accepted_and_ends_with_0(
     start: Callable[..., ServerProcess], bundle: Path, number: signal.Signals
 ):
-    server = start(bundle, "--threads", "1", "--drain-seconds", "0.5")
+    # Three large pictures one after the other, beside whatever else this machine does.
+    server = start(bundle, "--threads", "1", "--drain-seconds", "0.5", "--deadline-ms", "25000")
     slow = cv2.imencode(".png", np.zeros((6000, 6000), np.uint8))[1].tobytes()
     found: list[int] = []
     askers = [threading.Thread(target=lambda: found.append(server.call("/predict", slow)[0])) for _ in range(3)]

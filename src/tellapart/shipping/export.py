@@ -52,7 +52,14 @@ from tellapart.models.temperature import with_temperature
 from tellapart.records import SPLITS, Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.shipping.card import model_card
-from tellapart.shipping.formats import FORMATS, WITHOUT_EMBEDDING, Network, save_explanation
+from tellapart.shipping.formats import (
+    FORMATS,
+    WITHOUT_EMBEDDING,
+    Network,
+    convert_to_onnx,
+    save_explanation,
+    save_saved_model,
+)
 from tellapart.shipping.proofs import prove
 
 logger = logging.getLogger(__name__)
@@ -65,6 +72,7 @@ _REFERENCE_BYTES = 500_000
 _EMBEDDINGS = 2000
 _EXPLAINED = 8
 _SAME_HEAT = 1e-3
+_EXPLANATION = "explain.onnx"
 _PNG = b"\x89PNG"
 
 
@@ -131,7 +139,7 @@ def export(
                 },
                 source=_source(run_folder),
                 artefacts=artefacts,
-                explains=_write_explanation(known.model, part, photos, announce),
+                explains=_prove_explanation(known.model, part, photos, announce),
                 reference_images=_write_reference_images(part, known, photos),
             )
             _write_reference(part, known, photos)
@@ -268,10 +276,19 @@ def _artefacts(
 def _write_formats(
     model: keras.Model, part: Path, formats: Sequence[str], announce: Callable[[str], None]
 ) -> dict[str, Path]:
-    """Write ONNX and what was asked for; return format → file or folder."""
+    """Write the graph that explains, ONNX and what was asked for; return format → file or folder of the classifiers."""
     # All formats are made from the SavedModel; it goes into the bundle only if it was asked for.
     with tempfile.TemporaryDirectory() as folder:
-        network = Network.of(model, Path(folder) / "saved_model", part / "model.onnx")
+        saved_model, explanation = Path(folder) / "saved_model", Path(folder) / "explanation"
+        network = Network(model, saved_model, part / "model.onnx")
+        save_saved_model(model, saved_model)
+        files = {saved_model: network.onnx}
+        try:
+            save_explanation(heaviest(model), explanation)  # an ensemble has no one last layer of feature maps
+            files[explanation] = part / _EXPLANATION
+        except InputError as error:
+            announce(f"No heat maps from this bundle: {error}")
+        convert_to_onnx(files)
         announce(f"ONNX: {_size(network.onnx) / 1e6:.2f} MB.")
         extra = part / "formats"
         if formats:
@@ -279,29 +296,25 @@ def _write_formats(
         return {"onnx": network.onnx, **{format_: FORMATS[format_](network, extra) for format_ in formats}}
 
 
-def _write_explanation(model: keras.Model, part: Path, photos: _Photos, announce: Callable[[str], None]) -> str | None:
-    """Write the explanation graph and hold its heat maps against Keras' on a few photos."""
+def _prove_explanation(model: keras.Model, part: Path, photos: _Photos, announce: Callable[[str], None]) -> str | None:
+    """Hold the heat maps of the graph that explains against Keras' on a few photos, and name its method."""
     import onnxruntime
 
-    model = heaviest(model)  # of an ensemble, which has no one last layer of feature maps
-    try:
-        method = save_explanation(model, part / "explain.onnx")
-    except InputError as error:
-        announce(f"No heat maps from this bundle: {error}")
+    if not (part / _EXPLANATION).is_file():
         return None
     at = photos.main[:_EXPLAINED]
     pictures, targets = photos.pictures.batch(at), photos.numbers[at]
-    session = onnxruntime.InferenceSession(part / "explain.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(part / _EXPLANATION, providers=["CPUExecutionProvider"])
     (heat,) = session.run(["heat"], {"image": pictures, "target": targets})
-    expected = grad_cam_values(LayerReader(model).read(pictures, targets))
+    expected = grad_cam_values(LayerReader(heaviest(model)).read(pictures, targets))
     difference = float(np.abs(heat - expected).max() / max(float(np.abs(expected).max()), 1e-12))
     if not difference <= _SAME_HEAT:  # NaN is no agreement either
         raise BundleError(
             f"The explanation graph differs from Keras by {difference:.2g} of the strongest heat; {_SAME_HEAT:g} is "
             "allowed. No bundle was made."
         )
-    announce(f"{method} by ONNX Runtime: equal to Keras on {len(at)} photos.")
-    return method
+    announce(f"Grad-CAM by ONNX Runtime: equal to Keras on {len(at)} photos.")
+    return "grad-cam"
 
 
 def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:

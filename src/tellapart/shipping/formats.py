@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,11 @@ def save_saved_model(model: keras.Model, folder: Path) -> None:
         tf.saved_model.save(module, str(folder), signatures={"serving_default": served})
 
 
-def save_explanation(model: keras.Model, path: Path) -> str:
-    """Write the graph that explains without TensorFlow: "image", "target" → "heat", by Grad-CAM.
+def save_explanation(model: keras.Model, folder: Path) -> None:
+    """Write a SavedModel that explains: "image", "target" → "heat", by Grad-CAM.
 
     "target" is (num_images,) int64; "heat" is (num_images, height, width) float32 at the size of the last feature maps,
     before ReLU and scaling (Selvaraju et al. 2017, equation 1).
-
-    Returns:
-        The method's name.
 
     Raises:
         InputError: the network has no feature maps, or goes on from them in a way that is not written for here.
@@ -82,10 +79,8 @@ def save_explanation(model: keras.Model, path: Path) -> str:
         return {"heat": tf.reduce_sum(features * weights[:, None, None, :], axis=-1)}
 
     module.served = served
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(module, str(Path(folder) / "model"), signatures={"serving_default": served})
-        convert_to_onnx(Path(folder) / "model", path)
-    return "grad-cam"
+    with _quiet():
+        tf.saved_model.save(module, str(folder), signatures={"serving_default": served})
 
 
 def _head(model: keras.Model, features_at: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -147,13 +142,6 @@ class Network:
     saved_model: Path
     onnx: Path
 
-    @classmethod
-    def of(cls, model: keras.Model, saved_model: Path, onnx: Path) -> Network:
-        """Write both forms."""
-        save_saved_model(model, saved_model)
-        convert_to_onnx(saved_model, onnx)
-        return cls(model, saved_model, onnx)
-
 
 def _to_openvino(network: Network, folder: Path) -> Path:
     """Write OpenVINO's own format, float32."""
@@ -198,22 +186,30 @@ WITHOUT_EMBEDDING = frozenset({"keras"})
 """Formats whose files give probabilities alone."""
 
 
-def convert_to_onnx(saved_model: Path, path: Path) -> None:
-    """SavedModel → ONNX, for Keras' own export leaves constants of EfficientNet behind as inputs.
+_TF2ONNX = "import json, sys; from tf2onnx.convert import main\nfor sys.argv in json.loads(sys.argv[1]): main()"
 
-    In a process of its own: tf2onnx changes settings of TensorFlow that are the whole process's.
+
+def convert_to_onnx(files: Mapping[Path, Path]) -> None:
+    """SavedModels → ONNX, for Keras' own export leaves constants of EfficientNet behind as inputs.
+
+    In a process of its own: tf2onnx changes settings of TensorFlow that are the whole process's. One for all of them,
+    since it takes longer to import TensorFlow than to convert a network.
+
+    Args:
+        files: SavedModel → where its ONNX file goes.
 
     Raises:
         BundleError: tf2onnx is not there or failed.
     """
     if importlib.util.find_spec("tf2onnx") is None:
         raise BundleError("Export needs the package tf2onnx, which is not installed: pip install tf2onnx.")
-    command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(saved_model), "--output", str(path)]
-    command += ["--opset", str(OPSET), "--tag", "serve", "--signature_def", "serving_default"]
+    common = ["--opset", str(OPSET), "--tag", "serve", "--signature_def", "serving_default"]
+    calls = [["tf2onnx", "--saved-model", str(saved), "--output", str(path), *common] for saved, path in files.items()]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    )
-    if done.returncode or not path.is_file():
+        [sys.executable, "-c", _TF2ONNX, json.dumps(calls)],
+        capture_output=True, text=True, check=False, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    if done.returncode or not all(path.is_file() for path in files.values()):
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no reason given"]
         raise BundleError(f"tf2onnx could not convert the network: {last[0]}")
 
