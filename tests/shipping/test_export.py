@@ -351,7 +351,7 @@ def test_a_table_of_predictions_has_a_row_for_each_file(place: Path, tmp_path: P
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", [pytest.param("csv", marks=pytest.mark.slow), "parquet"])
 def test_a_killed_prediction_goes_on_and_no_row_is_lost_or_doubled(place: Path, tmp_path: Path, suffix: str):
     folder = tmp_path / "many"
     folder.mkdir()

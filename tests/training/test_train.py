@@ -102,7 +102,11 @@ class Late:
     [
         ([], None),
         pytest.param(FULL, None, marks=pytest.mark.slow),
-        (["train.stages=[]", *FULL], Precision("float32", {"float32": 1.0}, "measured before", 1.0)),
+        pytest.param(
+            ["train.stages=[]", *FULL],
+            Precision("float32", {"float32": 1.0}, "measured before", 1.0),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["the timed step is kept", "compiled anew", "nothing is timed"],
 )
