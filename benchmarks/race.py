@@ -3,9 +3,10 @@
     python benchmarks/race.py ../shared/data/trash6 --time 3m --weights FILE --seeds 3
 
 Each way is a process of its own with an empty cache, timed from outside, on the same split; the weights of MobileNetV2
-are at hand for the race, for `--recipe transfer` and for Keras' own transfer, and for nobody else. Peers get the whole
-time on the very photos of the split. Differences are paired over seeds and photos; the better of `fast` and `transfer`
-alone is the one with the higher mean here, which favours it. Finished runs in --work are not repeated.
+are at hand for the race, for `--recipe transfer`, and for Keras' and fastai's own transfer (the same numbers, in
+torch), and for nobody else. Peers get the whole time on the very photos of the split. Differences are paired over seeds
+and photos; the better of `fast` and `transfer` alone is the one with the higher mean here, which favours it. Finished
+runs in --work are not repeated.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--keras", action="store_true", help="stock Keras too, from scratch and with the weights")
-    parser.add_argument("--torch", type=Path, help="a Python with fastai and Ultralytics: they too, from scratch")
+    parser.add_argument("--torch", type=Path, help="a Python with fastai and Ultralytics: they too")
     parser.add_argument("--work", type=Path, default=Path("runs/race"))
     arguments = parser.parse_args()
     seconds, weights = parse_duration(arguments.time), arguments.weights.resolve()
@@ -139,6 +140,12 @@ def main() -> None:
         peers["keras, pretrained"] = [sys.executable, str(PEERS / "keras_transfer.py"), "--weights", str(weights)]
         peers["keras, from scratch"] = [sys.executable, str(PEERS / "keras_scratch.py")]
     if arguments.torch:
+        # Beside the runs: the peer's environment has no Keras to read the file with.
+        in_torch = arguments.work.resolve() / "mobilenet_v2.npz"
+        if not in_torch.exists():
+            subprocess.run([sys.executable, str(PEERS / "mobilenet_v2_torch.py"), str(weights), in_torch], check=True)
+        transfer = [str(arguments.torch), str(PEERS / "fastai_transfer.py"), "--weights", str(in_torch)]
+        peers["fastai, pretrained"] = transfer
         for file in ("fastai_classify", "ultralytics_classify"):
             peers[f"{file.partition('_')[0]}, from scratch"] = [str(arguments.torch), str(PEERS / f"{file}.py")]
 
