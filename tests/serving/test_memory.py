@@ -143,6 +143,9 @@ def test_a_prediction_does_not_wait_for_a_heat_map(bundle: Path, photos: list[Pa
 
     explainer.explain = slowly
 
+    def waiting() -> float | None:
+        return app.state.service.telemetry.registry.get_sample_value("tellapart_queue_length")
+
     async def main() -> None:
         transport = httpx.ASGITransport(app)
         async with (
@@ -157,9 +160,11 @@ def test_a_prediction_does_not_wait_for_a_heat_map(bundle: Path, photos: list[Pa
                         answer = await client.post("/predict", content=data)
                     assert answer.status_code == 200
                 assert not any(each.done() for each in heat_maps)
+                assert waiting() == 2, "one is worked on"
             finally:
                 gate.set()
             assert [(await each).status_code for each in heat_maps] == [200, 200, 200]
+            assert waiting() == 0, "though nobody asked for the metrics: of several processes only one is asked"
 
     asyncio.run(main())
 

@@ -195,7 +195,6 @@ async def stats(service: Service, request: Request) -> Response:
 
 async def metrics(service: Service, request: Request) -> Response:
     """Return all metrics as Prometheus reads them."""
-    service.telemetry.queue.set(service.waiting)
     return Response(service.telemetry.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -110,6 +110,9 @@ class Service:
             call = batcher.submit(worker, items)
         except QueueFullError as error:
             raise busy(f"The server is busy: {error}. Try again in a second.") from None
+        # Set here and below, not when somebody asks for it: with several processes only one of them is asked, and the
+        # others' last values are added to its own.
+        self.telemetry.queue.set(self.waiting)
         watch = _Watch(batcher, call, request.receive)
         try:
             await call.future
@@ -124,6 +127,7 @@ class Service:
             raise
         finally:
             watch.end()
+            self.telemetry.queue.set(self.waiting)
         return call
 
     async def predict(
