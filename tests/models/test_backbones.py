@@ -47,7 +47,10 @@ def made(name: str, folder: Path, **options) -> tuple[keras.Model, Path]:
     return network, folder / f"{name}.weights.h5"
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "resnet50", "efficientnet_v2_b0"])
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenet_v2", "mobilenet_v3_small", "resnet50", pytest.param("efficientnet_v2_b0", marks=pytest.mark.slow)],
+)
 def test_features_are_those_of_keras_with_its_own_preprocessing(name: str, tmp_path: Path):
     reference, file = made(name, tmp_path)
     settings = Backbone(name=name, weights=str(file))
@@ -163,7 +166,7 @@ def _draws(model: keras.Model) -> list[np.ndarray]:
     return [*model.get_weights(), np.asarray(model(pictures(), training=True))]
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", pytest.param("efficientnet_b0", marks=pytest.mark.slow)])
 def test_a_seed_gives_the_same_weights_and_the_same_drop_connect(name: str):
     first, again, other = (_draws(backbone_network(Backbone(name=name), 4, None, seed=seed)) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))

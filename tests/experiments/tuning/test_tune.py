@@ -115,6 +115,7 @@ def search_made_up_trials(path: Path, rung: int | None, wanted: int = 40) -> tup
         return trained, study.best_value, [each.state.name for each in study.trials]
 
 
+@pytest.mark.slow
 def test_stopping_poor_trials_saves_half_of_the_epochs_at_the_same_best_score(tmp_path: Path):
     whole, best, states = search_made_up_trials(tmp_path / "whole.db", None)
     assert (whole, set(states)) == (40 * 27, {"COMPLETE"})
