@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -26,6 +27,7 @@ from tellapart.preparation import prepare
 from tellapart.records import Observer
 from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.sections import Backbone
+from tellapart.training import planning
 
 
 def row(epoch: int, progress: float, accuracy: float | None) -> dict[str, float]:
@@ -62,6 +64,10 @@ def test_most_photos_named_rightly_win_then_the_lower_loss():
     entries = [entry("a", 90, 0.3), entry("b", 91, 0.9), entry("c", 91, 0.4), entry("d", None, None)]
     assert best_of(entries).name == "c"
     assert best_of(entries[3:]) is None
+    joined = [entry("head", 90, 0.3), entry("ensemble", 92, 0.2)]
+    assert best_of(joined, pays=0.02).name == "ensemble"
+    assert best_of([*joined, entry("student", 91, 0.3)], pays=0.02).name == "student", "it answers in half of the time"
+    assert best_of([*joined, entry("student", 91, 0.3)], pays=0.01).name == "ensemble"
     rare = [replace(entries[0], f1=0.8), replace(entries[1], f1=0.6)]
     assert best_of(rare, balanced=False).name == "a", "where classes are ten to one the macro F1 decides"
 
@@ -109,16 +115,32 @@ def test_a_race_without_validation_photos_is_refused(photos, tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_a_race_keeps_the_best_on_validation(photos, cache, tmp_path, monkeypatch):
+def test_a_race_tries_all_and_keeps_what_it_says(photos, cache, tmp_path, monkeypatch):
+    """With random features no ensemble is worth its time: here one is made all the same, and its student kept."""
+
+    def student_or_ensemble(entries: list[Entry], **options: float) -> Entry | None:
+        preferred = [entry for name in ("student", "ensemble") for entry in entries if entry.name == name]
+        return preferred[0] if preferred else best_of(entries, **options)
+
+    def alike(of_truth: np.ndarray, units: list[int], seed: int) -> SimpleNamespace:
+        return SimpleNamespace(chosen=SimpleNamespace(weights=np.full(len(of_truth), 1 / len(of_truth))))
+
     monkeypatch.setattr(race, "_CHEAP", 0.0)  # as if the photos were many: the head is a candidate of its own
-    run = tellapart.train(photos, time_budget=90, out=tmp_path / "run", cache=cache)
+    monkeypatch.setattr(race, "_PAYS", -1.0)
+    monkeypatch.setattr(race, "best_of", student_or_ensemble)
+    monkeypatch.setattr(race, "choose", alike)
+    monkeypatch.setattr(planning, "_MOST_EPOCHS", 0.25)  # time is left for the student
+    run = tellapart.train(photos, time_budget=300, out=tmp_path / "run", cache=cache)
     entries = {entry["name"]: entry for entry in run.metrics["race"]}
+    assert list(entries) == ["head", "fine-tuned", "from scratch", "ensemble", "student"]
     assert entries["head"]["accuracy"] < entries["from scratch"]["accuracy"], "random features tell little"
-    (winner,) = (entry for entry in entries.values() if entry["outcome"] == "won")
-    assert winner["accuracy"] == max(entry["accuracy"] for entry in entries.values() if entry["correct"] is not None)
-    assert run.metrics["validation"]["accuracy"] == winner["accuracy"]
+    assert [name for name, entry in entries.items() if entry["outcome"] == "won"] == ["student"]
+    assert entries["student"]["network"] == "convnet", "as the best single one is"
+    assert run.metrics["validation"]["accuracy"] == entries["student"]["accuracy"]
     assert run.predict([next(photos.rglob("*.png"), None) or next(photos.rglob("*.jpg"))])[0].label
     folder = RunFolder(run.path)
+    assert folder.recipe().distill.teacher == str(run.path / "race" / "ensemble")
+    assert folder.record().request.ensemble is None
     assert len(folder.predictions()[0]) == len(folder.readable()) == 360
     assert list(cache.glob("features-*/features.f32")), "what was seen once is kept for the next run"
     assert not list((run.path / "race").rglob("*.keras")), "losers leave their figures, not their networks"

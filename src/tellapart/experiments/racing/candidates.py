@@ -17,6 +17,9 @@ _CURVE = 0.75
 scratch, the fastest fell with 0.62 (docs/experiments.md)."""
 
 
+ENSEMBLE = "ensemble"
+
+
 class GivenUpError(TellapartError):
     """A candidate can no longer win."""
 
@@ -26,7 +29,7 @@ class Entry:
     """How one candidate did.
 
     Attributes:
-        name: "head", "from scratch", "fine-tuned" or "ensemble".
+        name: "head", "from scratch", "fine-tuned", `ENSEMBLE` or "student", which learned from it.
         network: as in ``model.name``.
         image_px: side of its pictures.
         seconds: that it took.
@@ -52,19 +55,28 @@ class Entry:
     why: str = ""
 
 
-def best_of(entries: Sequence[Entry], *, balanced: bool = True) -> Entry | None:
+def best_of(entries: Sequence[Entry], *, balanced: bool = True, pays: float = 0.0) -> Entry | None:
     """Return the best of those that were measured, on validation.
 
     Args:
         entries: of all candidates.
         balanced: whether photos named rightly decide, then the loss; else the macro F1 does.
+        pays: what an ensemble must gain over the best single network to be kept, since it takes the time of both to
+            answer: of accuracy, or of macro F1.
     """
 
     def order(entry: Entry) -> tuple[float, float]:
         # Among equals the lower loss, which is calibrated.
         return (-float(entry.correct or 0), entry.loss or 0.0) if balanced else (-(entry.f1 or 0.0), entry.loss or 0.0)
 
-    return min((entry for entry in entries if entry.correct is not None), key=order, default=None)
+    finished = [entry for entry in entries if entry.correct is not None]
+    single = min((entry for entry in finished if entry.name != ENSEMBLE), key=order, default=None)
+    best = min(finished, key=order, default=None)
+    if best is None or single is None or best is single:
+        return best
+    gain = (best.accuracy or 0.0) - (single.accuracy or 0.0) if balanced else (best.f1 or 0.0) - (single.f1 or 0.0)
+    # A hair less than asked: both are shares of the same photos, and their difference has rounding errors.
+    return best if gain > pays - 1e-9 else single
 
 
 class Watch:

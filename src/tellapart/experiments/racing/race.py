@@ -22,13 +22,14 @@ from tellapart.errors import InputError, RunError, TrainingStoppedError
 from tellapart.evaluation.averages import f1_macro
 from tellapart.evaluation.balance import IMBALANCE
 from tellapart.evaluation.wording import duration, points
+from tellapart.experiments.ensembling.distill import student_recipe
 from tellapart.experiments.ensembling.ensemble_run import write_joined
 from tellapart.experiments.ensembling.members import Member
 from tellapart.experiments.ensembling.weighting import choose
 from tellapart.experiments.finished_run import open_finished_run
 from tellapart.experiments.racing.backbone_choice import try_backbones
 from tellapart.experiments.racing.begin import BALANCE, FIRST_BACKBONE, SECONDS, backbone_at_hand, pretrained_recipe
-from tellapart.experiments.racing.candidates import Entry, GivenUpError, Watch, best_of, entry_line, measured
+from tellapart.experiments.racing.candidates import ENSEMBLE, Entry, GivenUpError, Watch, best_of, entry_line, measured
 from tellapart.files import read_json, write_json
 from tellapart.models.weights import get, listed
 from tellapart.preparation import prepare
@@ -44,7 +45,7 @@ from tellapart.training.network import forget_networks
 from tellapart.training.schedule import stages_of
 from tellapart.training.time_plan import TimePlan, at_size, plan_for_time
 
-_NAMES = ("head", "from scratch", "fine-tuned")
+_NAMES = ("head", "from scratch", "fine-tuned", "student")
 _CHOOSING = 0.1
 """Of the time, in which pretrained networks are tried on a few photos, where several are at hand."""
 _FEATURES = 0.5
@@ -52,7 +53,8 @@ _FEATURES = 0.5
 _USEFUL = 1.25
 """Times the smallest error: a network that errs no more often than that may still help in an ensemble. Not measured."""
 _PAYS = 0.01
-"""More validation photos named rightly, as a share, for which an ensemble's longer answers are worth it."""
+"""More validation photos named rightly, as a share, for which an ensemble's longer answers are worth it: more than the
+best single network names, its own student among them."""
 _STEP = {"openvino": 4.0, "keras": 1.6}
 """Forward passes in each runtime that a step of fine-tuning takes the time of, for a photo: 18 ms on trash6."""
 _SECONDS_TO_BEGIN = 20.0
@@ -145,6 +147,7 @@ class _Race:
         if backbone:
             self._fine_tuned(backbone)
         self._joined()
+        self._student()
         return self._finish()
 
     # The candidates --------------------------------------------------------------------------------------------
@@ -253,7 +256,7 @@ class _Race:
         """All that were measured as one network, where validation says that it pays and the time allows it."""
         finished = [entry for entry in self.entries if entry.correct is not None]
         best = self._best()
-        if best is None or len(finished) < 2 or not self._num_validation() or self._is_over("ensemble"):
+        if best is None or len(finished) < 2 or not self._num_validation() or self._is_over(ENSEMBLE):
             return
         began = time.time()
         candidates = [self._folder_of(entry.name) for entry in finished]
@@ -276,7 +279,7 @@ class _Race:
         if self.left < self._seconds_to_join():
             self.observer.announce(f"An ensemble would bring {points(gain)} points on validation: no time is left.")
             return
-        ensemble = self._folder_of("ensemble")
+        ensemble = self._folder_of(ENSEMBLE)
         # Left by a process that was killed before the entry was saved.
         shutil.rmtree(ensemble.path, ignore_errors=True)
         members = [(Member(run), float(weight)) for run, weight in zip(runs, weights, strict=True) if weight > 0]
@@ -288,10 +291,39 @@ class _Race:
             self.observer.announce(f"warning: {error}")
             return
         networks = " + ".join(entry.network for entry, weight in zip(finished, weights, strict=True) if weight > 0)
-        entry = Entry("ensemble", networks, ensemble.recipe().data.image_px, time.time() - began, 0, None, None, None)
+        entry = Entry(ENSEMBLE, networks, ensemble.recipe().data.image_px, time.time() - began, 0, None, None, None)
         self.entries.append(measured(entry, ensemble))
         self.observer.announce(entry_line(self.entries[-1]))
         self._save()
+
+    def _student(self) -> None:
+        """A network like the best single one that learns what the ensemble says, where as much time is left again.
+
+        It answers in the time of one, so that it is kept unless the ensemble is better by what pays.
+        """
+        best = self._best()
+        single = best_of([entry for entry in self.entries if entry.name != ENSEMBLE], balanced=self._is_balanced())
+        if best is None or best.name != ENSEMBLE or single is None or self._is_over("student"):
+            return
+        teacher, needed, plan = self._folder_of(ENSEMBLE).path, single.seconds, None
+        if self._folder_of("student").is_begun:
+            self._run("student", self._folder_of("student").recipe(), None)
+            return
+        if single.name == "from scratch":
+            recipe = self._scratch_recipe()
+        else:
+            recipe, plan = self._pretrained_recipe(single.network), self._plan()
+            needed = max(needed, sum(self._seconds_to_fine_tune(recipe)))
+        if self.left - _RESERVE < needed:
+            self.observer.announce(
+                f"No student of the ensemble: {duration(max(self.left, 0.0))} are left, and it would take "
+                f"{duration(needed)}."
+            )
+            return
+        if plan is None:
+            fitted = self._plan_again(recipe)
+            recipe, plan = fitted.recipe, fitted.to_dict()
+        self._run("student", student_recipe(recipe, teacher), plan)
 
     # What they need --------------------------------------------------------------------------------------------
 
@@ -417,7 +449,7 @@ class _Race:
         return measured(entry, candidate)
 
     def _best(self) -> Entry | None:
-        return best_of(self.entries, balanced=self._is_balanced())
+        return best_of(self.entries, balanced=self._is_balanced(), pays=_PAYS)
 
     def _is_balanced(self) -> bool:
         counts = self.folder.readable().query("split == 'train'")["label"].value_counts()
