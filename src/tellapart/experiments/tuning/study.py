@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tellapart.databases import patience_of, write_without_waiting
 from tellapart.errors import InputError
 from tellapart.experiments.tuning.search_space import Choice, Space, Value
-from tellapart.experiments.tuning.storage import patience_of, reachable, write_without_waiting
+from tellapart.experiments.tuning.storage import reachable
 
 if TYPE_CHECKING:
     import optuna

@@ -16,11 +16,11 @@ from typing import Any
 
 import pandas as pd
 
+from tellapart.databases import without_password
 from tellapart.errors import InputError, RunError
 from tellapart.experiments.tuning.result import Tuning, front_of, table_of, winner_of
 from tellapart.experiments.tuning.search_space import recipe_with, space_texts
 from tellapart.experiments.tuning.space_reader import search_space
-from tellapart.experiments.tuning.storage import without_password
 from tellapart.experiments.tuning.study import Heartbeat, locked, num_finished, optuna_or_error
 from tellapart.experiments.tuning.trial import Search
 from tellapart.experiments.tuning.work import SearchJob, TrialReporter, seconds_of, trials_of, work
