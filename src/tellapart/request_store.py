@@ -1,0 +1,376 @@
+"""What a server was asked and what it answered, and the labels that come later, in a database.
+
+SQLite in a file beside the server by default, PostgreSQL by its URL. Knows nothing about HTTP, bundles or networks.
+Rows are written in batches by a thread (`StoreWriter`), off the path of requests: a database that is slow, full, locked
+or gone never fails a prediction, and what was not stored is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from tellapart.databases import reason_of, without_password, write_without_waiting
+from tellapart.errors import InputError
+from tellapart.store_migrations import HEAD
+
+logger = logging.getLogger(__name__)
+
+VERDICTS = ("right", "wrong", "none of these", "bad photo")
+_LOCK_SECONDS = 5
+"""For which a writer waits while another process writes."""
+_ROWS_AT_ONCE = 500
+_IDS_AT_ONCE = 500
+"""SQLite takes no more than some thousand parameters in one statement."""
+_LONGEST_PAUSE = 30.0
+_TRIES, _TRY_SECONDS = 5, 0.5
+"""To bring a schema up to date, since another process may be doing the same."""
+
+METADATA = sa.MetaData()
+PREDICTIONS = sa.Table(
+    "predictions", METADATA,
+    sa.Column("id", sa.String(120), primary_key=True), sa.Column("at", sa.Double, nullable=False),
+    sa.Column("model", sa.String(100), nullable=False), sa.Column("version", sa.String(100), nullable=False),
+    sa.Column("role", sa.String(20), nullable=False), sa.Column("label", sa.Text), sa.Column("probability", sa.Double),
+    sa.Column("probabilities", sa.LargeBinary), sa.Column("embedding", sa.LargeBinary),
+    sa.Column("is_unknown", sa.Boolean, nullable=False), sa.Column("abstains", sa.Boolean, nullable=False),
+    sa.Column("similarity", sa.Double), sa.Column("quality", sa.JSON, nullable=False),
+    sa.Column("milliseconds", sa.Double, nullable=False), sa.Column("subject", sa.String(100)),
+    sa.Column("photo", sa.LargeBinary), sa.Index("predictions_by_time", "model", "at"),
+)  # fmt: skip
+FEEDBACK = sa.Table(
+    "feedback", METADATA,
+    sa.Column("prediction_id", sa.String(120), primary_key=True), sa.Column("at", sa.Double, nullable=False),
+    sa.Column("verdict", sa.String(20), nullable=False), sa.Column("label", sa.Text),
+    sa.Column("source", sa.String(100), nullable=False), sa.Index("feedback_by_time", "at"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPrediction:
+    """One image that a model answered.
+
+    Attributes:
+        id: of the request, a point, and the number of the image in it.
+        at: when it was answered, in seconds since 1970, UTC.
+        model: its name.
+        version: its digits.
+        role: "champion", "challenger" or "shadow".
+        label: the predicted class; None: the image could not be read.
+        probability: of that class.
+        probabilities: (num_classes,) float16, calibrated.
+        embedding: (num_features,) float16, what the network saw.
+        is_unknown: whether it is none of the known classes.
+        abstains: whether the model was not sure.
+        similarity: to the nearest known photo, -1 to 1.
+        quality: measure → value.
+        milliseconds: from arrival to answer.
+        subject: who asked, hashed; None: nobody is told from others.
+        photo: a shrunk JPEG, where photos are kept.
+    """
+
+    id: str
+    at: float
+    model: str
+    version: str
+    role: str = "champion"
+    label: str | None = None
+    probability: float | None = None
+    probabilities: NDArray[np.float16] | None = None
+    embedding: NDArray[np.float16] | None = None
+    is_unknown: bool = False
+    abstains: bool = False
+    similarity: float | None = None
+    quality: Mapping[str, float] = field(default_factory=dict)
+    milliseconds: float = 0.0
+    subject: str | None = None
+    photo: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What somebody said of a prediction.
+
+    Attributes:
+        prediction_id: `StoredPrediction.id`; it may arrive before its prediction is stored.
+        verdict: any of `VERDICTS`.
+        label: the true class, where it was named.
+        source: who said it: "page", "api", "review".
+        at: when, in seconds since 1970, UTC.
+    """
+
+    prediction_id: str
+    verdict: str
+    label: str | None = None
+    source: str = "api"
+    at: float = field(default_factory=time.time)
+
+
+class RequestStore:
+    """A database of predictions and feedback. Several processes may use one; each call is one transaction.
+
+    Args:
+        url: as SQLAlchemy takes it, such as sqlite:///requests.db or postgresql+psycopg://user@host/name.
+
+    Raises:
+        InputError: it cannot be opened or was made by a newer version.
+
+    Example:
+        >>> store = RequestStore("sqlite:///requests.db")
+        >>> store.add_feedback([Feedback("3f09.0", "wrong", "cat")])
+    """
+
+    def __init__(self, url: str) -> None:
+        self.shown = without_password(url)
+        patience = {"timeout": _LOCK_SECONDS} if url.startswith("sqlite") else {"connect_timeout": _LOCK_SECONDS}
+        try:
+            # Pings a connection before it is used: a database that was restarted costs nothing but the ping.
+            self._engine = sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
+            if url.startswith("sqlite"):
+                write_without_waiting(self._engine)
+            _bring_up_to_date(self._engine)
+        except (SQLAlchemyError, ImportError) as error:
+            raise InputError(
+                f"The request store {self.shown} cannot be opened: {reason_of(error)}. Expected the URL of a database "
+                "that can be written, as in sqlite:///requests.db or postgresql+psycopg://user@host/name."
+            ) from error
+        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        self._insert = dialect.insert
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._engine.dispose()
+
+    def add(self, predictions: Sequence[StoredPrediction]) -> None:
+        """Store predictions; those that are there already stay as they are.
+
+        Raises:
+            SQLAlchemyError: the database failed; nothing was stored.
+        """
+        if not predictions:
+            return
+        rows = [_row(prediction) for prediction in predictions]
+        # A batch whose commit was not confirmed is written again: its ids may be there.
+        with self._engine.begin() as connection:
+            connection.execute(self._insert(PREDICTIONS).on_conflict_do_nothing(), rows)
+
+    def add_feedback(self, feedback: Sequence[Feedback]) -> None:
+        """Store what people said; of one prediction the latest counts, whatever the order of arrival.
+
+        Raises:
+            SQLAlchemyError: the database failed; nothing was stored.
+        """
+        # In one statement a row may be touched once only.
+        latest: dict[str, Feedback] = {}
+        for one in sorted(feedback, key=lambda one: one.at):
+            latest[one.prediction_id] = one
+        if not latest:
+            return
+        statement = self._insert(FEEDBACK)
+        new = statement.excluded
+        statement = statement.on_conflict_do_update(
+            index_elements=["prediction_id"],
+            set_={"at": new.at, "verdict": new.verdict, "label": new.label, "source": new.source},
+            where=FEEDBACK.c.at <= new.at,
+        )
+        with self._engine.begin() as connection:
+            connection.execute(statement, [asdict(one) for one in latest.values()])
+
+    def predictions(
+        self, model: str, *, since: float = 0.0, until: float = float("inf"), only_labelled: bool = False
+    ) -> Iterator[tuple[StoredPrediction, Feedback | None]]:
+        """Yield the predictions of a model with what was said of them, by time, in memory that does not grow.
+
+        Args:
+            model: its name.
+            since: seconds since 1970, included.
+            until: seconds since 1970, not included.
+            only_labelled: leave out those of which nobody has said anything.
+        """
+        said = [column.label(f"feedback_{column.name}") for column in FEEDBACK.c]
+        joined = PREDICTIONS.join(FEEDBACK, PREDICTIONS.c.id == FEEDBACK.c.prediction_id, isouter=not only_labelled)
+        query = sa.select(PREDICTIONS, *said).select_from(joined).where(
+            PREDICTIONS.c.model == model, PREDICTIONS.c.at >= since
+        )  # fmt: skip
+        if until != float("inf"):
+            query = query.where(PREDICTIONS.c.at < until)
+        query = query.order_by(PREDICTIONS.c.at, PREDICTIONS.c.id).execution_options(yield_per=_ROWS_AT_ONCE)
+        with self._engine.connect() as connection:
+            for row in connection.execute(query).mappings():
+                yield _prediction(row), _feedback(row)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Forget predictions, their photos and what was said of them; return how many predictions there were."""
+        wanted, deleted = list(ids), 0
+        with self._engine.begin() as connection:
+            for start in range(0, len(wanted), _IDS_AT_ONCE):
+                part = wanted[start : start + _IDS_AT_ONCE]
+                connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(part)))
+                deleted += connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.id.in_(part))).rowcount
+        return deleted
+
+    def expire(self, before: float, *, only_photos: bool = False) -> int:
+        """Forget what is older than a time, in seconds since 1970; return of how many predictions.
+
+        Args:
+            before: what is to stay is at least as young.
+            only_photos: forget the photos, and keep the rest.
+        """
+        old = PREDICTIONS.c.at < before
+        with self._engine.begin() as connection:
+            if only_photos:
+                forget = sa.update(PREDICTIONS).where(old, PREDICTIONS.c.photo.is_not(None)).values(photo=None)
+                return connection.execute(forget).rowcount
+            of_old = sa.select(PREDICTIONS.c.id).where(old)
+            connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(of_old)))
+            return connection.execute(sa.delete(PREDICTIONS).where(old)).rowcount
+
+
+class StoreWriter:
+    """Writes what a server answers into a store, from a thread. `put` never waits and never raises.
+
+    Attributes:
+        num_stored: predictions that are in the database.
+        num_lost: predictions that are not, since too many were waiting or the server ended.
+        failure: why the last write failed; "": it did not.
+
+    Args:
+        store: where to.
+        max_waiting: predictions that are kept while the database cannot be written; beyond, new ones are lost.
+        every_seconds: one transaction for all of this time.
+    """
+
+    def __init__(self, store: RequestStore, *, max_waiting: int = 20_000, every_seconds: float = 0.5) -> None:
+        self.num_stored, self.num_lost, self.failure = 0, 0, ""
+        self._store, self._max, self._every = store, max_waiting, every_seconds
+        self._waiting: deque[StoredPrediction] = deque()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Predictions that are not written yet."""
+        return len(self._waiting)
+
+    def put(self, prediction: StoredPrediction) -> None:
+        """Take a prediction."""
+        # A deque's append is atomic: no lock on the path of a request.
+        if len(self._waiting) >= self._max:
+            self.num_lost += 1
+            return
+        self._waiting.append(prediction)
+
+    def start(self) -> None:
+        """Begin to write."""
+        # A daemon: a database that does not answer must not keep the process alive.
+        self._thread = threading.Thread(target=self._keep_writing, name="store", daemon=True)
+        self._thread.start()
+
+    def close(self, patience_seconds: float = 5.0) -> None:
+        """Write what is waiting, for a limited time; the rest is lost, and counted."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(patience_seconds)
+        self.num_lost += len(self._waiting)
+
+    def _keep_writing(self) -> None:
+        pause = self._every
+        while not self._stop.wait(pause):
+            # After a failure ever longer pauses: a database that comes back must not be met by a storm.
+            pause = self._every if self._write_all() else min(2 * pause, _LONGEST_PAUSE)
+        self._write_all()
+
+    def _write_all(self) -> bool:
+        """Write all that is waiting; return whether it worked."""
+        while self._waiting:
+            # Taken out only once it is stored; this thread alone takes from the left.
+            batch = [self._waiting[number] for number in range(min(len(self._waiting), _ROWS_AT_ONCE))]
+            try:
+                self._store.add(batch)
+            except SQLAlchemyError as error:
+                if not self.failure:  # once, not twice a second
+                    logger.warning("The request store %s cannot be written: %s.", self._store.shown, reason_of(error))
+                self.failure = reason_of(error)
+                return False
+            for _ in batch:
+                self._waiting.popleft()
+            self.num_stored += len(batch)
+        if self.failure:
+            logger.info("The request store %s can be written again.", self._store.shown)
+            self.failure = ""
+        return True
+
+
+def _bring_up_to_date(engine: sa.Engine) -> None:
+    """Make what a database lacks of the schema.
+
+    Raises:
+        InputError: it was made by a newer version.
+        SQLAlchemyError: it cannot be written.
+    """
+    for number in range(_TRIES):
+        if (revision := _revision(engine)) == HEAD:
+            return
+        if revision is not None and revision > HEAD:
+            raise InputError(
+                f"The request store has the schema {revision}; this version knows {HEAD}. Expected a store of this "
+                "version or an older one: install a newer tellapart."
+            )
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "store_migrations"))
+        try:
+            with engine.begin() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+            return
+        except SQLAlchemyError:
+            # Another server process that starts at the same time has made the tables meanwhile.
+            if number == _TRIES - 1:
+                raise
+            time.sleep(_TRY_SECONDS)
+
+
+def _revision(engine: sa.Engine) -> str | None:
+    """Return the step that a database's schema has reached; None: it has none."""
+    with engine.connect() as connection:
+        if not sa.inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        return revision
+
+
+def _row(prediction: StoredPrediction) -> dict[str, Any]:
+    values = {name: getattr(prediction, name) for name in PREDICTIONS.c.keys()}  # noqa: SIM118
+    for name in ("probabilities", "embedding"):
+        array = values[name]
+        values[name] = None if array is None else np.asarray(array, "<f2").tobytes()
+    return values | {"quality": dict(prediction.quality)}
+
+
+def _prediction(row: sa.RowMapping) -> StoredPrediction:
+    values: dict[str, Any] = {name: row[name] for name in PREDICTIONS.c.keys()}  # noqa: SIM118
+    for name in ("probabilities", "embedding"):
+        data = values[name]
+        values[name] = None if data is None else np.frombuffer(data, "<f2")
+    return StoredPrediction(**values)
+
+
+def _feedback(row: sa.RowMapping) -> Feedback | None:
+    if row["feedback_prediction_id"] is None:
+        return None
+    return Feedback(**{name: row[f"feedback_{name}"] for name in FEEDBACK.c.keys()})  # noqa: SIM118

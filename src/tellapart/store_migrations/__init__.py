@@ -1,0 +1,4 @@
+"""How the schema of a request store came to be, step by step; `alembic` goes through what a database lacks."""
+
+HEAD = "0001"
+"""The last step."""
