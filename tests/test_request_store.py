@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +136,17 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 def test_a_locked_database_fails_no_prediction_and_what_is_lost_is_counted(tmp_path: Path):
-    store = RequestStore(url(tmp_path))
-    writer = StoreWriter(store, max_waiting=50, every_seconds=0.02)
+    prepared: list[str] = []
+
+    def prepare(row: StoredPrediction) -> StoredPrediction:
+        prepared.append(row.id)
+        return replace(row, label="prepared")
+
+    store, counts = RequestStore(url(tmp_path)), Counter()
+    writer = StoreWriter(
+        store, max_waiting=50, every_seconds=0.02, prepare=prepare,
+        count=lambda outcome, number: counts.update({outcome: number}),
+    )  # fmt: skip
     other = sqlite3.connect(tmp_path / "requests.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     writer.start()
@@ -151,7 +162,9 @@ def test_a_locked_database_fails_no_prediction_and_what_is_lost_is_counted(tmp_p
     writer.put(prediction(100))
     writer.close()
     assert (writer.num_waiting, writer.num_lost, writer.num_stored) == (0, 30, 51)
-    assert len(list(store.predictions("shapes"))) == 51
+    assert counts == {"lost": 30, "stored": 51}
+    assert [row.label for row, _ in store.predictions("shapes")] == ["prepared"] * 51
+    assert len(prepared) == len(set(prepared)) == 51, "once, though the batch was tried several times"
     store.close()
 
 

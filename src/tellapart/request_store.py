@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,11 +250,23 @@ class StoreWriter:
         store: where to.
         max_waiting: predictions that are kept while the database cannot be written; beyond, new ones are lost.
         every_seconds: one transaction for all of this time.
+        prepare: makes of a prediction what is written, in the thread: what takes too long for a request.
+        count: called with ("stored" or "lost", how many).
     """
 
-    def __init__(self, store: RequestStore, *, max_waiting: int = 20_000, every_seconds: float = 0.5) -> None:
+    def __init__(
+        self,
+        store: RequestStore,
+        *,
+        max_waiting: int = 20_000,
+        every_seconds: float = 0.5,
+        prepare: Callable[[StoredPrediction], StoredPrediction] = lambda prediction: prediction,
+        count: Callable[[str, int], object] = lambda what, number: None,
+    ) -> None:
         self.num_stored, self.num_lost, self.failure = 0, 0, ""
         self._store, self._max, self._every = store, max_waiting, every_seconds
+        self._prepare, self._count = prepare, count
+        self._num_prepared = 0  # of those that wait, from the left
         self._waiting: deque[StoredPrediction] = deque()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -268,7 +280,7 @@ class StoreWriter:
         """Take a prediction."""
         # A deque's append is atomic: no lock on the path of a request.
         if len(self._waiting) >= self._max:
-            self.num_lost += 1
+            self._lose(1)
             return
         self._waiting.append(prediction)
 
@@ -283,7 +295,11 @@ class StoreWriter:
         self._stop.set()
         if self._thread is not None:
             self._thread.join(patience_seconds)
-        self.num_lost += len(self._waiting)
+        self._lose(len(self._waiting))
+
+    def _lose(self, number: int) -> None:
+        self.num_lost += number
+        self._count("lost", number)
 
     def _keep_writing(self) -> None:
         pause = self._every
@@ -292,11 +308,18 @@ class StoreWriter:
             pause = self._every if self._write_all() else min(2 * pause, _LONGEST_PAUSE)
         self._write_all()
 
+    def _prepared_at(self, number: int) -> StoredPrediction:
+        """Return a prediction that waits, prepared once, however often its batch has to be written."""
+        if number >= self._num_prepared:
+            self._waiting[number] = self._prepare(self._waiting[number])
+            self._num_prepared += 1
+        return self._waiting[number]
+
     def _write_all(self) -> bool:
         """Write all that is waiting; return whether it worked."""
         while self._waiting:
             # Taken out only once it is stored; this thread alone takes from the left.
-            batch = [self._waiting[number] for number in range(min(len(self._waiting), _ROWS_AT_ONCE))]
+            batch = [self._prepared_at(number) for number in range(min(len(self._waiting), _ROWS_AT_ONCE))]
             try:
                 self._store.add(batch)
             except SQLAlchemyError as error:
@@ -306,7 +329,9 @@ class StoreWriter:
                 return False
             for _ in batch:
                 self._waiting.popleft()
+            self._num_prepared -= len(batch)
             self.num_stored += len(batch)
+            self._count("stored", len(batch))
         if self.failure:
             logger.info("The request store %s can be written again.", self._store.shown)
             self.failure = ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,11 +44,13 @@ class DecodedImage:
         square: (image_px, image_px, 3) uint8; None: it could not be read.
         quality_warnings: measures of quality in which it is worse than what was measured.
         error: why it could not be read.
+        quality: measure → value; empty: it was not measured.
     """
 
     square: NDArray[np.uint8] | None
     quality_warnings: tuple[str, ...]
     error: str = ""
+    quality: Mapping[str, float] = field(default_factory=dict)
 
 
 class BundleClassifier:
@@ -173,7 +175,9 @@ class BundleClassifier:
                     square, quality = decode_square(data, self.image_px, max_pixels=self.max_pixels), None
         except DecodeError as error:
             return DecodedImage(None, (), str(error))
-        return DecodedImage(square, tuple(self.bundle.quality_warnings(quality)) if quality else ())
+        if quality is None:
+            return DecodedImage(square, ())
+        return DecodedImage(square, tuple(self.bundle.quality_warnings(quality)), quality=quality)
 
     def _named(self, decoded: list[DecodedImage], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
         # Only decoded images go through the network; `row_of` maps an image to its row of the outputs.

@@ -56,6 +56,18 @@ def serve(
         str | None, typer.Option(help="Inference runtime [default: fastest verified on this machine].")
     ] = None,
     feedback: Annotated[Path | None, typer.Option(help="A .jsonl file to which users' feedback is appended.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="TELLAPART_STORE",
+            show_envvar=True,
+            help="Database for all predictions and feedback: a file, or the URL of PostgreSQL.",
+        ),
+    ] = None,
+    keep_photos: Annotated[bool, typer.Option("--keep-photos", help="Store the photos too, shrunk.")] = False,
+    retention_days: Annotated[
+        float | None, typer.Option(help="Delete what is stored after so many days [default: never].", min=0.01)
+    ] = None,
     log: Annotated[bool, typer.Option(help="Log each request to stderr as a line of JSON.")] = True,
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds between failing readiness and closing the listener.", min=0)
@@ -71,8 +83,12 @@ def serve(
 
     # Before NumPy is imported: its matrix products are small here, and its threads would wait for the networks'.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from tellapart.serving.options import BatchOptions, Limits, ServerOptions, check_access
+    from tellapart.errors import InputError
+    from tellapart.serving.options import BatchOptions, Limits, ServerOptions, StoreOptions, check_access
 
+    if store is None and (keep_photos or retention_days is not None):
+        raise InputError("--keep-photos and --retention-days act with --store only. Name a file or a database there.")
+    url = store if store is None or "://" in store else f"sqlite:///{os.path.abspath(store)}"
     share = max(1, (threads or os.cpu_count() or 1) // workers)
     # Large requests may use three quarters of the budget, so 2.75 bodies leave room for two of the largest size.
     body_bytes = int(max_body_mb * 1024 * 1024)
@@ -80,6 +96,7 @@ def serve(
     options = ServerOptions(
         bundles=tuple(bundles or ()), models=models, host=host, port=port, processes=workers, runtime=runtime,
         api_key=None if no_auth else api_key, allowed_hosts=tuple(allowed_host or ()), feedback=feedback, log=log,
+        store=None if url is None else StoreOptions(url, keep_photos, retention_days),
         drain_seconds=drain_seconds,
         batches=BatchOptions(share, max_batch_size, max_wait_ms, max_queue, max_queue_ms, deadline_ms),
         limits=Limits(max_body_bytes=body_bytes, max_held_bytes=held_bytes, max_pixels=max_pixels, rate=rate),

@@ -27,8 +27,9 @@ from tellapart.serving.model_version import Answer, ExplainRequest, Image, Model
 from tellapart.serving.multipart import parse_multipart
 from tellapart.serving.service import Service
 
-_FEEDBACK_KEYS = {"request_id", "verdict", "label", "model", "version"}
+_FEEDBACK_KEYS = {"request_id", "image", "verdict", "label", "model", "version"}
 _MAX_FEEDBACK_BYTES = 16 * 1024
+_MOST_IMAGES = 100_000
 _SANE = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
 
@@ -146,6 +147,8 @@ async def feedback(service: Service, request: Request) -> Response:
         except OSError as error:
             message = f"The verdict cannot be kept: {error.strerror or error}."
             raise ApiError(503, message, {"Retry-After": "60"}) from None
+    if service.keeper is not None:
+        await service.keeper.add_feedback(values)
     service.telemetry.feedback.labels(served.name, values["verdict"]).inc()
     return Response(status_code=204)
 
@@ -165,6 +168,8 @@ def _check_feedback(service: Service, request: Request, values: Any) -> ModelVer
         raise ApiError(400, f"verdict is {shown(values.get('verdict'))}. Expected right or wrong.")
     if not isinstance(values.get("request_id"), str) or not _SANE.fullmatch(values["request_id"]):
         raise ApiError(400, "Expected request_id as it came with the prediction.")
+    if type(values.get("image", 0)) is not int or not 0 <= values.get("image", 0) < _MOST_IMAGES:
+        raise ApiError(400, f"image is {shown(values['image'])}. Expected its number in the request, from 0 on.")
     version = values.get("version")
     served = service.find(request, values.get("model"), None)
     if version is not None and not _SANE.fullmatch(version):
@@ -266,10 +271,11 @@ _CARD = _MODEL | {
 _VERDICT = d.record(
     {
         "request_id": d.TEXT | {"pattern": f"^{_SANE.pattern}$"},
+        "image": {"type": "integer", "minimum": 0, "maximum": _MOST_IMAGES - 1},
         "verdict": {"type": "string", "enum": ["right", "wrong"]},
         "label": d.maybe(d.TEXT), "model": d.maybe(d.TEXT), "version": d.maybe(d.TEXT),
     },
-    optional=("label", "model", "version"),
+    optional=("image", "label", "model", "version"),
 ) | {"additionalProperties": False}  # fmt: skip
 _STATS = d.record({
     "requests_per_second": d.NUMBER, "refused_per_second": d.NUMBER, "p50_ms": d.maybe(d.NUMBER),

@@ -20,6 +20,7 @@ from tellapart.serving.access_log import RequestLog
 from tellapart.serving.batching import Batcher
 from tellapart.serving.endpoints import Endpoint, respond
 from tellapart.serving.errors import error_response
+from tellapart.serving.keeper import PredictionKeeper
 from tellapart.serving.middleware import AccessMiddleware, context_of
 from tellapart.serving.models import Models
 from tellapart.serving.openapi import describe
@@ -41,11 +42,14 @@ def make_app(options: ServerOptions) -> Starlette:
 
     Raises:
         BundleError: a bundle cannot be served.
+        InputError: the request store cannot be opened.
     """
     telemetry = Telemetry(options.metrics_folder)
     document = describe(ENDPOINTS, title="Tellapart", version=__version__, description="Classifies images.")
     pages = page.load_pages(document)
-    service = Service(options, Models(options, telemetry), *_batchers(options.batches), telemetry, pages)
+    # Before the models: a database that cannot be opened is found out in a moment.
+    keeper = PredictionKeeper(options.store, telemetry) if options.store is not None else None
+    service = Service(options, Models(options, telemetry), *_batchers(options.batches), telemetry, pages, keeper)
     log = RequestLog() if options.log else None
     direct = {
         (endpoint.method, endpoint.path): partial(respond, endpoint, service)

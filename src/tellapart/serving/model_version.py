@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +67,8 @@ class Answer:
         error: why there is no row.
         unknown: whether it is none of the known classes.
         similarity: that this was decided by; None: the model cannot tell.
+        embedding: (num_features,) float32, what the network saw; None: its bundle has none.
+        quality: measure → value; empty: it was not measured.
     """
 
     row: NDArray[np.float32] | None
@@ -74,6 +76,8 @@ class Answer:
     error: str = ""
     unknown: bool = False
     similarity: float | None = None
+    embedding: NDArray[np.float32] | None = None
+    quality: Mapping[str, float] = field(default_factory=dict)
 
 
 class DecodeBudget:
@@ -288,17 +292,18 @@ class ModelVersion:
             return [Answer(None, (), image.error) for image in prepared]
         outputs = self.networks.outputs(squares, thread, alone)
         unknown = decide(self.bundle.detector, outputs.embeddings, len(squares))
-        rows = iter(zip(outputs.probabilities, unknown, strict=True))
+        embeddings = [None] * len(squares) if outputs.embeddings is None else outputs.embeddings
+        rows = iter(zip(outputs.probabilities, unknown, embeddings, strict=True))
         answers = []
         for image in prepared:
             if image.square is None:
                 answers.append(Answer(None, (), image.error))
                 continue
             # One sum checks all probabilities: NaN and infinity propagate into it.
-            row, (is_unknown, similarity) = next(rows)
+            row, (is_unknown, similarity), embedding = next(rows)
             finite = math.isfinite(float(row.sum()))
             answers.append(
-                Answer(row, image.quality_warnings, "", is_unknown, similarity)
+                Answer(row, image.quality_warnings, "", is_unknown, similarity, embedding, image.quality)
                 if finite
                 else Answer(None, (), "the model gave values that are not finite")
             )

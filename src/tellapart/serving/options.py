@@ -69,6 +69,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class StoreOptions:
+    """What is kept of what was answered.
+
+    Attributes:
+        url: of the database, as SQLAlchemy takes it.
+        keep_photos: also the photos, shrunk, without what else is in their files.
+        retention_days: after which all of it is deleted; None: never.
+    """
+
+    url: str = field(repr=False)  # it may hold a password
+    keep_photos: bool = False
+    retention_days: float | None = None
+
+
+@dataclass(frozen=True)
 class ServerOptions:
     """All that a server is told.
 
@@ -82,6 +97,7 @@ class ServerOptions:
         api_key: that clients must send; None: none.
         allowed_hosts: names, beside its own, under which a server on this machine may be called.
         feedback: file to which verdicts are appended, or None.
+        store: where what was answered is kept, or None.
         log: whether to write a line of JSON to stderr for each request.
         poll_seconds: how often served folders are looked at.
         drain_seconds: seconds between failing readiness and closing the listener.
@@ -99,6 +115,7 @@ class ServerOptions:
     api_key: str | None = field(default=None, repr=False)
     allowed_hosts: tuple[str, ...] = ()
     feedback: Path | None = None
+    store: StoreOptions | None = None
     log: bool = True
     poll_seconds: float = 1.0
     drain_seconds: float = 1.0

@@ -20,6 +20,7 @@ from tellapart.bundles.predictor import abstains
 from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker, step_back
 from tellapart.serving.errors import ApiError, busy
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
+from tellapart.serving.keeper import PredictionKeeper
 from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.memory import give_back
 from tellapart.serving.middleware import context_of
@@ -47,6 +48,7 @@ class Service:
         heat_maps: that works on explanations: a prediction never waits for one.
         telemetry: what it counts.
         pages: what is answered as it is, by path.
+        keeper: of what was answered; None: nothing is kept.
         draining: whether it was told to stop.
     """
 
@@ -57,6 +59,7 @@ class Service:
     heat_maps: Batcher
     telemetry: Telemetry
     pages: Mapping[str, Response]
+    keeper: PredictionKeeper | None = None
     draining: bool = False
     _parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parse", initializer=step_back))
 
@@ -91,6 +94,8 @@ class Service:
         """Start the threads; in the event loop that they answer to."""
         for batcher in (self.batcher, self.large, self.heat_maps):
             batcher.start()
+        if self.keeper is not None:
+            self.keeper.start()
 
     def stop(self) -> None:
         """Let the threads finish what was accepted, for a limited time."""
@@ -98,6 +103,9 @@ class Service:
         for batcher in (self.large, self.batcher, self.heat_maps):
             batcher.stop()
         self._parser.shutdown(wait=False, cancel_futures=True)
+        # After the batchers: what they have just answered is to be kept too.
+        if self.keeper is not None:
+            self.keeper.close()
 
     async def _ask(self, request: Request, batcher: Batcher, worker: Worker, items: Sequence[Any]) -> Call:
         """Have items worked on and wait for the answers.
@@ -154,6 +162,8 @@ class Service:
             served.counts.abstentions.inc(abstained)
         if unknown := sum(answer.unknown for answer in answers):
             served.counts.unknown.inc(unknown)
+        if self.keeper is not None:
+            self.keeper.keep(context_of(request), served, images, answers)
         return answers, call
 
     async def predict_all(

@@ -69,6 +69,10 @@ class Telemetry:
             registry=own,
         )  # fmt: skip
         self.feedback = Counter("tellapart_feedback", "Verdicts of users.", ("model", "verdict"), registry=own)
+        self.kept = Counter(
+            "tellapart_kept_predictions", "Predictions for the request store: stored, or lost.", ("outcome",),
+            registry=own,
+        )  # fmt: skip
         self.swaps = Counter("tellapart_swaps", "Bundles that took over from another one.", ("model",), registry=own)
         self.refused = Counter("tellapart_refused_bundles", "Bundles that were not loaded.", registry=own)
         self.info = Gauge(

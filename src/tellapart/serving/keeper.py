@@ -1,0 +1,159 @@
+"""Keeps what was answered in the request store, off the path of requests. Knows no protocol and no SQL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from tellapart.bundles.predictor import abstains
+from tellapart.data.decode import decode_within
+from tellapart.errors import InputError
+from tellapart.serving.errors import ApiError
+from tellapart.serving.model_version import Answer, Image, ModelVersion
+from tellapart.serving.options import StoreOptions
+from tellapart.serving.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from tellapart.request_store import StoredPrediction
+    from tellapart.serving.middleware import RequestContext
+
+logger = logging.getLogger(__name__)
+
+PHOTO_PX = 512
+"""Longer side of a photo that is kept: enough for a person to label it."""
+_JPEG_QUALITY = 85
+_PHOTO_BYTES = 64 * 1024 * 1024
+"""Of photos that wait to be shrunk; beyond, predictions are kept without theirs."""
+_EXPIRE_SECONDS = 3600.0
+
+
+class PredictionKeeper:
+    """What a server process keeps of its answers.
+
+    Args:
+        options: where, and what.
+        telemetry: where it counts.
+
+    Raises:
+        InputError: SQLAlchemy is not installed, or the database cannot be opened.
+    """
+
+    def __init__(self, options: StoreOptions, telemetry: Telemetry) -> None:
+        try:
+            from tellapart.request_store import RequestStore, StoreWriter
+        except ImportError as error:
+            raise InputError(
+                "A request store needs SQLAlchemy and Alembic, which are not installed here. Install them: pip install "
+                "'tellapart[store]'"
+            ) from error
+        self._options = options
+        self._store = RequestStore(options.url)
+        self._writer = StoreWriter(
+            self._store,
+            prepare=self._with_shrunk_photo,
+            count=lambda outcome, number: telemetry.kept.labels(outcome).inc(number),
+        )
+        self._photo_bytes = 0
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Begin to write, and to delete what is too old."""
+        self._writer.start()
+        if self._options.retention_days is not None:
+            threading.Thread(target=self._keep_expiring, name="retention", daemon=True).start()
+
+    def close(self) -> None:
+        """Write what is waiting, for a limited time."""
+        self._stop.set()
+        self._writer.close()
+        self._store.close()
+
+    def keep(
+        self, context: RequestContext, served: ModelVersion, images: Sequence[Image], answers: Sequence[Answer]
+    ) -> None:
+        """Take the answers to a request; never waits and never fails."""
+        from tellapart.request_store import StoredPrediction
+
+        now, milliseconds = time.time(), 1000 * (time.perf_counter() - context.began)
+        for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
+            best = None if answer.row is None else int(answer.row.argmax())
+            self._writer.put(
+                StoredPrediction(
+                    id=f"{context.id}.{number}",
+                    at=now,
+                    model=served.name,
+                    version=served.version,
+                    label=None if best is None else served.classes[best],
+                    probability=None if best is None or answer.row is None else float(answer.row[best]),
+                    probabilities=None if answer.row is None else answer.row.astype(np.float16),
+                    # Half precision also cuts the row loose from its batch, which would stay in memory with it.
+                    embedding=None if answer.embedding is None else answer.embedding.astype(np.float16),
+                    is_unknown=answer.unknown,
+                    abstains=answer.row is not None and abstains(served.bundle, answer.row),
+                    similarity=answer.similarity,
+                    quality=answer.quality,
+                    milliseconds=milliseconds,
+                    photo=self._photo(served, image) if best is not None else None,
+                )
+            )
+
+    async def add_feedback(self, values: dict[str, Any]) -> None:
+        """Store a verdict as it came to the server.
+
+        Raises:
+            ApiError: the database cannot be written (503).
+        """
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from tellapart.request_store import Feedback
+
+        prediction_id = f"{values['request_id']}.{values.get('image', 0)}"
+        feedback = Feedback(prediction_id, values["verdict"], values.get("label"))
+        try:
+            await asyncio.to_thread(self._store.add_feedback, [feedback])
+        except SQLAlchemyError as error:
+            logger.warning("A verdict could not be stored: %s", error)
+            message = "The verdict cannot be stored: the database does not take it. Send it again later."
+            raise ApiError(503, message, {"Retry-After": "60"}) from None
+
+    def _photo(self, served: ModelVersion, image: Image) -> bytes | None:
+        """Return the photo as it came, to be shrunk later; None: it is not to be kept, or too large."""
+        if not self._options.keep_photos or isinstance(image.data, np.ndarray) or served.is_large(image):
+            return None
+        if self._photo_bytes + len(image.data) > _PHOTO_BYTES:
+            return None
+        self._photo_bytes += len(image.data)
+        return image.data
+
+    def _with_shrunk_photo(self, prediction: StoredPrediction) -> StoredPrediction:
+        """Return what is written: a small JPEG without the rest of the file; in the writer's thread."""
+        if prediction.photo is None:
+            return prediction
+        self._photo_bytes -= len(prediction.photo)
+        try:
+            picture = decode_within(prediction.photo, PHOTO_PX)
+            _, encoded = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
+        except Exception as error:  # noqa: BLE001  # one photo must not end the thread that stores all others
+            logger.warning("A photo could not be shrunk, and is not kept: %r", error)
+            return replace(prediction, photo=None)
+        return replace(prediction, photo=encoded.tobytes())
+
+    def _keep_expiring(self) -> None:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        assert self._options.retention_days is not None
+        while True:
+            try:
+                self._store.expire(time.time() - 86400 * self._options.retention_days)
+            except SQLAlchemyError as error:  # in an hour it may be there again
+                logger.warning("What is too old could not be deleted from the request store: %s", error)
+            if self._stop.wait(_EXPIRE_SECONDS):
+                return
