@@ -276,13 +276,14 @@ class StoreWriter:
         """Predictions that are not written yet."""
         return len(self._waiting)
 
-    def put(self, prediction: StoredPrediction) -> None:
-        """Take a prediction."""
+    def put(self, prediction: StoredPrediction) -> bool:
+        """Take a prediction, and return whether there was room for it."""
         # A deque's append is atomic: no lock on the path of a request.
         if len(self._waiting) >= self._max:
             self._lose(1)
-            return
+            return False
         self._waiting.append(prediction)
+        return True
 
     def start(self) -> None:
         """Begin to write."""

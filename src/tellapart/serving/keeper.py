@@ -61,7 +61,7 @@ class PredictionKeeper:
             prepare=self._with_shrunk_photo,
             count=lambda outcome, number: telemetry.kept.labels(outcome).inc(number),
         )
-        self._photo_bytes = 0
+        self._photo_bytes, self._lock = 0, threading.Lock()  # of the requests' thread and the writer's
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -85,7 +85,8 @@ class PredictionKeeper:
         now, milliseconds = time.time(), 1000 * (time.perf_counter() - context.began)
         for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
             best = None if answer.row is None else int(answer.row.argmax())
-            self._writer.put(
+            photo = self._photo(served, image) if best is not None else None
+            has_room = self._writer.put(
                 StoredPrediction(
                     id=f"{context.id}.{number}",
                     at=now,
@@ -101,9 +102,11 @@ class PredictionKeeper:
                     similarity=answer.similarity,
                     quality=answer.quality,
                     milliseconds=milliseconds,
-                    photo=self._photo(served, image) if best is not None else None,
+                    photo=photo,
                 )
             )
+            if photo is not None and not has_room:
+                self._forget_photo(photo)
 
     async def add_feedback(self, values: dict[str, Any]) -> None:
         """Store a verdict as it came to the server.
@@ -128,16 +131,21 @@ class PredictionKeeper:
         """Return the photo as it came, to be shrunk later; None: it is not to be kept, or too large."""
         if not self._options.keep_photos or isinstance(image.data, np.ndarray) or served.is_large(image):
             return None
-        if self._photo_bytes + len(image.data) > _PHOTO_BYTES:
-            return None
-        self._photo_bytes += len(image.data)
+        with self._lock:
+            if self._photo_bytes + len(image.data) > _PHOTO_BYTES:
+                return None
+            self._photo_bytes += len(image.data)
         return image.data
+
+    def _forget_photo(self, photo: bytes) -> None:
+        with self._lock:
+            self._photo_bytes -= len(photo)
 
     def _with_shrunk_photo(self, prediction: StoredPrediction) -> StoredPrediction:
         """Return what is written: a small JPEG without the rest of the file; in the writer's thread."""
         if prediction.photo is None:
             return prediction
-        self._photo_bytes -= len(prediction.photo)
+        self._forget_photo(prediction.photo)
         try:
             picture = decode_within(prediction.photo, PHOTO_PX)
             _, encoded = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
