@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "results").glob("*.json"))
 MEASURE_AGAIN = {
     "ablation-photos9",
-    "tuning",
 }
 """Measured on a tree with changes, before that was refused: to be measured again, and taken out of this list then."""
 PAGES = {page.relative_to(ROOT).as_posix(): page for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
