@@ -14,10 +14,10 @@ def without_password(url: str) -> str:
     return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
 
 
-def patience_of(url: str) -> dict[str, int]:
+def patience_of(url: str, *, lock_seconds: float = 60) -> dict[str, float]:
     """Return how long a driver waits: SQLite for another process' lock, the others for an answer."""
     if url.startswith("sqlite"):
-        return {"timeout": 60}
+        return {"timeout": lock_seconds}
     return {"connect_timeout": 10} if url.startswith(("postgresql", "mysql")) else {}
 
 

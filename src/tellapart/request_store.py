@@ -20,21 +20,22 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from tellapart.databases import reason_of, without_password, write_without_waiting
+from tellapart.databases import patience_of, reason_of, without_password, write_without_waiting
 from tellapart.errors import InputError
 from tellapart.store_migrations import HEAD
 
 logger = logging.getLogger(__name__)
 
-VERDICTS = ("right", "wrong", "none of these", "bad photo")
 _LOCK_SECONDS = 5
 """For which a writer waits while another process writes."""
 _ROWS_AT_ONCE = 500
 _IDS_AT_ONCE = 500
 """SQLite takes no more than some thousand parameters in one statement."""
 _LONGEST_PAUSE = 30.0
+_REFUSED = (DataError, IntegrityError, ProgrammingError)
+"""What a database says of a row that it will never take; all else may be over in a moment."""
 _TRIES, _TRY_SECONDS = 5, 0.5
 """To bring a schema up to date, since another process may be doing the same."""
 
@@ -43,18 +44,18 @@ PREDICTIONS = sa.Table(
     "predictions", METADATA,
     sa.Column("id", sa.String(120), primary_key=True), sa.Column("at", sa.Double, nullable=False),
     sa.Column("model", sa.String(100), nullable=False), sa.Column("version", sa.String(100), nullable=False),
-    sa.Column("role", sa.String(20), nullable=False), sa.Column("label", sa.Text), sa.Column("probability", sa.Double),
+    sa.Column("label", sa.Text), sa.Column("probability", sa.Double),
     sa.Column("probabilities", sa.LargeBinary), sa.Column("embedding", sa.LargeBinary),
     sa.Column("is_unknown", sa.Boolean, nullable=False), sa.Column("abstains", sa.Boolean, nullable=False),
     sa.Column("similarity", sa.Double), sa.Column("quality", sa.JSON, nullable=False),
-    sa.Column("milliseconds", sa.Double, nullable=False), sa.Column("subject", sa.String(100)),
-    sa.Column("photo", sa.LargeBinary), sa.Index("predictions_by_time", "model", "at"),
+    sa.Column("milliseconds", sa.Double, nullable=False), sa.Column("photo", sa.LargeBinary),
+    sa.Index("predictions_by_time", "model", "at"),
 )  # fmt: skip
 FEEDBACK = sa.Table(
     "feedback", METADATA,
     sa.Column("prediction_id", sa.String(120), primary_key=True), sa.Column("at", sa.Double, nullable=False),
     sa.Column("verdict", sa.String(20), nullable=False), sa.Column("label", sa.Text),
-    sa.Column("source", sa.String(100), nullable=False), sa.Index("feedback_by_time", "at"),
+    sa.Index("feedback_by_time", "at"),
 )  # fmt: skip
 
 
@@ -67,7 +68,6 @@ class StoredPrediction:
         at: when it was answered, in seconds since 1970, UTC.
         model: its name.
         version: its digits.
-        role: "champion", "challenger" or "shadow".
         label: the predicted class; None: the image could not be read.
         probability: of that class.
         probabilities: (num_classes,) float16, calibrated.
@@ -77,7 +77,6 @@ class StoredPrediction:
         similarity: to the nearest known photo, -1 to 1.
         quality: measure → value.
         milliseconds: from arrival to answer.
-        subject: who asked, hashed; None: nobody is told from others.
         photo: a shrunk JPEG, where photos are kept.
     """
 
@@ -85,7 +84,6 @@ class StoredPrediction:
     at: float
     model: str
     version: str
-    role: str = "champion"
     label: str | None = None
     probability: float | None = None
     probabilities: NDArray[np.float16] | None = None
@@ -95,7 +93,6 @@ class StoredPrediction:
     similarity: float | None = None
     quality: Mapping[str, float] = field(default_factory=dict)
     milliseconds: float = 0.0
-    subject: str | None = None
     photo: bytes | None = None
 
 
@@ -105,16 +102,14 @@ class Feedback:
 
     Attributes:
         prediction_id: `StoredPrediction.id`; it may arrive before its prediction is stored.
-        verdict: any of `VERDICTS`.
+        verdict: "right" or "wrong".
         label: the true class, where it was named.
-        source: who said it: "page", "api", "review".
         at: when, in seconds since 1970, UTC.
     """
 
     prediction_id: str
     verdict: str
     label: str | None = None
-    source: str = "api"
     at: float = field(default_factory=time.time)
 
 
@@ -134,7 +129,7 @@ class RequestStore:
 
     def __init__(self, url: str) -> None:
         self.shown = without_password(url)
-        patience = {"timeout": _LOCK_SECONDS} if url.startswith("sqlite") else {"connect_timeout": _LOCK_SECONDS}
+        patience = patience_of(url, lock_seconds=_LOCK_SECONDS)
         try:
             # Pings a connection before it is used: a database that was restarted costs nothing but the ping.
             self._engine = sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
@@ -182,7 +177,7 @@ class RequestStore:
         new = statement.excluded
         statement = statement.on_conflict_do_update(
             index_elements=["prediction_id"],
-            set_={"at": new.at, "verdict": new.verdict, "label": new.label, "source": new.source},
+            set_={"at": new.at, "verdict": new.verdict, "label": new.label},
             where=FEEDBACK.c.at <= new.at,
         )
         with self._engine.begin() as connection:
@@ -221,18 +216,10 @@ class RequestStore:
                 deleted += connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.id.in_(part))).rowcount
         return deleted
 
-    def expire(self, before: float, *, only_photos: bool = False) -> int:
-        """Forget what is older than a time, in seconds since 1970; return of how many predictions.
-
-        Args:
-            before: what is to stay is at least as young.
-            only_photos: forget the photos, and keep the rest.
-        """
+    def expire(self, before: float) -> int:
+        """Forget what is older than a time, in seconds since 1970; return how many predictions there were."""
         old = PREDICTIONS.c.at < before
         with self._engine.begin() as connection:
-            if only_photos:
-                forget = sa.update(PREDICTIONS).where(old, PREDICTIONS.c.photo.is_not(None)).values(photo=None)
-                return connection.execute(forget).rowcount
             of_old = sa.select(PREDICTIONS.c.id).where(old)
             connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(of_old)))
             return connection.execute(sa.delete(PREDICTIONS).where(old)).rowcount
@@ -243,7 +230,7 @@ class StoreWriter:
 
     Attributes:
         num_stored: predictions that are in the database.
-        num_lost: predictions that are not, since too many were waiting or the server ended.
+        num_lost: predictions that are not: too many were waiting, the server ended, or the database refused them.
         failure: why the last write failed; "": it did not.
 
     Args:
@@ -316,13 +303,27 @@ class StoreWriter:
             self._num_prepared += 1
         return self._waiting[number]
 
+    def _is_taken(self, prediction: StoredPrediction) -> bool:
+        """Store one prediction, and return whether the database takes it."""
+        try:
+            self._store.add([prediction])
+        except _REFUSED as error:
+            logger.warning("The prediction %s cannot be stored: %s.", prediction.id, reason_of(error))
+            return False
+        return True
+
     def _write_all(self) -> bool:
         """Write all that is waiting; return whether it worked."""
         while self._waiting:
             # Taken out only once it is stored; this thread alone takes from the left.
             batch = [self._prepared_at(number) for number in range(min(len(self._waiting), _ROWS_AT_ONCE))]
+            lost = 0
             try:
-                self._store.add(batch)
+                try:
+                    self._store.add(batch)
+                except _REFUSED:
+                    # A row that the database does not take must not hold up all that come after it.
+                    lost = sum(not self._is_taken(prediction) for prediction in batch)
             except SQLAlchemyError as error:
                 if not self.failure:  # once, not twice a second
                     logger.warning("The request store %s cannot be written: %s.", self._store.shown, reason_of(error))
@@ -331,8 +332,10 @@ class StoreWriter:
             for _ in batch:
                 self._waiting.popleft()
             self._num_prepared -= len(batch)
-            self.num_stored += len(batch)
-            self._count("stored", len(batch))
+            self.num_stored += len(batch) - lost
+            self._count("stored", len(batch) - lost)
+            if lost:
+                self._lose(lost)
         if self.failure:
             logger.info("The request store %s can be written again.", self._store.shown)
             self.failure = ""

@@ -64,7 +64,7 @@ def test_what_is_answered_is_kept_with_embedding_quality_photo_and_feedback(
     for (row, _), prediction, shown in zip(
         (rows[0], rows[2]), expected, (answer["predictions"][0], answer["predictions"][2]), strict=True
     ):
-        assert (row.label, row.role, row.version) == (prediction.label, "champion", classifier.bundle.version)
+        assert (row.label, row.version) == (prediction.label, classifier.bundle.version)
         assert row.probability == pytest.approx(shown["probability"], abs=1e-6)
         assert row.probabilities.shape == (10,)
         assert prediction.embedding is not None

@@ -139,6 +139,9 @@ async def feedback(service: Service, request: Request) -> Response:
         raise ApiError(413, f"The verdict has {len(body):,} bytes; at most {_MAX_FEEDBACK_BYTES:,} are taken.")
     values = parse_json(utf8(body.take()))
     served = _check_feedback(service, request, values)
+    # Before the file: sent again after a failure, a verdict is stored once, while the file would have it twice.
+    if service.keeper is not None:
+        await service.keeper.add_feedback(values)
     if service.options.feedback is not None:
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **values, "model": served.name}
         # In a thread: a slow disk would block the event loop and with it every other request.
@@ -147,8 +150,6 @@ async def feedback(service: Service, request: Request) -> Response:
         except OSError as error:
             message = f"The verdict cannot be kept: {error.strerror or error}."
             raise ApiError(503, message, {"Retry-After": "60"}) from None
-    if service.keeper is not None:
-        await service.keeper.add_feedback(values)
     service.telemetry.feedback.labels(served.name, values["verdict"]).inc()
     return Response(status_code=204)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from tellapart.bundles.predictor import abstains
 from tellapart.data.decode import decode_within
+from tellapart.databases import reason_of
 from tellapart.errors import InputError
 from tellapart.serving.errors import ApiError
 from tellapart.serving.model_version import Answer, Image, ModelVersion
@@ -123,7 +124,7 @@ class PredictionKeeper:
         try:
             await asyncio.to_thread(self._store.add_feedback, [feedback])
         except SQLAlchemyError as error:
-            logger.warning("A verdict could not be stored: %s", error)
+            logger.warning("A verdict could not be stored: %s.", reason_of(error))
             message = "The verdict cannot be stored: the database does not take it. Send it again later."
             raise ApiError(503, message, {"Retry-After": "60"}) from None
 
@@ -162,6 +163,6 @@ class PredictionKeeper:
             try:
                 self._store.expire(time.time() - 86400 * self._options.retention_days)
             except SQLAlchemyError as error:  # in an hour it may be there again
-                logger.warning("What is too old could not be deleted from the request store: %s", error)
+                logger.warning("The request store could not delete what is too old: %s.", reason_of(error))
             if self._stop.wait(_EXPIRE_SECONDS):
                 return

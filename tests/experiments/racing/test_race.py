@@ -197,4 +197,5 @@ def test_a_killed_race_goes_on_with_what_is_left(photos, cache, tmp_path):
     assert len(names) == len(set(names))
     kept = json.loads(measured)["validation"]["accuracy"]
     assert resumed.metrics["race"][0]["accuracy"] == kept, "what was done is not done again"
-    assert resumed.metrics["validation"]["accuracy"] >= kept
+    best = max(entry["accuracy"] for entry in resumed.metrics["race"] if entry["correct"] is not None)
+    assert resumed.metrics["validation"]["accuracy"] >= best - race._PAYS, "an ensemble must gain that much"

@@ -17,7 +17,6 @@ def upgrade() -> None:
         sa.Column("at", sa.Double, nullable=False),
         sa.Column("model", sa.String(100), nullable=False),
         sa.Column("version", sa.String(100), nullable=False),
-        sa.Column("role", sa.String(20), nullable=False),
         sa.Column("label", sa.Text),
         sa.Column("probability", sa.Double),
         sa.Column("probabilities", sa.LargeBinary),
@@ -27,7 +26,6 @@ def upgrade() -> None:
         sa.Column("similarity", sa.Double),
         sa.Column("quality", sa.JSON, nullable=False),
         sa.Column("milliseconds", sa.Double, nullable=False),
-        sa.Column("subject", sa.String(100)),
         sa.Column("photo", sa.LargeBinary),
     )
     op.create_index("predictions_by_time", "predictions", ["model", "at"])
@@ -37,7 +35,6 @@ def upgrade() -> None:
         sa.Column("at", sa.Double, nullable=False),
         sa.Column("verdict", sa.String(20), nullable=False),
         sa.Column("label", sa.Text),
-        sa.Column("source", sa.String(100), nullable=False),
     )
     op.create_index("feedback_by_time", "feedback", ["at"])
 
