@@ -23,6 +23,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import fastai
 import torch
@@ -82,6 +83,23 @@ class Until(Callback):
             raise CancelFitException
 
 
+def print_result(until: Until, test: float, trained: float, planned: int, **network: Any) -> None:
+    """Print the JSON line that race.py reads."""
+    versions = {"fastai": fastai, "torch": torch, "torchvision": torchvision}
+    result = {
+        "test": test,
+        "validation": until.best,
+        "epochs": until.epochs,
+        "planned_epochs": planned,
+        "wall_seconds": time.time() - START,
+        "train_seconds": trained,
+        **network,
+        "versions": {name: module.__version__ for name, module in versions.items()}
+        | {"python": platform.python_version()},
+    }
+    print(json.dumps(result))
+
+
 def main() -> None:
     """Train within the time and test."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,24 +134,7 @@ def main() -> None:
         learner.model.load_state_dict(until.weights)
         test = photos.test_dl(get_image_files(arguments.folder / "test"), with_labels=True)
         found = float(learner.validate(dl=test)[-1])
-    result = {
-        "test": found,
-        "validation": until.best,
-        "epochs": until.epochs,
-        "planned_epochs": 1 + planned,
-        "wall_seconds": time.time() - START,
-        "train_seconds": trained,
-        "network": "xresnet18",
-        "image_px": IMAGE_PX,
-        "pretrained": False,
-        "versions": {
-            "fastai": fastai.__version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    print(json.dumps(result))
+    print_result(until, found, trained, 1 + planned, network="xresnet18", image_px=IMAGE_PX, pretrained=False)
 
 
 if __name__ == "__main__":

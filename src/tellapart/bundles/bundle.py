@@ -32,6 +32,7 @@ SCHEMA_VERSION = 2
 SUMS = "SHA256SUMS"
 RECORD = "bundle.json"
 UNKNOWN_FILE = "unknown.npz"
+EXPLAIN_FILE = "explain.onnx"
 NAME = r"^[\w.-]{1,100}$"
 """What a model may be called: it goes into URLs and labels of metrics."""
 
@@ -196,7 +197,7 @@ class Bundle:
     @property
     def explain_path(self) -> Path | None:
         """The explanation graph, or None."""
-        return self.folder / "explain.onnx" if self.record.explains else None
+        return self.folder / EXPLAIN_FILE if self.record.explains else None
 
     def quality_warnings(self, quality: dict[str, float]) -> list[str]:
         """Return the measures of `tellapart.data.quality` in which a photo is worse than what was measured."""

@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import (
+    EXPLAIN_FILE,
     NAME,
     UNKNOWN_FILE,
     Artefact,
@@ -72,7 +73,6 @@ _REFERENCE_BYTES = 500_000
 _EMBEDDINGS = 2000
 _EXPLAINED = 8
 _SAME_HEAT = 1e-3
-_EXPLANATION = "explain.onnx"
 _PNG = b"\x89PNG"
 
 
@@ -285,7 +285,7 @@ def _write_formats(
         files = {saved_model: network.onnx}
         try:
             save_explanation(heaviest(model), explanation)  # an ensemble has no one last layer of feature maps
-            files[explanation] = part / _EXPLANATION
+            files[explanation] = part / EXPLAIN_FILE
         except InputError as error:
             announce(f"No heat maps from this bundle: {error}")
         convert_to_onnx(files)
@@ -300,11 +300,11 @@ def _prove_explanation(model: keras.Model, part: Path, photos: _Photos, announce
     """Hold the heat maps of the graph that explains against Keras' on a few photos, and name its method."""
     import onnxruntime
 
-    if not (part / _EXPLANATION).is_file():
+    if not (part / EXPLAIN_FILE).is_file():
         return None
     at = photos.main[:_EXPLAINED]
     pictures, targets = photos.pictures.batch(at), photos.numbers[at]
-    session = onnxruntime.InferenceSession(part / _EXPLANATION, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(part / EXPLAIN_FILE, providers=["CPUExecutionProvider"])
     (heat,) = session.run(["heat"], {"image": pictures, "target": targets})
     expected = grad_cam_values(LayerReader(heaviest(model)).read(pictures, targets))
     difference = float(np.abs(heat - expected).max() / max(float(np.abs(expected).max()), 1e-12))
