@@ -37,7 +37,7 @@ def prediction(number: int, **changes: object) -> StoredPrediction:
     return StoredPrediction(**(values | changes))
 
 
-def test_what_is_stored_is_read_back(store: RequestStore):
+def test_what_is_stored_is_read_back(store: RequestStore, tmp_path: Path):
     rng = np.random.default_rng(0)
     whole = prediction(
         1, probability=0.75, probabilities=rng.random(10).astype(np.float16), embedding=rng.normal(size=256),
@@ -46,6 +46,7 @@ def test_what_is_stored_is_read_back(store: RequestStore):
     )  # fmt: skip
     unreadable = prediction(2, label=None)
     store.add([whole, unreadable])
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.glob("requests.db*")} == {0o600}, "for nobody else"
     (found, said), (other, _) = store.predictions("shapes")
     assert said is None
     for name in ("id", "at", "model", "version", "label", "probability", "is_unknown", "abstains", "similarity",

@@ -7,7 +7,9 @@ or gone never fails a prediction, and what was not stored is counted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -134,6 +136,7 @@ class RequestStore:
             # Pings a connection before it is used: a database that was restarted costs nothing but the ping.
             self._engine = sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
             if url.startswith("sqlite"):
+                _keep_private(self._engine.url.database)
                 write_without_waiting(self._engine)
             _bring_up_to_date(self._engine)
         except (SQLAlchemyError, ImportError) as error:
@@ -340,6 +343,14 @@ class StoreWriter:
             logger.info("The request store %s can be written again.", self._store.shown)
             self.failure = ""
         return True
+
+
+def _keep_private(file: str | None) -> None:
+    """Make a database's file, if it is not there, so that nobody else on this machine can read it."""
+    # It holds photos. SQLite itself would make it readable by all; its log gets the rights of the file.
+    if file:
+        with contextlib.suppress(OSError):  # SQLite says what is wrong with the place
+            os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
 
 
 def _bring_up_to_date(engine: sa.Engine) -> None:
