@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +34,37 @@ def shared_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """Return what makes a new database of a server of our own and gives its URL; skip where PostgreSQL is absent."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("initdb") or "/nowhere").parent]
+    if not (programs[-1] / "initdb").exists():
+        pytest.skip("PostgreSQL is not installed here: NOTHING IS TESTED ON IT (apt-get install postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="tellapart-postgresql-"))
+    # It refuses to run as root.
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if as_user:
+        shutil.chown(folder, "postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(program: str, *arguments: str) -> None:
+        subprocess.run([*as_user, str(programs[-1] / program), *arguments], check=True, capture_output=True, cwd="/")
+
+    run("initdb", "-D", str(folder / "data"), "-U", "me", "--auth=trust", "--no-sync")
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
+    run("pg_ctl", "-D", str(folder / "data"), "-o", options, "-l", str(folder / "log"), "--wait", "start")
+
+    def make(name: str) -> str:
+        run("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "me", name)
+        return f"postgresql+pg8000://me@127.0.0.1:{port}/{name}"
+
+    yield make
+    run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 QUICK = [

@@ -119,7 +119,7 @@ class RequestStore:
     """A database of predictions and feedback. Several processes may use one; each call is one transaction.
 
     Args:
-        url: as SQLAlchemy takes it, such as sqlite:///requests.db or postgresql+psycopg://user@host/name.
+        url: as SQLAlchemy takes it, such as sqlite:///requests.db or postgresql+pg8000://user@host/name.
 
     Raises:
         InputError: it cannot be opened or was made by a newer version.
@@ -138,11 +138,15 @@ class RequestStore:
             if url.startswith("sqlite"):
                 _keep_private(self._engine.url.database)
                 write_without_waiting(self._engine)
-            _bring_up_to_date(self._engine)
+            try:
+                _bring_up_to_date(self._engine)
+            except BaseException:
+                self._engine.dispose()  # nobody else can: there is no store to close
+                raise
         except (SQLAlchemyError, ImportError) as error:
             raise InputError(
                 f"The request store {self.shown} cannot be opened: {reason_of(error)}. Expected the URL of a database "
-                "that can be written, as in sqlite:///requests.db or postgresql+psycopg://user@host/name."
+                "that can be written, as in sqlite:///requests.db or postgresql+pg8000://user@host/name."
             ) from error
         dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         self._insert = dialect.insert

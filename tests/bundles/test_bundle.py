@@ -11,34 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tellapart.bundles.bundle import Artefact, BundleRecord, Preprocessing, Proof, is_bundle, open_bundle, write_record
+from tellapart.bundles.bundle import is_bundle, open_bundle, write_record
 from tellapart.bundles.predictor import to_prediction
 from tellapart.errors import BundleError
 from tellapart.unknown import UnknownDetector
-
-PROOF = Proof(passed=True, reason="equal", num_images=9, agreement=1.0, largest_difference=1e-6)
-
-
-def record(**changes: object) -> BundleRecord:
-    values = {
-        "name": "pets", "created": "2026-01-01T00:00:00Z", "classes": ("cat", "dog", "owl"),
-        "preprocessing": Preprocessing(image_px=32, decoder_version=2), "max_pixels": 10**8, "temperature": 1.2,
-        "coverage": 0.9, "threshold": 0.4,
-        "quality_range": {"sharpness": (3.0, None), "brightness": (20.0, 230.0)}, "metrics": {}, "source": {"run": "r"},
-        "artefacts": (Artefact(id="onnx", format="onnx", path="model.onnx", bytes=3, proofs={"onnxruntime": PROOF}),),
-        "explains": None, "reference_images": {"reference_images/01.png": (0.7, 0.2, 0.1)},
-    }  # fmt: skip
-    return BundleRecord(**(values | changes))
+from written_bundle import bundle_record, write_bundle
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    place = tmp_path / "bundle"
-    (place / "reference_images").mkdir(parents=True)
-    (place / "model.onnx").write_bytes(b"abc")
-    (place / "reference_images" / "01.png").write_bytes(b"png")
-    write_record(place, record())
-    return place
+    return write_bundle(tmp_path / "bundle")
 
 
 def rewritten(folder: Path, values: dict) -> None:
@@ -53,7 +35,7 @@ def rewritten(folder: Path, values: dict) -> None:
 def test_what_is_written_is_read_again(folder: Path):
     bundle = open_bundle(folder)
     assert is_bundle(folder)
-    assert bundle.record == record()
+    assert bundle.record == bundle_record()
     assert bundle.path(bundle.record.artefacts[0]) == folder / "model.onnx"
     assert len(bundle.version) == 12
     (folder.parent / "empty").mkdir()
@@ -63,7 +45,7 @@ def test_what_is_written_is_read_again(folder: Path):
 def test_a_changed_bundle_has_another_version(folder: Path):
     before = open_bundle(folder).version
     (folder / "model.onnx").write_bytes(b"abd")
-    write_record(folder, record())
+    write_record(folder, bundle_record())
     assert open_bundle(folder).version != before
 
 
@@ -154,7 +136,7 @@ def test_a_bundle_of_schema_1_opens_as_it_was(folder: Path):
         "artefacts": {"onnx": {"path": "model.onnx", "bytes": 3, "proofs": proofs}},
     }  # fmt: skip
     rewritten(folder, old)
-    assert open_bundle(folder).record == record()
+    assert open_bundle(folder).record == bundle_record()
 
 
 def test_a_bundle_without_references_cannot_tell_and_one_with_them_can(folder: Path):
@@ -162,12 +144,12 @@ def test_a_bundle_without_references_cannot_tell_and_one_with_them_can(folder: P
     UnknownDetector(np.eye(2, dtype=np.float16), np.array([0, 1]), 0.9, 0.05, 30).save(folder / "unknown.npz")
     with pytest.raises(BundleError, match=r"unknown\.npz does not belong to the bundle"):
         open_bundle(folder)
-    write_record(folder, record())
+    write_record(folder, bundle_record())
     detector = open_bundle(folder).detector
     assert detector is not None
     assert (detector.threshold, detector.num_features) == (0.9, 2)
     (folder / "unknown.npz").write_bytes(b"no archive")
-    write_record(folder, record())
+    write_record(folder, bundle_record())
     with pytest.raises(BundleError, match=r"unknown\.npz cannot be read"):
         open_bundle(folder)
 

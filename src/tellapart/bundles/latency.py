@@ -7,14 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tellapart.bundles.bundle import open_bundle
+from tellapart.bundles.bundle import Bundle, open_bundle
+from tellapart.bundles.predictor import choose
 from tellapart.bundles.runtimes import RUNTIMES, artefact_for, open_runtime
 from tellapart.errors import BundleError
 from tellapart.records import Progress, no_progress
@@ -84,6 +85,33 @@ def benchmark(
         speeds.append(Speed(name, **values))
     progress("measuring", len(artefacts), len(artefacts))
     return sorted(speeds, key=lambda speed: (bool(speed.error), speed.p50_ms))
+
+
+def median_latencies(
+    bundles: Sequence[Bundle], *, rounds: int = 3, seconds: float = 0.5, progress: Progress = no_progress
+) -> list[float]:
+    """Return the median milliseconds of one picture for each bundle, in the runtime that would serve it on one thread.
+
+    Args:
+        bundles: to measure, in turns: whatever else the machine does slows all alike.
+        rounds: of which the median is taken.
+        seconds: to measure each bundle for, in each round.
+        progress: called with ("measuring", done, total).
+
+    Raises:
+        BundleError: no runtime here gives the probabilities that a bundle should.
+    """
+    names = [choose(bundle, None, threads=1)[0] for bundle in bundles]
+    laps: list[list[float]] = [[] for _ in bundles]
+    for done in range(rounds):
+        progress("measuring", done, rounds)
+        for bundle, name, times in zip(bundles, names, laps, strict=True):
+            values = _measured_apart(bundle.folder, name, 1, seconds)
+            if "error" in values:
+                raise BundleError(f"{bundle.folder} cannot be measured in {name}: {values['error']}.")
+            times.append(values["p50_ms"])
+    progress("measuring", rounds, rounds)
+    return [float(np.median(times)) for times in laps]
 
 
 def _measured_apart(folder: Path, name: str, threads: int, seconds: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tellapart.cli import (
     ensembling,
     evaluation,
     machine,
+    models,
     prediction,
     runs,
     serving,
@@ -51,6 +52,7 @@ def _sections() -> dict[str, list[str]]:
     """Return the names of all commands, in groups."""
     names = {title: list(group) for title, group in _GROUPS.items()}
     names["Train"].append("weights")
+    names["Ship"].append("models")
     return names
 
 
@@ -91,6 +93,20 @@ _weights.command("list")(weights.list_weights)
 _weights.command("get")(weights.get_weights)
 _weights.command("add")(weights.add_weights)
 app.add_typer(_weights, name="weights")
+_models = typer.Typer(
+    help="""Register versions, compare and promote them.
+
+    Example: tellapart models add bundle --run runs/pets
+    """,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+for _verb, _function in {
+    "add": models.add, "list": models.list_models, "show": models.show, "diff": models.diff, "promote": models.promote,
+    "rollback": models.rollback, "challenger": models.challenger, "get": models.get,
+}.items():  # fmt: skip
+    _models.command(_verb)(_function)
+app.add_typer(_models, name="models")
 
 
 @app.callback(invoke_without_command=True)
@@ -112,6 +128,8 @@ _EXTRAS = {
     "pyarrow": "parquet",
     "ai_edge_litert": "litert",
     "optuna": "tune",
+    "mlflow": "track",
+    **dict.fromkeys(("sqlalchemy", "alembic"), "store"),
     "jax": "jax",
 }
 """What brings a package that tellapart itself does not need: serving is installed without training."""

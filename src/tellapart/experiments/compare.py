@@ -66,11 +66,25 @@ def compare(
         costs = with_speed(folders, costs, progress)
     comparison = compare_finished_runs(finished, costs, against=against, progress=progress)
     if out is not None:
-        from tellapart.experiments.compare_page import write_page
-
-        write_json(Path(out) / "compare.json", comparison.to_dict())
-        write_page(Path(out) / "compare.html", comparison, _whereabouts(finished), progress=progress)
+        write_comparison(Path(out), comparison, finished, progress=progress)
     return comparison
+
+
+def write_comparison(
+    out: Path, comparison: Comparison, runs: Sequence[FinishedRun], *, progress: Progress = no_progress
+) -> None:
+    """Write ``compare.json`` and ``compare.html``.
+
+    Args:
+        out: their folder.
+        comparison: what was found.
+        runs: those compared; the page shows photos that still lie where a run had them.
+        progress: called with (what, done, total).
+    """
+    from tellapart.experiments.compare_page import write_page
+
+    write_json(out / "compare.json", comparison.to_dict())
+    write_page(out / "compare.html", comparison, _whereabouts(runs), progress=progress)
 
 
 def compare_finished_runs(
