@@ -93,12 +93,12 @@ def test_the_migrations_make_what_the_code_expects(store: RequestStore):
 def test_a_store_of_a_newer_version_and_one_that_cannot_be_opened_are_refused(store: RequestStore, tmp_path: Path):
     with store._engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(InputError, match="has the schema 9999; this version knows 0001"):
+    with pytest.raises(InputError, match="has the schema 9999; this version knows 0002"):
         RequestStore(str(store._engine.url))
     with pytest.raises(InputError, match=r"cannot be opened: unable to open database file"):
         RequestStore(f"sqlite:///{tmp_path}/nowhere/requests.db")
-    with pytest.raises(InputError, match=r"postgresql\+psycopg://me:\*\*\*@nowhere/x cannot be opened"):
-        RequestStore("postgresql+psycopg://me:secret@nowhere/x")
+    with pytest.raises(InputError, match=r"postgresql\+pg8000://me:\*\*\*@nowhere/x cannot be opened"):
+        RequestStore("postgresql+pg8000://me:secret@nowhere/x")
 
 
 def test_processes_that_start_at_once_make_one_schema_and_share_it(tmp_path: Path):

@@ -5,8 +5,14 @@ Knows nothing about what is stored. Imports no driver.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
+
+
+def url_of(where: str | os.PathLike[str]) -> str:
+    """Return the URL of a database: a file is SQLite's."""
+    return str(where) if "://" in str(where) else f"sqlite:///{os.path.abspath(where)}"
 
 
 def without_password(url: str) -> str:

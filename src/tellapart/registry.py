@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tellapart.bundles.bundle import Bundle, open_bundle
-from tellapart.databases import reason_of, without_password
+from tellapart.databases import reason_of, url_of, without_password
 from tellapart.errors import InputError
 from tellapart.run_folder import RunFolder
 
@@ -106,7 +106,7 @@ class Registry:
     """
 
     def __init__(self, where: str | os.PathLike[str] | None = None) -> None:
-        self.url = url_of(where)
+        self.url = url_of(where or DEFAULT_FILE)
         self.shown = without_password(self.url)
         path = self.url.removeprefix("sqlite:///")
         # MLflow puts artefacts of SQLite into the current folder: beside the file they are found again from anywhere.
@@ -237,6 +237,18 @@ class Registry:
         with self._explained("be written"):
             if CHALLENGER in self._aliases(name):
                 self._client.delete_registered_model_alias(name, CHALLENGER)
+
+    def note(self, name: str, key: str) -> str | None:
+        """Return what was noted at a model under a key; None: nothing."""
+        with self._explained("be read"):
+            text: str | None = self._client.get_registered_model(name).tags.get(key)
+        return text or None
+
+    def write_note(self, name: str, key: str, text: str | None) -> None:
+        """Note something at a model; None: forget it."""
+        with self._explained("be written"):
+            # An empty tag, not a deleted one: deleting what is not there is an error.
+            self._client.set_registered_model_tag(name, key, text or "")
 
     # Files --------------------------------------------------------------------------------------------------
 
@@ -403,12 +415,6 @@ class Registry:
             f"The registry {self.shown} cannot {what}: {reason}. Expected a file, an MLflow server that answers, or "
             "the URL of a database that can be written."
         )
-
-
-def url_of(where: str | os.PathLike[str] | None) -> str:
-    """Return a registry's URL as MLflow takes it: a file is SQLite's."""
-    place = str(where or DEFAULT_FILE)
-    return place if "://" in place else f"sqlite:///{os.path.abspath(place)}"
 
 
 def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:

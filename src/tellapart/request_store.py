@@ -51,13 +51,19 @@ PREDICTIONS = sa.Table(
     sa.Column("is_unknown", sa.Boolean, nullable=False), sa.Column("abstains", sa.Boolean, nullable=False),
     sa.Column("similarity", sa.Double), sa.Column("quality", sa.JSON, nullable=False),
     sa.Column("milliseconds", sa.Double, nullable=False), sa.Column("photo", sa.LargeBinary),
-    sa.Index("predictions_by_time", "model", "at"),
+    sa.Column("test", sa.String(20)), sa.Column("subject", sa.String(120)),
+    sa.Index("predictions_by_time", "model", "at"), sa.Index("predictions_by_test", "test", "at"),
 )  # fmt: skip
 FEEDBACK = sa.Table(
     "feedback", METADATA,
     sa.Column("prediction_id", sa.String(120), primary_key=True), sa.Column("at", sa.Double, nullable=False),
     sa.Column("verdict", sa.String(20), nullable=False), sa.Column("label", sa.Text),
     sa.Index("feedback_by_time", "at"),
+)  # fmt: skip
+SHADOWS = sa.Table(
+    "shadows", METADATA,
+    sa.Column("prediction_id", sa.String(120), primary_key=True), sa.Column("test", sa.String(20), primary_key=True),
+    sa.Column("at", sa.Double, nullable=False), sa.Column("label", sa.Text), sa.Column("probability", sa.Double),
 )  # fmt: skip
 
 
@@ -80,6 +86,8 @@ class StoredPrediction:
         quality: measure → value.
         milliseconds: from arrival to answer.
         photo: a shrunk JPEG, where photos are kept.
+        test: id of the A/B test that it was part of; None: of none.
+        subject: who asked, in a test: by whom the version was chosen.
     """
 
     id: str
@@ -96,6 +104,27 @@ class StoredPrediction:
     quality: Mapping[str, float] = field(default_factory=dict)
     milliseconds: float = 0.0
     photo: bytes | None = None
+    test: str | None = None
+    subject: str | None = None
+
+
+@dataclass(frozen=True)
+class ShadowPrediction:
+    """What a challenger said of a photo that the champion had answered.
+
+    Attributes:
+        prediction_id: `StoredPrediction.id` of the answer.
+        test: id of the A/B test.
+        at: when, in seconds since 1970, UTC.
+        label: the class; None: the image could not be read.
+        probability: of that class.
+    """
+
+    prediction_id: str
+    test: str
+    at: float
+    label: str | None = None
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +197,45 @@ class RequestStore:
         with self._engine.begin() as connection:
             connection.execute(self._insert(PREDICTIONS).on_conflict_do_nothing(), rows)
 
+    def add_shadows(self, shadows: Sequence[ShadowPrediction]) -> None:
+        """Store what a challenger said; what is there already stays as it is.
+
+        Raises:
+            SQLAlchemyError: the database failed; nothing was stored.
+        """
+        if not shadows:
+            return
+        with self._engine.begin() as connection:
+            connection.execute(self._insert(SHADOWS).on_conflict_do_nothing(), [asdict(one) for one in shadows])
+
+    def in_test(self, test: str) -> Iterator[tuple[StoredPrediction, ShadowPrediction | None, Feedback | None]]:
+        """Yield the predictions of an A/B test, with what the challenger said in shadow and what people said.
+
+        In the order in which feedback came, then those without: a sequential test counts labels as they arrive.
+
+        Args:
+            test: its id.
+        """
+        said = [column.label(f"feedback_{column.name}") for column in FEEDBACK.c]
+        shadowed = [column.label(f"shadow_{column.name}") for column in SHADOWS.c]
+        is_shadow = (PREDICTIONS.c.id == SHADOWS.c.prediction_id) & (SHADOWS.c.test == test)
+        joined = PREDICTIONS.outerjoin(FEEDBACK, PREDICTIONS.c.id == FEEDBACK.c.prediction_id)
+        light = [column for column in PREDICTIONS.c if column.name not in ("photo", "embedding", "probabilities")]
+        query = (
+            sa.select(*light, *said, *shadowed)
+            .select_from(joined.outerjoin(SHADOWS, is_shadow))
+            .where(PREDICTIONS.c.test == test)
+            .order_by(FEEDBACK.c.at.is_(None), FEEDBACK.c.at, PREDICTIONS.c.at, PREDICTIONS.c.id)
+            .execution_options(yield_per=_ROWS_AT_ONCE)
+        )
+        with self._engine.connect() as connection:
+            for row in connection.execute(query).mappings():
+                shadow = None
+                if row["shadow_prediction_id"] is not None:
+                    shadow = ShadowPrediction(**{name: row[f"shadow_{name}"] for name in SHADOWS.c.keys()})  # noqa: SIM118
+                values = {column.name: row[column.name] for column in light}
+                yield StoredPrediction(**values), shadow, _feedback(row)
+
     def add_feedback(self, feedback: Sequence[Feedback]) -> None:
         """Store what people said; of one prediction the latest counts, whatever the order of arrival.
 
@@ -219,7 +287,8 @@ class RequestStore:
         with self._engine.begin() as connection:
             for start in range(0, len(wanted), _IDS_AT_ONCE):
                 part = wanted[start : start + _IDS_AT_ONCE]
-                connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(part)))
+                for table in (FEEDBACK, SHADOWS):
+                    connection.execute(sa.delete(table).where(table.c.prediction_id.in_(part)))
                 deleted += connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.id.in_(part))).rowcount
         return deleted
 
@@ -228,7 +297,8 @@ class RequestStore:
         old = PREDICTIONS.c.at < before
         with self._engine.begin() as connection:
             of_old = sa.select(PREDICTIONS.c.id).where(old)
-            connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(of_old)))
+            for table in (FEEDBACK, SHADOWS):
+                connection.execute(sa.delete(table).where(table.c.prediction_id.in_(of_old)))
             return connection.execute(sa.delete(PREDICTIONS).where(old)).rowcount
 
 
@@ -261,7 +331,7 @@ class StoreWriter:
         self._store, self._max, self._every = store, max_waiting, every_seconds
         self._prepare, self._count = prepare, count
         self._num_prepared = 0  # of those that wait, from the left
-        self._waiting: deque[StoredPrediction] = deque()
+        self._waiting: deque[StoredPrediction | ShadowPrediction] = deque()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -270,7 +340,7 @@ class StoreWriter:
         """Predictions that are not written yet."""
         return len(self._waiting)
 
-    def put(self, prediction: StoredPrediction) -> bool:
+    def put(self, prediction: StoredPrediction | ShadowPrediction) -> bool:
         """Take a prediction, and return whether there was room for it."""
         # A deque's append is atomic: no lock on the path of a request.
         if len(self._waiting) >= self._max:
@@ -303,19 +373,26 @@ class StoreWriter:
             pause = self._every if self._write_all() else min(2 * pause, _LONGEST_PAUSE)
         self._write_all()
 
-    def _prepared_at(self, number: int) -> StoredPrediction:
+    def _prepared_at(self, number: int) -> StoredPrediction | ShadowPrediction:
         """Return a prediction that waits, prepared once, however often its batch has to be written."""
         if number >= self._num_prepared:
-            self._waiting[number] = self._prepare(self._waiting[number])
+            waiting = self._waiting[number]
+            if isinstance(waiting, StoredPrediction):
+                self._waiting[number] = self._prepare(waiting)
             self._num_prepared += 1
         return self._waiting[number]
 
-    def _is_taken(self, prediction: StoredPrediction) -> bool:
+    def _add(self, batch: Sequence[StoredPrediction | ShadowPrediction]) -> None:
+        self._store.add([one for one in batch if isinstance(one, StoredPrediction)])
+        self._store.add_shadows([one for one in batch if isinstance(one, ShadowPrediction)])
+
+    def _is_taken(self, prediction: StoredPrediction | ShadowPrediction) -> bool:
         """Store one prediction, and return whether the database takes it."""
         try:
-            self._store.add([prediction])
+            self._add([prediction])
         except _REFUSED as error:
-            logger.warning("The prediction %s cannot be stored: %s.", prediction.id, reason_of(error))
+            name = prediction.id if isinstance(prediction, StoredPrediction) else prediction.prediction_id
+            logger.warning("The prediction %s cannot be stored: %s.", name, reason_of(error))
             return False
         return True
 
@@ -327,7 +404,7 @@ class StoreWriter:
             lost = 0
             try:
                 try:
-                    self._store.add(batch)
+                    self._add(batch)
                 except _REFUSED:
                     # A row that the database does not take must not hold up all that come after it.
                     lost = sum(not self._is_taken(prediction) for prediction in batch)

@@ -10,7 +10,10 @@ from typing import Any
 import typer
 import typer.core
 
+# None of these imports Keras, pandas or SciPy: each command imports what it needs when it is run, or --help would take
+# seconds.
 from tellapart.cli import (
+    ab,
     ablation,
     comparison,
     data,
@@ -51,8 +54,9 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 def _sections() -> dict[str, list[str]]:
     """Return the names of all commands, in groups."""
     names = {title: list(group) for title, group in _GROUPS.items()}
+    # These two are groups of commands, not functions, so `_GROUPS` cannot hold them.
     names["Train"].append("weights")
-    names["Ship"].append("models")
+    names["Ship"] += ["models", "ab"]
     return names
 
 
@@ -75,7 +79,9 @@ app = typer.Typer(
     cls=_Commands,
     help="Turn a folder of photos into a measured image classifier.",
     no_args_is_help=True,
+    # typer's own tracebacks may print the values of local variables, API keys among them.
     pretty_exceptions_enable=False,
+    # Help texts have brackets, which rich would read as markup.
     rich_markup_mode=None,
 )
 for _group in _GROUPS.values():
@@ -101,12 +107,25 @@ _models = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-for _verb, _function in {
+_versions: dict[str, Callable[..., None]] = {
     "add": models.add, "list": models.list_models, "show": models.show, "diff": models.diff, "promote": models.promote,
     "rollback": models.rollback, "challenger": models.challenger, "get": models.get,
-}.items():  # fmt: skip
-    _models.command(_verb)(_function)
+}  # fmt: skip
+for _name, _command in _versions.items():
+    _models.command(_name)(_command)
 app.add_typer(_models, name="models")
+_ab = typer.Typer(
+    help="""Test a challenger beside the champion.
+
+    Example: tellapart ab start pets 4 --shadow --share 100%
+    """,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+_ab.command("start")(ab.start)
+_ab.command("status")(ab.status)
+_ab.command("stop")(ab.stop)
+app.add_typer(_ab, name="ab")
 
 
 @app.callback(invoke_without_command=True)
@@ -149,9 +168,11 @@ def main() -> None:
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer's answer to Ctrl-C
             typer.echo("Stopped. A run can be finished with --resume, a search with the same command.", err=True)
+            # By hand: `os._exit` flushes nothing.
             sys.stdout.flush()
             os._exit(INTERRUPTED)  # TensorFlow's threads may be in Python code: taking it down under them crashes
         raise
+    # Of an extra that is not installed; a module that no extra brings is a bug, and keeps its traceback.
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
@@ -160,6 +181,7 @@ def main() -> None:
             f"error: this needs {error.name}, which is not installed: pip install 'tellapart[{extra}]'", err=True
         )
         sys.exit(2)
+    # Before OSError, of which it is one.
     except BrokenPipeError:
         # The reader has closed the pipe (`| head`). Python flushes stdout once more when it exits and would fail again,
         # so stdout goes to /dev/null. 141 is the shell's code for a program that SIGPIPE ended.

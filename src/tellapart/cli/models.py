@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 Where = Annotated[
     str | None,
     typer.Option(
-        "--registry",
+        "--registry-url",
         envvar="TELLAPART_REGISTRY",
         show_envvar=True,
-        help="A file, or the URL of an MLflow server or a database [default: runs/registry.db].",
+        help="The registry: a file, or the URL of an MLflow server or a database [default: runs/registry.db].",
     ),
 ]
 Name = Annotated[str, typer.Argument(help="Name of a model.")]
@@ -33,13 +33,13 @@ def add(
     *,
     name: Annotated[str | None, typer.Option(help="Name of the model [default: the bundle's].")] = None,
     challenger: Annotated[bool, typer.Option("--challenger", help="Make it the challenger.")] = False,
-    registry: Where = None,
+    registry_url: Where = None,
 ) -> None:
     """Add a bundle as a new version.
 
     Example: tellapart models add bundle --run runs/pets
     """
-    opened = _open(registry)
+    opened = _open(registry_url)
     run = run or _run_of(bundle)
     version = opened.add(bundle, run=run, name=name)
     if challenger:
@@ -56,14 +56,14 @@ def add(
 def list_models(
     name: Annotated[str | None, typer.Argument(help="Name of a model [default: all].")] = None,
     *,
-    registry: Where = None,
+    registry_url: Where = None,
 ) -> None:
     """List models and their versions."""
     from rich.table import Table
 
     from tellapart.cli.show import console, escaped
 
-    opened = _open(registry)
+    opened = _open(registry_url)
     names = [name] if name else opened.names()
     if not names:
         typer.echo(f"{opened.shown} has no models yet: tellapart models add BUNDLE")
@@ -78,13 +78,13 @@ def list_models(
     console().print(table)
 
 
-def show(name: Name, which: Which = "champion", *, registry: Where = None) -> None:
+def show(name: Name, which: Which = "champion", *, registry_url: Where = None) -> None:
     """Show a version: what it measures, where it comes from."""
     from rich.table import Table
 
     from tellapart.cli.show import console, escaped
 
-    opened = _open(registry)
+    opened = _open(registry_url)
     version = opened.version(name, which)
     table = Table(show_header=False, box=None)
     tags = {
@@ -119,7 +119,7 @@ def diff(
     *,
     out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.json.")] = Path("compare"),
     speed: Annotated[bool, typer.Option("--speed", help="Also measure both bundles here.")] = False,
-    registry: Where = None,
+    registry_url: Where = None,
 ) -> None:
     """Compare two versions photo by photo.
 
@@ -131,7 +131,7 @@ def diff(
     from tellapart.cli.show import console, escaped, progress_bar
     from tellapart.promotion import compare_versions
 
-    opened = _open(registry)
+    opened = _open(registry_url)
     versions = [opened.version(name, which) for which in (first, second)]
     with progress_bar() as progress:
         comparison = compare_versions(opened, versions[0], versions[1], out=out, progress=progress)
@@ -169,7 +169,7 @@ def promote(
     ] = 3.0,
     slowdown: Annotated[float, typer.Option(help="Largest ratio of the latencies.", min=0)] = 1.5,
     force: Annotated[bool, typer.Option("--force", help="Promote it even where gates fail.")] = False,
-    registry: Where = None,
+    registry_url: Where = None,
 ) -> None:
     """Make a version the champion, if it passes the gates.
 
@@ -180,10 +180,11 @@ def promote(
     from tellapart.cli.show import progress_bar
     from tellapart.promotion import GateLimits, judge
 
-    opened = _open(registry)
+    opened = _open(registry_url)
     version = opened.version(name, which)
     limits = GateLimits(margin, class_margin, negative_flips, slowdown=slowdown)
     if force:
+        # The gates are tried all the same: what they say is noted with the promotion.
         verdict = _judged_anyway(opened, version, limits)
     else:
         with progress_bar() as progress:
@@ -203,13 +204,13 @@ def rollback(
     name: Name,
     *,
     reason: Annotated[str, typer.Option(help="Noted at the version that is rolled back.")] = "by hand",
-    registry: Where = None,
+    registry_url: Where = None,
 ) -> None:
     """Make the version champion that was it before.
 
     Example: tellapart models rollback pets --reason "complaints about owls"
     """
-    version = _open(registry).rollback(name, reason)
+    version = _open(registry_url).rollback(name, reason)
     typer.echo(f"{name} {version.number} ({version.digest}) is champion again.")
 
 
@@ -217,10 +218,10 @@ def challenger(
     name: Name,
     which: Annotated[str | None, typer.Argument(help="Number or digest of a version [default: none any more].")] = None,
     *,
-    registry: Where = None,
+    registry_url: Where = None,
 ) -> None:
     """Name the challenger, or remove it."""
-    opened = _open(registry)
+    opened = _open(registry_url)
     if which is None:
         opened.remove_challenger(name)
         typer.echo(f"{name} has no challenger.")
@@ -235,10 +236,10 @@ def get(
     which: Which = "champion",
     *,
     to: Annotated[Path, typer.Option(help="Folder that gets the bundle, under its digest.")] = Path("bundles"),
-    registry: Where = None,
+    registry_url: Where = None,
 ) -> None:
     """Copy a version's bundle out of the registry."""
-    opened = _open(registry)
+    opened = _open(registry_url)
     typer.echo(str(opened.fetch_bundle(opened.version(name, which), to)))
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tellapart.cli.models import Where
+
 if TYPE_CHECKING:
     import socket
 
@@ -22,6 +24,10 @@ def serve(
     ] = None,
     *,
     models: Annotated[Path | None, typer.Option(help="A folder of bundles; each becomes a model.")] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="A model of the registry: its champion is served, and its A/B test carried out.")
+    ] = None,
+    registry_url: Where = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback needs an API key.")
     ] = "127.0.0.1",
@@ -83,12 +89,13 @@ def serve(
 
     # Before NumPy is imported: its matrix products are small here, and its threads would wait for the networks'.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from tellapart.databases import url_of
     from tellapart.errors import InputError
     from tellapart.serving.options import BatchOptions, Limits, ServerOptions, StoreOptions, check_access
 
     if store is None and (keep_photos or retention_days is not None):
         raise InputError("--keep-photos and --retention-days act with --store only. Name a file or a database there.")
-    url = store if store is None or "://" in store else f"sqlite:///{os.path.abspath(store)}"
+    url = None if store is None else url_of(store)
     share = max(1, (threads or os.cpu_count() or 1) // workers)
     # Large requests may use three quarters of the budget, so 2.75 bodies leave room for two of the largest size.
     body_bytes = int(max_body_mb * 1024 * 1024)
@@ -102,7 +109,33 @@ def serve(
         limits=Limits(max_body_bytes=body_bytes, max_held_bytes=held_bytes, max_pixels=max_pixels, rate=rate),
     )  # fmt: skip
     check_access(options, no_auth=no_auth)
-    _run(options)
+    if registry is None:
+        _run(options)
+    else:
+        _follow_registry(options, registry_url, registry)
+
+
+def _follow_registry(options: ServerOptions, where: str | None, name: str) -> None:
+    """Serve what a registry says, with a process beside the server that looks there."""
+    import tempfile
+    from dataclasses import replace
+
+    from tellapart.databases import url_of
+    from tellapart.errors import BundleError
+    from tellapart.registry import DEFAULT_FILE
+    from tellapart.serving.options import RegistryOptions
+    from tellapart.serving.registry_follower import RegistryFollower
+
+    if options.bundles or options.models:
+        raise BundleError("--registry stands alone. Leave bundles and --models away, or serve them elsewhere.")
+    with tempfile.TemporaryDirectory(prefix="tellapart-registry-") as folder:
+        followed = RegistryOptions(url_of(where or DEFAULT_FILE), name, Path(folder))
+        follower = RegistryFollower(followed.url, name, followed.folder)
+        try:
+            follower.start()
+            _run(replace(options, registry=followed))
+        finally:
+            follower.stop()
 
 
 def _run_several(options: ServerOptions, bound: socket.socket, where: str) -> None:

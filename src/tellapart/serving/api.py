@@ -37,7 +37,7 @@ async def predict(service: Service, request: Request) -> Response:
     """Return what the model predicts of one or several images."""
     context = context_of(request)
     query = context.query
-    served = service.find(request, query.get("model"), query.get("version"))
+    served = service.find(request, query.get("model"), query.get("version"), to_predict=True)
     files = await files_of(service, request)
     images = [Image(data, query.get("quality", True)) for _, data in files]
     answers, call = await service.predict(request, served, images)

@@ -76,13 +76,14 @@ def make_app(options: ServerOptions) -> Starlette:
     return app
 
 
-def _batchers(options: BatchOptions) -> tuple[Batcher, Batcher, Batcher]:
-    """Return what works on predictions, on pictures that are large, and on heat maps; the last two give way."""
+def _batchers(options: BatchOptions) -> tuple[Batcher, Batcher, Batcher, Batcher]:
+    """Return what works on predictions, on large pictures, on heat maps and in shadow; all but the first give way."""
     alone = replace(options, threads=1, max_batch_size=1, max_wait_ms=0.0, max_queue_ms=options.deadline_ms / 2)
     return (
         Batcher(options, "batch"),
         Batcher(alone, "large", in_background=True),
         Batcher(replace(alone, max_queue_ms=0.0), "heat", in_background=True),
+        Batcher(replace(alone, max_queue_ms=0.0), "shadow", in_background=True),
     )
 
 

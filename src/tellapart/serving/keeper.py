@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from tellapart.bundles.predictor import abstains
 from tellapart.data.decode import decode_within
 from tellapart.databases import reason_of
 from tellapart.errors import InputError
+from tellapart.monitoring.ab_test import ABTest
 from tellapart.serving.errors import ApiError
 from tellapart.serving.model_version import Answer, Image, ModelVersion
 from tellapart.serving.options import StoreOptions
@@ -104,10 +106,25 @@ class PredictionKeeper:
                     quality=answer.quality,
                     milliseconds=milliseconds,
                     photo=photo,
+                    test=None if context.test is None else context.test.id,
+                    subject=None if context.test is None else context.subject,
                 )
             )
             if photo is not None and not has_room:
                 self._forget_photo(photo)
+
+    def keep_shadow(
+        self, test: ABTest, served: ModelVersion, ids: Sequence[str], rows: Sequence[NDArray[np.float32] | None]
+    ) -> None:
+        """Take what a challenger said of predictions that are kept, by their ids; never waits and never fails."""
+        from tellapart.request_store import ShadowPrediction
+
+        now = time.time()
+        for id_, row in zip(ids, rows, strict=True):
+            best = None if row is None else int(row.argmax())
+            label = None if best is None else served.classes[best]
+            probability = None if best is None or row is None else float(row[best])
+            self._writer.put(ShadowPrediction(id_, test.id, now, label, probability))
 
     async def add_feedback(self, values: dict[str, Any]) -> None:
         """Store a verdict as it came to the server.

@@ -11,18 +11,22 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tellapart.monitoring.ab_test import ABTest
 from tellapart.serving.access_log import RequestLog
 from tellapart.serving.errors import ApiError, code_of, error_response
 from tellapart.serving.limits import Body, BodyBudget, ClientLeftError, RateLimit
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.telemetry import ModelCounts, Telemetry
+
+if TYPE_CHECKING:
+    from tellapart.serving.model_version import ModelVersion
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +62,13 @@ class RequestContext:
         counts: of the version that it names, once it is known.
         model: name and version for the log.
         images: how many it holds.
+        test: the A/B test that it is part of; None: of none.
+        shadowed_by: the challenger that sees its images too; None: none does.
     """
 
-    __slots__ = ("began", "body", "counts", "headers", "id", "images", "model", "query", "status")
+    __slots__ = (
+        "began", "body", "counts", "headers", "id", "images", "model", "query", "shadowed_by", "status", "test",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, body: Body) -> None:
         self.began = time.perf_counter()
@@ -74,6 +82,14 @@ class RequestContext:
         self.model: tuple[str, str] | None = None
         self.images = 0
         self.status = 0
+        self.test: ABTest | None = None
+        self.shadowed_by: ModelVersion | None = None
+
+    @property
+    def subject(self) -> str:
+        """Who asks: the header X-User-ID, or the request's own id."""
+        user = self.headers.get(b"x-user-id", b"")
+        return user.decode("ascii") if _SANE_ID.fullmatch(user) else self.id
 
 
 class AccessMiddleware:

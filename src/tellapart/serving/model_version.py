@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -216,6 +216,31 @@ class LargeImages:
         """Count nothing: they are counted with the batch that they join."""
 
 
+class Shadow:
+    """The batcher's worker for images that another version has answered already.
+
+    Args:
+        served: the version that sees them too.
+    """
+
+    most = 1
+
+    def __init__(self, served: ModelVersion) -> None:
+        self._served = served
+
+    def prepare(self, item: Image) -> DecodedImage:
+        """Decode an image; its quality was measured for the answer."""
+        return self._served.prepare(Image(item.data))
+
+    def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[NDArray[np.float32] | None]:
+        """Return probabilities, (num_classes,) each; None: it could not be read."""
+        networks = self._served.networks
+        return [None if image.square is None else networks.of_one(image.square) for image in prepared]
+
+    def done(self, seconds: Seconds, num_items: int) -> None:
+        """Count nothing: nobody was answered."""
+
+
 @dataclass(frozen=True, eq=False)
 class ModelVersion:
     """A version that answers. The batcher's worker for predictions.
@@ -232,6 +257,7 @@ class ModelVersion:
         budget: memory to do it in.
         number: 1 for the first version of this name that was loaded, 2 for the next.
         large: the worker for pictures that `is_large`; what it answers is taken by `prepare` as it is.
+        shadow: the worker for images that another version has answered.
     """
 
     bundle: Bundle
@@ -245,9 +271,11 @@ class ModelVersion:
     budget: DecodeBudget
     number: int = 0
     large: LargeImages = field(init=False)
+    shadow: Shadow = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "large", LargeImages(self.decode, self.budget))
+        object.__setattr__(self, "shadow", Shadow(self))
 
     @property
     def name(self) -> str:
@@ -416,6 +444,7 @@ def open_served(
     budget: DecodeBudget,
     telemetry: Telemetry,
     max_pixels: int | None = None,
+    name: str | None = None,
 ) -> ModelVersion:
     """Load a bundle, check it and warm it up.
 
@@ -426,11 +455,15 @@ def open_served(
         budget: memory to decode in.
         telemetry: where it counts.
         max_pixels: images that declare more are refused; the bundle's limit holds where it is lower.
+        name: that it is served under; None: the bundle's.
 
     Raises:
         BundleError: the bundle is damaged, or no runtime gives the reference images' probabilities.
     """
     bundle, threads = open_bundle(folder), batches.num_threads
+    if name is not None:
+        # Versions of one model may have been exported under the names of their runs.
+        bundle = replace(bundle, record=bundle.record.model_copy(update={"name": name}))
     runtime, together = choose(bundle, runtime, threads=threads)
     several = threads > 1
     per_thread = tuple(open_several(bundle, runtime, threads)) if several else (together,)

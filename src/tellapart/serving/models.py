@@ -12,8 +12,10 @@ from pathlib import Path
 
 from tellapart.bundles.bundle import is_bundle
 from tellapart.errors import BundleError, InputError
+from tellapart.monitoring.ab_test import ABTest
 from tellapart.serving.model_version import DecodeBudget, ModelVersion, open_served, open_version
 from tellapart.serving.options import ServerOptions
+from tellapart.serving.registry_follower import Roles, read_roles
 from tellapart.serving.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class _Source:
     refused: object = None
     absent: int = 0
     from_folder: bool = False
+    name: str | None = None
 
 
 class Models:
@@ -51,13 +54,18 @@ class Models:
         self._numbers: dict[str, int] = {}
         self._sources = [_Source(Path(folder)) for folder in options.bundles]
         self._sources += [_Source(folder, from_folder=True) for folder in self._subfolders()]
+        self._roles: Roles | None = None
+        self._refused_roles: Roles | None = None
+        if options.registry is not None:
+            self._roles = read_roles(options.registry.folder)
+            self._sources += self._registered(self._roles)
         if not self._sources:
             where = f"{options.models} holds no bundle" if options.models else "No bundle was named"
             raise BundleError(f"{where}. Expected a folder made by tellapart export.")
         self._table: dict[str, dict[str, ModelVersion]] = {}
         self._order: tuple[ModelVersion, ...] = ()
         for source in self._sources:
-            source.served = self._open(source.folder)
+            source.served = self._open(source.folder, source.name)
         self._publish()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -77,6 +85,9 @@ class Models:
         if versions is None:
             raise UnknownModelError(f"There is no model {name!r:.120} here. Expected one of: {', '.join(table)}.")
         if version is None:
+            roles = self._roles
+            if roles is not None and roles.champion in versions:
+                return versions[roles.champion]
             return next(reversed(versions.values()))
         if version in versions:
             return versions[version]
@@ -85,6 +96,14 @@ class Models:
                 return served
         known = ", ".join(f"{served.version} (number {served.number})" for served in versions.values())
         raise UnknownModelError(f"There is no version {version!r:.80} of this model here. Expected one of: {known}.")
+
+    def challenger(self, champion: ModelVersion) -> tuple[ABTest, ModelVersion] | None:
+        """Return the test that a version is in as champion, with its challenger; None: it is in none."""
+        roles = self._roles  # read once, as above
+        if roles is None or roles.test is None or roles.champion != champion.version:
+            return None
+        challenger = self._table.get(champion.name, {}).get(roles.test.challenger)
+        return None if challenger is None else (roles.test, challenger)
 
     def all(self) -> tuple[ModelVersion, ...]:
         """Return every version, in the order of the models and then of loading."""
@@ -112,11 +131,14 @@ class Models:
 
     def poll(self) -> None:
         """Look at every folder once; a change is taken up when a second look finds it finished."""
+        self._follow()
         known = {source.folder for source in self._sources}
         for folder in self._subfolders():
             if folder not in known:
                 self._sources.append(_Source(folder, from_folder=True))
         for source in list(self._sources):  # a copy, since `_missing` removes sources
+            if source.name is not None:
+                continue  # of a registry: what is in such a folder never changes
             version = open_version(source.folder)
             if version is None:
                 self._missing(source)
@@ -131,11 +153,49 @@ class Models:
                 self._swap(source, state)
             source.seen = state
 
-    def _open(self, folder: Path) -> ModelVersion:
+    def _registered(self, roles: Roles | None) -> list[_Source]:
+        """Return the folders of a registry that are needed; those that are loaded are kept as they are."""
+        options = self._options.registry
+        if options is None or roles is None:
+            return []
+        loaded = {source.folder: source for source in self._sources if source.name is not None}
+        folders = [options.folder / digest for digest in roles.digests]
+        return [loaded.get(folder) or _Source(folder, name=options.name) for folder in folders]
+
+    def _follow(self) -> None:
+        """Take up what the registry says: load what is new, then change the roles, then drop what nobody needs."""
+        options = self._options.registry
+        roles = None if options is None else read_roles(options.folder)
+        if roles is None or roles in (self._roles, self._refused_roles):
+            return
+        wanted = self._registered(roles)
+        try:
+            for source in wanted:
+                if source.served is None:
+                    source.served = self._open(source.folder, source.name)
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the old ones go on
+            self._refused_roles = roles
+            self._telemetry.refused.inc()
+            logger.error("What the registry asks for cannot be served, all goes on as it is: %s", error)
+            return
+        before = self._roles
+        others = [source for source in self._sources if source.name is None]
+        # Published first with both, so that at no moment a champion is asked for that is not in the table.
+        self._sources += [source for source in wanted if source not in self._sources]
+        self._publish()
+        self._roles = roles
+        self._sources = others + wanted
+        self._publish()
+        if before is not None and before.champion != roles.champion:
+            self._telemetry.swaps.labels(wanted[0].name).inc()
+        test = f", in the test {roles.test.id} with {roles.test.challenger}" if roles.test else ""
+        logger.warning("%s %s is champion%s", wanted[0].name, roles.champion, test)
+
+    def _open(self, folder: Path, name: str | None = None) -> ModelVersion:
         served = open_served(
             folder, runtime=self._options.runtime, batches=self._options.batches, budget=self._budget,
             max_pixels=self._options.limits.max_pixels,
-            telemetry=self._telemetry,
+            telemetry=self._telemetry, name=name,
         )  # fmt: skip
         # Numbers are never reused: "version 2" of a client stays the same bundle.
         number = self._numbers[served.name] = self._numbers.get(served.name, 0) + 1

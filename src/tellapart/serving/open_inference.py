@@ -63,7 +63,7 @@ async def metadata(service: Service, request: Request) -> Response:
 
 async def infer(service: Service, request: Request) -> Response:
     """Return the outputs of images."""
-    served = service.find_in_path(request)
+    served = service.find_in_path(request, to_predict=True)
     body = await service.body(request)
     inference = await service.parsed(body, read_request, _json_bytes(request, len(body)))
     table = await service.predict_all(request, served, inference.images, INPUT)

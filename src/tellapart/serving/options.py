@@ -84,12 +84,28 @@ class StoreOptions:
 
 
 @dataclass(frozen=True)
+class RegistryOptions:
+    """Which model of a registry is served.
+
+    Attributes:
+        url: of the registry.
+        name: of the model.
+        folder: into which a process beside the server copies its bundles (`serving.registry_follower`).
+    """
+
+    url: str = field(repr=False)  # it may hold a password
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True)
 class ServerOptions:
     """All that a server is told.
 
     Attributes:
         bundles: folders to serve.
         models: a folder of bundles, or None.
+        registry: a model of a registry, whose champion is followed, or None.
         host: address to listen on.
         port: 0: any that is free.
         processes: that listen on it.
@@ -108,6 +124,7 @@ class ServerOptions:
 
     bundles: tuple[Path, ...] = ()
     models: Path | None = None
+    registry: RegistryOptions | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     processes: int = 1

@@ -17,13 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.bundles.predictor import abstains
+from tellapart.monitoring.ab_test import SPLIT
 from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker, step_back
 from tellapart.serving.errors import ApiError, busy
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
 from tellapart.serving.keeper import PredictionKeeper
 from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.memory import give_back
-from tellapart.serving.middleware import context_of
+from tellapart.serving.middleware import RequestContext, context_of
 from tellapart.serving.model_version import Answer, ExplainRequest, ExplainResult, Image, ModelVersion
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
@@ -32,6 +33,8 @@ from tellapart.serving.telemetry import Telemetry
 _PATIENCE_SECONDS = 0.01
 """Answers mostly come sooner; only then is it worth a task to notice that the client has left."""
 _SMALL_JSON = 64 * 1024
+_SHADOW_BYTES = 64 * 1024 * 1024
+"""Of images that wait for a challenger; beyond, it does not see them."""
 
 T = TypeVar("T")
 
@@ -46,6 +49,7 @@ class Service:
         batcher: that works on predictions.
         large: that decodes pictures too large for it, one at a time.
         heat_maps: that works on explanations: a prediction never waits for one.
+        shadows: that has a challenger see what the champion has answered, when there is nothing else to do.
         telemetry: what it counts.
         pages: what is answered as it is, by path.
         keeper: of what was answered; None: nothing is kept.
@@ -57,14 +61,25 @@ class Service:
     batcher: Batcher
     large: Batcher
     heat_maps: Batcher
+    shadows: Batcher
     telemetry: Telemetry
     pages: Mapping[str, Response]
     keeper: PredictionKeeper | None = None
     draining: bool = False
+    _shadow_bytes: int = 0
     _parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parse", initializer=step_back))
 
-    def find(self, request: Request, name: str | None, version: str | None) -> ModelVersion:
+    def find(
+        self, request: Request, name: str | None, version: str | None, *, to_predict: bool = False
+    ) -> ModelVersion:
         """Return a version of a model, and note that the request is about it.
+
+        Args:
+            request: its context is told.
+            name: None: the first model.
+            version: None: the champion or the last one; where it is to predict and is in an A/B test as champion, the
+                one that is the subject's.
+            to_predict: whether images are to be classified.
 
         Raises:
             ApiError: there is none (404).
@@ -74,16 +89,25 @@ class Service:
         except UnknownModelError as error:
             raise ApiError(404, str(error)) from None
         context = context_of(request)
+        # Whoever names a version gets it, and is no part of a test.
+        if to_predict and version is None and (tested := self.models.challenger(served)) is not None:
+            context.test, challenger = tested
+            if context.test.takes(context.subject):
+                if context.test.mode == SPLIT:
+                    served = challenger
+                else:
+                    context.shadowed_by = challenger
         context.counts, context.model = served.counts, (served.name, served.version)
         return served
 
-    def find_in_path(self, request: Request) -> ModelVersion:
-        """Return the version that the path of a request names; its number may be left out.
+    def find_in_path(self, request: Request, *, to_predict: bool = False) -> ModelVersion:
+        """Return the version that the path of a request names, as `find` does; its number may be left out.
 
         Raises:
             ApiError: there is none (404).
         """
-        return self.find(request, request.path_params["model"], request.path_params.get("version"))
+        path = request.path_params
+        return self.find(request, path["model"], path.get("version"), to_predict=to_predict)
 
     @property
     def waiting(self) -> int:
@@ -92,7 +116,7 @@ class Service:
 
     def start(self) -> None:
         """Start the threads; in the event loop that they answer to."""
-        for batcher in (self.batcher, self.large, self.heat_maps):
+        for batcher in (self.batcher, self.large, self.heat_maps, self.shadows):
             batcher.start()
         if self.keeper is not None:
             self.keeper.start()
@@ -100,7 +124,7 @@ class Service:
     def stop(self) -> None:
         """Let the threads finish what was accepted, for a limited time."""
         # This blocks the event loop, which is fine here: uvicorn has already waited for the requests.
-        for batcher in (self.large, self.batcher, self.heat_maps):
+        for batcher in (self.large, self.batcher, self.heat_maps, self.shadows):
             batcher.stop()
         self._parser.shutdown(wait=False, cancel_futures=True)
         # After the batchers: what they have just answered is to be kept too.
@@ -164,7 +188,37 @@ class Service:
             served.counts.unknown.inc(unknown)
         if self.keeper is not None:
             self.keeper.keep(context_of(request), served, images, answers)
+            self._shadow(context_of(request), self.keeper, images)
         return answers, call
+
+    def _shadow(self, context: RequestContext, keeper: PredictionKeeper, images: Sequence[Image]) -> None:
+        """Have the challenger see the same images when nobody waits; never waits and never fails."""
+        test, challenger = context.test, context.shadowed_by
+        if test is None or challenger is None:
+            return
+        # A large picture would take the memory of one that somebody waits for.
+        numbers = [number for number, image in enumerate(images) if not challenger.is_large(image)]
+        # The request is answered, so its bytes are in nobody's budget any more.
+        size = sum(len(images[number].data) for number in numbers)
+        try:
+            if self._shadow_bytes + size > _SHADOW_BYTES:
+                raise QueueFullError
+            call = self.shadows.submit(challenger.shadow, [images[number] for number in numbers])
+        except QueueFullError:
+            self.telemetry.shadows.labels("dropped").inc(len(numbers))
+            return
+        self._shadow_bytes += size
+        ids = [f"{context.id}.{number}" for number in numbers]
+
+        def keep(future: asyncio.Future[list[Any]]) -> None:
+            self._shadow_bytes -= size
+            if future.cancelled() or future.exception() is not None:
+                self.telemetry.shadows.labels("dropped").inc(len(ids))
+                return
+            self.telemetry.shadows.labels("predicted").inc(len(ids))
+            keeper.keep_shadow(test, challenger, ids, future.result())
+
+        call.future.add_done_callback(keep)
 
     async def predict_all(
         self, request: Request, served: ModelVersion, images: Sequence[Image], where: str

@@ -73,6 +73,10 @@ class Telemetry:
             "tellapart_kept_predictions", "Predictions for the request store: stored, or lost.", ("outcome",),
             registry=own,
         )  # fmt: skip
+        self.shadows = Counter(
+            "tellapart_shadow_images", "Images for a challenger in shadow: predicted, or dropped.", ("outcome",),
+            registry=own,
+        )  # fmt: skip
         self.swaps = Counter("tellapart_swaps", "Bundles that took over from another one.", ("model",), registry=own)
         self.refused = Counter("tellapart_refused_bundles", "Bundles that were not loaded.", registry=own)
         self.info = Gauge(

@@ -24,7 +24,7 @@ _KEYS = ("signature_name", "instances", "inputs")
 
 async def predict(service: Service, request: Request) -> Response:
     """Return the probabilities of images."""
-    served = service.find_in_path(request)
+    served = service.find_in_path(request, to_predict=True)
     key, images = await service.parsed(await service.body(request), read_request)
     table = await service.predict_all(request, served, images, key)
     return json_response({"predictions" if key == "instances" else "outputs": table.tolist()})
