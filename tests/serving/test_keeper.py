@@ -55,6 +55,13 @@ def test_what_is_answered_is_kept_with_embedding_quality_photo_and_feedback(
     }
     assert server.call("/feedback", json.dumps(verdict).encode())[0] == 204
     assert server.call("/feedback", json.dumps(verdict | {"image": -1}).encode())[0] == 400
+    # Thousands at once, twice; one that is wrong costs all of them, and is named.
+    many = [{"request_id": f"r{number}", "verdict": "right"} for number in range(5000)]
+    assert server.call("/feedback", json.dumps([*many, verdict]).encode())[0] == 204
+    assert server.call("/feedback", json.dumps([*many, verdict]).encode())[0] == 204
+    status, refused = server.json("/feedback", json.dumps([*many, verdict | {"verdict": "maybe"}]).encode())
+    assert (status, refused["error"]["message"][:30]) == (400, "Verdict 5000, counted from 0: ")
+    assert server.call("/feedback", json.dumps([verdict] * 10_001).encode())[0] == 413
 
     rows = kept(file, 3)
     assert [row.id for row, _ in rows] == [f"{answer['request_id']}.{number}" for number in range(3)]

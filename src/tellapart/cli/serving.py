@@ -92,6 +92,7 @@ def serve(
     from tellapart.databases import url_of
     from tellapart.errors import InputError
     from tellapart.serving.options import BatchOptions, Limits, ServerOptions, StoreOptions, check_access
+    from tellapart.supervisor import end_process
 
     if store is None and (keep_photos or retention_days is not None):
         raise InputError("--keep-photos and --retention-days act with --store only. Name a file or a database there.")
@@ -113,6 +114,7 @@ def serve(
         _run(options)
     else:
         _follow_registry(options, registry_url, registry)
+    end_process()
 
 
 def _follow_registry(options: ServerOptions, where: str | None, name: str) -> None:

@@ -21,14 +21,15 @@ from tellapart.bundles.predictor import to_prediction
 from tellapart.serving import openapi as d
 from tellapart.serving.endpoints import JSON, Endpoint, Parameter, Protocol, Schema, json_response
 from tellapart.serving.errors import ApiError
-from tellapart.serving.json_body import parse_json, shown, utf8
+from tellapart.serving.json_body import shown
 from tellapart.serving.middleware import context_of
 from tellapart.serving.model_version import Answer, ExplainRequest, Image, ModelVersion
 from tellapart.serving.multipart import parse_multipart
 from tellapart.serving.service import Service
 
 _FEEDBACK_KEYS = {"request_id", "image", "verdict", "label", "model", "version"}
-_MAX_FEEDBACK_BYTES = 16 * 1024
+_MAX_FEEDBACK_BYTES = 4 * 1024 * 1024
+_MOST_VERDICTS = 10_000
 _MOST_IMAGES = 100_000
 _SANE = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 
@@ -133,25 +134,40 @@ def _summary(service: Service, served: ModelVersion) -> dict[str, Any]:
 
 
 async def feedback(service: Service, request: Request) -> Response:
-    """Count a verdict on a prediction, and keep it where a file was named."""
+    """Count verdicts on predictions, one or a list of them, and keep them where a file or a store was named."""
     body = await service.body(request)
     if len(body) > _MAX_FEEDBACK_BYTES:
-        raise ApiError(413, f"The verdict has {len(body):,} bytes; at most {_MAX_FEEDBACK_BYTES:,} are taken.")
-    values = parse_json(utf8(body.take()))
-    served = _check_feedback(service, request, values)
+        raise ApiError(413, f"The verdicts have {len(body):,} bytes; at most {_MAX_FEEDBACK_BYTES:,} are taken.")
+    verdicts = await service.parsed(body, lambda values, _: values if isinstance(values, list) else [values])
+    if len(verdicts) > _MOST_VERDICTS:
+        raise ApiError(413, f"{len(verdicts):,} verdicts came; at most {_MOST_VERDICTS:,} are taken at once.")
+    # All are checked before any is kept: a list is taken as a whole, or can be sent again as a whole.
+    names = [_check_numbered(service, request, values, number, len(verdicts)) for number, values in enumerate(verdicts)]
     # Before the file: sent again after a failure, a verdict is stored once, while the file would have it twice.
     if service.keeper is not None:
-        await service.keeper.add_feedback(values)
+        await service.keeper.add_feedback(verdicts)
     if service.options.feedback is not None:
-        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **values, "model": served.name}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        lines = [{"time": now, **values, "model": name} for values, name in zip(verdicts, names, strict=True)]
         # In a thread: a slow disk would block the event loop and with it every other request.
         try:
-            await asyncio.to_thread(_append, service.options.feedback, line)
+            await asyncio.to_thread(_append, service.options.feedback, lines)
         except OSError as error:
             message = f"The verdict cannot be kept: {error.strerror or error}."
             raise ApiError(503, message, {"Retry-After": "60"}) from None
-    service.telemetry.feedback.labels(served.name, values["verdict"]).inc()
+    for values, name in zip(verdicts, names, strict=True):
+        service.telemetry.feedback.labels(name, values["verdict"]).inc()
     return Response(status_code=204)
+
+
+def _check_numbered(service: Service, request: Request, values: Any, number: int, count: int) -> str:
+    """Return the name of the model that a verdict is about; of several the error says which one is wrong."""
+    try:
+        return _check_feedback(service, request, values).name
+    except ApiError as error:
+        if count == 1:
+            raise
+        raise ApiError(error.status, f"Verdict {number}, counted from 0: {error}", error.headers) from None
 
 
 def _check_feedback(service: Service, request: Request, values: Any) -> ModelVersion:
@@ -180,12 +196,12 @@ def _check_feedback(service: Service, request: Request, values: Any) -> ModelVer
     return served
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
-    """Append one line in one write: several processes may do so."""
+def _append(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Append lines in one write: several processes may do so."""
     # O_APPEND: each write goes to the current end of the file, even if another process has written since.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, (json.dumps(line) + "\n").encode())
+        os.write(descriptor, "".join(json.dumps(line) + "\n" for line in lines).encode())
     finally:
         os.close(descriptor)
 
@@ -315,7 +331,8 @@ ENDPOINTS = (
         errors=(404,),
     ),
     Endpoint(
-        _OWN, "POST", "/feedback", feedback, "Say whether an answer was right.", {}, body={JSON: _VERDICT}, status=204,
+        _OWN, "POST", "/feedback", feedback, "Say whether an answer was right, or many were.", {},
+        body={JSON: {"anyOf": [_VERDICT, d.rows(_VERDICT) | {"maxItems": _MOST_VERDICTS}]}}, status=204,
         errors=(*d.WITH_BODY, 404),
     ),
     Endpoint(_OWN, "GET", "/stats", stats, "The last ten seconds.", {JSON: _STATS}),

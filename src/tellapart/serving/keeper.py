@@ -126,8 +126,8 @@ class PredictionKeeper:
             probability = None if best is None or row is None else float(row[best])
             self._writer.put(ShadowPrediction(id_, test.id, now, label, probability))
 
-    async def add_feedback(self, values: dict[str, Any]) -> None:
-        """Store a verdict as it came to the server.
+    async def add_feedback(self, verdicts: Sequence[dict[str, Any]]) -> None:
+        """Store verdicts as they came to the server, all or none.
 
         Raises:
             ApiError: the database cannot be written (503).
@@ -136,10 +136,12 @@ class PredictionKeeper:
 
         from tellapart.request_store import Feedback
 
-        prediction_id = f"{values['request_id']}.{values.get('image', 0)}"
-        feedback = Feedback(prediction_id, values["verdict"], values.get("label"))
+        feedback = [
+            Feedback(f"{values['request_id']}.{values.get('image', 0)}", values["verdict"], values.get("label"))
+            for values in verdicts
+        ]
         try:
-            await asyncio.to_thread(self._store.add_feedback, [feedback])
+            await asyncio.to_thread(self._store.add_feedback, feedback)
         except SQLAlchemyError as error:
             logger.warning("A verdict could not be stored: %s.", reason_of(error))
             message = "The verdict cannot be stored: the database does not take it. Send it again later."

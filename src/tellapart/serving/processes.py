@@ -14,7 +14,7 @@ from types import FrameType
 from tellapart.errors import RunError, TellapartError
 from tellapart.serving.memory import keep_memory_flat
 from tellapart.serving.options import ServerOptions
-from tellapart.supervisor import Child, Supervisor
+from tellapart.supervisor import Child, Supervisor, end_process
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ def _serve(number: int, ready: Event, options: ServerOptions, bound: socket.sock
     try:
         # Ctrl-C reaches the whole group: with the parent's SIGTERM it would be the second signal, which drops requests.
         Server(make_app(options), options, ready=ready.set, signals=(signal.SIGTERM,)).run([bound])
+        end_process()
     except TellapartError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
