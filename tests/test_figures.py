@@ -99,3 +99,16 @@ def test_every_results_file_that_a_page_names_exists():
     for name, page in PAGES.items():
         for file in re.findall(r"results/([\w-]+\.json)", page.read_text()):
             assert (ROOT / "results" / file).exists() or file == "NAME.json", f"{name} names {file}"
+
+
+def test_the_ab_tests_alarms_and_labels_are_those_of_their_file():
+    found, text = result("ab-tests"), text_of("docs/ab-test.md")
+    for alarm in found["a_a"].values():
+        low, high = (f"{100 * end:.1f}" for end in alarm["interval"])
+        assert f"| {100 * alarm['share']:.1f} % ({low} to {high}) |" in text
+    for labels in found["labels_for_94_against_96"].values():
+        low, high = (f"{end:,}" for end in labels["from_10_to_90_percent"])
+        assert f"| {labels['median']:,} ({low} to {high}) |" in text
+        assert labels["found"] == 1.0
+    once = found["disagreements_for_one_look_by_power"]
+    assert f"| {once['0.5']} for half of the tests, {once['0.9']} for nine of ten |" in text
