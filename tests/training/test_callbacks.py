@@ -16,7 +16,15 @@ import pytest
 from tellapart.errors import TrainingStoppedError
 from tellapart.records import Observer
 from tellapart.run_folder import RunFolder
-from tellapart.training.callbacks import Checkpoints, EvaluatedWeights, Journal, OutOfTimeError, recalibrate
+from tellapart.training import callbacks
+from tellapart.training.callbacks import (
+    Checkpoints,
+    EvaluatedWeights,
+    Journal,
+    OutOfTimeError,
+    recalibrate,
+    tensorboard,
+)
 from tellapart.training.checkpoint import load_weights
 from tellapart.training.schedule import Segment
 from tellapart.training.state import Best, TrainingState
@@ -132,6 +140,61 @@ def test_frozen_statistics_stay():
     np.testing.assert_array_equal(model.get_layer("norm").moving_mean, np.zeros(3))
 
 
+def test_without_clean_photos_statistics_stay_as_they_are():
+    model = normalising_network(nested=False)
+    layer = model.get_layer("norm")
+    layer.moving_mean.assign([1.0, 2.0, 3.0])
+    recalibrate(model, Clean(np.zeros((0, 2, 2, 3), np.uint8), 8))
+    assert np.asarray(layer.moving_mean).tolist() == [1.0, 2.0, 3.0]
+    assert layer.momentum == 0.9
+
+
+def test_channels_that_hardly_vary_have_their_variance_and_none_below_zero():
+    """The mean square less the squared mean: in float32 nothing is left, and some constants come out below 0."""
+    inputs = keras.Input((1, 1, 101))
+    model = keras.Model(inputs, keras.layers.BatchNormalization(name="norm", momentum=0.5)(inputs))
+    levels = np.tile(np.linspace(0.1, 90.0, 101, dtype=np.float32), (1000, 1, 1, 1))
+    levels[500:, ..., -1] += 0.01
+    recalibrate(model, Clean(levels, 250))
+    variances = np.asarray(model.get_layer("norm").moving_variance)
+    assert variances.min() >= 0
+    assert variances[-1] == pytest.approx(levels[..., -1].astype(np.float64).var(), rel=0.05)
+    assert model.get_layer("norm").momentum == 0.5
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_what_is_validated_is_averaged_and_has_clean_statistics_each_where_it_is_asked_for(averaged, cleaned):
+    """Whichever it is, training goes on with its own weights afterwards."""
+    model = normalising_network(nested=False)
+    model.compile(keras.optimizers.SGD(0.1, use_ema=averaged, ema_momentum=0.5), loss="mse", run_eagerly=True)
+    images = np.full((4, 2, 2, 3), 51, np.uint8)  # a fifth of white
+    for gamma in (2.0, 4.0):  # its average: 2, then half of 2 and half of 4; a gradient of 0 moves nothing
+        model.get_layer("norm").gamma.assign([gamma] * 3)
+        model.optimizer.apply([np.zeros(3, np.float32)] * 2, model.trainable_variables)
+    before, evaluated = model.get_weights(), EvaluatedWeights(Clean(images, 4) if cleaned else None)
+    evaluated.set_model(model)
+    evaluated.on_test_begin()
+    for found in (evaluated.weights, model.get_weights()):
+        gamma, _, mean, _ = (weight[0] for weight in found)
+        assert (gamma, mean) == pytest.approx((3.0 if averaged else 4.0, 0.2 if cleaned else 0.0))
+    evaluated.on_test_end()
+    for ours, first in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, first)
+
+
+def test_a_segment_without_an_epoch_left_keeps_its_weights():
+    """As after a kill between two segments: `fit` begins and ends, and nothing is between."""
+    model = normalising_network(nested=False)
+    before, evaluated = model.get_weights(), EvaluatedWeights(None)
+    evaluated.set_model(model)
+    evaluated.on_train_begin()
+    model.set_weights([weight + 1 for weight in before])  # as the average that Keras puts in place at its end
+    evaluated.on_train_end()
+    for ours, first in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(ours, first)
+
+
 class Saved(keras.callbacks.Callback):
     """Reads after each epoch which epoch the last checkpoint is of."""
 
@@ -180,6 +243,99 @@ def test_a_row_of_the_history_says_when_where_and_at_which_rate(tmp_path: Path):
     assert state.history[0]["loss"] == pytest.approx(1.0), "of the weight 0, before its step"
     assert sum(row["seconds"] for row in state.history) == pytest.approx(state.seconds_training)
     assert state.processor_seconds_training > 0
+
+
+class Clocks:
+    """Clocks that a test sets: of the wall, and of all processors."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall, self.processors = 100.0, 1000.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.wall)
+        monkeypatch.setattr(time, "process_time", lambda: self.processors)
+
+
+def checkpoints(folder: Path, state: TrainingState, **options: Any) -> Checkpoints:
+    """The callback of a network that is not trained: a test calls it, and says what validation saw."""
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    model.compile(keras.optimizers.SGD(0.25), loss="mse", run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)
+    found = Checkpoints(folder, EvaluatedWeights(None), state, 100, **options)
+    found.set_model(model)
+    return found
+
+
+def test_seconds_add_up_over_epochs_and_over_what_an_interrupted_run_had_spent(tmp_path: Path, monkeypatch):
+    """An epoch of 3 s on two processors and one of 2 s on one; the pause between them is nobody's."""
+    clocks, state = Clocks(monkeypatch), run_state()
+    state.seconds_training, state.processor_seconds_training = 10.0, 20.0
+    kept = checkpoints(tmp_path, state)
+    for epoch, (wall, processors) in enumerate([(3.0, 6.0), (2.0, 2.0)]):
+        kept.on_epoch_begin(epoch)
+        clocks.wall, clocks.processors = clocks.wall + wall, clocks.processors + processors
+        kept.on_epoch_end(epoch, {})
+        clocks.wall, clocks.processors = clocks.wall + 50, clocks.processors + 50
+    assert [row["seconds"] for row in state.history] == [3.0, 2.0]
+    assert (state.seconds_training, state.processor_seconds_training) == (15.0, 28.0)
+    assert load_weights(tmp_path / "last.npz")[1]["seconds_training"] == 15.0
+
+
+def test_a_pause_is_counted_from_the_last_checkpoint_that_was_written(tmp_path: Path, monkeypatch):
+    """Epochs of 2 s with 5 s between two checkpoints: after 6 and 12 s; that of a new best one, in between, counts."""
+    clocks, found = Clocks(monkeypatch), {}
+    for name, best in (("plain", None), ("a best one", 3)):
+        kept = checkpoints(tmp_path / name, run_state(), pause=5.0)
+        found[name] = []
+        for epoch in range(7):
+            clocks.wall += 2.0
+            kept.on_epoch_end(epoch, {"val_loss": 0.5} if epoch == best else {})
+            path = tmp_path / name / "last.npz"
+            found[name].append(load_weights(path)[1]["epoch"] if path.exists() else 0)
+    assert found == {"plain": [0, 0, 3, 3, 3, 6, 6], "a best one": [0, 0, 3, 4, 4, 4, 7]}
+
+
+def test_a_checkpoint_never_names_a_best_or_a_snapshot_that_is_not_on_disk(tmp_path: Path, monkeypatch):
+    """Whenever the process is killed: when the last checkpoint is written, the others are there."""
+    seen, save = [], callbacks.save_checkpoint
+
+    def watched(path: Path, model: keras.Model, state: dict[str, Any]) -> None:
+        best = load_weights(tmp_path / "best.npz")[1]
+        seen.append((best == state["best"], (tmp_path / f"snapshot-{state['snapshots']}.npz").exists()))
+        save(path, model, state)
+
+    monkeypatch.setattr(callbacks, "save_checkpoint", watched)
+    kept = checkpoints(tmp_path, run_state(), snapshots=3)
+    for epoch, loss in enumerate([0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.1, 0.05, 0.2]):
+        kept.on_epoch_end(epoch, {"loss": 1.0, "val_loss": loss})
+    assert [best for best, _ in seen] == [True] * 9
+    assert [snapshot for _, snapshot in seen] == [False] * 5 + [True] * 4, "due from five eighths of nine epochs on"
+
+
+def test_snapshots_count_what_a_resumed_run_has_kept_and_begin_with_its_segment(tmp_path: Path):
+    """Of two, the first one is there; the segment under way began after four epochs, with half of the schedule."""
+    state = TrainingState(
+        Precision("float32", {}, ""), 9, epoch=4, segment=Segment(8, 6, (0.5, 1.0)), first_epoch=4, snapshots=1
+    )
+    kept, names = checkpoints(tmp_path, state, snapshots=2), []
+    for epoch in range(4, 10):
+        kept.on_epoch_end(epoch, {"val_loss": 1.0})
+        names.append(sorted(path.stem for path in tmp_path.glob("snapshot-*")))
+    assert names == [[], [], [], ["snapshot-2"], ["snapshot-2"], ["snapshot-2"]]
+    assert load_weights(tmp_path / "snapshot-2.npz")[1] == {"epoch": 8}
+
+
+def test_what_a_backend_logs_becomes_plain_numbers_and_may_be_missing(tmp_path: Path):
+    """A checkpoint holds the history as JSON, which knows no numbers of NumPy or of a backend."""
+    state = run_state()
+    kept = checkpoints(tmp_path, state)
+    kept.on_epoch_end(0, {"loss": np.float32(0.5), "accuracy": keras.ops.array(0.25)})
+    kept.on_epoch_end(1, None)
+    history = load_weights(tmp_path / "last.npz")[1]["history"]
+    assert history == state.history
+    assert [(row["epoch"], row.get("loss"), row.get("accuracy")) for row in history] == [
+        (1, 0.5, 0.25),
+        (2, None, None),
+    ]
+    assert [row["learning_rate"] for row in history] == [0.25, 0.25]
 
 
 def noisy_network() -> keras.Model:
@@ -293,6 +449,27 @@ def test_each_epoch_is_in_the_history_the_log_and_what_watchers_see(tmp_path: Pa
         ("epoch", 1, None), ("epoch", 2, 2),
     ]  # fmt: skip
     assert said.rows == [row | {"progress": row["epoch"] / 9} for row in fit_rows]
+
+
+def test_what_a_watcher_is_told_is_on_disk_by_then(tmp_path: Path):
+    """It may end the run, which is then gone on from."""
+    found = []
+
+    def watch(row: dict[str, Any]) -> None:
+        event = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+        found.append((row["epoch"], event["epoch"], pd.read_csv(tmp_path / "history.csv")["epoch"].tolist()))
+
+    state = run_state()
+    notes = Journal(RunFolder(tmp_path), state, 4, Observer(watch=watch))
+    for epoch in (1, 2):
+        state.history.append({"epoch": epoch, "loss": 0.5})
+        notes.on_epoch_end(epoch - 1)
+    assert found == [(1, 1, [1]), (2, 2, [1, 2])]
+
+
+def test_tensorboard_writes_into_the_folder_of_the_run(tmp_path: Path):
+    (writer,) = tensorboard(RunFolder(tmp_path))
+    assert Path(writer.log_dir) == RunFolder(tmp_path).tensorboard
 
 
 @pytest.mark.parametrize(

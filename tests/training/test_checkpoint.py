@@ -11,7 +11,7 @@ import pytest
 from tellapart.errors import RunError
 from tellapart.models.build import build_for_training
 from tellapart.settings import ConvNet
-from tellapart.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from tellapart.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights, seconds_spent
 
 
 def network(num_classes: int = 3, seed: int = 0) -> keras.Model:
@@ -88,3 +88,46 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, way: str):
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(RunError, match="the run ended before its first checkpoint"):
         load_weights(tmp_path / "last.npz")
+
+
+def dense(optimizer: str = "adam") -> keras.Model:
+    """One kernel, with the slots of its optimiser."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, use_bias=False)])
+    model.compile(optimizer, loss="mse", run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_a_checkpoint_of_another_optimiser_is_refused(tmp_path: Path):
+    """Adam's moments are no momentum of SGD, though the network is the same."""
+    save_checkpoint(tmp_path / "last.npz", dense("adam"), {})
+    with pytest.raises(RunError, match="belongs to another network or optimiser"):
+        load_checkpoint(tmp_path / "last.npz", dense("sgd"))
+    assert load_checkpoint(tmp_path / "last.npz", dense("adam")) == {}
+
+
+def test_weights_alone_are_not_a_checkpoint_and_a_checkpoint_is_not_weights_alone(tmp_path: Path):
+    model = dense()
+    save_weights(tmp_path / "best.npz", model.get_weights(), {"epoch": 2})
+    with pytest.raises(RunError, match=r"best\.npz belongs to another network or optimiser"):
+        load_checkpoint(tmp_path / "best.npz", model)
+    save_checkpoint(tmp_path / "last.npz", model, {"epoch": 3})
+    assert load_weights(tmp_path / "last.npz") == ([], {"epoch": 3})
+
+
+def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path):
+    """Its second array cannot be written: the first is on its way to the disk by then."""
+    path = tmp_path / "best.npz"
+    save_weights(path, [np.arange(3.0)], {"epoch": 1})
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"):
+        save_weights(path, [np.arange(5.0), np.array([object()])], {"epoch": 2})
+    weights, state = load_weights(path)
+    assert (weights[0].tolist(), state) == ([0.0, 1.0, 2.0], {"epoch": 1})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("state", "seconds"), [({"seconds_training": 2.5}, 2.5), ({}, 0.0), (None, 0.0)])
+def test_an_interrupted_run_has_spent_what_its_checkpoint_says(tmp_path: Path, state: dict | None, seconds: float):
+    if state is not None:
+        save_weights(tmp_path / "last.npz", [], state)
+    assert seconds_spent(tmp_path / "last.npz") == seconds

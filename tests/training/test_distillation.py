@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tellapart.errors import RecipeError
 from tellapart.settings import load_recipe
@@ -71,3 +72,33 @@ def test_the_words_say_the_numbers_and_a_head_alone_cannot_be_a_student():
     assert "label smoothing 0.05" in words
     with pytest.raises(RecipeError, match=r"set model\.unfreeze"):
         load_recipe("transfer", ["distill.teacher=somewhere", "model.unfreeze=0", "model.weights=imagenet"])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_student_that_is_wholly_sure_has_a_finite_loss_and_gradient(temperature: float):
+    """Probabilities of 0 have no logarithm, the teacher's no more than the student's: both count as 1e-7."""
+    student = np.array([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]], np.float32)
+    teacher = np.array([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]], np.float32)
+    targets = np.concatenate([np.eye(3, dtype=np.float32)[NUMBERS], teacher], axis=1)
+    loss, given = loss_of(recipe(0.6, temperature), 3), tf.constant(student)
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        found = loss(tf.constant(targets), given)
+    q, p = np.maximum(teacher, 1e-7).astype(np.float64), np.clip(student, 1e-7, 1).astype(np.float64)
+    plain = -np.log(p / p.sum(axis=1, keepdims=True))[[0, 1], NUMBERS]
+    expected = 0.6 * temperature**2 * (q * (np.log(q) - np.log(at(p, temperature)))).sum(axis=1) + 0.4 * plain
+    assert np.asarray(found) == pytest.approx(expected, rel=1e-4)
+    assert np.isfinite(tape.gradient(found, given)).all()
+
+
+def test_a_students_targets_are_its_label_and_a_teacher_whose_shares_add_up_to_one():
+    """Tables of predictions are rounded: the teacher's rows need not add up, and may hold zeros."""
+    targets = student_targets(np.array([2, 0]), np.array([[0.0, 0.3, 0.6], [0.5, 0.25, 0.25]]), 1.0)
+    assert targets.dtype == np.float32
+    np.testing.assert_allclose(targets, [[0, 0, 1, 0, 1 / 3, 2 / 3], [1, 0, 0, 0.5, 0.25, 0.25]], atol=1e-6)
+    warm = np.array([1, 1e-7**0.25]) / (1 + 1e-7**0.25)  # softened, a zero counts as 1e-7: one part in 57
+    np.testing.assert_allclose(student_targets(np.array([0]), np.array([[1.0, 0.0]]), 4.0), [[1, 0, *warm]], atol=1e-6)
+
+
+def test_the_words_name_no_smoothing_where_there_is_none():
+    assert loss_in_words(recipe(0.25, 1.5)).endswith("at temperature 1.5, + 0.75 · cross-entropy(label, student)")

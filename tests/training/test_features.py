@@ -12,6 +12,7 @@ import pytest
 from held import Held, noise
 from tellapart.models.build import build
 from tellapart.settings import ConvNet
+from tellapart.training import features
 from tellapart.training.features import Extractor
 
 LEVELS = noise(300, 16)
@@ -123,3 +124,24 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_the_cache(
     assert "cannot be used" in caplog.text
     assert "features are computed anew" in caplog.text
     assert (tmp_path / "cache").read_text() == ""
+
+
+def test_photos_that_another_decoder_read_have_features_of_their_own(
+    tmp_path: Path, extractor: Extractor, monkeypatch: pytest.MonkeyPatch
+):
+    """A new decoder gives other pixels for the same file."""
+    monkeypatch.setattr(features, "DECODER_VERSION", features.DECODER_VERSION + 1)
+    newer, counted = Extractor(network(), is_converted=False), Counted()
+    for each in (extractor, newer):
+        counted = Counted()
+        each(Held(LEVELS[:5]), tmp_path, counted)
+        assert counted.computed == 5
+    assert len(folders(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_photos_have_no_features_and_no_others_are_computed(tmp_path: Path, extractor: Extractor, cached: bool):
+    counted = Counted()
+    found = extractor(Held(LEVELS[:0]), tmp_path if cached else None, counted)
+    assert (found.dtype, found.shape) == (np.float32, (0, extractor.num_features))
+    assert counted.computed == 0

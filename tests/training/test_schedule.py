@@ -95,8 +95,10 @@ def test_without_stages_all_epochs_are_at_the_recipes_size():
 
 
 def test_segments_survive_json():
-    for segment in plan(STAGES, 7, start=0.3):
-        assert Segment.from_dict(json.loads(json.dumps(segment.to_dict()))) == segment
+    for segment in (*plan(STAGES, 7, start=0.3), Segment(48, 1, (0.3, 0.4), is_cut=True)):
+        values = json.loads(json.dumps(segment.to_dict()))
+        assert Segment.from_dict(values) == segment
+        assert ("is_cut" in values) == segment.is_cut, "runs that were not cut are recorded as they always were"
 
 
 def test_snapshots_divide_the_second_half_of_the_schedule():

@@ -57,3 +57,16 @@ def test_what_follows_from_an_epoch_with_a_patience_of_two(losses, decision):
         for number, loss in enumerate(losses, start=1)
     ]
     assert decide(rows, patience=2) == decision
+
+
+def test_the_kept_epoch_of_a_table_is_a_plain_number():
+    """A table with a gap holds its epochs as floats; JSON would say "best_epoch": 2.0."""
+    rows = [{"epoch": 1.0, "val_loss": 0.5}, {"epoch": 2.0, "val_loss": 0.4}]
+    for history in (rows, rows[:1], [{"epoch": 2.0, "val_loss": NAN}]):
+        assert type(best_epoch(history)) is int
+
+
+def test_patience_counts_from_the_fitted_head():
+    """Fine-tuning that never gets better than the head stops after as many epochs as any other training."""
+    rows = [{"epoch": epoch, "val_loss": loss} for epoch, loss in enumerate([0.3, 0.5, 0.4, 0.35])]
+    assert [decide(rows[: count + 1], patience=3).stop for count in range(4)] == [False, False, False, True]

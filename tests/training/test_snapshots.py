@@ -75,3 +75,13 @@ def test_checkpoints_of_another_network_are_refused(tmp_path: Path):
     (run / "checkpoints" / "snapshot-2.npz").unlink()
     with pytest.raises(RunError, match=r"last\.npz belongs to another network or optimiser"):
         kept_networks(run, RECIPE, 4)
+
+
+def test_weights_that_differ_in_their_statistics_alone_are_another_network(tmp_path: Path):
+    """Without an average, statistics of clean photos are all that validation changes."""
+    run, model = RunFolder(tmp_path), network(7)
+    save_checkpoint(run.last_checkpoint, model, STATE.to_dict())
+    statistics = [place for place, variable in enumerate(model.weights) if "moving_" in variable.path]
+    weights = [weight + (place in statistics) for place, weight in enumerate(model.get_weights())]
+    save_weights(run.best_weights, weights, asdict(STATE.best))
+    assert list(kept_networks(tmp_path, RECIPE, 3)) == ["last"]

@@ -60,3 +60,18 @@ def test_progress_goes_on_inside_a_segment():
     assert state.progress == pytest.approx(0.85)
     state.epoch = 7
     assert state.progress == pytest.approx(1.0)
+
+
+def test_a_state_of_the_first_version_begins_with_nothing_done_beside_what_it_says():
+    old = {"epoch": 0, "done": 0.0, "segments": [], "planned_steps": 80}
+    precision = {"name": "float32", "milliseconds_per_image": {}, "reason": ""}
+    assert TrainingState.from_dict(old | precision) == TrainingState(Precision("float32", {}, ""), 80)
+
+
+def test_a_segment_that_was_cut_is_still_cut_after_a_restart():
+    """A replay of it looks at the validation photos only where it was looked at them."""
+    cut = Segment(48, 3, (0.0, 0.4), is_cut=True)
+    state = TrainingState(BFLOAT16, 80, epoch=2, segments=(cut,), segment=cut, processor_seconds_training=7.5)
+    again = TrainingState.from_dict(json.loads(json.dumps(state.to_dict())))
+    assert again == state
+    assert again.current.is_cut

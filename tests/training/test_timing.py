@@ -95,6 +95,88 @@ def test_whole_steps_are_timed_only_where_a_convolution_gains(monkeypatch):
     assert chosen.milliseconds_per_image == pytest.approx({"float32": 2.0, "mixed_bfloat16": 1.0})
 
 
+class Steps:
+    """A network whose steps take a time that is given, on the clock of the test; the first one compiles.
+
+    Uneven: in each call the first two steps take ten times as long, since they wait for batches, and two later ones
+    longer still, since something else ran.
+    """
+
+    def __init__(self, milliseconds: float, compiling: float = 0.0, *, uneven: bool = False) -> None:
+        self.milliseconds, self.compiling, self.done, self.stop_training = milliseconds, compiling, 0, False
+        self.factors = {0: 10, 1: 10, 5: 100, 6: 10} if uneven else {}
+
+    def fit(self, batches: Any, callbacks: list[Any], **_: object) -> None:
+        self.stop_training = False
+        callbacks[0].set_model(self)
+        for step in range(len(batches)):
+            if self.stop_training:
+                break
+            timing.time.now += (self.milliseconds * self.factors.get(step, 1) + self.compiling) / 1000
+            self.compiling, self.done = 0.0, self.done + 1
+            callbacks[0].on_train_batch_end(step, {"loss": 1.0})
+
+
+def test_slow_steps_are_timed_a_few_times_only(monkeypatch: pytest.MonkeyPatch):
+    """After 1.5 s no more begin, but five are made however long they take."""
+    monkeypatch.setattr(timing, "time", Clock())
+    counts = {}
+    for milliseconds in (100.0, 190.0, 260.0, 310.0, 4000.0):
+        network = Steps(milliseconds)
+        assert step_time(network, Batches()).per_image == pytest.approx(milliseconds / 4000)
+        counts[milliseconds] = network.done - 2
+    assert counts == {100.0: 8, 190.0: 8, 260.0: 6, 310.0: 5, 4000.0: 5}
+
+
+def chosen_by_steps(monkeypatch: pytest.MonkeyPatch, float32_ms: float, bfloat16_ms: float) -> timing.Precision:
+    """Choose where a convolution settles nothing, with steps that take so long; both need time to compile."""
+    monkeypatch.setattr(timing, "time", Clock())
+    monkeypatch.setattr(timing, "accelerators", list)
+    monkeypatch.setattr(timing, "cpu_features", lambda: ["avx512_bf16"])
+    monkeypatch.setattr(timing, "_convolution_milliseconds", lambda px: (2.0, 1.4))
+    networks = {
+        "float32": Steps(float32_ms, 500.0, uneven=True), "mixed_bfloat16": Steps(bfloat16_ms, 900.0, uneven=True),
+    }  # fmt: skip
+    found = choose_precision("auto", networks.__getitem__, Batches())
+    assert [network.done for network in networks.values()] == [2 + 8 + 8] * 2, "in turn, and twice"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "name", "reason", "compiling"),
+    [
+        ((8.0, 7.3), "float32", "mixed_bfloat16 is not faster by a tenth", 0.66),
+        ((8.0, 7.1), "mixed_bfloat16", "faster by measurement", 1.042),
+        ((8.0, 9.0), "float32", "mixed_bfloat16 is not faster by a tenth", 0.66),
+    ],
+)
+def test_steps_must_be_faster_by_a_tenth(monkeypatch: pytest.MonkeyPatch, milliseconds, name, reason, compiling):
+    """What the first steps took is that of the network that is chosen."""
+    found = chosen_by_steps(monkeypatch, *milliseconds)
+    assert (found.name, found.reason) == (name, reason)
+    both = dict(zip(("float32", "mixed_bfloat16"), milliseconds, strict=True))
+    assert found.milliseconds_per_image == pytest.approx({kind: each / 4 for kind, each in both.items()})
+    assert found.compile_seconds == pytest.approx(compiling)
+
+
+def test_a_gpu_is_asked_what_it_gains_whatever_the_processor_can_do(monkeypatch: pytest.MonkeyPatch):
+    """At half the side of the pictures: that is what most of the network sees."""
+    asked = []
+    monkeypatch.setattr(timing, "accelerators", lambda: ["gpu:0"])
+    monkeypatch.setattr(timing, "cpu_features", list)
+    monkeypatch.setattr(timing, "_convolution_milliseconds", lambda px: asked.append(px) or (2.0, 0.5))
+    assert choose_precision("auto", None, Batches()).name == "mixed_bfloat16"
+    assert asked == [8]
+
+
+def test_timed_batches_are_made_by_as_many_threads_as_those_of_the_training():
+    class Threaded(Batches):
+        workers, max_queue_size = 3, 8
+
+    few = timing._Few(Threaded(), 7)
+    assert (few.workers, few.max_queue_size, few.use_multiprocessing, len(few)) == (3, 8, False, 7)
+
+
 def test_a_convolution_can_be_timed_in_both_precisions():
     single, half = timing._convolution_milliseconds(16)
     assert 0 < single < 1000

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from tellapart.models import passes
 from tellapart.records import Observer
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe, load_recipe
+from tellapart.training import train as training
 from tellapart.training.callbacks import recalibrate
 from tellapart.training.checkpoint import load_checkpoint, load_weights
 from tellapart.training.inputs import Inputs, Photos
 from tellapart.training.network import compiled
+from tellapart.training.planning import Planner
 from tellapart.training.schedule import Segment
 from tellapart.training.timing import Deadline, Precision
 from tellapart.training.train import Training, TrainingRequest, train_network
@@ -80,6 +84,51 @@ def kept(folder: Path) -> list[np.ndarray]:
 def assert_same(one: list[np.ndarray], other: list[np.ndarray]) -> None:
     for ours, theirs in zip(one, other, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("every", "last", "is_cut", "epochs"),
+    [
+        (1, 3, False, [1, 2, 3]),
+        (3, 9, False, [3, 6, 9]),
+        (3, 10, False, [3, 6, 9, 10]),
+        (3, 10, True, [3, 6, 9]),
+        (3, 9, True, [3, 6, 9]),
+        (5, 2, False, [2]),
+        (5, 2, True, []),
+    ],
+)
+def test_each_so_many_epochs_are_validated_and_the_last_one_unless_time_was_over(every, last, is_cut, epochs):
+    assert training._validation_epochs(every, last, is_cut=is_cut) == epochs
+
+
+def test_a_precision_that_was_measured_on_the_way_is_not_chosen_again():
+    """The plan for a time budget comes first: it timed whole steps. Else what began ahead, while photos were read."""
+    inputs, measured, ahead = Inputs(small(), held_photos()), Precision("mixed_bfloat16", {}, "timed"), Future()
+    ahead.set_result(Precision("mixed_bfloat16", {}, "ahead"))
+    for deadline, reason in ((Deadline(0.0, 0.0, measured), "timed"), (Deadline(0.0, 0.0), "ahead"), (None, "ahead")):
+        assert training._precision(inputs, TrainingRequest(deadline=deadline, precision=ahead)).reason == reason
+    for request in (TrainingRequest(), TrainingRequest(deadline=Deadline(0.0, 0.0))):
+        assert training._precision(inputs, request) == Precision("float32", {}, "set in the recipe")
+
+
+@pytest.mark.parametrize(
+    ("fine_tunes", "left", "is_timed"),
+    [(True, 24.65, False), (True, 24.66, True), (True, -5.0, False), (False, 24.65, True)],
+)
+def test_fine_tuning_is_not_even_timed_where_the_head_leaves_no_time_for_it(
+    monkeypatch: pytest.MonkeyPatch, fine_tunes: bool, left: float, is_timed: bool
+):
+    """20 s to build its step, 4 s for the end, and 10.2 ms for each of 64 photos; then the head is kept as it is."""
+    inputs, calls = Inputs(small(), held_photos()), []
+    float32, trainee = Precision("float32", {}, ""), training._Trainee(None, None)
+    monkeypatch.setattr(training, "time_budget", lambda *given: calls.append(given))
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    budget = training._time_budget(inputs, float32, Deadline(1000.0 + left, 0.01), trainee, fine_tunes=fine_tunes)
+    assert len(calls) == is_timed
+    if not is_timed:
+        assert budget.epoch_seconds == {16: math.inf}
+        assert not Planner(inputs, float32, budget, None).has_time()
 
 
 class Late:

@@ -19,8 +19,10 @@ from sklearn.linear_model import LogisticRegression
 import tellapart
 from drawing import photo
 from tellapart.evaluation import measure
-from tellapart.settings import Recipe
+from tellapart.randomness import generator
+from tellapart.settings import Recipe, load_recipe
 from tellapart.training import transfer
+from tellapart.training.distillation import loss_of
 from tellapart.training.planning import Planner, TrainingPlan
 from tellapart.training.schedule import Segment
 from tellapart.training.timing import Precision
@@ -83,6 +85,112 @@ def test_a_head_whose_time_is_over_is_the_first_that_was_found(monkeypatch):
     kernel, bias, penalty = fit_head(x, y, held_x, held_y, 3, until=time.time() - 1)
     assert calls == [penalty] == [PENALTIES[0]]
     assert ((held_x @ kernel + bias).argmax(axis=1) == held_y).mean() > 0.5
+
+
+def test_a_class_of_one_photo_has_its_column_whatever_part_finds_the_penalty(monkeypatch: pytest.MonkeyPatch):
+    """The part alone is fitted here, since the time is over: a class that is not in it would have no column."""
+    (x, y), sizes, fit = clouds(np.random.default_rng(1), 300, 3), [], transfer._Fit.to
+    kept = [*np.flatnonzero(y != 2), np.flatnonzero(y == 2)[0]]
+    x, y = x[kept], y[kept]
+    monkeypatch.setattr(transfer, "_ENOUGH_FOR_A_PENALTY", 30)
+    monkeypatch.setattr(transfer._Fit, "to", lambda *given: sizes.append(len(given[1])) or fit(*given))
+    for seed in range(4):
+        kernel, bias, _ = fit_head(x, y, x, y, 3, seed=seed, until=time.time() - 1)
+        assert (kernel.shape, bias.shape) == ((12, 3), (3,))
+    assert max(sizes) <= 33 < len(y)
+    assert len(sizes) == 4, "one fit for each seed"
+
+
+def test_the_part_that_finds_the_penalty_follows_from_the_seed_and_is_penalised_by_its_own_number(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The penalty is per photo: that which suits the part must mean the same for all of them."""
+    (x, y), parts, fit = clouds(np.random.default_rng(1), 90, 3), [], transfer._Fit.to
+    monkeypatch.setattr(transfer, "_ENOUGH_FOR_A_PENALTY", 30)
+    monkeypatch.setattr(transfer._Fit, "to", lambda *given: parts.append(given[1].tolist()) or fit(*given))
+    for seed in (2, 1, 1):
+        kernel, bias, penalty = fit_head(x, y, x, y, 3, seed=seed, until=time.time() - 1)
+    assert parts[0] != parts[1] == parts[2]
+    scaled, part = (x - x.mean(axis=0)) / x.std(axis=0), parts[-1]
+    reference = LogisticRegression(C=1 / (penalty * len(part)), max_iter=5000, tol=1e-8).fit(scaled[part], y[part])
+    logits = x @ kernel + bias
+    ours = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(ours / ours.sum(axis=1, keepdims=True), reference.predict_proba(scaled), atol=0.01)
+
+
+def test_a_feature_that_never_changes_changes_nothing():
+    """Its deviation is 0: ReLUs that are dead on all photos are common in a pretrained network."""
+    x, y = clouds(np.random.default_rng(1), 200, 3)
+    more = np.concatenate([x, np.full((200, 1), 5, np.float32), np.zeros((200, 1), np.float32)], axis=1)
+    kernel, bias, penalty = fit_head(x, y, x, y, 3)
+    found, found_bias, found_penalty = fit_head(more, y, more, y, 3)
+    assert found_penalty == penalty
+    np.testing.assert_allclose(more @ found + found_bias, x @ kernel + bias, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "tried"),
+    [("the same photos", PENALTIES), ("labels of chance", PENALTIES[:2])],
+)
+def test_penalties_become_weaker_until_the_held_out_loss_rises(monkeypatch: pytest.MonkeyPatch, held_out, tried):
+    """On the photos of the fit a weaker penalty is always better; where labels are chance the strongest one is best."""
+    rng, calls, fit = np.random.default_rng(1), [], transfer._Fit.to
+    x, y = clouds(rng, 300, 3)
+    numbers = y if held_out == "the same photos" else rng.permutation(y)
+    monkeypatch.setattr(transfer._Fit, "to", lambda *given: calls.append(given[-1]) or fit(*given))
+    penalty = fit_head(x, y, x, numbers, 3)[2]
+    assert tuple(calls) == tried
+    assert penalty == (tried[-1] if held_out == "the same photos" else tried[0])
+
+
+def test_a_fit_in_rounds_of_few_steps_goes_on_where_the_round_before_ended(monkeypatch: pytest.MonkeyPatch):
+    """Rounds of three steps: each alone is far from the end, all of them are one fit."""
+    x, y = clouds(np.random.default_rng(1), 300, 4)
+    monkeypatch.setattr(transfer, "_ITERATIONS", 3)
+    penalty = PENALTIES[2]
+    kernel, bias, _ = fit_head(x, y, x[:0], y[:0], 4)
+    scaled = (x - x.mean(axis=0)) / x.std(axis=0)
+    reference = LogisticRegression(C=1 / (penalty * 300), max_iter=5000, tol=1e-8).fit(scaled, y)
+    logits = x @ kernel + bias
+    ours = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(ours / ours.sum(axis=1, keepdims=True), reference.predict_proba(scaled), atol=0.03)
+    late, _, _ = fit_head(x, y, x[:0], y[:0], 4, until=time.time() - 1)
+    monkeypatch.setattr(transfer, "_MOST_ITERATIONS", 3)
+    np.testing.assert_array_equal(late, fit_head(x, y, x[:0], y[:0], 4)[0], "one round where the time is over")
+    assert np.abs(late - kernel).max() > 1e-3
+
+
+@pytest.mark.parametrize("has_held_out", [True, False])
+def test_the_head_of_the_part_is_kept_where_that_of_all_photos_is_worse(
+    monkeypatch: pytest.MonkeyPatch, has_held_out: bool
+):
+    """Only the part has true labels here. Without held-out photos nothing tells, and all photos are believed."""
+    x, y = clouds(np.random.default_rng(1), 600, 3)
+    monkeypatch.setattr(transfer, "_ENOUGH_FOR_A_PENALTY", 100)
+    wrong = np.setdiff1d(np.arange(600), generator(0, "head").permutation(600)[:100])
+    numbers = y.copy()
+    numbers[wrong] = (numbers[wrong] + 1) % 3
+    held_out = slice(0, 600 if has_held_out else 0)
+    kernel, bias, _ = fit_head(x, numbers, x[held_out], y[held_out], 3)
+    right = ((x @ kernel + bias).argmax(axis=1) == y).mean()
+    assert right > 0.8 if has_held_out else right < 0.3
+
+
+@pytest.mark.parametrize("teacher", [[], ["distill.teacher=somewhere"]], ids=["labels", "teacher"])
+def test_loss_and_accuracy_of_a_head_are_those_that_keras_evaluates(teacher: list[str]):
+    """With label smoothing and the penalty on its kernel: fine-tuned epochs are compared with it."""
+    inputs = keras.Input((12,))
+    outputs = keras.layers.Dense(
+        3, "softmax", kernel_regularizer=keras.regularizers.L2(0.3), bias_initializer="ones", name="probabilities"
+    )(inputs)
+    model = keras.Model(inputs, outputs)
+    asked = load_recipe(changes=["train.label_smoothing=0.2", *teacher])
+    model.compile(loss=loss_of(asked, 3), metrics=["accuracy"], run_eagerly=True)
+    x, y = clouds(np.random.default_rng(1), 50, 3)
+    x /= np.abs(x).max(axis=0)
+    wanted = model.evaluate(x, np.eye(3, dtype=np.float32)[y], batch_size=50, verbose=0, return_dict=True)
+    assert transfer._measured(model, x, y, "") == pytest.approx(wanted, rel=1e-5)
+    assert set(transfer._measured(model, x, y, "val_")) == {"val_loss", "val_accuracy"}
 
 
 def test_a_run_that_had_no_time_to_fine_tune_is_replayed_without():

@@ -77,7 +77,21 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
     set_average(model.optimizer, recipe, steps)
     # An optimiser that makes its variables in the first step lets TensorFlow trace that step twice.
     model.optimizer.build(model.trainable_variables)
+    if keras.backend.backend() == "jax":
+        _build_metrics(model, num_classes)
     return model, rate
+
+
+def _build_metrics(model: keras.Model, num_classes: int) -> None:
+    """Build loss and metrics, before the first `fit`.
+
+    Keras' trainer for JAX would take a batch to do it, and does not give it back where threads make batches: the first
+    `fit` of a process would begin with the second batch, and a resumed run would not be the uninterrupted one.
+    """
+    targets = np.full((1, num_classes), 1 / num_classes, np.float32)
+    model.compute_loss(None, targets, targets)
+    model.compute_metrics(None, targets, targets)
+    model.reset_metrics()
 
 
 def begin_with_weights_of(run: RunFolder, model: keras.Model, classes: list[str]) -> None:
