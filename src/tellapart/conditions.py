@@ -25,6 +25,7 @@ class Condition:
     """
 
     settings: tuple[str, ...]
+    # `holds` gets the values of `beside` by place: its parameters must stand in that order.
     beside: tuple[str, ...]
     holds: Callable[..., bool]
     rule: str
@@ -43,6 +44,8 @@ _OF_TRAINING = (
 """What a head alone, which is fitted to features, has no use for. `train.label_smoothing` and `model.l2` are not among
 them: they count in the loss that such a run reports."""
 
+# The check, its messages, the docs and the conditional settings of a search are all made from these rows. Their order
+# is that of precedence: of several reasons why a setting cannot act, the first one is told.
 CONDITIONS = (
     Condition(
         ("model.weights",),
@@ -144,14 +147,14 @@ def unused(given: Collection[str], value: Callable[[str], Any]) -> dict[str, str
     problems: dict[str, str] = {}
     for condition in CONDITIONS:
         # The first condition that does not hold explains a setting; one reason is enough.
-        concerned = [name for name in condition.settings if name in given and name not in problems]
+        affected = [name for name in condition.settings if name in given and name not in problems]
         values = {name: value(name) for name in condition.beside}
-        if not concerned or condition.holds(*values.values()):
+        if not affected or condition.holds(*values.values()):
             continue
         # As JSON, which for such values is how TOML writes them.
-        here = " and ".join(f"{name} is {json.dumps(value, default=str)}" for name, value in values.items())
-        for name in concerned:
-            problems[name] = f"{name} {condition.rule}; here {here}. Leave it out, or {condition.remedy}."
+        state = " and ".join(f"{name} is {json.dumps(value, default=str)}" for name, value in values.items())
+        for name in affected:
+            problems[name] = f"{name} {condition.rule}; here {state}. Leave it out, or {condition.remedy}."
     return problems
 
 

@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# For type checkers alone: servers import this module, and are installed without pandas.
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
+# Code relies on this order: `fit_unknown` unpacks it, and reports and exports take the last split that has photos.
 SPLITS = ("train", "validation", "test")
 """The three splits, in the order in which they are reported."""
 
+# It may raise: after Ctrl-C the command line raises KeyboardInterrupt from here, since raised anywhere else it crashed
+# trainings (docs/experiments.md). So a caller must have nothing half done that cannot be resumed.
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how much is done, how much there is)."""
 
@@ -23,6 +27,7 @@ Progress = Callable[[str, int, int], None]
 Announce = Callable[[str], None]
 """Called with one line that says what is about to happen."""
 
+# It may raise too: that is how a race and a search stop a training that cannot win.
 Watch = Callable[[dict[str, Any]], None]
 """Called with each epoch's row of the history, and ``progress``: the share of the schedule that is done, 0 to 1."""
 
@@ -150,6 +155,7 @@ class Prediction:
             where the model cannot tell. It takes no part in comparisons.
     """
 
+    # The order counts: `bundles.predictor.to_prediction` passes the first nine by place. New fields go to the end.
     path: str
     label: str | None
     probability: float

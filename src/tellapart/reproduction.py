@@ -65,10 +65,12 @@ def reproduce(
     # With "auto" the precision would be timed again, and might come out otherwise.
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": record.precision})})
     folder = RunFolder(new_folder(out or f"{old.path}-again", old.path))
+    # `begin_from` too: weights that the old run began with are read again, so that run must still be there.
     request = RunRequest(
         photos=record.request.photos, begin_from=record.request.begin_from, replay=os.path.abspath(old.path)
     )
     folder.create(recipe, request, environment(), parents_of(recipe, old.path))
+    # Copied, not scanned: photos that came or went since then must not change the split.
     folder.copy_photos_from(old)
     again = run_stages(folder, cache, observer)
     return _compare(old, again, record)

@@ -91,6 +91,7 @@ class RunRecord(BaseModel):
         python: version of the interpreter; packages, backend, processor and so on are the machine's.
     """
 
+    # Fields that this version does not know are kept: `update_record` writes the whole file again.
     model_config = ConfigDict(extra="allow", frozen=True)
 
     schema_version: int = 1
@@ -241,11 +242,12 @@ class RunFolder:
             parents: ids of the runs that it is made from.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        # The recipe first: `is_begun` asks for both files, so a kill between the two leaves a folder that is no run.
         save_recipe(recipe, self.recipe_path)
-        asked = request.model_dump(mode="json", exclude_none=True)
-        about = {"schema_version": SCHEMA_VERSION, "run_id": uuid.uuid4().hex, "parents": list(parents)}
-        write_json(self.record_path, {**about, "request": asked, "seed": recipe.train.seed, **environment})
-        self.log("started", **asked)
+        request_values = request.model_dump(mode="json", exclude_none=True)
+        identity = {"schema_version": SCHEMA_VERSION, "run_id": uuid.uuid4().hex, "parents": list(parents)}
+        write_json(self.record_path, {**identity, "request": request_values, "seed": recipe.train.seed, **environment})
+        self.log("started", **request_values)
 
     def recipe(self) -> Recipe:
         """Return the recipe; the defaults where an old run has none."""
@@ -273,6 +275,7 @@ class RunFolder:
 
     def update_record(self, **values: Any) -> RunRecord:
         """Write fields into the record, and return it."""
+        # Read and written again without a lock: only one process may work on a run folder.
         # Unset fields stay out of the file: a field that is there says that its stage is done.
         write_json(self.record_path, self.record().model_dump(mode="json", exclude_unset=True) | values)
         return self.record()
@@ -294,6 +297,7 @@ class RunFolder:
 
     def readable(self) -> pd.DataFrame:
         """Return the rows of `manifest` whose photos could be read, numbered from 0."""
+        # predictions.csv, features.npz and checkpoints/features.npy are matched to these rows by their order alone.
         manifest = self.manifest()
         return manifest[manifest["error"] == ""].reset_index(drop=True)
 
@@ -307,6 +311,8 @@ class RunFolder:
         """Return "train", "validation" or "test" for each photo that the run knows, by SHA-256."""
         manifest = self.manifest()
         known = manifest[manifest["split"] != ""]
+        # Of photos with the same content the last row counts; copies are in one group, and so in one split, unless the
+        # source gave the split.
         return dict(zip(known["sha256"], known["split"], strict=True))
 
     def predictions(self) -> tuple[pd.DataFrame, list[str], NDArray[np.float64]]:
@@ -322,19 +328,21 @@ class RunFolder:
         photos, table = self.readable(), read_csv(self.predictions_path, _TEXT)
         columns = [column for column in map(str, table) if column.startswith("p:")]
         # The two tables are joined by their order alone, so check what both of them hold.
-        same = len(photos) == len(table) and all(
+        rows_match = len(photos) == len(table) and all(
             photos[ours].tolist() == table[theirs].tolist()
             for ours, theirs in (("label", "true_label"), ("split", "split"))
         )
-        if not same or not columns:
+        if not rows_match or not columns:
             raise RunError(
                 f"{self.predictions_path} does not match manifest.csv. Expected a row for each readable photo, in the "
                 "same order: restore the run's own files, or train again."
             )
+        # Numbers that were NaN are empty cells, and make their column text: `read_csv` knows no missing values.
         probabilities = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
         finite = np.isfinite(probabilities).all(axis=1)
         probabilities = np.where(finite[:, None], probabilities, 1 / len(columns))
         classes = [column.removeprefix("p:") for column in columns]
+        # The file holds float32: its rows add up to 1 up to rounding only.
         return photos, classes, probabilities / probabilities.sum(axis=1, keepdims=True)
 
     def metrics(self) -> dict[str, Any]:
@@ -352,6 +360,7 @@ class RunFolder:
     def log(self, event: str, **values: Any) -> None:
         """Append one line to ``log.jsonl``."""
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **values}
+        # Appended, unlike all other files of a run: a kill may leave half a line at the end.
         with open(self.log_path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, default=str) + "\n")
 
@@ -365,6 +374,7 @@ class RunFolder:
         if other.health_path.is_file():
             write_json(self.health_path, read_json(other.health_path))
         self.update_record(**record.known("root", "classes", "num_photos", "data_sha256"))
+        # Last: from here on `has_photos` is true, and a resumed run scans nothing.
         self.write_manifest(frame)
 
     def refuse_ensemble(self) -> None:
@@ -398,8 +408,9 @@ def find_runs(folder: Path, depth: int = 3) -> list[RunFolder]:
         return [RunFolder(folder)]
     if depth == 0 or not folder.is_dir():
         return []
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [run for path in inside for run in find_runs(path, depth - 1)]
+    # Hidden folders are unfinished: ensembles and bundles are built in `.NAME.part` and renamed when they are whole.
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [run for path in subfolders for run in find_runs(path, depth - 1)]
 
 
 def new_folder(out: str | os.PathLike[str] | None, photos: Path) -> Path:

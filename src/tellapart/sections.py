@@ -15,6 +15,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """What all sections have in common: unknown keys are errors, and nothing is changed in place."""
 
+    # pydantic's `model_copy(update=…)` checks nothing: what may break a range or a condition goes through
+    # `settings.with_settings`.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -30,6 +32,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _shares_add_up(self) -> Data:
+        # Not exactly 1: in binary 0.7 + 0.2 + 0.1 is a little less.
         if abs(sum(self.split) - 1) > 1e-6 or self.split[0] <= 0:
             raise ValueError(f"split {list(self.split)} must add up to 1 with a train share above 0")
         return self
@@ -87,6 +90,7 @@ class Backbone(Section):
     l2: float = Field(1e-4, ge=0, description="L2 penalty on the kernel of the head")
 
 
+# In this order defaults are looked up (`settings._default`): a recipe that names no network means the convnet.
 Model = ConvNet | Backbone
 
 

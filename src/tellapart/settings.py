@@ -44,6 +44,7 @@ class Recipe(Section):
     def _the_convnet_needs_no_name(cls, values: Any) -> Any:
         # pydantic chooses between the two networks by their name, which recipes for the convnet leave out.
         model = values.get("model") if isinstance(values, dict) else None
+        # The default first, so that a name that was given overrides it.
         return {**values, "model": {"name": "convnet", **model}} if isinstance(model, dict) else values
 
     @model_validator(mode="after")
@@ -51,6 +52,8 @@ class Recipe(Section):
         # Only what was set: a default that cannot act misleads nobody.
         if problems := unused_settings(self.model_dump(exclude_unset=True)):
             raise PydanticCustomError("unused_setting", "{lines}", {"lines": "\n".join(problems.values())})
+        # Not a line of CONDITIONS, from which a change of the network could drop the teacher in passing
+        # (docs/decisions.md).
         if self.distill.teacher and self.model.weights and not self.model.unfreeze:
             raise PydanticCustomError(
                 "unused_setting",
@@ -102,6 +105,7 @@ def load_recipe(source: Recipe | str | Path | None = None, changes: Sequence[str
         values = _read(path)
         if path.with_name("environment.json").is_file():  # a run's own, which may be of an earlier version
             values = upgraded(values)
+    # Of two changes of one setting the later one counts: the command line puts --set behind its own options.
     return recipe_from(_changed(values, dict(map(_parsed, changes))))
 
 
@@ -119,8 +123,8 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Earlier versions saved all settings: those that could not act are left out, and so are those that are the machine's.
     """
-    own = _without(values, MOVED)
-    return _without(own, unused_settings(own))
+    recipe_values = _without(values, MOVED)
+    return _without(recipe_values, unused_settings(recipe_values))
 
 
 def fitting_recipe(changes: Sequence[str], *, in_time: bool) -> str:
@@ -164,6 +168,7 @@ def acts(recipe: Recipe, name: str, changes: Mapping[str, Any] | None = None) ->
     """Return whether the setting `name`, as "section.key", can act in `recipe` with `changes`."""
     values = _changed(saved_values(recipe), changes or {})
     section, _, key = name.partition(".")
+    # Only settings that are given are looked at. Any value will do: no setting decides whether it acts itself.
     values[section].setdefault(key, None)
     return name not in unused_settings(values)
 
@@ -185,6 +190,7 @@ def unused_settings(values: Mapping[str, Any]) -> dict[str, str]:
 
 def saved_values(recipe: Recipe) -> dict[str, Any]:
     """Return each setting of `recipe` that acts, nested by section, as plain values for TOML and JSON."""
+    # As JSON reads them back (lists, not tuples): `tune` compares these values with those that it saved.
     values = recipe.model_dump(mode="json")
     return _without(values, unused_settings(values))
 
@@ -215,6 +221,7 @@ def machine_from(
     """
     values: dict[str, Any] = {"workers": workers, "cache_limit_gb": cache_limit_gb}
     for name, value in values.items():
+        # `is None`, not false: 0 is a value of both settings, one thread for each processor, and no cache.
         # An empty variable counts as unset.
         values[name] = environment.get(_variable(name)) or None if value is None else value
     try:
@@ -229,6 +236,7 @@ def machine_from(
 
 def find_recipe(name: str) -> Path:
     """Return the file of the recipe called `name`, or `name` itself when it is a file."""
+    # Our names come first: a file called "fast" in the current folder must not change what --recipe fast means.
     if name in RECIPE_NAMES:
         package = Path(__file__).parent
         # In an installed package, then in a checkout.
@@ -248,9 +256,15 @@ def parse_duration(text: str) -> float:
     Raises:
         RecipeError: `text` is not a duration, or not above 0.
     """
+    # Every part is optional, so "" matches too. It gives 0 seconds, which are refused below.
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
     seconds = (
-        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0.0
+        sum(
+            float(part or 0) * seconds_per_unit
+            for part, seconds_per_unit in zip(match.groups(), (3600, 60, 1), strict=True)
+        )
+        if match
+        else 0.0
     )
     if seconds <= 0:
         raise RecipeError(f"{text!r} is not a time above 0. Write it as 90s, 10m or 1h30m.")
@@ -282,6 +296,7 @@ def _parsed(change: str) -> tuple[str, Any]:
 
 def _changed(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` with changes, less what acted before and is switched off by them without being named."""
+    # A copy, two levels deep: the caller's values are not changed.
     changed = _without(values, ())
     for name, value in changes.items():
         section, _, key = name.partition(".")
@@ -306,6 +321,7 @@ def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any
 
 def _default(name: str) -> Any:
     section, _, key = name.partition(".")
+    # Of the first network that has the setting: what both networks have must have one default.
     return next(model.model_fields[key].default for model in section_models(section) if key in model.model_fields)
 
 
@@ -320,14 +336,16 @@ def _variable(name: str) -> str:
 def _explain(error: ValidationError, unused_ones: Mapping[str, str]) -> str:
     lines = []
     for problem in error.errors():
-        where = [str(part) for part in problem["loc"]]
-        if where[:1] == ["model"] and len(where) > 1:
-            where = ["model", *where[2:]]  # pydantic names the network in between
-        name = ".".join(where)
+        location = [str(part) for part in problem["loc"]]
+        if location[:1] == ["model"] and len(location) > 1:
+            location = ["model", *location[2:]]  # pydantic names the network in between
+        name = ".".join(location)
         if problem["type"] == "unused_setting":
             lines.append(problem["msg"])
         elif problem["type"] == "extra_forbidden":
-            lines.append(unused_ones.get(name) or _unknown(where))
+            # A setting of the other kind of network is an unknown key to pydantic. The reason why it cannot act says
+            # more.
+            lines.append(unused_ones.get(name) or _unknown(location))
         elif problem["type"] == "union_tag_invalid":
             tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "")
             hint = nearest(tag, known.split(", "))

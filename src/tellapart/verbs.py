@@ -64,6 +64,7 @@ def train(
         >>> run = tellapart.train("photos")
         >>> run.metrics["test"]["accuracy"]
     """
+    # First of all: the time budget counts from here, and reading tables of photos takes part of it.
     started = time.time()
     if extend is not None:
         folder = begin_extension(photos, extend, recipe, changes, time_budget, out)
@@ -161,17 +162,19 @@ def begin_extension(
         RunError: the earlier run is not finished, was joined by hand, or its photos are gone.
     """
     earlier = RunFolder(Path(run))
+    # The table lies beside the run folder, which does not exist yet: if anything below fails, it is left there.
     table, folder = extended_photos(Path(photos), earlier, out)
-    own, request = extended_request(table, earlier, time_budget)
+    own_recipe, request = extended_request(table, earlier, time_budget)
     if recipe is not None:
         # Another recipe may mean another network, into which the earlier weights do not fit.
-        own, request = load_recipe(recipe, changes), request.model_copy(update={"begin_from": None})
-    return begin_any(own, changes, request, folder)
+        own_recipe, request = load_recipe(recipe, changes), request.model_copy(update={"begin_from": None})
+    return begin_any(own_recipe, changes, request, folder)
 
 
 def chosen_recipe(recipe: Recipe | str | Path | None, changes: Sequence[str], request: RunRequest) -> Recipe:
     """Return the recipe of a run that is no race."""
     if recipe is None:
+        # Before the recipe is chosen: weights that are at hand make it "transfer".
         changes = with_weights_at_hand(changes)
         recipe = fitting_recipe(changes, in_time=bool(request.time_budget))
     return load_recipe(recipe, changes)
@@ -186,8 +189,9 @@ def go_on(
     started: float | None = None,
 ) -> Run:
     """Do what a run folder asks for and has not got yet: `run_race` or `run_stages`."""
-    do = run_stages if folder.record().request.race is None else run_race
-    run = do(folder, cache, observer, machine=machine, started=started)
+    # The record decides, not the caller: a race that is resumed goes on as a race.
+    run_all = run_stages if folder.record().request.race is None else run_race
+    run = run_all(folder, cache, observer, machine=machine, started=started)
     # Asked of finished runs too: a run may have been killed between its metrics and this comparison.
     if "extension" not in run.metrics and measure_extension(folder) is not None:
         return Run(folder.path, folder.metrics())

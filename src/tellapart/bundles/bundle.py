@@ -27,6 +27,8 @@ from tellapart.errors import BundleError, InputError
 from tellapart.files import read_json, write_json, write_text
 from tellapart.unknown import UnknownDetector, load_detector
 
+# Raise it with every field that is added: the models below forbid fields that they do not know, so an older tellapart
+# must be told by the version that it cannot read the record.
 SCHEMA_VERSION = 2
 """Of ``bundle.json``. 1: artefacts by format, `quality_range` was "envelope", `reference_images` was "golden"."""
 SUMS = "SHA256SUMS"
@@ -167,8 +169,8 @@ class BundleRecord(BaseModel):
     @model_validator(mode="after")
     def _ids_differ(self) -> BundleRecord:
         ids = [artefact.id for artefact in self.artefacts]
-        if twice := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
-            raise ValueError(f"two artefacts are called {twice[0]!r}")
+        if repeated := sorted({id_ for id_ in ids if ids.count(id_) > 1}):
+            raise ValueError(f"two artefacts are called {repeated[0]!r}")
         if "onnx" not in ids:
             raise ValueError('no artefact is called "onnx"')
         return self
@@ -201,12 +203,12 @@ class Bundle:
 
     def quality_warnings(self, quality: dict[str, float]) -> list[str]:
         """Return the measures of `tellapart.data.quality` in which a photo is worse than what was measured."""
-        beyond = []
+        outside = []
         for name, (low, high) in self.record.quality_range.items():
             value = quality[name]
             if (low is not None and value < low) or (high is not None and value > high):
-                beyond.append(name)
-        return beyond
+                outside.append(name)
+        return outside
 
 
 def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
@@ -215,6 +217,7 @@ def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
     Raises:
         BundleError: it is none, of a later version, or a file is missing, changed or not listed.
     """
+    # SHA256SUMS tells damage and forgotten files, not malice: whoever can change a file can change its sum.
     path = Path(folder)
     if not (path / SUMS).is_file():
         state = "has no SHA256SUMS" if path.is_dir() else "does not exist"
@@ -260,9 +263,9 @@ def _read_record(folder: Path) -> BundleRecord:
     except (KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{folder / RECORD} is not a whole record: {error}. Export the run again.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{folder / RECORD}: {where}: {first['msg']}. Export the run again.") from error
+        problem = error.errors()[0]
+        location = ".".join(str(part) for part in problem["loc"])
+        raise BundleError(f"{folder / RECORD}: {location}: {problem['msg']}. Export the run again.") from error
 
 
 def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
@@ -296,8 +299,8 @@ def _check_sums(folder: Path, text: bytes) -> None:
     # The target of a link can change without any change in this folder.
     if links := sorted(path for path in folder.rglob("*") if path.is_symlink()):
         raise BundleError(f"{links[0]} is a link: what it leads to is not the bundle's. Copy or export it again.")
-    if strange := sorted(present - set(listed)):
-        raise BundleError(f"{folder / strange[0]} does not belong to the bundle. Remove it.")
+    if unlisted := sorted(present - set(listed)):
+        raise BundleError(f"{folder / unlisted[0]} does not belong to the bundle. Remove it.")
     if RECORD not in listed:
         raise BundleError(f"{folder / SUMS} does not list {RECORD}. Copy or export the bundle again.")
 

@@ -79,6 +79,7 @@ def benchmark(
         proof = artefact.proofs.get(name)
         values: dict[str, Any] = {"agreement": proof.agreement if proof else _NAN, "size_mb": artefact.bytes / 1e6}
         if proof is not None and not proof.passed:
+            # How fast it is wrong does not matter.
             speeds.append(Speed(name, error=f"refused when the bundle was made: {proof.reason}", **values))
             continue
         values |= _measured_apart(Path(folder), name, threads or os.cpu_count() or 1, seconds)
@@ -118,17 +119,18 @@ def _measured_apart(folder: Path, name: str, threads: int, seconds: float) -> di
     """Return what `measure` finds in a process of its own."""
     # In one process, memory that a runtime keeps would be counted for the next one, and their threads would compete.
     command = [sys.executable, "-m", "tellapart.bundles.latency", str(folder), name, str(threads), str(seconds)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ran.returncode:
-        return {"error": (ran.stderr.strip().splitlines() or ["no reason given"])[-1]}
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        return {"error": (completed.stderr.strip().splitlines() or ["no reason given"])[-1]}
     # Libraries may print to stdout as well; the result is the last line.
-    values: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    values: dict[str, Any] = json.loads(completed.stdout.strip().splitlines()[-1])
     return values | {"images_per_second": tuple(values["images_per_second"])}
 
 
 def measure(folder: Path, name: str, threads: int, seconds: float) -> dict[str, Any]:
     """Measure one runtime in this process: the measured attributes of `Speed`."""
     bundle = open_bundle(folder)
+    # Before the runtime is imported: its libraries are part of what it takes.
     before = _resident_mb()
     predict = open_runtime(bundle, name, threads=threads)
     pictures = _pictures(bundle.record.image_px, max(BATCHES))

@@ -65,12 +65,15 @@ def parity(keras: Floats, exported: Floats, true: NDArray[np.int64] | None, tole
     difference = float(np.abs(keras - exported).max()) if finite else 1.0
     agreement = float((keras_classes == exported_classes).mean())
     accuracies: tuple[float | None, float | None] = (None, None)
+    # The first reason counts: numbers that are none, then accuracy, then single differences.
     p_value, reason = None, "" if finite else "not finite"
     if true is not None and (known := true >= 0).any():
         before, after = (keras_classes == true)[known], (exported_classes == true)[known]
         accuracies = float(before.mean()), float(after.mean())
         p_value = _mcnemar(int((before & ~after).sum()), int((~before & after).sum()))
         reason = reason or _loss(before, after, p_value, tolerance.margin)
+    # That a margin holds must be shown, which takes labels; `check_reference_images` has none, and takes the margin
+    # away first.
     elif tolerance.margin:
         reason = reason or "its accuracy is not known: there are no labelled photos"
     reason = reason or _difference(keras, keras_classes != exported_classes, agreement, difference, tolerance)
@@ -92,13 +95,13 @@ def _difference(
     """Return in which way the probabilities are too different, or nothing."""
     if agreement < tolerance.agreement:
         return f"it agrees with Keras in {agreement:.2%} of the pictures; {tolerance.agreement:.1%} are needed"
-    most = tolerance.largest_difference
-    if most is not None and difference > most:
-        return f"a probability differs by {difference:.1g}; {most:g} is allowed"
+    limit = tolerance.largest_difference
+    if limit is not None and difference > limit:
+        return f"a probability differs by {difference:.1g}; {limit:g} is allowed"
     if tolerance.near_tie is not None and differs.any():
         # Reduced precision may swap two classes that are almost equally probable, but no others.
-        two = np.sort(keras[differs], axis=1)[:, -2:]
-        gap = float((two[:, 1] - two[:, 0]).max())
+        top_two = np.sort(keras[differs], axis=1)[:, -2:]
+        gap = float((top_two[:, 1] - top_two[:, 0]).max())
         if gap > tolerance.near_tie:
             return f"it disagrees where Keras' two best classes are {gap:.2f} apart; {tolerance.near_tie} is allowed"
     return ""
@@ -110,8 +113,11 @@ def _loss(before: NDArray[np.bool_], after: NDArray[np.bool_], p_value: float, m
         return ""
     if margin:
         counts = [int(part.sum()) for part in (after & before, after & ~before, before & ~after, ~after & ~before)]
-        most = difference_interval(*counts).high
-        return f"it may be less accurate by {most:.2%}; {margin:.2%} is allowed" if most > margin else ""
+        largest_loss = difference_interval(*counts).high
+        # The end of the interval, not the loss that was seen: with few photos a large loss can look small.
+        return (
+            f"it may be less accurate by {largest_loss:.2%}; {margin:.2%} is allowed" if largest_loss > margin else ""
+        )
     return f"it is less accurate (p = {p_value:.3f})" if p_value < SIGNIFICANT else ""
 
 

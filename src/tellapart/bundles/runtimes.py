@@ -32,6 +32,8 @@ class Outputs(NamedTuple):
     embeddings: NDArray[np.float32] | None
 
 
+# For one thread at a time: OpenVINO's requests and LiteRT's interpreters hold the tensors of the call that is under
+# way. Several threads get one each (`open_several`).
 Predictor = Callable[[NDArray[np.uint8]], Outputs]
 
 
@@ -73,11 +75,11 @@ def _onnxruntime(path: Path, threads: int) -> Predictor:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    names = [output for output in _OUTPUTS if output in {node.name for node in session.get_outputs()}]
+    input_name = session.get_inputs()[0].name
+    output_names = [output for output in _OUTPUTS if output in {node.name for node in session.get_outputs()}]
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
-        return _outputs(session.run(names, {name: images}))
+        return _outputs(session.run(output_names, {input_name: images}))
 
     return predict
 
@@ -113,8 +115,8 @@ def _openvino_model(path: Path, precision: str, settings: dict[str, Any]) -> Any
 
 def _openvino_request(model: Any) -> Predictor:
     request = model.create_infer_request()
-    named = {name for output in model.outputs for name in output.get_names()}
-    outputs = [model.output(name) for name in _OUTPUTS if name in named]
+    output_names = {name for output in model.outputs for name in output.get_names()}
+    outputs = [model.output(name) for name in _OUTPUTS if name in output_names]
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
         request.infer([images], share_inputs=True)  # reads NumPy's memory directly, and is done with it on return
@@ -151,11 +153,11 @@ def _tensorflow(path: Path, threads: int) -> Predictor:
     import tensorflow as tf
 
     del threads  # TensorFlow's threads are the process's
-    served = tf.saved_model.load(str(path)).signatures["serving_default"]
-    (name,) = served.structured_input_signature[1]
+    signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+    (input_name,) = signature.structured_input_signature[1]
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
-        outputs = served(**{name: tf.constant(images)})
+        outputs = signature(**{input_name: tf.constant(images)})
         return _outputs([outputs[output] for output in _OUTPUTS if output in outputs])
 
     return predict
@@ -169,6 +171,7 @@ def _keras(path: Path, threads: int) -> Predictor:
     return lambda images: _outputs([model.predict_on_batch(images)])
 
 
+# Probabilities first: `_outputs` takes them by place.
 _OUTPUTS = "probabilities", "embedding"
 """Of an artefact, by name; bundles of other makers may lack the second."""
 

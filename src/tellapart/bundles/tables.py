@@ -122,6 +122,7 @@ def predict_files(
     else:
         part.replace(out)
     _model_of(part).unlink(missing_ok=True)  # last: rows without this note could not be resumed
+    # In the order of `_count`.
     return Written(out, done, counts[0], counts[1], counts[2], counts[3], resumed)
 
 
@@ -212,7 +213,7 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
     Raises:
         InputError: the rows are not those of the first images.
     """
-    counts, done, good_bytes = [0, 0, 0, 0], 0, 0
+    counts, done, whole_bytes = [0, 0, 0, 0], 0, 0
     if not part.exists():
         return counts, 0
     with open(part, "rb") as stream:
@@ -224,21 +225,22 @@ def _resumed(part: Path, line: CsvLines | JsonLines, images: Sequence[Path]) -> 
             if is_header:
                 if text != line.header():
                     raise InputError(f"{part} was begun with other columns. Remove it to begin anew.")
-                good_bytes += len(raw)
+                whole_bytes += len(raw)
                 continue
             try:
                 path, *flags = line.facts(text.rstrip("\r\n"))
             except (ValueError, IndexError, KeyError, StopIteration):
                 break  # after a power cut anything may follow the last flush
             # The rows must be those of the first images, in order, because new rows are simply appended.
+            # Compared as written, not turned back: "\n" in a row may be a line break, or a backslash before an n.
             if done >= len(images) or path != line.path(os.fspath(images[done])):
                 raise InputError(
                     f"{part} was begun with other images: row {done + 1} is {path}. Remove it to begin anew."
                 )
             _count(counts, *flags)
-            done, good_bytes = done + 1, good_bytes + len(raw)
+            done, whole_bytes = done + 1, whole_bytes + len(raw)
     # Cut off half a row: appending to it would spoil two rows.
-    os.truncate(part, good_bytes)
+    os.truncate(part, whole_bytes)
     return counts, done
 
 
@@ -253,10 +255,10 @@ def _same_model(part: Path, identity: str, done: int) -> None:
         InputError: they are another model's.
     """
     note = _model_of(part)
-    before = note.read_text("utf-8").strip() if note.exists() else ""
-    if done and before != identity:
+    noted_identity = note.read_text("utf-8").strip() if note.exists() else ""
+    if done and noted_identity != identity:
         raise InputError(
-            f"{part} was begun with another model ({before or 'of an earlier version'}; this is {identity}). "
+            f"{part} was begun with another model ({noted_identity or 'of an earlier version'}; this is {identity}). "
             "Remove it to begin anew."
         )
     write_text(note, identity + "\n")
@@ -294,11 +296,11 @@ def _to_parquet(part: Path, out: Path) -> None:
 
     from tellapart.files import atomic_file
 
-    pair = pa.struct([("label", pa.string()), ("probability", pa.float32())])
+    label_and_probability = pa.struct([("label", pa.string()), ("probability", pa.float32())])
     schema = pa.schema([
         ("path", pa.string()), ("label", pa.string()), ("probability", pa.float32()), ("abstains", pa.bool_()),
         ("unknown", pa.bool_()), ("quality_warnings", pa.list_(pa.string())),
-        ("prediction_set", pa.list_(pa.string())), ("error", pa.string()), ("top", pa.list_(pair)),
+        ("prediction_set", pa.list_(pa.string())), ("error", pa.string()), ("top", pa.list_(label_and_probability)),
     ])  # fmt: skip
 
     def to_table(rows: list[dict]) -> pa.Table:

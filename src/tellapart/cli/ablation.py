@@ -33,6 +33,7 @@ def ablate(
     from tellapart.cli.machine import cache_of_user
     from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
 
+    # Before the next import, which brings Keras along and would let TensorFlow greet the terminal.
     import_quietly("keras")
     from tellapart.experiments.ablation.ablate import ablate as ablate_photos
 

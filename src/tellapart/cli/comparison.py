@@ -94,11 +94,11 @@ def table_of_pairs(comparison: Comparison) -> object:
         table.add_column(name, justify="right", no_wrap=True)
     for pair in comparison.pairs:
         gained = pair.differences["accuracy"]
-        ends = f"{points(gained.interval.low)} to {points(gained.interval.high)}"
+        interval_text = f"{points(gained.interval.low)} to {points(gained.interval.high)}"
         table.add_row(
             escaped(pair.first),
             escaped(pair.second),
-            f"{points(gained.value)} ({ends})",
+            f"{points(gained.value)} ({interval_text})",
             p_text(pair.corrected_p_value).removeprefix("p = ").removeprefix("p "),
             f"{len(pair.only_first)}, {len(pair.only_second)}",
         )

@@ -47,6 +47,7 @@ def check(
         health = check_photos(photos, progress=progress)
     target = out if out is not None else Path("health.json")
     target = target / "health.json" if target.is_dir() else target
+    # Before anything is printed: a closed pipe must not cost the file.
     write_json(target, to_json(health))
     output = console()
     output.print(f"{health.num_readable:,} of {health.num_photos:,} photos can be read, {len(health.classes)} classes.")

@@ -41,6 +41,7 @@ def demo(
     with progress_bar() as progress:
         announce(f"Drawing {images} pictures of 10 classes in {photos}")
         draw_pictures(photos, num_images=images, progress=progress)
+        # Another seed: the network must not have seen these.
         draw_pictures(new, num_images=10, seed=1, progress=progress)
         run = train_run(photos, recipe="demo", out=out, cache=cache_of_user(), observer=Observer(progress, announce))
     show_run(run)
@@ -61,6 +62,7 @@ def _ask_a_server(bundle: Path, picture: Path) -> None:
     """Start a server, ask it about one picture, and stop it."""
     # Port 0 picks a free one; the line that the server prints when it is ready names it.
     command = [sys.executable, "-m", "tellapart", "serve", str(bundle), "--port", "0", "--drain-seconds", "0"]
+    # stderr is no pipe: nobody reads it, so the log of requests would fill it and stop the server.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             line = server.stdout.readline().strip() if server.stdout else ""

@@ -26,6 +26,7 @@ def evaluate(
     from tellapart.bundles.bundle import is_bundle
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
+    # Also for a bundle: what measures it is imported from modules that need Keras.
     import_quietly("keras")
     if is_bundle(run):
         _measure_bundle(run, photos, out)

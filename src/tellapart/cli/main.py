@@ -54,7 +54,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 def _sections() -> dict[str, list[str]]:
     """Return the names of all commands, in groups."""
     names = {title: list(group) for title, group in _GROUPS.items()}
-    # These two are groups of commands, not functions, so `_GROUPS` cannot hold them.
+    # These are groups of commands, not functions, so `_GROUPS` cannot hold them.
     names["Train"].append("weights")
     names["Ship"] += ["models", "ab"]
     return names
@@ -140,6 +140,7 @@ def options(
         raise typer.Exit
 
 
+# By the name that is imported, which need not be the package's: sklearn is scikit-learn.
 _EXTRAS = {
     **dict.fromkeys(("keras", "pandas", "sklearn", "scipy", "matplotlib", "jinja2", "cleanlab"), "train"),
     **dict.fromkeys(("tensorflow", "numba", "tf2onnx", "onnx", "tensorboard"), "train"),

@@ -57,6 +57,7 @@ def predict(
             written = predict_files(classifier, files, out, top_k=top, with_quality=quality, progress=progress)
     if out is None:
         _print(predictions, format_)
+        # Last of all: it ends the command with exit code 1.
         _report_unreadable(sum(prediction.label is None for prediction in predictions), len(predictions))
         return
     resumed = f" ({written.num_resumed:,} of them from an earlier try)" if written.num_resumed else ""
@@ -65,8 +66,8 @@ def predict(
         f", {written.num_abstained:,} without a clear answer, {written.num_warned:,} of lower quality than was measured"
     )
     # Only a bundle has a runtime, a threshold for abstaining and a quality range.
-    by = f"{doubts}, by {classifier.runtime}" if hasattr(classifier, "runtime") else ""
-    typer.echo(f"{written.path}: {written.num_images:,} images{resumed}{unknown}{by}")
+    bundle_facts = f"{doubts}, by {classifier.runtime}" if hasattr(classifier, "runtime") else ""
+    typer.echo(f"{written.path}: {written.num_images:,} images{resumed}{unknown}{bundle_facts}")
     _report_unreadable(written.num_unreadable, written.num_images)
 
 
@@ -98,6 +99,7 @@ def _print(predictions: Sequence[Prediction], format_: Format) -> None:
     if format_ is Format.table:
         console().print(prediction_lines(predictions))
     else:
+        # Not by rich, which would wrap long rows to the width of the terminal.
         sys.stdout.writelines(_lines(predictions, format_))
 
 

@@ -39,6 +39,7 @@ def runs(
 
 
 def _validation_accuracy(run: RunFolder) -> float:
+    # Below any accuracy: runs that are not finished come last.
     accuracy: float = run.metrics().get("validation", {}).get("accuracy", -1.0)
     return accuracy
 
@@ -50,15 +51,16 @@ def _row(run: RunFolder) -> list[str]:
     if not metrics:
         return ["not finished", "", network, "", ""]
     test = metrics.get("test")
-    shown = ""
+    test_text = ""
     if test:
         low, high = test["intervals"]["accuracy"]
-        shown = f"{test['accuracy']:.3f} ({low:.3f}–{high:.3f})"
+        test_text = f"{test['accuracy']:.3f} ({low:.3f}–{high:.3f})"
     seconds = metrics.get("seconds_total")
     size = f"{run.model_path.stat().st_size / 1e6:.1f}" if run.model_path.is_file() else "gone"
     accuracy = _validation_accuracy(run)
     return [
-        f"{accuracy:.3f}" if accuracy >= 0 else "", shown, network, f"{seconds / 60:.1f} min" if seconds else "", size,
+        f"{accuracy:.3f}" if accuracy >= 0 else "", test_text, network,
+        f"{seconds / 60:.1f} min" if seconds else "", size,
     ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ def import_quietly(module: str) -> None:
     """Import a module whose C++ code greets the terminal; what it says is shown only if the import fails."""
     # Redirect the file descriptor, because C++ code does not go through sys.stderr. A file rather than a pipe, which
     # would fill up and block.
+    # Call this before the first import that brings the module along: it greets once, whoever imports it.
     with tempfile.TemporaryFile() as captured:
         sys.stderr.flush()
         terminal = os.dup(2)
@@ -43,6 +44,7 @@ def console(*, stderr: bool = False) -> Console:
     """Return a rich console."""
     from rich.console import Console
 
+    # Without rich's highlighting, which colours numbers and quotes inside messages and file names.
     return Console(stderr=stderr, highlight=False, soft_wrap=False)
 
 
@@ -54,6 +56,7 @@ def progress_bar() -> Iterator[Progress]:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    # On stderr, and gone at the end: what a command prints to stdout may go into a pipe or a file.
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console(stderr=True), transient=True,
@@ -84,6 +87,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: Any) -> None:
         if came.is_set():
+            # At once, wherever the main thread is: whoever presses twice prefers a crash to waiting.
             signal.default_int_handler(number, frame)
         came.set()
         # Not print: if the signal interrupts another print, a nested one raises RuntimeError.
@@ -93,6 +97,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     if before is not signal.default_int_handler:  # ignored, as in a background shell, or another's
         yield came.is_set
         return
+    # Python lets only the main thread set a handler, and commands run there; library code sets none.
     signal.signal(signal.SIGINT, note)
     try:
         yield came.is_set

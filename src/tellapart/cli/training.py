@@ -74,23 +74,25 @@ def train(
     from tellapart.settings import machine_from, parse_duration
     from tellapart.verbs import begin_any, begin_extension, describe_any, go_on
 
-    named = {
+    own_options = {
         "model.name": model, "train.epochs": epochs, "data.image_px": image_px, "train.batch_size": batch_size,
         "train.learning_rate": lr, "train.seed": seed,
     }  # fmt: skip
-    changes = [f"{name}={value}" for name, value in named.items() if value is not None] + list(set_ or ())
-    beside = {"--split-from": split_from, "--begin-from": begin_from, "--dry-run": dry_run}
+    # --set last: of two changes of one setting the later one counts.
+    changes = [f"{name}={value}" for name, value in own_options.items() if value is not None] + list(set_ or ())
+    run_options = {"--split-from": split_from, "--begin-from": begin_from, "--dry-run": dry_run}
     seconds = parse_duration(time_) if time_ else None
     # Three ways to a run folder: resume one, extend a finished one, or create a new one. `go_on` then does what is
     # left.
     if resume is not None:
-        others = {"--recipe": recipe, "--set": changes, "--time": time_, "--out": out, "--extend": extend}
-        _refuse_beside_resume(others | beside)
+        new_run_options = {"--recipe": recipe, "--set": changes, "--time": time_, "--out": out, "--extend": extend}
+        _refuse_beside_resume(new_run_options | run_options)
+        # Beside --resume, PHOTOS says where they are now.
         folder = reopen(resume, photos)
     elif photos is None:
         raise InputError("No photos were given. Expected a folder of photos, or a run to resume: --resume RUN.")
     elif extend is not None:
-        _refuse_beside_extend(beside)
+        _refuse_beside_extend(run_options)
         folder = begin_extension(photos, extend, recipe, changes, seconds, out)
     else:
         request = RunRequest(
@@ -105,6 +107,7 @@ def train(
             return
         folder = begin_any(recipe, changes, request, out)
     machine = machine_from(workers=workers, cache_limit_gb=cache_limit_gb)
+    # Only in here does Ctrl-C wait for the next report of progress; before this line it ends the command at once.
     with progress_bar() as progress:
         run = go_on(folder, cache_of_user(), Observer(progress, announce), machine=machine, started=STARTED)
     show_run(run)
@@ -217,6 +220,7 @@ def show_run(run: Any) -> None:
         output.print(_verdict(metrics["test"]))
     if extension := metrics.get("extension"):
         output.print(_of_extension(extension))
+    # Either may be missing: an ensemble that won a race has no speed and no best epoch.
     speed = f" at {metrics['images_per_second']:.0f} images/s" if metrics.get("images_per_second") else ""
     epoch = f"best epoch {metrics['best_epoch']}, " if metrics.get("best_epoch") else ""
     output.print(

@@ -101,17 +101,17 @@ def _best_trials(result: Tuning) -> object:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    ended = [trial for trial in result.trials if trial.state == "finished" and trial.accuracy is not None]
+    finished = [trial for trial in result.trials if trial.state == "finished" and trial.accuracy is not None]
     if result.front:
-        chosen = [trial for number in result.front for trial in ended if trial.number == number]
+        listed = [trial for number in result.front for trial in finished if trial.number == number]
         title = "Not beaten in both aims"
     else:
-        chosen = sorted(ended, key=lambda trial: (-(trial.accuracy or 0), trial.loss or 0))[:_SHOWN]
+        listed = sorted(finished, key=lambda trial: (-(trial.accuracy or 0), trial.loss or 0))[:_SHOWN]
         title = "The best on validation"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
     for name in ("trial", "accuracy", "loss", "seconds", *(("ms per image",) if result.front else ())):
         table.add_column(name, justify="right", no_wrap=True)
-    for trial in chosen:
+    for trial in listed:
         speed = (f"{trial.ms_per_image:.2f}",) if result.front and trial.ms_per_image is not None else ()
         table.add_row(str(trial.number), f"{trial.accuracy:.3f}", f"{trial.loss:.3f}", f"{trial.seconds:.0f}", *speed)
     return table

@@ -182,14 +182,16 @@ class _Slopes:
         total = support + named
         per_hit = _ratio(np.full_like(values, 2.0 if name == "f1" else 1.0), total)
         per_photo = -_ratio(values, total)
-        of_support, of_named = per_photo * (name != "precision"), per_photo * (name != "recall")
+        per_support, per_named = per_photo * (name != "precision"), per_photo * (name != "recall")
         weights = present / max(present.sum(), 1)
         if average == "weighted":
             weights = counts.support * present / max((counts.support * present).sum(), 1e-12)
         value = float((values * weights).sum())
         # A weighted average's weights move too: one more photo of a class draws the average towards that class.
-        own = (values - value) * present / max((counts.support * present).sum(), 1e-12) if average == "weighted" else 0
-        return _Slopes(value, per_hit * weights, of_support * weights + own, of_named * weights)
+        weight_shift = (
+            (values - value) * present / max((counts.support * present).sum(), 1e-12) if average == "weighted" else 0
+        )
+        return _Slopes(value, per_hit * weights, per_support * weights + weight_shift, per_named * weights)
 
 
 def _spread_of_lent(slopes: _Slopes, present: Floats, into: tuple[Floats, Floats]) -> float:

@@ -122,10 +122,12 @@ def calibration_error(
     grouped, effect = _groups(right, np.searchsorted(filled, bin_numbers), groups)
     bins = _Bins(counts[filled] / len(right), sums[0] / counts[filled], sums[1] / len(right), len(right), effect)
     # What the photos show, then the error of which photos like these are typical, and its ends.
-    seen = float(_debiased(bins.gap, bins.deviation).sum())
+    observed = float(_debiased(bins.gap, bins.deviation).sum())
     grid, ends = _simulated(bins, _test_sets(bins) if grouped is None else _grouped_test_sets(bins, grouped))
     plain = float(np.abs(bins.gap).sum())
-    low, middle, high = (_where(seen, grid, ends[:, 2 - level]) for level in range(3))
+    # Crosswise: an error is the low end where what was seen is nearly too large for it, so the high level belongs to
+    # it.
+    low, middle, high = (_where(observed, grid, ends[:, 2 - level]) for level in range(3))
     # The wider of both intervals: that of drawn groups alone held 87 to 91 of 100 true errors (see `_reach`).
     if grouped is not None:
         below, above = _reach(right - confidence, np.sign(bins.gap)[grouped.bin_numbers], grouped.groups)
@@ -231,8 +233,8 @@ def _grouped_test_sets(bins: _Bins, grouped: _Groups) -> TestSets:
     # One throw for a group that is alike; NaN marks groups whose photos throw by themselves.
     shared = np.where(rng.random(len(drawn)) < grouped.alike, rng.random(len(drawn)), np.nan)
     throws = np.repeat(shared, sizes)
-    alone = np.isnan(throws)
-    throws[alone] = rng.random(int(alone.sum()))
+    independent = np.isnan(throws)
+    throws[independent] = rng.random(int(independent.sum()))
     counts = np.bincount(cells, minlength=num_draws * num_bins).reshape(num_draws, num_bins).astype(np.float64)
 
     def draw(accuracy: Floats) -> tuple[Floats, Floats]:
@@ -251,8 +253,8 @@ def _spread(error: float, shape: Floats, room: Floats) -> Floats:
     return np.asarray(spread)
 
 
-def _where(seen: float, grid: Floats, values: Floats) -> float:
+def _where(observed: float, grid: Floats, values: Floats) -> float:
     """Return the error at which `values`, which rise with it, reach what was seen."""
-    if seen <= values[0]:
+    if observed <= values[0]:
         return 0.0
-    return float(np.interp(seen, values, grid))
+    return float(np.interp(observed, values, grid))

@@ -27,15 +27,16 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3)
+    # Two of the three panels; the third is the learning rate's.
     for panel, name, title in zip(panels, ("loss", "accuracy"), ("Loss", "Accuracy"), strict=False):
         panel.plot(history["epoch"], history[name], color=_ORANGE, label="train (augmented)")
         if f"val_{name}" in history:
             # Not every epoch is validated: a line over the gaps, with marks where there are few.
-            seen = history.dropna(subset=[f"val_{name}"])
-            marker = "o" if len(seen) < 30 else None
+            validated = history.dropna(subset=[f"val_{name}"])
+            marker = "o" if len(validated) < 30 else None
             panel.plot(
-                seen["epoch"],
-                seen[f"val_{name}"],
+                validated["epoch"],
+                validated[f"val_{name}"],
                 color=_BLUE,
                 marker=marker,
                 markersize=3,
@@ -69,7 +70,7 @@ def _name_sizes(panel: Any, history: pd.DataFrame) -> None:
     sizes = history.groupby("image_px", sort=False)["epoch"].mean()
     if len(sizes) > 1:
         for image_px, middle in sizes.items():
-            top = (middle, 0.02)
+            position = (middle, 0.02)
             panel.annotate(
-                f"{image_px} px", top, xycoords=("data", "axes fraction"), ha="center", color=_GREY, fontsize=9
+                f"{image_px} px", position, xycoords=("data", "axes fraction"), ha="center", color=_GREY, fontsize=9
             )

@@ -62,12 +62,16 @@ def saved_outputs(run: RunFolder, model: keras.Model, pictures: Pictures) -> tup
     features, probabilities = outputs
     # A few photos through the network: the file may be of other weights, or of other photos in the same number.
     sample = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
-    seen, predicted = feature_model(model).predict_on_batch(pictures.batch(sample))
-    flat = np.asarray(seen).reshape(len(sample), -1)
+    embeddings, predicted = feature_model(model).predict_on_batch(pictures.batch(sample))
+    flat = np.asarray(embeddings).reshape(len(sample), -1)
     if flat.shape[1] != features.shape[1]:
         return None
-    near = np.abs(flat - features[sample]).max() <= _SAME * np.abs(features).max()
-    return (features, probabilities) if near and np.abs(predicted - probabilities[sample]).max() <= _SAME else None
+    same_features = np.abs(flat - features[sample]).max() <= _SAME * np.abs(features).max()
+    return (
+        (features, probabilities)
+        if same_features and np.abs(predicted - probabilities[sample]).max() <= _SAME
+        else None
+    )
 
 
 def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> tuple[NDArray[np.int64], Floats]:
@@ -85,6 +89,7 @@ def nearest_neighbours(queries: Floats, references: Floats, count: int = 3) -> t
     unit_queries, unit_references = unit_rows(queries), unit_rows(references)
     positions = np.empty((len(unit_queries), count), np.int64)
     cosines = np.empty((len(unit_queries), count), np.float32)
+    # In blocks: all queries by all references at once may take gigabytes.
     for start in range(0, len(unit_queries), _BLOCK):
         similarity = unit_queries[start : start + _BLOCK] @ unit_references.T
         # The nearest few first, then those few in order: sorting all would take most of the time.

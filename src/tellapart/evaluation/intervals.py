@@ -34,8 +34,8 @@ def mean_interval(values: Floats) -> Interval:
     if len(values) < 2:
         middle = float(values.mean()) if len(values) else float("nan")
         return Interval(middle, middle)
-    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return Interval(float(values.mean()) - half, float(values.mean()) + half)
+    half_width = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Interval(float(values.mean()) - half_width, float(values.mean()) + half_width)
 
 
 def several(groups: Numbers | None) -> Numbers | None:
@@ -100,9 +100,9 @@ def effective_sizes(residuals: Floats, places: Numbers, num_places: int, groups:
     effect[usable] = np.maximum(total / (within[usable] + lent), 1.0)
     effect[single] = counts[single]  # a single group has no variance between groups: it is worth one photo
     # Few groups: Student's t in place of the normal widens the interval, which counts as fewer photos.
-    wider, alike = np.ones(num_places), counts[shared] ** 2 / squares[shared]
-    wider[shared] = t.ppf(0.975, counts[shared] - 1) / t.ppf(0.975, np.maximum(alike - 1, 1))
-    return np.asarray(counts / effect * np.where(single, 1.0, wider) ** 2)
+    widening, equal_groups = np.ones(num_places), counts[shared] ** 2 / squares[shared]
+    widening[shared] = t.ppf(0.975, counts[shared] - 1) / t.ppf(0.975, np.maximum(equal_groups - 1, 1))
+    return np.asarray(counts / effect * np.where(single, 1.0, widening) ** 2)
 
 
 def share_intervals(
@@ -158,14 +158,17 @@ def skewed_mean_interval(values: Floats, groups: Numbers | None = None, *, bound
     if squares < 1e-30:  # all alike: as many photos as there are groups could not show what happens in 3 of so many
         reach = min(1.0, 3 / count) * (bounds[1] - bounds[0])
         return Interval(max(bounds[0], mean - reach), min(bounds[1], mean + reach))
-    alike = len(values) ** 2 / float((members**2).sum())  # groups of one size that would be as uncertain
-    reach, skewness = float(t.ppf(0.975, max(alike - 1, 1))), float((totals**3).sum()) / squares**1.5
+    equal_groups = len(values) ** 2 / float((members**2).sum())  # groups of one size that would be as uncertain
+    reach, skewness = float(t.ppf(0.975, max(equal_groups - 1, 1))), float((totals**3).sum()) / squares**1.5
+    # Crosswise: the upper end of the studentised mean is the lower end of the interval.
     low, high = (mean - error * _unskewed(end, skewness) for end in (reach, -reach))
     return Interval(max(bounds[0], float(low)), min(bounds[1], float(high)))
 
 
 def _unskewed(end: float, skewness: float) -> float:
     """Invert Hall's cubic: what a normal end is on the scale of a studentised mean of this skewness."""
+    # The limit without skewness, by which the formula below divides.
     if abs(skewness) < 1e-9:
         return end
+    # `np.cbrt`, not ** (1 / 3): the argument may be below 0, where a power gives NaN.
     return float(3 / skewness * (np.cbrt(1 + skewness * (end - skewness / 6)) - 1))

@@ -47,11 +47,17 @@ def out_of_sample(
     parts = folds.split(features[positions], labels[positions], units[positions])
     folds_of = [(positions[fitted], positions[held_out]) for fitted, held_out in parts]
     # The first fold chooses the penalty; its predictions are kept, so it is not fitted again below.
-    tried = {penalty: _asked(features, labels, *folds_of[0], penalty, result.shape[1]) for penalty in _PENALTIES}
-    penalty = min(tried, key=lambda candidate: photo_losses(labels[folds_of[0][1]], tried[candidate]).mean())
+    predictions_of = {
+        penalty: _asked(features, labels, *folds_of[0], penalty, result.shape[1]) for penalty in _PENALTIES
+    }
+    penalty = min(
+        predictions_of, key=lambda candidate: photo_losses(labels[folds_of[0][1]], predictions_of[candidate]).mean()
+    )
     for done, (fitted, held_out) in enumerate(folds_of, start=1):
         result[held_out] = (
-            tried[penalty] if done == 1 else _asked(features, labels, fitted, held_out, penalty, result.shape[1])
+            predictions_of[penalty]
+            if done == 1
+            else _asked(features, labels, fitted, held_out, penalty, result.shape[1])
         )
         progress("checking labels", done, _FOLDS)
     return result
@@ -98,9 +104,11 @@ def suspected_labels(labels: NDArray[np.int64], probabilities: NDArray[np.float6
     from cleanlab.rank import get_label_quality_scores
 
     present, numbers = np.unique(labels, return_inverse=True)  # confident learning wants labels of every class
-    of_present = probabilities[:, present]
-    of_present = (of_present + _TINY) / (of_present + _TINY).sum(axis=1, keepdims=True)
-    suspected = find_label_issues(numbers, of_present, n_jobs=1) if len(present) > 1 else np.zeros(len(labels), bool)
+    present_probabilities = probabilities[:, present]
+    present_probabilities = (present_probabilities + _TINY) / (present_probabilities + _TINY).sum(axis=1, keepdims=True)
+    suspected = (
+        find_label_issues(numbers, present_probabilities, n_jobs=1) if len(present) > 1 else np.zeros(len(labels), bool)
+    )
     quality = get_label_quality_scores(labels, probabilities, method="self_confidence")
     table = pd.DataFrame({
         "position": np.arange(len(labels)),

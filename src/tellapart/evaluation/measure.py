@@ -88,8 +88,8 @@ def _by_features(
     sample = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
     # A few photos through the whole network: only if it says the same may the head answer for all.
     by_network = predict_arrays(model, pictures.batch(sample))
-    same = len(probabilities) == len(pictures) and np.abs(by_network - probabilities[sample]).max() < _SAME
-    return (features, probabilities) if same else None
+    agrees = len(probabilities) == len(pictures) and np.abs(by_network - probabilities[sample]).max() < _SAME
+    return (features, probabilities) if agrees else None
 
 
 def calibrate(
@@ -122,6 +122,8 @@ def calibrate(
     shift = shift_of(counts, strength) if strength else None
     adjusted = adjusted if shift is None else shifted(adjusted, shift)
     temperature = fit_temperature(true[held_out], adjusted[held_out])
+    # Into model.keras alone: a run that is killed after this is measured again from checkpoints/best.npz, which never
+    # holds a temperature. Otherwise it would be calibrated twice.
     save_network(with_temperature(model, temperature, shift), run.model_path)
     outcome: dict[str, float | None] = {"temperature": temperature, "balance": strength}
     return at_temperature(adjusted, temperature).astype(np.float32), outcome
@@ -168,6 +170,7 @@ def fit_unknown(
 def class_numbers(frame: pd.DataFrame, classes: list[str]) -> NDArray[np.int64]:
     """Return (num_images,) the place of each photo's label among `classes`."""
     numbers = {name: index for index, name in enumerate(classes)}
+    # Every label must be among the classes: a missing one is NaN, which becomes an arbitrary integer.
     return np.asarray(frame["label"].map(numbers), np.int64)
 
 
@@ -189,9 +192,10 @@ def measure_sides(
     for split in SPLITS:
         inside = splits == split
         if inside.any():
-            part = None if groups is None else groups[inside]
-            metrics[split] = classification_metrics(numbers[inside], probabilities[inside], classes, part)
+            split_groups = None if groups is None else groups[inside]
+            metrics[split] = classification_metrics(numbers[inside], probabilities[inside], classes, split_groups)
     if trained_on and "train" in metrics:
+        # Readers must ask with `get`: they print no interval where there is none.
         del metrics["train"]["intervals"]
     return metrics
 

@@ -105,8 +105,10 @@ def _mean_of_table(table: NDArray[np.float64], groups: NDArray[np.int64] | None 
     error = math.sqrt(variance / table.size)
     if error < 1e-12:
         return _without_variance(mean, photos)
-    reach = float(student.ppf(0.975, freedom)) * error
-    return Estimate(mean, Interval(mean - reach, mean + reach), float(2 * student.sf(abs(mean) / error, freedom)))
+    half_width = float(student.ppf(0.975, freedom)) * error
+    return Estimate(
+        mean, Interval(mean - half_width, mean + half_width), float(2 * student.sf(abs(mean) / error, freedom))
+    )
 
 
 def _of_groups(table: NDArray[np.float64], mean: float, groups: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -117,12 +119,12 @@ def _of_groups(table: NDArray[np.float64], mean: float, groups: NDArray[np.int64
     """
     members = np.bincount(groups)
     totals = np.stack([np.bincount(groups, row - row.mean()) for row in table])
-    alone = totals * len(members) / table.shape[1] * (1 - 1 / len(members)) / (1 - members / table.shape[1])
-    alone -= alone.mean(axis=1, keepdims=True)  # enlarging moves the mean a little, which is known
-    return np.asarray(table.mean(axis=1, keepdims=True) + alone)
+    group_values = totals * len(members) / table.shape[1] * (1 - 1 / len(members)) / (1 - members / table.shape[1])
+    group_values -= group_values.mean(axis=1, keepdims=True)  # enlarging moves the mean a little, which is known
+    return np.asarray(table.mean(axis=1, keepdims=True) + group_values)
 
 
 def _without_variance(mean: float, photos: int) -> Estimate:
     """Bound the mean of a table whose cells are all alike by the rule of three (Hanley & Lippman-Hand 1983)."""
-    reach = min(1.0, 3 / photos)
-    return Estimate(mean, Interval(mean - reach, mean + reach), 1.0 if abs(mean) < 0.5 else 0.0)
+    half_width = min(1.0, 3 / photos)
+    return Estimate(mean, Interval(mean - half_width, mean + half_width), 1.0 if abs(mean) < 0.5 else 0.0)

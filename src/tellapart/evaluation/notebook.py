@@ -55,6 +55,7 @@ def _confusion(run: RunFolder) -> str:
     photos, classes, probabilities = run.predictions()
     if len(classes) > _MOST_CLASSES:
         return f"<p>{len(classes)} classes: tellapart evaluate shows which are confused.</p>"
+    # The test photos where there are any: on training photos hardly a class is confused.
     split = next((split for split in reversed(SPLITS) if (photos["split"] == split).any()), SPLITS[0])
     inside = (photos["split"] == split).to_numpy()
     numbers = {name: number for number, name in enumerate(classes)}

@@ -77,13 +77,14 @@ def grouped_mcnemar(
     steps = np.abs(net[net != 0])
     # Chances of each sum of flipped steps, from -total to total; each step moves half of them up and half down.
     total = int(steps.sum())
+    # At most twice as many sums as photos: exact, where all 2 to the power of the groups could not be gone through.
     chances = np.zeros(2 * total + 1)
     chances[total] = 1
     for step in steps:
         # np.roll wraps round, but no sum of steps lies beyond the total, so only zeros do.
         chances = (np.roll(chances, step) + np.roll(chances, -step)) / 2
-    far = np.abs(np.arange(-total, total + 1)) >= abs(int(net.sum()))
-    return min(1.0, float(chances[far].sum()))
+    as_extreme = np.abs(np.arange(-total, total + 1)) >= abs(int(net.sum()))
+    return min(1.0, float(chances[as_extreme].sum()))
 
 
 def grouped_difference(
@@ -122,12 +123,14 @@ def f1_difference(
     estimates = [f1_macro(true, predicted, num_classes, groups) for predicted in (first, second)]
     numbers = several(groups)
     # What each photo, or each group of them, does to either model's F1: their agreement makes the difference surer.
-    moves = [
+    influences = [
         estimate.influence if numbers is None else np.bincount(numbers, estimate.influence) for estimate in estimates
     ]
     # Photos lent to a class are each model's own, so two models without a mistake are not taken for one.
-    spreads = [float(move @ move) + estimate.spread_of_lent for move, estimate in zip(moves, estimates, strict=True)]
-    agreement = float(moves[0] @ moves[1]) / math.sqrt(math.prod(spreads)) if min(spreads) > 0 else 0.0
+    spreads = [
+        float(move @ move) + estimate.spread_of_lent for move, estimate in zip(influences, estimates, strict=True)
+    ]
+    agreement = float(influences[0] @ influences[1]) / math.sqrt(math.prod(spreads)) if min(spreads) > 0 else 0.0
     return of_both([estimate.value for estimate in estimates], [estimate.interval for estimate in estimates], agreement)
 
 

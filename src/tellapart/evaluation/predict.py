@@ -80,8 +80,12 @@ def _filled_batches(
     size = clean_batch_size(pictures.shape[1])
     for start in range(0, len(pictures), size):
         part = pictures[start : start + size]
-        full = min(size, 1 << (len(part) - 1).bit_length())
-        filled = np.concatenate([part, np.repeat(part[:1], full - len(part), axis=0)]) if full > len(part) else part
+        filled_size = min(size, 1 << (len(part) - 1).bit_length())
+        filled = (
+            np.concatenate([part, np.repeat(part[:1], filled_size - len(part), axis=0)])
+            if filled_size > len(part)
+            else part
+        )
         yield rows(model.predict_on_batch(filled))[: len(part)]
 
 
@@ -255,11 +259,12 @@ def load(run: str | os.PathLike[str]) -> Classifier:
     folder = RunFolder(Path(run))
     file = folder.model_path
     if not file.is_file():
-        known = folder.path.is_dir()
-        state = "has no model yet; finish it with tellapart train --resume" if known else "does not exist"
+        is_folder = folder.path.is_dir()
+        state = "has no model yet; finish it with tellapart train --resume" if is_folder else "does not exist"
         raise RunError(f"{folder.path} {state}. Expected a run folder made by tellapart train.")
     classes = folder.record().classes
     try:
+        # Keras' safe mode stays on, its default: a model.keras may be a stranger's, and a Lambda layer runs code.
         model = keras.saving.load_model(file, compile=False)
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{file} cannot be opened: {error}") from error

@@ -38,15 +38,19 @@ def teacher_for(run: Path, photos: pd.DataFrame, classes: list[str]) -> NDArray[
     refuse_leak(run, photos, "teacher")
     rows = pd.Series(np.arange(len(known)), known["sha256"])
     # Copies of a photo have one digest, and the teacher says the same of each.
-    at = rows[~rows.index.duplicated()].reindex(photos["sha256"]).to_numpy()
-    unknown = np.isnan(at)
+    rows_of_photos = rows[~rows.index.duplicated()].reindex(photos["sha256"]).to_numpy()
+    unknown = np.isnan(rows_of_photos)
     missing = int((unknown & (photos["split"] == "train").to_numpy()).sum())
     if missing:
         raise InputError(
             f"The teacher {run} said nothing of {missing:,} of the training photos. Expected a teacher that was "
             "measured on all of them: make it from runs of the same photos."
         )
-    return np.where(unknown[:, None], 1 / len(classes), probabilities[np.where(unknown, 0, at).astype(np.int64)])
+    # Row 0 stands in for what the teacher does not know, and `np.where` takes it out again: those photos are not
+    # trained on.
+    return np.where(
+        unknown[:, None], 1 / len(classes), probabilities[np.where(unknown, 0, rows_of_photos).astype(np.int64)]
+    )
 
 
 def refuse_leak(run: Path, photos: pd.DataFrame, role: str) -> None:
@@ -64,11 +68,11 @@ def refuse_leak(run: Path, photos: pd.DataFrame, role: str) -> None:
         InputError: it was trained or validated on some of them.
     """
     known = RunFolder(run).readable()
-    learned = known.loc[known["split"] == "train", "sha256"]
-    chosen_by = known.loc[known["split"] == "validation", "sha256"]
+    trained_on = known.loc[known["split"] == "train", "sha256"]
+    validated_on = known.loc[known["split"] == "validation", "sha256"]
     split, digests = photos["split"], photos["sha256"]
     # By content: the same photo may have another path, or stand in a table under another name.
-    leaks = (split != "train") & digests.isin(learned) | (split == "test") & digests.isin(chosen_by)
+    leaks = (split != "train") & digests.isin(trained_on) | (split == "test") & digests.isin(validated_on)
     if leaks.any():
         raise InputError(
             f"The {role} {run} was trained or validated on {int(leaks.sum()):,} of the photos that the new run is to "

@@ -69,10 +69,11 @@ def macro_average(found: list[Curve]) -> dict[str, float]:
 def _curve(positive: NDArray[np.bool_], score: Floats, name: str, groups: Numbers | None) -> Curve:
     count = int(positive.sum())
     if count in (0, len(positive)):
-        none, ends = np.zeros(0), Interval(float("nan"), float("nan"))
+        no_points, ends = np.zeros(0), Interval(float("nan"), float("nan"))
         nan = float("nan")
-        return Curve(name, nan, nan, {"roc_auc": ends, "average_precision": ends}, none, none, none)
+        return Curve(name, nan, nan, {"roc_auc": ends, "average_precision": ends}, no_points, no_points, no_points)
     order = np.argsort(-score, kind="stable")
+    # A threshold lies between different scores: within a tie the order is that of the table, which means nothing.
     last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # of each run of equal scores
     hits = np.cumsum(positive[order])[last]
     num_predicted = last + 1
@@ -100,7 +101,7 @@ def roc_auc(positive: NDArray[np.bool_], score: Floats, groups: Numbers | None =
     above = (ranks[positive] - positive_ranks) / num_negative  # share of negatives below each positive
     below = 1 - (ranks[~positive] - negative_ranks) / num_positive  # share of positives above each negative
     # Rank among all less rank among one's own kind: how many of the other kind lie below, without a table of pairs.
-    area, few = float(above.mean()), min(num_positive, num_negative)
+    area, num_rarer = float(above.mean()), min(num_positive, num_negative)
     # One photo of a kind shows no variance; 1/4 is the most that numbers from 0 to 1 can have.
     spread = [values.var(ddof=1) / len(values) if len(values) > 1 else 0.25 for values in (above, below)]
     influence = np.zeros(len(positive))
@@ -108,15 +109,15 @@ def roc_auc(positive: NDArray[np.bool_], score: Floats, groups: Numbers | None =
     effect = design_effect(influence, groups) if influence.any() else _all_alike(len(positive), groups)
     if sum(spread) == 0:
         # All pairs in order say nothing of the variance: as many hits as there are of the rarer kind.
-        return area, wilson(area * few / effect, few / effect)
+        return area, wilson(area * num_rarer / effect, num_rarer / effect)
     parts = [part**2 / max(len(values) - 1, 1) for part, values in zip(spread, (above, below), strict=True)]
     variance, freedom = sum(spread) * effect, max(sum(spread) ** 2 / sum(parts) / effect, 1.0)
-    wide = _as_share(area, variance, freedom, few / effect)
+    as_share = _as_share(area, variance, freedom, num_rarer / effect)
     if not 0 < area < 1:
-        return area, wide
-    logit, half = np.log(area / (1 - area)), t.ppf(0.975, freedom) * np.sqrt(variance) / (area * (1 - area))
-    low, high = (float(expit(end)) for end in (logit - half, logit + half))
-    return area, Interval(min(low, wide.low), max(high, wide.high))
+        return area, as_share
+    logit, half_width = np.log(area / (1 - area)), t.ppf(0.975, freedom) * np.sqrt(variance) / (area * (1 - area))
+    low, high = (float(expit(end)) for end in (logit - half_width, logit + half_width))
+    return area, Interval(min(low, as_share.low), max(high, as_share.high))
 
 
 def average_precision(
@@ -148,8 +149,8 @@ def average_precision(
     effect = design_effect(influence, groups) if influence.any() else _all_alike(len(hit), groups)
     variance = float((influence**2).sum()) * len(hit) / (len(hit) - 1) * effect
     # What positives add to the precision at their own scores: half of it is taken off for the interval, see above.
-    own = float((hit * (1 - precision) / num_predicted).sum()) / count * _all_alike(len(hit), groups)
-    ends = _as_share(max(average - own / 2, 0.0), variance, (count - 1) / effect, count / effect)
+    self_counting = float((hit * (1 - precision) / num_predicted).sum()) / count * _all_alike(len(hit), groups)
+    ends = _as_share(max(average - self_counting / 2, 0.0), variance, (count - 1) / effect, count / effect)
     return average, Interval(min(ends.low, average), max(ends.high, average))
 
 

@@ -78,14 +78,14 @@ def robustness(
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         kinds = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
         # Threads damage the pictures of the next kind while the network predicts these.
-        waiting = [pool.submit(_corrupted, pictures[at], kinds[0], at, image_px) for at in range(len(true))]
+        pending = [pool.submit(_corrupted, pictures[at], kinds[0], at, image_px) for at in range(len(true))]
         for number, (name, severity) in enumerate(kinds, start=1):
-            shown = np.stack([part.result() for part in waiting])
+            corrupted = np.stack([part.result() for part in pending])
             if number < total:  # the next are made while these are predicted
-                waiting = [
+                pending = [
                     pool.submit(_corrupted, pictures[at], kinds[number], at, image_px) for at in range(len(true))
                 ]
-            correct = _correct(predict, shown, true)
+            correct = _correct(predict, corrupted, true)
             wrong += ~correct
             interval = share_interval(correct, groups)
             rows.append((name, CORRUPTIONS[name], severity, float(correct.mean()), interval.low, interval.high))

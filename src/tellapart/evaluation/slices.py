@@ -68,6 +68,7 @@ def slices(
     for column, value, inside in _parts(properties):
         count, hits = int(inside.sum()), int(correct[inside].sum())
         rest, rest_hits = len(correct) - count, int(correct.sum()) - hits
+        # Left out before the correction: what is not looked at must not cost the others their power.
         if count < SMALLEST or rest == 0:
             continue
         interval = share_interval(correct[inside], None if groups is None else groups[inside])

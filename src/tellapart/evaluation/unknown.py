@@ -65,13 +65,13 @@ def tell(
         groups: (num_known,) of the known photos; None: each stands for itself.
         strangers: (num_unknown,) of the unknown ones, in the same numbers; None: each stands for itself.
     """
-    stranger, joint = np.repeat([False, True], [len(known), len(unknown)]), None
+    is_unknown, joint = np.repeat([False, True], [len(known), len(unknown)]), None
     if groups is not None:
         # Numbers of their own: without `strangers` no unknown picture shares a group with a known photo.
-        own = groups.max() + 1 + np.arange(len(unknown)) if strangers is None else strangers
-        joint = np.concatenate([groups, own])
+        unknown_groups = groups.max() + 1 + np.arange(len(unknown)) if strangers is None else strangers
+        joint = np.concatenate([groups, unknown_groups])
     # The unknown ones are the positives, so the least similar comes first.
-    area, interval = roc_auc(stranger, -np.concatenate([known, unknown]).astype(np.float64), joint)
+    area, interval = roc_auc(is_unknown, -np.concatenate([known, unknown]).astype(np.float64), joint)
     return Told(name, len(unknown), area, interval, *share_refused(detector, unknown, strangers), unknown)
 
 
@@ -134,10 +134,10 @@ def noise_pictures(count: int, image_px: int, *, seed: int = 0) -> NDArray[np.ui
     Returns:
         (count, image_px, image_px, 3) uint8.
     """
-    random, pictures = generator(seed, "noise pictures"), np.empty((count, image_px, image_px, 3), np.uint8)
+    rng, pictures = generator(seed, "noise pictures"), np.empty((count, image_px, image_px, 3), np.uint8)
     for number in range(count):
-        cells = max(2, round(image_px / 2 ** random.uniform(0, 5)))
-        coarse = random.integers(0, 256, (cells, cells, 3), np.uint8)
+        cells = max(2, round(image_px / 2 ** rng.uniform(0, 5)))
+        coarse = rng.integers(0, 256, (cells, cells, 3), np.uint8)
         pictures[number] = cv2.resize(coarse, (image_px, image_px), interpolation=cv2.INTER_CUBIC)
     return pictures
 

@@ -11,6 +11,7 @@ def percent(share: float) -> str:
 def points(share: float) -> str:
     """Return a difference of shares in percentage points, with its sign."""
     text = f"{100 * share:+.1f}".replace("-", "−")
+    # What rounds to 0 has no sign: "−0.0" would look like a loss.
     return "0.0" if text in ("−0.0", "+0.0") else text
 
 

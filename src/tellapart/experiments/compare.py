@@ -99,11 +99,13 @@ def compare_finished_runs(
     Raises:
         InputError: other classes, or no photo that is new to all.
     """
+    # Again: ensembles and the registry call this without `compare`.
     refuse_other_classes(runs)
     rows, relabelled = shared_photos(runs)
 
     # Each on the common photos
     classes, photos = runs[0].classes, runs[0].photos.iloc[rows[0]]
+    # The first run's labels hold for all: photos whose label differs were left out.
     true = np.array([classes.index(label) for label in photos["label"]], np.int64)
     groups = shared_groups(runs, rows)
     predictions = [run.probabilities[at] for run, at in zip(runs, rows, strict=True)]
@@ -161,7 +163,7 @@ def _pair(
     }
     of_truth = [probabilities[np.arange(len(true)), true] for probabilities in predictions]
     # By how far apart the two put the true class: a photo that one is sure of comes before a near miss.
-    striking = np.argsort(-np.abs(of_truth[1] - of_truth[0]), kind="stable")
+    largest_change_first = np.argsort(-np.abs(of_truth[1] - of_truth[0]), kind="stable")
 
     def flips(selected: NDArray[np.bool_]) -> tuple[Flip, ...]:
         return tuple(
@@ -172,7 +174,7 @@ def _pair(
                 first_said=classes[predicted[0][at]],
                 second_said=classes[predicted[1][at]],
             )
-            for at in striking
+            for at in largest_change_first
             if selected[at]
         )
 
@@ -189,10 +191,10 @@ def _slice(
 ) -> SliceDifference:
     column, value, inside = part
     right = both[0][inside], both[1][inside]
-    grouped = None if groups is None else groups[inside]
+    slice_groups = None if groups is None else groups[inside]
     accuracies = float(right[0].mean()), float(right[1].mean())
-    gained = Measured(accuracies[1] - accuracies[0], grouped_difference(*right, grouped))
-    p_value = grouped_mcnemar(*right, grouped)
+    gained = Measured(accuracies[1] - accuracies[0], grouped_difference(*right, slice_groups))
+    p_value = grouped_mcnemar(*right, slice_groups)
     return SliceDifference(column, value, int(inside.sum()), accuracies, gained, p_value, p_value)
 
 
@@ -200,15 +202,17 @@ def _parts(photos: pd.DataFrame) -> Iterator[tuple[str, str, NDArray[np.bool_]]]
     """Yield the photos of each class, then three ranges of size with about as many; equal sizes stay together."""
     labels = photos["label"].to_numpy(object)
     yield from (("class", str(name), labels == name) for name in sorted(set(labels)))
-    short = photos[["width", "height"]].min(axis=1).to_numpy(np.float64)
+    short_sides = photos[["width", "height"]].min(axis=1).to_numpy(np.float64)
     # Rounded, so that the page shows whole pixels; where most photos have one size, fewer than three ranges are left.
-    edges = np.unique(np.quantile(short, (0, 1 / 3, 2 / 3, 1)).round())
+    edges = np.unique(np.quantile(short_sides, (0, 1 / 3, 2 / 3, 1)).round())
+    # A single range would be all photos again, and one more test to correct for.
     if len(edges) < 3:
         return
-    ranges = np.clip(np.searchsorted(edges, short, side="right") - 1, 0, len(edges) - 2)
+    # The largest size lies on the last edge and belongs to the last range.
+    range_numbers = np.clip(np.searchsorted(edges, short_sides, side="right") - 1, 0, len(edges) - 2)
     for number in range(len(edges) - 1):
         last = number == len(edges) - 2
-        yield "short side", f"{edges[number]:.0f} to {edges[number + 1] - (not last):.0f} px", ranges == number
+        yield "short side", f"{edges[number]:.0f} to {edges[number + 1] - (not last):.0f} px", range_numbers == number
 
 
 def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
@@ -216,6 +220,7 @@ def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
     # Two families: the question which run is better must not pay for the many questions about slices.
     of_pairs = holm(np.array([pair.p_value for pair in pairs]))
     of_slices = iter(holm(np.array([part.p_value for pair in pairs for part in pair.slices])))
+    # `of_slices` is used up below in the order in which it was filled: pair by pair, slice by slice.
     return tuple(
         replace(
             pair,
@@ -230,6 +235,7 @@ def _whereabouts(runs: Sequence[FinishedRun]) -> dict[str, list[Path]]:
     """Return where each test photo may lie, by SHA-256."""
     paths: dict[str, list[Path]] = {}
     for run in runs:
+        # Nothing but test photos is compared, so no others can be shown.
         tested = run.photos[run.photos["split"] == "test"]
         for path, digest in zip(tested["path"], tested["sha256"], strict=True):
             paths.setdefault(digest, []).append(run.root / path)

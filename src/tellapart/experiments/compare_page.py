@@ -37,6 +37,7 @@ def write_page(path: Path, comparison: Comparison, whereabouts: dict[str, list[P
     values = {
         "comparison": comparison,
         "headline": _headline(comparison.pairs),
+        # The page divides by it: two equal networks have intervals of no width.
         "reach": max(abs(end) for pair in comparison.pairs for end in _ends(pair)) or 0.01,
         "pictures": pictures,
         "slices": [_worth_listing(pair.slices) for pair in comparison.pairs],
@@ -58,6 +59,7 @@ def _headline(pairs: Sequence[Pair]) -> str:
 
 def _pictures(flips: Sequence[Flip], whereabouts: dict[str, list[Path]]) -> dict[str, str]:
     """Return a small JPEG in base64 for each photo that still lies where some run saw it, by SHA-256."""
+    # By content: a photo that differs in several pairs is read and drawn once.
     files = {flip.sha256: path for flip in flips if (path := _unchanged_file(flip.sha256, whereabouts)) is not None}
     drawn = thumbnails(list(files.values()), _THUMBNAIL_PX)
     return {digest: data for digest, data in zip(files, drawn, strict=True) if data}

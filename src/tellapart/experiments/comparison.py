@@ -117,21 +117,23 @@ class Pair:
         """The better run's name; None where no difference can be detected."""
         if self.corrected_p_value >= _CHANCE:
             return None
+        # By the photos that the test counts: their numbers and the difference of accuracies have one sign.
         return self.second if len(self.only_second) > len(self.only_first) else self.first
 
     @property
     def verdict(self) -> str:
         """The result in one sentence."""
-        gained, chance = self.differences["accuracy"], p_text(self.corrected_p_value)
+        gained, p_value_text = self.differences["accuracy"], p_text(self.corrected_p_value)
         low, high = gained.interval.low, gained.interval.high
         if self.winner is None:
-            ends = f"{points(low)} to {points(high)} points"
-            return f"No detectable difference between {self.first} and {self.second} ({ends}), {chance}."
+            interval_text = f"{points(low)} to {points(high)} points"
+            return f"No detectable difference between {self.first} and {self.second} ({interval_text}), {p_value_text}."
         value, other = gained.value, self.first
         if self.winner == self.first:
             value, low, high, other = -value, -high, -low, self.second
-        ends = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
-        return f"{self.winner} is better than {other}: {points(value)} points ({ends}), {chance}."
+        # Without plus signs, unlike `points`: the sentence says already who is better.
+        interval_text = f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
+        return f"{self.winner} is better than {other}: {points(value)} points ({interval_text}), {p_value_text}."
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,10 @@ class Comparison:
 
 def plain(value: Any) -> Any:
     """Return dataclasses as dictionaries and intervals as [low, high], for JSON."""
+    # Before dataclasses in general, for an interval is one.
     if isinstance(value, Interval):
         return [value.low, value.high]
+    # `is_dataclass` is true of classes too.
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):

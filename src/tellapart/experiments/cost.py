@@ -64,6 +64,7 @@ def _parameters(weights: Path) -> int | None:
     if not weights.is_file():
         return None
     with np.load(weights) as archive:
+        # By the names that `training.checkpoint` gives: the optimiser's variables are no part of the network.
         return sum(int(archive[name].size) for name in archive.files if name.startswith("weights/"))
 
 
@@ -83,6 +84,7 @@ def with_speed(runs: Sequence[Path], costs: Sequence[Cost], progress: Progress =
     """
     from tellapart.evaluation.predict import load  # Keras: seconds to import, and only here
 
+    # All are opened before the first is timed, for they take turns below.
     classifiers = [load(run) for run in runs]
     # Noise: what is on a picture does not change how long a network takes.
     pictures = np.random.default_rng(0).integers(0, 256, (max(BATCH_SIZES), _PICTURE_PX, _PICTURE_PX, 3), np.uint8)

@@ -71,17 +71,20 @@ def extended_photos(new: Path, run: RunFolder, out: str | os.PathLike[str] | Non
         raise RunError(f"{run.path} is not a finished run. Expected one made by tellapart train, to be extended.")
     root, files, _ = find_photos(new)
     old = run.readable()
-    gone = [path for path in old["path"] if not (run.root / path).is_file()]
-    if gone:
+    # All of them, before anything is written: a run that finds a photo missing after an hour is worth less than this
+    # look.
+    missing = [path for path in old["path"] if not (run.root / path).is_file()]
+    if missing:
         raise RunError(
-            f"{len(gone):,} of the {len(old):,} photos of {run.path} are gone, as {run.root / gone[0]}. Expected them "
-            "where they were: what is learned must hold for old and new photos together."
+            f"{len(missing):,} of the {len(old):,} photos of {run.path} are gone, as {run.root / missing[0]}. Expected "
+            "them where they were: what is learned must hold for old and new photos together."
         )
     folder = new_folder(out, new)
     # A table gives a split to all photos or to none; where it gives none, the earlier run's is found by their contents.
     parts = [_rows(run.root, old if files["split"].any() else old.assign(split="")), _rows(root, files)]
     # The earlier run's rows come first: a file in both keeps that run's label and split.
     table = pd.concat(parts, ignore_index=True).drop_duplicates("path")
+    # Beside the new run folder, not in it: a folder that holds something is refused when the run begins.
     path = folder.with_name(f"{folder.name}.photos.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, table.to_csv(index=False))  # plain, as users write such tables: nothing in it is for a spreadsheet
@@ -110,6 +113,7 @@ def extended_request(table: Path, run: RunFolder, time_budget: float | None) -> 
     )
     if record.request.ensemble:
         if record.request.race is None:
+            # Raises: nobody can train an ensemble again by one recipe.
             run.refuse_ensemble()
         return None, request
     recipe = run.recipe()
@@ -133,13 +137,14 @@ def measure_extension(run: RunFolder) -> Extension | None:
     tables = []
     for run_folder in (earlier, run):
         photos, classes, probabilities = run_folder.predictions()
-        named = np.asarray(classes, object)[probabilities.argmax(axis=1)]
+        predicted = np.asarray(classes, object)[probabilities.argmax(axis=1)]
         # By content, once each: copies would be joined with each other and count several times.
-        tables.append(photos.assign(right=named == photos["label"].to_numpy(object)).drop_duplicates("sha256"))
+        tables.append(photos.assign(right=predicted == photos["label"].to_numpy(object)).drop_duplicates("sha256"))
     old, new = tables
     # Photos that are test photos in both runs: neither network has learned from them.
     test = old[old["split"] == "test"].merge(new[new["split"] == "test"], on="sha256", suffixes=("", "_after"))
     before, after = test["right"].to_numpy(bool), test["right_after"].to_numpy(bool)
+    # The earlier run's groups: of columns that both tables have, the new run's got the suffix.
     groups = test["unit"].to_numpy(np.int64) if "unit" in test else None
     extension = Extension(
         new_classes=tuple(sorted(set(run.record().classes) - set(earlier.record().classes))),
@@ -151,5 +156,7 @@ def measure_extension(run: RunFolder) -> Extension | None:
         interval=grouped_difference(before, after, groups),
         p_value=grouped_mcnemar(before, after, groups),
     )
+    # The file that marks the run as finished is replaced whole: a kill leaves the old one, and `go_on` comes here
+    # again.
     write_json(run.metrics_path, run.metrics() | {"extension": extension.to_dict()})
     return extension

@@ -63,6 +63,7 @@ def run_job(
         # Without its table of photos a run would scan them again, and a trial would see its test photos.
         if job.run.is_begun and job.run.has_photos:
             return run_stages(reopen(job.folder, None), cache, observer, machine=machine).metrics
+        # A kill before its table was there may have left a part, and `begin` refuses a folder that is not empty.
         shutil.rmtree(job.folder, ignore_errors=True)
         request = RunRequest(photos=RunFolder(job.prepared).record().request.photos)
         folder = begin(job.recipe, request, job.folder, prepared=job.prepared)
@@ -76,6 +77,7 @@ def tidy(folder: Path, *, keep_weights: bool = True) -> None:
     """Delete what only a resumed run needs, and the weights too where they are not to be kept."""
     run = RunFolder(folder)
     shutil.rmtree(run.tensorboard, ignore_errors=True)
+    # Large: it holds the optimiser's variables beside the weights. Only a run that goes on reads it, or `--snapshots`.
     run.last_checkpoint.unlink(missing_ok=True)
     if not keep_weights:
         shutil.rmtree(run.checkpoints, ignore_errors=True)

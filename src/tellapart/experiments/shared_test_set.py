@@ -29,6 +29,7 @@ def refuse_other_classes(runs: Sequence[FinishedRun]) -> None:
         alone = sorted(set(first.classes) ^ set(other.classes))
         holder = first if alone and alone[0] in first.classes else other
         reason = f"only {holder.name} has the class {alone[0]!r}" if alone else "their order is different"
+        # Order counts too: predictions are compared by the number of their column.
         raise InputError(
             f"{first.name} and {other.name} do not tell the same classes apart: {reason}. Expected runs with the same "
             f"classes ({', '.join(first.classes)})."

@@ -49,8 +49,8 @@ def channel_importance(
         layer: with feature maps; None: the last one.
         top: photos to name for each channel.
     """
-    probe = LayerReader(model, layer)
-    reading = probe.read(images, targets)
+    reader = LayerReader(model, layer)
+    reading = reader.read(images, targets)
     excitement = reading.outputs.mean(axis=(1, 2))
     mean = excitement.mean(axis=0)
     before = _log(reading.probabilities, targets)
@@ -60,13 +60,13 @@ def channel_importance(
     silenced = reading.outputs.copy()
     for channel in range(excitement.shape[1]):
         silenced[..., channel] = mean[channel]
-        fall = before - _log(probe.resume(images[:1], silenced), targets)
+        fall = before - _log(reader.resume(images[:1], silenced), targets)
         silenced[..., channel] = reading.outputs[..., channel]
         for number in range(num_classes):
             if (targets == number).any():
                 importance[channel, number] = fall[targets == number].mean()
     strongest = np.argsort(-excitement, axis=0, kind="stable")[:top].T
-    return Channels(probe.layer.name, importance, strongest)
+    return Channels(reader.layer.name, importance, strongest)
 
 
 def _log(probabilities: Floats, targets: Targets) -> Floats:

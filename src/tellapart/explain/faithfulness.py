@@ -63,6 +63,7 @@ class Faith:
         self._cover = blurred(images)
         # Both curves share their ends: nothing hidden, and everything hidden.
         self._ends = [self._probability(shown) for shown in (images, self._cover)]
+        # As smooth as heat maps are, or the gain over chance would be that of smoothness alone.
         self._chance = self.areas(smooth_noise(images.shape[:3], generator(0, "random maps")))
 
     def of(self, heat: Floats) -> Faithfulness:
@@ -88,6 +89,7 @@ class Faith:
         pixels, (uncovered, covered) = ranks.shape[1] * ranks.shape[2], self._ends
         deletion, insertion = [uncovered], [covered]
         for step in range(1, _STEPS):
+            # By rank, not by heat: each step hides as many places, whatever the scale of the maps.
             hot = (ranks < round(step * pixels / _STEPS))[..., None]
             deletion.append(self._probability(np.where(hot, self._cover, self.images)))
             insertion.append(self._probability(np.where(hot, self.images, self._cover)))

@@ -132,13 +132,15 @@ def explain_files(
             written.append(_write(out, path, heat_map.label, heat_map.overlay, written))
             # The sheet is one picture in memory, so it shows a limited number of photos.
             if len(cells) < 2 * _SHEET_ROWS:
+                # Decoded once more: to keep the photos for the sheet would take more memory than a few decodings take
+                # time.
                 shown = _not_too_large(decode(read_file(path), max_pixels=classifier.max_pixels))
                 cells += [(shown, path.name), (heat_map.overlay, f"{heat_map.label} {heat_map.probability:.2f}")]
         progress("explaining", min(start + _AT_ONCE, len(images)), len(images))
-    page = out / "sheet.jpg" if cells else None
-    if page is not None:
-        _save(page, sheet([cells[at : at + 6] for at in range(0, len(cells), 6)]))
-    return Explained(tuple(written), page, tuple(unreadable))
+    sheet_path = out / "sheet.jpg" if cells else None
+    if sheet_path is not None:
+        _save(sheet_path, sheet([cells[at : at + 6] for at in range(0, len(cells), 6)]))
+    return Explained(tuple(written), sheet_path, tuple(unreadable))
 
 
 def _check(classifier: Classifier, method: str, label: str | None) -> None:
@@ -169,8 +171,8 @@ def _part_of_maps(
     for number, (image, picture) in enumerate(zip(images, pictures, strict=True), start):
         path = f"image {number}" if isinstance(image, np.ndarray) else os.fspath(image)
         if isinstance(picture, str):
-            nothing = np.zeros((0, 0), np.float32), np.zeros((0, 0, 3), np.uint8)
-            maps.append(HeatMap(path, None, float("nan"), *nothing, picture))
+            no_maps = np.zeros((0, 0), np.float32), np.zeros((0, 0, 3), np.uint8)
+            maps.append(HeatMap(path, None, float("nan"), *no_maps, picture))
             continue
         name, probability, heat = next(explained)
         maps.append(HeatMap(path, name, probability, heat, overlay(_not_too_large(picture), heat)))
@@ -210,11 +212,11 @@ def _not_too_large(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _write(out: Path, path: Path, name: str, picture: NDArray[np.uint8], written: Sequence[Path]) -> Path:
     """Write one overlay under a name that is not taken: two folders may hold images of one name."""
-    plain = re.sub(r"[^\w.-]+", "-", f"{path.stem}.{name}")
-    target, number = out / f"{plain}.jpg", 2
+    safe_name = re.sub(r"[^\w.-]+", "-", f"{path.stem}.{name}")
+    target, number = out / f"{safe_name}.jpg", 2
     # Only names of this call count: files of an earlier call are replaced.
     while target in written:
-        target, number = out / f"{plain}-{number}.jpg", number + 1
+        target, number = out / f"{safe_name}-{number}.jpg", number + 1
     _save(target, picture)
     return target
 

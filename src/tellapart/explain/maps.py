@@ -98,8 +98,9 @@ def integrated_gradients_values(
     The integral is Gauss-Legendre's sum, which needs a tenth of the points of a Riemann sum. The shares add up to
     the difference of the scores (completeness, proposition 1 of the paper) as far as the sum is exact.
     """
+    # Along the way the picture is moved behind its scaling: uint8 has no numbers between two pictures, and no gradient.
     layer = first_layer(model)
-    probe = _probe(model, layer)
+    reader = _probe(model, layer)
     picture, baseline = (
         np.asarray(keras.ops.convert_to_numpy(layer(pixels)), np.float32) for pixels in (images, blurred(images))
     )
@@ -109,7 +110,7 @@ def integrated_gradients_values(
     # Gauss-Legendre points and weights for [-1, 1], moved to [0, 1]. `read` adds its argument to the output of the
     # first layer: (point - 1) * difference moves the picture (1) towards the blurred one (0).
     for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-        total += np.float32(weight) * probe.read(images, targets, np.float32(point - 1) * difference).gradients
+        total += np.float32(weight) * reader.read(images, targets, np.float32(point - 1) * difference).gradients
     return np.asarray((total * difference).sum(axis=-1), np.float32)
 
 
@@ -121,6 +122,7 @@ def occlusion_values(model: keras.Model, images: Images, targets: Targets, *, oc
     """
     height, width = images.shape[1:3]
     cover = blurred(images)
+    # Rounded edges, not a fixed step: patches cover the whole picture, whatever its size.
     rows, columns = (np.linspace(0, length, occluders + 1).round().astype(int) for length in (height, width))
     before = log_probability(model, images, targets)
     # Patches overlap, and each place gets the mean over those that covered it: a single grid would show its edges.
@@ -151,6 +153,7 @@ def log_probability(model: keras.Model, images: Images, targets: Targets) -> Flo
     return np.asarray(np.log(np.maximum(probabilities[np.arange(len(images)), targets], 1e-7)), np.float32)
 
 
+# Few: each entry keeps its network in memory.
 @functools.lru_cache(maxsize=4)
 def _probe(model: keras.Model, layer: keras.layers.Layer | None = None) -> LayerReader:
     """Return the probe of a network, compiled once: all explanations of a network go through the same few."""

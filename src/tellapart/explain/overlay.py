@@ -39,14 +39,15 @@ def overlay(picture: Picture, heat: NDArray[np.float32]) -> Picture:
         can be told apart without seeing colour.
     """
     height, width = picture.shape[:2]
-    known = np.nan_to_num(heat, nan=0.0, posinf=1.0, neginf=0.0)
-    large = np.clip(cv2.resize(known, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
-    colours = cv2.applyColorMap((255 * large).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    finite = np.nan_to_num(heat, nan=0.0, posinf=1.0, neginf=0.0)
+    enlarged = np.clip(cv2.resize(finite, (width, height), interpolation=cv2.INTER_LINEAR), 0, 1)
+    colours = cv2.applyColorMap((255 * enlarged).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    # Grey below the heat: the photo's own colours could not be told from those of the map.
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None]
     shown = np.empty((height, width, 3), np.uint8)
     for start in range(0, height, _ROWS):  # in floats the whole would take ten times the picture
         rows = slice(start, start + _ROWS)
-        share = _STRENGTH * large[rows, :, None]
+        share = _STRENGTH * enlarged[rows, :, None]
         shown[rows] = (1 - share) * grey[rows] + share * colours[rows]
     return shown
 
@@ -84,7 +85,7 @@ def _fitted(picture: Picture, cell_px: int) -> Picture:
 
 def _write(canvas: Picture, text: str, left: int, baseline: int, width: int) -> None:
     """Write one line of text, cut where it would leave its cell."""
-    plain = text.encode("ascii", "replace").decode()  # OpenCV's letters end there
-    while plain and cv2.getTextSize(plain, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0] > width:
-        plain = plain[:-2] + "." if len(plain) > 2 else ""
-    cv2.putText(canvas, plain, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (30, 30, 30), 1, cv2.LINE_AA)
+    ascii_text = text.encode("ascii", "replace").decode()  # OpenCV's letters end there
+    while ascii_text and cv2.getTextSize(ascii_text, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0] > width:
+        ascii_text = ascii_text[:-2] + "." if len(ascii_text) > 2 else ""
+    cv2.putText(canvas, ascii_text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (30, 30, 30), 1, cv2.LINE_AA)

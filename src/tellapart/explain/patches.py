@@ -29,6 +29,7 @@ def patch_importance(
     rows, columns = (np.linspace(0, length, patches + 1).round().astype(int) for length in images.shape[1:3])
     before = log_probability(model, images, targets)
     importance = np.zeros((num_classes, patches, patches), np.float32)
+    # The mean of no photos would be NaN: absent classes stay at 0.
     present = np.unique(targets)
     for row in range(patches):
         for column in range(patches):

@@ -80,22 +80,24 @@ def look(subject: Subject, pictures: NDArray[np.uint8], at: NDArray[np.int64], p
     # Maps of the predicted class, right or wrong: they explain the network's decision.
     heat = METHODS[DEFAULT_METHOD](model, pictures[slots], predicted[slots])
     # All methods on the same pictures, with one `Faith`, which measures the random maps only once.
-    few, methods = spread(true, how_many(FEW, px)), {}
-    faith = Faith(subject.predict, pictures[few], predicted[few])
+    faith_sample, methods = spread(true, how_many(FEW, px)), {}
+    faith = Faith(subject.predict, pictures[faith_sample], predicted[faith_sample])
     for number, (name, method) in enumerate(METHODS.items(), start=1):
-        methods[name] = faith.of(method(model, pictures[few], predicted[few]))
+        methods[name] = faith.of(method(model, pictures[faith_sample], predicted[faith_sample]))
         progress("comparing methods", number, len(METHODS))
-    fewer = few[: how_many(FORGETTING, px)]
-    some = spread(true, how_many(SOME, px))
+    sanity_sample = faith_sample[: how_many(FORGETTING, px)]
+    channel_sample = spread(true, how_many(SOME, px))
     return Attributions(
         method=DEFAULT_METHOD,
         slots=slots,
         heat=heat,
         methods=methods,
-        sanity=weight_randomisation(model, pictures[fewer], predicted[fewer], METHODS[DEFAULT_METHOD]),
-        channels=channel_importance(model, pictures[some], true[some], len(subject.classes)),
-        channel_photos=at[some],
-        patches=patch_importance(model, pictures[some], true[some], len(subject.classes)),
+        # The Keras network itself, whose weights are shuffled and put back; what `subject.predict` asks may be a
+        # converted copy, which would notice nothing.
+        sanity=weight_randomisation(model, pictures[sanity_sample], predicted[sanity_sample], METHODS[DEFAULT_METHOD]),
+        channels=channel_importance(model, pictures[channel_sample], true[channel_sample], len(subject.classes)),
+        channel_photos=at[channel_sample],
+        patches=patch_importance(model, pictures[channel_sample], true[channel_sample], len(subject.classes)),
     )
 
 
@@ -107,10 +109,10 @@ def _worth_a_map(
     Mistakes come before what is right, the surest first; of what is right the least sure come first.
     """
     right = predicted == true
-    surest = [np.flatnonzero(right & (true == number)) for number in np.unique(true)]
-    best = [places[np.argsort(-sure[places], kind="stable")[:SUREST]] for places in surest]
+    right_of_classes = [np.flatnonzero(right & (true == number)) for number in np.unique(true)]
+    surest_of_classes = [places[np.argsort(-sure[places], kind="stable")[:SUREST]] for places in right_of_classes]
     # An even sample first, which the shortcuts part needs in full; then what the page shows.
-    first = np.unique(np.concatenate([spread(true, some), *best]))
+    first = np.unique(np.concatenate([spread(true, some), *surest_of_classes]))
     order = np.lexsort((np.where(right, sure, -sure), right))
     rest = order[~np.isin(order, first)][: max(most - len(first), 0)]
     return np.sort(np.concatenate([first, rest]))

@@ -50,16 +50,18 @@ def evaluate_bundle(
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{root} holds no readable photo to evaluate on.")
-    store = Path(cache) if cache is not None else default_cache()
+    cache_folder = Path(cache) if cache is not None else default_cache()
     rows = []
     with open_rows(
-        root, frame, classifier.image_px, folder=store, max_pixels=classifier.max_pixels, progress=progress
+        root, frame, classifier.image_px, folder=cache_folder, max_pixels=classifier.max_pixels, progress=progress
     ) as pictures:
         for start in range(0, len(pictures), BATCH_SIZES):
             end = min(start + BATCH_SIZES, len(pictures))
             rows.append(classifier.probabilities(pictures.batch(range(start, end))))
             progress("predicting", end, len(pictures))
     probabilities = np.concatenate(rows)
+    # The bundle does not say which photos it learned from: a "train" split here is a name, and gets intervals as any
+    # other.
     metrics = measure_sides(frame, probabilities, classifier.classes, trained_on=False)
     evaluation: dict[str, Any] = plain({"bundle": classifier.identity, "runtime": classifier.runtime, **metrics})
     # Never write into the bundle: it cannot be opened with a file that has no checksum.

@@ -71,10 +71,13 @@ def evaluate(
         Path(out) if out is not None else folder / ("report" if photos is None else f"report-{Path(photos).stem}")
     )
     out_folder.mkdir(parents=True, exist_ok=True)
-    store = Path(cache) if cache is not None else default_cache()
-    own = folder if photos is None else None
+    cache_folder = Path(cache) if cache is not None else default_cache()
+    # Outputs that the run saved are those of its own photos; other photos go through the network.
+    own_run = folder if photos is None else None
     # The cache of decoded pictures stays open until the page is drawn: parts and page read pictures from it.
-    with (subject := open_subject(classifier, root, manifest, cache=store, run=own, progress=progress)).pictures:
+    with (
+        subject := open_subject(classifier, root, manifest, cache=cache_folder, run=own_run, progress=progress)
+    ).pictures:
         examination = Examination(subject, folder, photos is None, _health(folder), progress)
         values: dict[str, Any] = plain(examine(examination, announce))
         # The page comes last: if drawing it fails, the numbers are already on disk.

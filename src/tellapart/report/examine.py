@@ -21,6 +21,8 @@ from tellapart.report.parts.slices import SLICES
 from tellapart.report.parts.training import TRAINING
 from tellapart.report.parts.unknown import UNKNOWN
 
+# METRICS and QUALITY must not raise InputError: the verdict, the slices and quality_range.json take what they found
+# without asking whether it is there.
 PARTS: tuple[Part, ...] = (
     METRICS, TRAINING, CONFUSION, MISTAKES, LABELS, CALIBRATION, UNKNOWN, QUALITY, SLICES, ATTRIBUTION, SHORTCUTS,
     REPRODUCE,
@@ -35,6 +37,7 @@ def examine(examination: Examination, announce: Announce) -> dict[str, Any]:
     values: dict[str, Any] = {"side": subject.main, "num_images": len(examination.at)}
     for part in PARTS:
         part.run(examination)
+        # Also for a part that could not be computed, which is None then.
         values |= part.to_json(examination.found[part.name])
     return values | {
         "num_not_finite": subject.num_not_finite,

@@ -98,10 +98,12 @@ def reliability(measured: Calibration, title: str) -> str:
         filled = [part for part in measured.bins if part.num_images]
         x = np.array([part.confidence for part in filled])
         y = np.array([part.accuracy for part in filled])
-        ends = np.array([(part.accuracy - part.interval.low, part.interval.high - part.accuracy) for part in filled])
+        error_lengths = np.array(
+            [(part.accuracy - part.interval.low, part.interval.high - part.accuracy) for part in filled]
+        )
         sizes = 10 + 120 * np.array([part.num_images for part in filled]) / max(part.num_images for part in filled)
         # matplotlib refuses negative lengths, which rounding produces if an interval ends at the value.
-        panel.errorbar(x, y, yerr=np.maximum(ends.T, 0), fmt="none", ecolor=GREY, linewidth=1)
+        panel.errorbar(x, y, yerr=np.maximum(error_lengths.T, 0), fmt="none", ecolor=GREY, linewidth=1)
         panel.scatter(x, y, s=sizes, color=BLUE, zorder=3)
         panel.set_xlim(0, 1)
         panel.set_ylim(0, 1.02)
@@ -141,8 +143,8 @@ def similarities(kinds: Mapping[str, NDArray[np.float32]], threshold: float) -> 
                 panel.hist(values, edges, weights=weights, color=BLUE, alpha=0.3, label=_in_legend(name))
             else:
                 # Lines differ by style as well as colour, for colour-blind readers and for print.
-                how = {"color": _CLASSES[number], "linestyle": _LINES[(number - 1) % len(_LINES)], "linewidth": 1.3}
-                panel.hist(values, edges, weights=weights, histtype="step", label=_in_legend(name), **how)
+                style = {"color": _CLASSES[number], "linestyle": _LINES[(number - 1) % len(_LINES)], "linewidth": 1.3}
+                panel.hist(values, edges, weights=weights, histtype="step", label=_in_legend(name), **style)
         panel.axvline(threshold, color=GREY, linewidth=1)
         panel.annotate("unknown ", (threshold, 0.99), xycoords=("data", "axes fraction"), color=GREY, ha="right",
                        va="top")  # fmt: skip
@@ -176,9 +178,9 @@ def quality_measure(bins: pd.DataFrame, name: str, overall: float) -> str:
 
     def draw(panel: Any) -> None:
         at = np.arange(len(bins))
-        ends = np.stack([bins["accuracy"] - bins["accuracy_low"], bins["accuracy_high"] - bins["accuracy"]])
+        error_lengths = np.stack([bins["accuracy"] - bins["accuracy_low"], bins["accuracy_high"] - bins["accuracy"]])
         panel.axhline(overall, color="#cccccc", linewidth=1)
-        panel.errorbar(at, bins["accuracy"], yerr=np.maximum(ends, 0), fmt="none", ecolor=GREY, linewidth=1)
+        panel.errorbar(at, bins["accuracy"], yerr=np.maximum(error_lengths, 0), fmt="none", ecolor=GREY, linewidth=1)
         fill = [BLUE if inside else "white" for inside in bins["inside"]]
         panel.scatter(at, bins["accuracy"], s=26, c=fill, edgecolors=BLUE, zorder=3)
         panel.set_xticks(at, [f"{low:.3g}–\n{high:.3g}" for low, high in zip(bins["low"], bins["high"], strict=True)])
@@ -234,12 +236,15 @@ def svg(draw: Callable[[Any], None], text: str, title: str, *, square: bool = Fa
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     # Turn the file into a part of a page: no prologue, no fixed size, a title, and ids that no other figure uses.
-    drawn = stream.getvalue()
-    element = drawn[drawn.index("<svg") :]
+    svg_text = stream.getvalue()
+    element = svg_text[svg_text.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', element, count=1)
-    unique = re.sub(r"\W+", "-", text)[:60]
-    element = _with_prefix(element, unique)
+    # From the text, which must differ from those of other figures of a page in its first 60 characters: with equal ids
+    # one figure would use the other's clip paths.
+    id_prefix = re.sub(r"\W+", "-", text)[:60]
+    element = _with_prefix(element, id_prefix)
+    # The first ">" ends the opening tag, and a title must be the first child to be read out.
     return element.replace(">", f"><title>{escape(text)}</title>", 1)
 
 

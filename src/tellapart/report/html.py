@@ -33,6 +33,7 @@ def write_page(
         `path`.
     """
     pages = _pages(filters)
+    # Its source as it is: braces of a style sheet must not be read as Jinja's.
     css = _loader().get_source(pages, "page.css")[0]
     write_text(path, pages.get_template(template).render(**values, css=css, made=time.strftime("%Y-%m-%d %H:%M")))
     return path

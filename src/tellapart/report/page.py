@@ -44,12 +44,14 @@ def write_page(path: Path, examination: Examination, parts: Sequence[Part]) -> P
         examination.progress("drawing the page", number, steps)
         value = examination.found[part.name]
         text = html.rendered(part.fragment, {**common, "value": value, **part.view(examination, value)})
+        # Escaped already: page.html calls `html` safe, so a fragment must come from `rendered`, never from a string.
         sections.append({"name": part.name, "title": part.title, "link": part.link, "html": text})
     examination.progress("drawing the page", steps - 1, steps)
     values = {
         **common,
         "parts": sections,
         "verdict": verdict(examination, parts),
+        # Into a <script>, where the template's escaping does not help: a photo or a class may be called "</script>".
         "photos": json_in_html(_photos(examination)),
         "js": html.source("page.js"),
     }
@@ -64,41 +66,41 @@ def _photos(e: Examination) -> dict[str, Any]:
     # are training photos, and suspected labels may be in any split.
     subject, at, probabilities = e.subject, e.at, e.probabilities
     wrong = e.predicted != e.true
-    many = len(at) > _MANY
+    is_large = len(at) > _MANY
     shown = np.flatnonzero(_worth_showing(e.true, e.predicted, probabilities.max(axis=1)))
     train = subject.at("train")
     neighbours = np.zeros((len(at), 0), np.int64)
     if len(train):
         neighbours = train[nearest_neighbours(subject.features[at], subject.features[train])[0]]
     suspects = {int(position) for position in suspected(e.found["labels"])["position"]}
-    with_neighbours = {int(slot) for slot in shown if wrong[slot] or not many}
+    with_neighbours = {int(slot) for slot in shown if wrong[slot] or not is_large}
     # Each picture is stored once, however many photos have it as a neighbour.
-    needed = sorted(
+    shown_positions = sorted(
         {int(at[slot]) for slot in shown} | {int(p) for s in with_neighbours for p in neighbours[s]} | suspects
     )
-    paths = [subject.root / subject.frame["path"].iloc[position] for position in needed]
-    small = dict(zip(needed, thumbnails(paths, 64 if many else 96), strict=True))
-    index = {position: number for number, position in enumerate(needed)}
+    paths = [subject.root / subject.frame["path"].iloc[position] for position in shown_positions]
+    thumbnail_of = dict(zip(shown_positions, thumbnails(paths, 64 if is_large else 96), strict=True))
+    index = {position: number for number, position in enumerate(shown_positions)}
     attributions = e.found["attribution"]
     heat = dict(zip(attributions.slots.tolist(), coarse_heat(attributions.heat), strict=True)) if attributions else {}
     records = []
     # One-letter keys, because the page may hold thousands of records.
     for slot in shown.tolist():
         order = np.argsort(-probabilities[slot], kind="stable")[:3]
-        near = neighbours[slot] if int(slot) in with_neighbours else []
+        neighbour_positions = neighbours[slot] if int(slot) in with_neighbours else []
         records.append({
             "i": index[int(at[slot])],
             "t": int(e.true[slot]),
             "p": [[int(n), round(float(probabilities[slot, n]), 3)] for n in order],
             "h": heat.get(slot, ""),
-            "n": [index[int(position)] for position in near],
+            "n": [index[int(position)] for position in neighbour_positions],
         })  # fmt: skip
     return {
         "classes": subject.classes,
-        "images": [small[position] for position in needed],
-        "paths": [str(subject.frame["path"].iloc[position]) for position in needed],
-        "labels": [int(subject.numbers[position]) for position in needed],
-        "positions": needed,
+        "images": [thumbnail_of[position] for position in shown_positions],
+        "paths": [str(subject.frame["path"].iloc[position]) for position in shown_positions],
+        "labels": [int(subject.numbers[position]) for position in shown_positions],
+        "positions": shown_positions,
         "photos": records,
     }
 

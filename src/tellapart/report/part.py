@@ -138,6 +138,7 @@ class Part:
         start = time.perf_counter()
         try:
             examination.found[self.name] = self.compute(examination)
+        # No other error: what a part cannot compute is told, what is wrong in its code must be seen.
         except InputError as error:
             examination.found[self.name] = None
             examination.missing[self.absence or self.name] = str(error)

@@ -37,6 +37,7 @@ def thumbnails(paths: Sequence[Path], side: int) -> list[str]:
 
 def shrunk(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Return the picture with its longer side at most `side` pixels."""
+    # Never enlarged: the browser does that for nothing.
     scale = min(1.0, side / max(picture.shape[:2]))
     size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
@@ -54,6 +55,7 @@ def coarse_heat(heat: NDArray[np.float32]) -> list[str]:
     """Return (num_images, height, width) maps in [0, 1] as 20 × 20 bytes each, their largest value 255, in base64."""
     if not len(heat):
         return []
+    # Averaged over areas: a fine peak between two sampled points would be lost otherwise.
     small = np.stack([cv2.resize(values, (_HEAT_PX, _HEAT_PX), interpolation=cv2.INTER_AREA) for values in heat])
     largest = small.max(axis=(1, 2), keepdims=True)  # averaging lowers fine peaks
     scaled = np.divide(small, largest, out=np.zeros_like(small), where=largest > 0)

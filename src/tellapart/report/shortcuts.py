@@ -46,6 +46,7 @@ class Shortcuts:
     @property
     def alarm(self) -> bool:
         """True where the surroundings alone give away more than half of what the network knows above chance."""
+        # The lower end of the interval: with few photos chance alone must raise no alarm.
         return self.without_centre[1].low > self.chance + 0.5 * max(self.accuracy - self.chance, 0)
 
 
@@ -69,6 +70,7 @@ def shortcuts(
     # Blurred, not black: a black patch would itself be a shape.
     cover = blurred(pictures)
     background = np.stack([background_of(picture) for picture in pictures])
+    # A map may be 0 everywhere; its shares are 0 then, not NaN.
     total = np.maximum(heat.sum(axis=(1, 2)), 1e-9)
 
     def accuracy(shown: NDArray[np.uint8]) -> tuple[float, Interval]:
@@ -107,10 +109,11 @@ def background_of(picture: NDArray[np.uint8]) -> NDArray[np.bool_]:
     mask[:margin] = mask[-margin:] = cv2.GC_BGD
     mask[:, :margin] = mask[:, -margin:] = cv2.GC_BGD
     edge = mask == cv2.GC_BGD
-    models = np.zeros((1, 65), np.float64), np.zeros((1, 65), np.float64)
+    # Room for GrabCut's two colour models, in the shape that OpenCV demands.
+    colour_models = np.zeros((1, 65), np.float64), np.zeros((1, 65), np.float64)
     cv2.setRNGSeed(0)  # GrabCut draws random numbers; with a fixed seed a picture always gets the same background
     try:
-        cv2.grabCut(picture, mask, None, *models, 2, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(picture, mask, None, *colour_models, 2, cv2.GC_INIT_WITH_MASK)
     except cv2.error:  # a picture of one colour
         return np.asarray(edge)
     background = (mask == cv2.GC_BGD) | (mask == cv2.GC_PR_BGD)

@@ -66,6 +66,8 @@ class Subject:
         batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
         return np.concatenate([outputs[0] for outputs in self._forward(batches)])
 
+    # Works on a frozen dataclass since it writes into the object's `__dict__`: `slots=True` would break it. Made at the
+    # first look, for a conversion takes seconds.
     @cached_property
     def _forward(self) -> Forward:
         return Forward(self.model, is_converted=True)
@@ -114,7 +116,7 @@ def open_subject(
     Raises:
         InputError: no photo can be read.
     """
-    bad = manifest[manifest["error"] != ""]
+    unreadable = manifest[manifest["error"] != ""]
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
     if frame.empty:
         raise InputError(f"{root} holds no readable photo to evaluate on.")
@@ -140,7 +142,8 @@ def open_subject(
         features=np.nan_to_num(features),
         probabilities=probabilities / probabilities.sum(axis=1, keepdims=True),
         num_not_finite=int((~finite).sum()),
+        # `SPLITS` ends with the one that nothing was chosen by.
         main=splits[-1],
-        unreadable=tuple(zip(bad["path"], bad["error"], strict=True)),
+        unreadable=tuple(zip(unreadable["path"], unreadable["error"], strict=True)),
         temperature=classifier.temperature,
     )

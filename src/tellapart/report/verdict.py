@@ -44,27 +44,30 @@ def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
     subject, metrics = examination.subject, examination.found["metrics"]
     measured = metrics.of_main
     limits = measured.get("intervals", {}).get("accuracy")
-    between = f"95 % interval {percent(limits[0])} to {percent(limits[1])}" if limits else "photos it was trained on"
+    interval_text = (
+        f"95 % interval {percent(limits[0])} to {percent(limits[1])}" if limits else "photos it was trained on"
+    )
     headline = (
         f"{percent(measured['accuracy'])} of {measured['num_images']:,} {subject.main} photos are classified correctly "
-        f"({between})."
+        f"({interval_text})."
     )
     # Worst first: findings that falsify the numbers, then warnings.
     problems = [f["message"] for f in examination.health if f["severity"] == "falsifies"]
     problems += [f["message"] for f in examination.health if f["severity"] == "warning"]
     if subject.num_not_finite:
+        # Before all others: no figure of such a model means anything.
         problems.insert(0, f"The model gave no finite probabilities for {subject.num_not_finite:,} photos.")
     if subject.unreadable:
         problems.append(f"{len(subject.unreadable):,} photos cannot be read and were left out.")
-    falsified = any(f["severity"] == "falsifies" for f in examination.health)
+    is_falsified = any(f["severity"] == "falsifies" for f in examination.health)
     advice = [step for part in parts for step in part.advice(examination, examination.found[part.name])]
-    if falsified:
+    if is_falsified:
         advice.append(Advice(1, "Fix the data first: the findings below would make any model look better than it is."))
     # Steps come in order of urgency, whichever part they are from.
     steps = [step.text for step in sorted(advice, key=lambda step: step.urgency)]
     shortcuts = examination.found["shortcuts"]
-    doubtful = falsified or (shortcuts is not None and shortcuts.alarm)
-    trust = "no" if subject.num_not_finite else "with care" if doubtful else "trust"
+    is_doubtful = is_falsified or (shortcuts is not None and shortcuts.alarm)
+    trust = "no" if subject.num_not_finite else "with care" if is_doubtful else "trust"
     steps = steps or ["Nothing stands out. Watch the model on new photos."]
     return Verdict(headline, trust, tuple(_sentences(examination, metrics)), tuple(problems), tuple(steps))
 
@@ -72,12 +75,12 @@ def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
 def _sentences(examination: Examination, metrics: Metrics) -> list[str]:
     measured = metrics.of_main
     chance = float(np.bincount(examination.true).max() / measured["num_images"])
-    compared = f"Always predicting the most frequent class would be right in {percent(chance)}"
+    baselines = f"Always predicting the most frequent class would be right in {percent(chance)}"
     if metrics.baseline is not None:
         value, limits = metrics.baseline
         between = f"{percent(limits.low)} to {percent(limits.high)}"
-        compared += f"; a linear model on 8 × 8 coloured squares in {percent(value)} ({between})"
-    lines = [compared + "."]
+        baselines += f"; a linear model on 8 × 8 coloured squares in {percent(value)} ({between})"
+    lines = [baselines + "."]
     worst = min(measured["per_class"], key=lambda name: measured["per_class"][name]["f1"])
     lines.append(
         f"The hardest class is {worst}: precision {percent(measured['per_class'][worst]['precision'])}, "

@@ -216,8 +216,8 @@ def _check(target: Path, name: str, formats: Sequence[str], coverage: float) -> 
     # The target is deleted in the end, so it must not hold anything that export did not make.
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not is_bundle(target))):
         raise BundleError(f"{target} already exists and is not a bundle. Name a new folder.")
-    if is_bundle(target) and (strange := strange_files(target)):
-        raise BundleError(f"{target} holds {strange[0]}, which is not the bundle's and would be lost. Move it away.")
+    if is_bundle(target) and (foreign := strange_files(target)):
+        raise BundleError(f"{target} holds {foreign[0]}, which is not the bundle's and would be lost. Move it away.")
 
 
 def _photos(run: Path, classifier: Classifier, cache: Path, progress: Progress) -> _Photos:
@@ -242,6 +242,7 @@ def _calibrated(run: Path, classifier: Classifier, photos: _Photos, coverage: fl
     features, probabilities = features_and_probabilities(classifier.model, photos.pictures, progress)
     # Fitted on validation photos only: test photos must stay unseen by everything that the bundle promises.
     held_out, threshold, model = photos.at("validation"), None, classifier.model
+    # Told apart by the key, not by its value: a run without validation photos has "temperature" with null.
     metrics = RunFolder(run).metrics()
     temperature = metrics.get("temperature") or 1.0  # it is inside the network
     if len(held_out) and "temperature" not in metrics:  # made before runs were calibrated
@@ -249,8 +250,9 @@ def _calibrated(run: Path, classifier: Classifier, photos: _Photos, coverage: fl
         model = with_temperature(classifier.model, temperature)
         probabilities = predict_pictures(model, photos.pictures, progress)
     if len(held_out):
-        sure = probabilities[held_out].astype(np.float64)
-        threshold = conformal_threshold(photos.numbers[held_out], sure, coverage)
+        held_out_probabilities = probabilities[held_out].astype(np.float64)
+        threshold = conformal_threshold(photos.numbers[held_out], held_out_probabilities, coverage)
+    # `features` hold for both networks: the temperature is in the last layer, and they are what it sees.
     return _Known(model, temperature, threshold, probabilities, features)
 
 
@@ -344,6 +346,7 @@ def _quality_range(known: _Known, photos: _Photos, progress: Progress) -> dict[s
 
 def _write_reference(part: Path, known: _Known, photos: _Photos) -> None:
     chosen = photos.at("validation")[:_EMBEDDINGS]
+    # Half the bytes, and enough to look for similar photos. What decides is in unknown.npz.
     embeddings = known.features[chosen].astype(np.float16)
     np.savez_compressed(part / "reference.npz", embeddings=embeddings, labels=photos.numbers[chosen])
 
@@ -368,8 +371,8 @@ def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[
     """
     # These photos decide on other machines whether a runtime is right. Take clear ones, whose first class does not
     # change with another processor's rounding: the clearest of each class, then the second of each.
-    two = np.sort(known.probabilities[photos.main], axis=1)[:, -2:]
-    clearest = photos.main[np.argsort(two[:, 0] - two[:, 1], kind="stable")]
+    top_two = np.sort(known.probabilities[photos.main], axis=1)[:, -2:]
+    clearest = photos.main[np.argsort(top_two[:, 0] - top_two[:, 1], kind="stable")]
     rank = pd.Series(clearest).groupby(photos.numbers[clearest]).cumcount().to_numpy()  # rank within its class
     chosen: dict[str, tuple[float, ...]] = {}
     for position in clearest[np.argsort(rank, kind="stable")]:
@@ -394,8 +397,8 @@ def _write_reference_images(part: Path, known: _Known, photos: _Photos) -> dict[
 
 def _as_png(data: bytes) -> bytes:
     """Return a photo of another format as a PNG of the same pixels."""
-    done, content = cv2.imencode(".png", cv2.cvtColor(decode(data), cv2.COLOR_RGB2BGR))
-    assert done
+    is_encoded, content = cv2.imencode(".png", cv2.cvtColor(decode(data), cv2.COLOR_RGB2BGR))
+    assert is_encoded
     return content.tobytes()
 
 

@@ -34,14 +34,14 @@ def save_saved_model(model: keras.Model, folder: Path) -> None:
     import tensorflow as tf
 
     image_px = int(model.input_shape[1])
-    both = feature_model(model)
+    network = feature_model(model)
     module = tf.Module()
     # Attach the variables to the module: TensorFlow does not save a function with untracked variables.
-    module.variables_of_the_network = [variable.value for variable in both.variables]
+    module.variables_of_the_network = [variable.value for variable in network.variables]
 
     @tf.function(input_signature=[tf.TensorSpec((None, image_px, image_px, 3), tf.uint8, name="image")])  # type: ignore[untyped-decorator]
     def served(image: Any) -> dict[str, Any]:
-        features, probabilities = both(image, training=False)
+        features, probabilities = network(image, training=False)
         flat = tf.reshape(features, (tf.shape(features)[0], int(np.prod(features.shape[1:]))))
         return {"probabilities": tf.identity(probabilities), "embedding": tf.identity(flat)}
 
@@ -74,6 +74,8 @@ def save_explanation(model: keras.Model, folder: Path) -> None:
     )
     def served(image: Any, target: Any) -> dict[str, Any]:
         # Always float32: the heat maps must equal Keras' to a thousandth.
+        # By running the whole network, not by a Keras model that ends there: the layer may stand inside a nested
+        # network, where the outer one has no tensor of it.
         features = tf.cast(output_of(model, features_at, image), tf.float32)
         weights = _gradient_of_mean(features, target, head)
         return {"heat": tf.reduce_sum(features * weights[:, None, None, :], axis=-1)}
@@ -86,15 +88,15 @@ def save_explanation(model: keras.Model, folder: Path) -> None:
 def _head(model: keras.Model, features_at: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Return the dense layers after the feature maps, where there is nothing between but pooling and dropout."""
     layers = list(layers_of(model))
-    after = layers[layers.index(features_at) + 1 :]
+    layers_after = layers[layers.index(features_at) + 1 :]
     # None of these changes the gradient of a logit: dropout is off, and the softmax comes after the logits.
-    plain = (keras.layers.Dropout, keras.layers.Softmax, keras.layers.Flatten)
-    if not after or not isinstance(after[0], keras.layers.GlobalAveragePooling2D):
+    transparent = (keras.layers.Dropout, keras.layers.Softmax, keras.layers.Flatten)
+    if not layers_after or not isinstance(layers_after[0], keras.layers.GlobalAveragePooling2D):
         raise InputError(
             f"The last feature maps, {features_at.name!r}, are not followed by global average pooling, which "
             "is all that a bundle explains. tellapart explain RUN draws the heat maps of the run."
         )
-    dense = [layer for layer in after[1:] if not isinstance(layer, plain)]
+    dense = [layer for layer in layers_after[1:] if not isinstance(layer, transparent)]
     known = (keras.activations.relu, keras.activations.linear)
     for layer in dense:
         if not isinstance(layer, keras.layers.Dense) or (layer is not dense[-1] and layer.activation not in known):
@@ -186,6 +188,7 @@ WITHOUT_EMBEDDING = frozenset({"keras"})
 """Formats whose files give probabilities alone."""
 
 
+# tf2onnx reads its arguments from sys.argv: one process runs it once for each list of them.
 _TF2ONNX = "import json, sys; from tf2onnx.convert import main\nfor sys.argv in json.loads(sys.argv[1]): main()"
 
 
@@ -205,13 +208,13 @@ def convert_to_onnx(files: Mapping[Path, Path]) -> None:
         raise BundleError("Export needs the package tf2onnx, which is not installed: pip install tf2onnx.")
     common = ["--opset", str(OPSET), "--tag", "serve", "--signature_def", "serving_default"]
     calls = [["tf2onnx", "--saved-model", str(saved), "--output", str(path), *common] for saved, path in files.items()]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", _TF2ONNX, json.dumps(calls)],
         capture_output=True, text=True, check=False, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
-    if done.returncode or not all(path.is_file() for path in files.values()):
-        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no reason given"]
-        raise BundleError(f"tf2onnx could not convert the network: {last[0]}")
+    if completed.returncode or not all(path.is_file() for path in files.values()):
+        last_lines = [line for line in completed.stderr.splitlines() if line.strip()][-1:] or ["no reason given"]
+        raise BundleError(f"tf2onnx could not convert the network: {last_lines[0]}")
 
 
 @contextlib.contextmanager

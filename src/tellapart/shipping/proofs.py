@@ -46,6 +46,7 @@ def prove(
     """
     proofs: dict[str, Proof] = {}
     for name, runtime in RUNTIMES.items():
+        # A runtime that is not installed here gets no proof, and is not chosen elsewhere (`usable`); by name it opens.
         if not (runtime.runs(artefact) and runtime.installed):
             continue
         # All photos, not a sample: the card gives the accuracy on them.

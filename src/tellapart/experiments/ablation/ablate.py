@@ -83,15 +83,20 @@ def ablate(
     folder = Path(out) if out is not None else Path("ablations") / Path(photos).resolve().stem
     steps = ladder(recipe) if recipe.model.name == "convnet" else []
     # Names are checked before anything is trained, and before it is known which precision is the recipe's.
-    known = [*steps, *(candidate for name in ("float32", "mixed_bfloat16") for candidate in ingredients(recipe, name))]
-    names = {candidate.name for candidate in chosen(known, only)}
+    possible_variants = [
+        *steps,
+        *(candidate for name in ("float32", "mixed_bfloat16") for candidate in ingredients(recipe, name)),
+    ]
+    names = {candidate.name for candidate in chosen(possible_variants, only)}
+    # Before anything is written into the folder, and while the recipe is as it was given: a later call compares with
+    # it.
     _claim(folder, recipe)
-    table = prepared_folder(photos, folder / "photos", recipe, Observer(progress, announce))
+    prepared = prepared_folder(photos, folder / "photos", recipe, Observer(progress, announce))
 
     # The recipe itself, whose first run settles the precision of all
     base = Variant(RECIPE, "", "final: the recipe", {})
     pictures = Path(cache) if cache is not None else None
-    _run(Job(_run_folder(folder, base, 0), base.recipe(recipe, 0), table), cache=pictures, progress=progress)
+    _run(Job(_run_folder(folder, base, 0), base.recipe(recipe, 0), prepared), cache=pictures, progress=progress)
     precision = _precision_of(_run_folder(folder, base, 0))
     # Fixed from here on: chosen anew for each run it could differ between two that are compared.
     recipe = with_settings(recipe, {"train.precision": precision})
@@ -99,20 +104,20 @@ def ablate(
     variants = [candidate for candidate in (*steps, *others) if candidate.name in names]
 
     # All others, one seed after the other: at any time each variant has about as many runs
-    todo = [(variant, seed) for seed in range(seeds) for variant in (base, *variants)]
+    planned_runs = [(variant, seed) for seed in range(seeds) for variant in (base, *variants)]
     started, trained = time.time(), 0
-    for done, (variant, seed) in enumerate(todo, start=1):
+    for done, (variant, seed) in enumerate(planned_runs, start=1):
         began, run_folder = time.time(), _run_folder(folder, variant, seed)
-        if _run(Job(run_folder, variant.recipe(recipe, seed), table), cache=pictures, progress=progress):
+        if _run(Job(run_folder, variant.recipe(recipe, seed), prepared), cache=pictures, progress=progress):
             trained += 1
             # From runs that were trained in this call: those that are kept take no time.
-            left = (time.time() - started) / trained * (len(todo) - done) / 60
+            minutes_left = (time.time() - started) / trained * (len(planned_runs) - done) / 60
             announce(
-                f"{done} of {len(todo)}: {variant.name}, seed {seed}, {time.time() - began:.0f} s; "
-                f"about {left:.0f} min left."
+                f"{done} of {len(planned_runs)}: {variant.name}, seed {seed}, {time.time() - began:.0f} s; "
+                f"about {minutes_left:.0f} min left."
             )
         # After each seed of all variants: tables can be read, and a stopped ablation still has some.
-        if done == len(todo) or todo[done][1] != seed:
+        if done == len(planned_runs) or planned_runs[done][1] != seed:
             result = _write(folder, Path(photos).resolve().stem, recipe, (base, steps, others), seed + 1)
     return result
 
@@ -144,6 +149,7 @@ def _run(job: Job, *, cache: Path | None, progress: Progress) -> bool:
     try:
         run_job(job, cache=cache, progress=progress)
     except TrainingStoppedError as error:
+        # Noted, or each later call would train this seed again until its loss is infinite.
         write_json(job.folder / _STOPPED, {"error": str(error)})
     # Dozens of runs: each keeps its weights and tables only.
     tidy(job.folder)
@@ -177,6 +183,7 @@ def _write(
     )
     write_json(folder / "ablation.json", result.to_dict())
     write_text(folder / "ablation.md", tables(result))
+    # Last: should drawing fail, the figures are on disk.
     from tellapart.experiments.ablation.page import write_page
 
     write_page(folder, result)
@@ -196,8 +203,9 @@ def _outcome(folder: Path, variant: Variant, num_seeds: int) -> Outcome:
             continue
         metrics, history = finished.metrics(), finished.history()
         photos, classes, probabilities = finished.predictions()
-        tested = (photos["split"] == "test").to_numpy()
-        photos, probabilities = photos[tested], probabilities[tested]
+        # In the order of the one table that all runs share: variants are paired by the place of a photo in `right`.
+        is_test = (photos["split"] == "test").to_numpy()
+        photos, probabilities = photos[is_test], probabilities[is_test]
         groups = photos["unit"].to_numpy(np.int64) if "unit" in photos else None
         columns["seeds"].append(seed)
         predicted = np.array(classes, object)[probabilities.argmax(axis=1)]

@@ -37,6 +37,7 @@ def draw_differences(ablation: Ablation) -> bytes:
     counts = [len(rows) for _, rows in groups] or [1]
     figure = Figure(figsize=(8.5, 1.2 + 0.27 * sum(counts) + 0.5 * len(counts)), layout="constrained")
     FigureCanvasAgg(figure)
+    # At least one panel: without rows to draw the picture is empty, but it is there.
     panels = figure.subplots(len(counts), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 1 for n in counts]})
     for panel, (title, rows) in zip(panels[:, 0], groups, strict=False):
         _draw_rows(panel, rows)
@@ -62,6 +63,7 @@ def _draw_rows(panel: Any, rows: Sequence[Row]) -> None:
         panel.plot(value, position, mark, color=colour, markersize=6)
     panel.axvline(0, color="#333333", linewidth=0.8, linestyle=":")
     panel.set_yticks(range(len(rows)), [f"{row.factor} {row.value}".strip() for row in rows], fontsize=8)
+    # Turned round: the first row of the table is on top.
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(axis="x", color="#eeeeee")
     panel.spines[["top", "right", "left"]].set_visible(False)

@@ -61,6 +61,7 @@ def ladder(recipe: Recipe) -> list[Variant]:
         "train.weight_average": 0.0, "train.stages": [], "train.source_px": 0,
     }  # fmt: skip
     normalised = {**plain, "model.batchnorm": True, **_running_statistics(recipe)}
+    # A step that adds dropout needs some: the reference's, where the recipe has none.
     dropout = recipe.model.dropout or 0.5
     return [
         Variant("baseline", "", "baseline CNN", {**plain, "model.batchnorm": False, "model.dropout": 0.0}),
@@ -80,6 +81,7 @@ def ingredients(recipe: Recipe, precision: str) -> list[Variant]:
     other = "float32" if precision == "mixed_bfloat16" else "mixed_bfloat16"
     variants.append(Variant(other, "precision", other, {"train.precision": other}))
     for size in (16, 32, 64):
+        # The rate is left as it is: this row says what a batch size does when nothing else is changed.
         if size != recipe.train.batch_size:
             variants.append(Variant(f"batch-{size}", "batch size", str(size), {"train.batch_size": size}))
     return variants
@@ -102,14 +104,14 @@ def chosen(variants: Sequence[Variant], only: Sequence[str]) -> list[Variant]:
 
 def _augmentation(recipe: Recipe) -> Iterator[Variant]:
     present = recipe.augment.model_dump()
-    on = {name: value for name, value in _AUGMENT.items() if present[name] != value}
-    if on:
-        everything = {f"augment.{name}": value for name, value in on.items()}
-        yield Variant("no-augmentation", "augmentation", "off", everything)
-    for name, value in on.items():
+    active = {name: value for name, value in _AUGMENT.items() if present[name] != value}
+    if active:
+        all_off = {f"augment.{name}": value for name, value in active.items()}
+        yield Variant("no-augmentation", "augmentation", "off", all_off)
+    for name, value in active.items():
         yield Variant(f"no-{name}", "augmentation", f"without {_word(name)}", {f"augment.{name}": value})
     for name, usual in _USUAL_MIXING.items():
-        if name not in on:
+        if name not in active:
             yield Variant(f"with-{name}", "augmentation", f"with {_word(name)} {usual:g}", {f"augment.{name}": usual})
 
 
@@ -121,6 +123,7 @@ def _rates(recipe: Recipe) -> Iterator[Variant]:
     if train.warmup_epochs:
         yield Variant("no-warmup", "warm-up", "off", {"train.warmup_epochs": 0.0})
     for name, factor in (("low", 1 / 3), ("high", 3.0)):
+        # Both ends of the cosine by one factor: its shape stays, and the row is about the rate alone.
         rates = {
             "train.learning_rate": train.learning_rate * factor,
             "train.final_learning_rate": train.final_learning_rate * factor,
@@ -164,6 +167,7 @@ def _running_statistics(recipe: Recipe) -> dict[str, Any]:
     """Return what lets BatchNorm keep the statistics that it gathers in training."""
     if not recipe.train.recalibrate_photos:
         return {}
+    # Both in one change: the momentum acts only where nothing is estimated anew (`tellapart.conditions`).
     of_convnet = {"model.batchnorm_momentum": _MOMENTUM} if isinstance(recipe.model, ConvNet) else {}
     return {"train.recalibrate_photos": 0, **of_convnet}
 

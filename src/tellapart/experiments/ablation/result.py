@@ -93,6 +93,7 @@ class Ablation:
         """Return the contents of ``ablation.json``; intervals are [low, high]."""
         values = dict(plain(self))
         for rows, judged in (("architecture", self.architecture), ("hyperparameters", self.hyperparameters)):
+            # `plain` knows fields only, and this is a property.
             for row, judged_row in zip(values[rows], judged, strict=True):
                 row["is_detectable"] = judged_row.is_detectable
         return values

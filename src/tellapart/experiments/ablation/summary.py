@@ -60,8 +60,11 @@ def summarise(
         base: the recipe.
         others: each ingredient changed alone, with what it is in the recipe.
     """
-    climbed = [*steps, base] if steps else []
-    ladder = _rows(climbed, [None, *climbed[:-1]], [""] * len(climbed)) if climbed else []
+    # The recipe is the ladder's last step. Each step is compared with the one before it, not with the recipe.
+    ladder_outcomes = [*steps, base] if steps else []
+    ladder = (
+        _rows(ladder_outcomes, [None, *ladder_outcomes[:-1]], [""] * len(ladder_outcomes)) if ladder_outcomes else []
+    )
     changed = _rows([outcome for outcome, _ in others], [base] * len(others), [text for _, text in others])
     outcomes = {outcome.variant.name: outcome for outcome in (base, *(outcome for outcome, _ in others))}
     return Ablation(
@@ -112,8 +115,8 @@ def _gain(first: Outcome | None, second: Outcome) -> Estimate | None:
 
 
 def _common(first: Outcome, second: Outcome) -> tuple[list[int], list[int]]:
-    both = [seed for seed in first.seeds if seed in second.seeds]
-    return [first.seeds.index(seed) for seed in both], [second.seeds.index(seed) for seed in both]
+    shared_seeds = [seed for seed in first.seeds if seed in second.seeds]
+    return [first.seeds.index(seed) for seed in shared_seeds], [second.seeds.index(seed) for seed in shared_seeds]
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -161,6 +164,7 @@ def _schedule(row: Row, constant: Outcome, base: Outcome) -> Insight | None:
             # argmax of truth values is the first True: the first epoch that reaches the target.
             needed = int(np.argmax(curve >= target)) + 1
             speeds.append((int(np.argmax(constant.curves[constant_row])) + 1) / needed)
+    # A mean over those seeds alone that got there would make the schedule look faster than it is.
     if len(speeds) == len(base_rows) and speeds:
         ratio, ends = _ratio(speeds)
         speed = f"It reaches the constant rate's best validation accuracy {ratio:.2f} times as fast{ends}, in epochs"
@@ -178,9 +182,9 @@ def _precision(row: Row, other: Outcome, base: Outcome) -> Insight | None:
     if turned:
         bfloat16, float32 = float32, bfloat16
     parts = []
-    for quantity, of in (("seconds", "seconds"), ("processor time", "processor_seconds")):
+    for quantity, attribute in (("seconds", "seconds"), ("processor time", "processor_seconds")):
         shares = [
-            getattr(bfloat16[0], of)[a] / getattr(float32[0], of)[b]
+            getattr(bfloat16[0], attribute)[a] / getattr(float32[0], attribute)[b]
             for a, b in zip(bfloat16[1], float32[1], strict=True)
         ]
         ratio, ends = _ratio(shares)

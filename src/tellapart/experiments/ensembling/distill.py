@@ -38,8 +38,10 @@ def distil(student: Path, recipe: Recipe, teacher: Path, *, cache: Path, observe
                 f"{student} holds a run of another recipe. To go on with that: tellapart train --resume {student}. "
                 "For another student remove it, or give the ensemble another folder with --out."
             )
+        # For its checks: it refuses a folder that is no run.
         reopen(student, None)
     else:
+        # For its check alone: it refuses a folder that holds something else.
         new_folder(student, teacher)
         # Should the table below be lost to a kill, the split is the teacher's all the same.
         request = RunRequest(photos=str(parent.root), split_from=os.path.abspath(teacher))

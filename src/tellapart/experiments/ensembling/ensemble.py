@@ -83,42 +83,43 @@ def ensemble(
     """
     if (recipe is not None or changes) and not distill:
         raise InputError("A recipe or settings were given, but no student is wanted. Add distill (--distill).")
-    store = Path(cache) if cache is not None else default_cache()
+    cache_folder = Path(cache) if cache is not None else default_cache()
 
     # Members
-    members = open_members([Path(run) for run in runs], snapshots=snapshots, cache=store, progress=progress)
-    everyone = [member.finished_run for member in members]
-    refuse_other_classes(everyone)
+    members = open_members([Path(run) for run in runs], snapshots=snapshots, cache=cache_folder, progress=progress)
+    finished_runs = [member.finished_run for member in members]
+    refuse_other_classes(finished_runs)
 
     # Weights
-    rows, relabelled = shared_photos(everyone, "validation")
-    photos = everyone[0].photos.iloc[rows[0]]
-    true = np.array([everyone[0].classes.index(label) for label in photos["label"]], np.int64)
-    predictions = [finished.probabilities[at] for finished, at in zip(everyone, rows, strict=True)]
+    rows, relabelled = shared_photos(finished_runs, "validation")
+    photos = finished_runs[0].photos.iloc[rows[0]]
+    true = np.array([finished_runs[0].classes.index(label) for label in photos["label"]], np.int64)
+    predictions = [finished.probabilities[at] for finished, at in zip(finished_runs, rows, strict=True)]
     weighting = _weighting(true, predictions, photos, seed)
     best = members[weighting.best]
     folder = _folder(out, members, weighting)
-    wanted = None if not distill else _recipe_of_student(recipe, changes, best, folder)  # a wrong one is found out now
+    # A wrong one is found out now, not after the ensemble was written.
+    recipe_of_student = None if not distill else _recipe_of_student(recipe, changes, best, folder)
 
     # One network
     if not (folder / "ensemble.json").is_file():
         announce(f"Joining {_sentence(members, weighting)}.")
-        _write(folder, members, weighting, store, progress)
-    joined = open_finished_run(folder, _another(folder.name, everyone))
-    result = _result(folder, members, weighting, true, predictions, joined, relabelled)
+        _write(folder, members, weighting, cache_folder, progress)
+    ensemble_run = open_finished_run(folder, _another(folder.name, finished_runs))
+    result = _result(folder, members, weighting, true, predictions, ensemble_run, relabelled)
 
     # Test
     # Saved before the student, which takes far longer: a stop then costs the student alone.
-    result = replace(result, test=_tested([best.finished_run, joined], progress))
+    result = replace(result, test=_tested([best.finished_run, ensemble_run], progress))
     write_json(folder / "ensemble.json", result.to_dict())
 
     # Student
-    if wanted is not None:
+    if recipe_of_student is not None:
         student_folder = folder.with_name(f"{folder.name}-student")
-        distil(student_folder, wanted, folder, cache=store, observer=Observer(progress, announce))
-        student = open_finished_run(student_folder, _another(student_folder.name, [*everyone, joined]))
-        test = _tested([best.finished_run, joined, student], progress)
-        result = replace(result, test=test, student=Student(student_folder, loss_in_words(wanted)))
+        distil(student_folder, recipe_of_student, folder, cache=cache_folder, observer=Observer(progress, announce))
+        student = open_finished_run(student_folder, _another(student_folder.name, [*finished_runs, ensemble_run]))
+        test = _tested([best.finished_run, ensemble_run, student], progress)
+        result = replace(result, test=test, student=Student(student_folder, loss_in_words(recipe_of_student)))
         write_json(folder / "ensemble.json", result.to_dict())
     return result
 
@@ -149,6 +150,8 @@ def _folder(out: str | os.PathLike[str] | None, members: Sequence[Member], weigh
     """
     if out is None or not (Path(out) / "ensemble.json").is_file():
         return new_folder(out, Path("ensemble"))
+    # The file has two forms, and both must keep these fields: `_write` leaves names, weights and the agreement; the
+    # whole result replaces it when it is known.
     saved_weights = {record["name"]: record["weight"] for record in read_json(Path(out) / "ensemble.json")["standings"]}
     new_weights = {
         member.finished_run.name: weight for member, weight in zip(members, _weights(weighting), strict=True)
@@ -168,27 +171,28 @@ def _weights(weighting: Weighting) -> list[float]:
 def _write(folder: Path, members: Sequence[Member], weighting: Weighting, cache: Path, progress: Progress) -> None:
     """Write the run folder beside its place and put it there when it is whole: nothing resumes half an ensemble."""
     weights = _weights(weighting)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    unfinished = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
         agreement = write_joined(
-            part,
+            unfinished,
             [member for member, weight in zip(members, weights, strict=True) if weight > 0],
             [weight for weight in weights if weight > 0],
             [member.finished_run for member in members],
             cache=cache,
             progress=progress,
         )
+        # So much is needed to go on with this ensemble, should the process be killed before there is a result.
         standings = [
             {"name": member.finished_run.name, "weight": weight}
             for member, weight in zip(members, weights, strict=True)
         ]
-        write_json(part / "ensemble.json", {"standings": standings, "agreement": vars(agreement)})
+        write_json(unfinished / "ensemble.json", {"standings": standings, "agreement": vars(agreement)})
         if folder.is_dir():
             folder.rmdir()  # an empty one, or `new_folder` would have refused it
-        part.rename(folder)
+        unfinished.rename(folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _result(
@@ -214,6 +218,7 @@ def _result(
         WeightingScore(candidate.method, int((candidate.weights > 0).sum()), candidate.loss, candidate.held_out_loss)
         for candidate in weighting.candidates
     )
+    # The ensemble's table holds the photos of all runs, in another order.
     rows, _ = shared_photos([*(member.finished_run for member in members), joined], "validation")
     probabilities = joined.probabilities[rows[-1]]
     agreement: dict[str, Any] = read_json(folder / "ensemble.json")["agreement"]
@@ -235,6 +240,7 @@ def _result(
 
 def _tested(runs: Sequence[FinishedRun], progress: Progress) -> Comparison | None:
     """Hold the best member, the ensemble and the student against each other on test photos; None: there are none."""
+    # Only this question may end in "no photos": an error of the comparison itself must not pass for it.
     try:
         shared_photos(runs)
     except InputError:

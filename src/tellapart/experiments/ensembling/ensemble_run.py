@@ -112,8 +112,10 @@ def write_joined(
     unknown = fit_unknown(run, features, frame, classes)
     metrics = {**calibration, "unknown": unknown, **measure_sides(frame, probabilities, classes)}
     write_json(run.metrics_path, metrics | _cost(members))
+    # With `predicted`, which the ensemble's own temperature has not touched: members are compared as they are.
     agreement = _agreement(frame, predicted, members, weights, resized=_sizes(model) > 0)
     if not agreement.resized and agreement.largest_difference > TOLERANCE:
+        # `metrics.json` is there by now, and the folder looks finished: whoever calls this must delete it.
         raise RunError(
             f"The joined network differs from its members by {agreement.largest_difference:.2g} in a probability; "
             f"{TOLERANCE:g} is allowed. The model.keras of a run is not the one that its predictions.csv came from: "
@@ -143,8 +145,8 @@ def _asked(
         embeddings = np.hstack([unit_rows(embedding) for embedding, _ in answers])
         sample = np.linspace(0, len(pictures) - 1, min(len(pictures), 32)).astype(np.int64)
         # A few photos through the joined network itself: should it say something else, it answers for all.
-        asked = outputs_of_arrays(feature_model(model), pictures.batch(sample))
-        if all(np.abs(a - b[sample]).max() <= TOLERANCE for a, b in zip(asked, (mean, embeddings), strict=True)):
+        sampled = outputs_of_arrays(feature_model(model), pictures.batch(sample))
+        if all(np.abs(a - b[sample]).max() <= TOLERANCE for a, b in zip(sampled, (mean, embeddings), strict=True)):
             return embeddings, np.asarray(mean, np.float32)
     return features_and_probabilities(model, pictures, progress)
 
@@ -205,14 +207,15 @@ def _agreement(
     resized: bool,
 ) -> Agreement:
     rows = pd.Series(np.arange(len(frame)), frame["sha256"])
+    # Copies have one digest: the first stands for all, or a look-up would give several rows.
     rows = rows[~rows.index.duplicated()]
-    known = [member.finished_run.photos["sha256"] for member in members]
-    everywhere = set.intersection(*map(set, known))
-    digests = [digest for digest in rows.index if digest in everywhere]
+    member_digests = [member.finished_run.photos["sha256"] for member in members]
+    shared_digests = set.intersection(*map(set, member_digests))
+    digests = [digest for digest in rows.index if digest in shared_digests]
     mean = np.zeros((len(digests), predicted.shape[1]))
-    for member, photos, weight in zip(members, known, weights, strict=True):
-        places = pd.Series(np.arange(len(photos)), photos)
-        at = places[~places.index.duplicated()][digests].to_numpy()
+    for member, photos, weight in zip(members, member_digests, weights, strict=True):
+        position_of = pd.Series(np.arange(len(photos)), photos)
+        at = position_of[~position_of.index.duplicated()][digests].to_numpy()
         mean += weight / sum(weights) * member.finished_run.probabilities[at]
     joined_probabilities = predicted[rows[digests].to_numpy()]
     differences = np.abs(joined_probabilities - mean)

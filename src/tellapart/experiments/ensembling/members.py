@@ -58,6 +58,7 @@ def open_members(runs: Sequence[Path], *, snapshots: bool, cache: Path, progress
         if folders.count(folder) > 1:
             raise InputError(f"{run} is named {folders.count(folder)} times. Expected each run once: it gets a weight.")
     members = []
+    # From here on names tell members apart: ensemble.json and the record keep weights by them.
     for run, name in zip(runs, names_of(runs), strict=True) if runs else ():
         finished_run = open_finished_run(run, name)
         if not RunFolder(run).model_path.is_file():

@@ -132,10 +132,10 @@ class Ensemble:
             low, high = gained.interval.low, gained.interval.high
             if low >= _LEAST_LOSS or high <= -_LEAST_LOSS:
                 names = (pair.second, pair.first) if high < 0 else (pair.first, pair.second)
-                ends = sorted((abs(low), abs(high)))
+                sizes = sorted((abs(low), abs(high)))
                 sentences.append(
                     f"{names[0]} has a lower log loss than {names[1]}: by {abs(gained.value):.4f} "
-                    f"({ends[0]:.4f} to {ends[1]:.4f}) nats."
+                    f"({sizes[0]:.4f} to {sizes[1]:.4f}) nats."
                 )
         return tuple(sentences)
 
@@ -169,6 +169,7 @@ class Ensemble:
             "choice": self.choice,
             "verdicts": [*self.verdicts, *self.losses],
         }
+        # `plain` knows fields only; the winners and verdicts of the pairs are properties.
         values["test"] = None if self.test is None else self.test.to_dict()
         if self.student is not None:
             values["student"]["path"] = str(self.student.path)

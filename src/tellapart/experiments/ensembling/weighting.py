@@ -26,6 +26,7 @@ FOLDS = 5
 
 _TRIFLE = 0.05
 """A member with less than this share of the largest weight is left out: it would cost as much time as any other."""
+# In nats: the loss is then at most so far above the lowest one (Cover 1984, see `fitted`).
 _GAP = 1e-7
 _MOST_ROUNDS = 20_000
 
@@ -87,6 +88,7 @@ def choose(of_truth: Floats, groups: Sequence[object] | None = None, *, seed: in
         for weights in [weigh(of_truth, seed)]
     )
     losses = member_losses(of_truth)
+    # Never empty: the best member alone is one of the ways.
     allowed = [
         candidate for candidate in candidates if candidate.loss <= losses.min() + 1e-12
     ]  # sums in another order differ
@@ -200,6 +202,7 @@ def _folds(groups: Sequence[object] | NDArray, seed: int) -> NDArray[np.int64]:
     """Return the fold of each photo; groups stay whole."""
     numbers = np.unique(np.asarray(groups).astype(str), return_inverse=True)[1]
     count = int(numbers.max()) + 1
+    # Folds differ by one group at most; with fewer groups than folds each group is a fold.
     return np.asarray((generator(seed, "folds").permutation(count) % min(FOLDS, count))[numbers], np.int64)
 
 
@@ -210,6 +213,6 @@ def _held_out_loss(
         return mixture_loss(of_truth, weigh(of_truth, seed))
     total = 0.0
     for fold in range(int(folds.max()) + 1):
-        out = folds == fold
-        total += int(out.sum()) * mixture_loss(of_truth[:, out], weigh(of_truth[:, ~out], seed))
+        held_out = folds == fold
+        total += int(held_out.sum()) * mixture_loss(of_truth[:, held_out], weigh(of_truth[:, ~held_out], seed))
     return total / len(folds)

@@ -60,11 +60,12 @@ def try_backbones(
         generator(seed, "backbones", split).permutation(np.flatnonzero(photos["split"] == split))[:most]
         for split, most in (("train", MOST_TRAINED), ("validation", MOST_HELD_OUT))
     ]
-    # Training photos first: the head learns from the first `learned` rows.
+    # Training photos first: the head learns from the first `num_train` rows.
     rows = photos.iloc[np.concatenate(chosen)].reset_index(drop=True)
     numbers = rows["label"].map({name: number for number, name in enumerate(classes)}).to_numpy(np.int64)
-    learned = len(chosen[0])
+    num_train = len(chosen[0])
     trials: list[Tried] = []
+    # Decoded once for all networks, and kept in the cache: the candidates that follow read them from there.
     with open_rows(folder.root, rows, image_px, folder=cache, progress=observer.progress) as pictures:
         for name in names:
             # The first network is always tried: there must be one to begin from.
@@ -79,28 +80,30 @@ def try_backbones(
             # Without a cache: features that are read would not tell what a photo costs.
             features = extractor(pictures, None, observer.progress)
             seconds = (time.perf_counter() - began) / len(rows)
-            loss = _loss(features, numbers, learned, len(classes), seed)
+            loss = _loss(features, numbers, num_train, len(classes), seed)
             trials.append(Tried(name, loss, seconds))
             observer.announce(f"{name}: validation loss {loss:.3f} on a few photos, {1000 * seconds:.0f} ms each.")
     return trials
 
 
 def _loss(
-    features: NDArray[np.float32], numbers: NDArray[np.int64], learned: int, num_classes: int, seed: int
+    features: NDArray[np.float32], numbers: NDArray[np.int64], num_train: int, num_classes: int, seed: int
 ) -> float:
     """Return the loss of a head on the photos that it was not fitted to.
 
     A class that none of the few training photos shows cannot be named: its photos are left out.
     """
-    train, held_out = numbers[:learned], numbers[learned:]
+    train, held_out = numbers[:num_train], numbers[num_train:]
     known = np.unique(train)
-    seen = np.isin(held_out, known)
-    if len(known) < 2 or not seen.any():
+    is_known = np.isin(held_out, known)
+    if len(known) < 2 or not is_known.any():
         return float("inf")
     # A head has a column for each class that it saw, without gaps.
     column = np.full(num_classes, -1, np.int64)
     column[known] = np.arange(len(known))
-    new = features[learned:][seen]
-    kernel, bias, _ = fit_head(features[:learned], column[train], new, column[held_out[seen]], len(known), seed=seed)
-    log_probabilities = log_softmax(new @ kernel + bias, axis=1)
-    return float(-log_probabilities[np.arange(len(new)), column[held_out[seen]]].mean())
+    held_out_features = features[num_train:][is_known]
+    kernel, bias, _ = fit_head(
+        features[:num_train], column[train], held_out_features, column[held_out[is_known]], len(known), seed=seed
+    )
+    log_probabilities = log_softmax(held_out_features @ kernel + bias, axis=1)
+    return float(-log_probabilities[np.arange(len(held_out_features)), column[held_out[is_known]]].mean())

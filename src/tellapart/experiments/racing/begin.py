@@ -27,8 +27,9 @@ _SHARED = ("data.split", "data.split_seed", "data.max_pixels", "train.seed", "tr
 
 def is_race(recipe: Recipe | str | Path | None, changes: Sequence[str], request: RunRequest) -> bool:
     """Return whether what is asked leaves the choice of the recipe to a race."""
-    shared = all(change.partition("=")[0].strip() in _SHARED for change in changes)
-    return recipe is None and request.begin_from is None and shared
+    only_shared_settings = all(change.partition("=")[0].strip() in _SHARED for change in changes)
+    # Weights to begin from fit one network only, so with them there is nothing left to choose.
+    return recipe is None and request.begin_from is None and only_shared_settings
 
 
 def begin_race(changes: Sequence[str], request: RunRequest, out: str | os.PathLike[str] | None) -> RunFolder:
@@ -45,6 +46,8 @@ def begin_race(changes: Sequence[str], request: RunRequest, out: str | os.PathLi
     """
     root, files, _ = find_photos(Path(request.photos))  # a wrong folder is found out before a run folder exists
     refuse_one_class(root, files["label"].unique().tolist())
+    # Only its section `data` and its seed count: each candidate has a recipe of its own, and the winner's takes the
+    # place of this one.
     recipe = load_recipe("fast", changes)
     if not recipe.data.split[1]:
         raise InputError(
@@ -52,8 +55,8 @@ def begin_race(changes: Sequence[str], request: RunRequest, out: str | os.PathLi
             "them, or name a recipe: --recipe transfer or --recipe fast."
         )
     folder = RunFolder(new_folder(out, Path(request.photos)))
-    asked = request.absolute(race=list(changes), time_budget=request.time_budget or SECONDS)
-    folder.create(recipe, asked, environment())
+    race_request = request.absolute(race=list(changes), time_budget=request.time_budget or SECONDS)
+    folder.create(recipe, race_request, environment())
     return folder
 
 
@@ -73,11 +76,11 @@ def describe_race(changes: Sequence[str], request: RunRequest) -> list[str]:
     lines = [f"Photos: {len(paths):,} in {num_classes} classes, in {root}."]
     recipe = pretrained_recipe(backbone, changes) if backbone else load_recipe("fast", changes)
     plan = plan_for_time(paths, num_classes, recipe, seconds)
-    once = len(paths) * plan.share * (plan.costs.scan + plan.costs.decode + plan.costs.forward)
+    feature_seconds = len(paths) * plan.share * (plan.costs.scan + plan.costs.decode + plan.costs.forward)
     if backbone:
         lines.append(
             f"First: a head on what {backbone} sees of pictures of {plan.recipe.data.image_px} px, about "
-            f"{duration(once)} for the features."
+            f"{duration(feature_seconds)} for the features."
         )
     else:
         lines.append(f"No pretrained weights are at hand: they would be fetched ({FIRST_BACKBONE}).")

@@ -95,18 +95,19 @@ class Watch:
         """
         # The run's own observer first: it sees the epoch at which a candidate is given up, too.
         self._observer.watch(row)
-        self.epochs, done = int(row["epoch"]), row.get("progress")
+        self.epochs, schedule_share = int(row["epoch"]), row.get("progress")
         if not was_validated(row):
             return
+        # Noted before it may be given up: the entry says how far it came.
         self.accuracy = float(row["val_accuracy"])
-        if self._target is None or not done or not self._count:
+        if self._target is None or not schedule_share or not self._count:
             return
         # Optimistic twice: the lower end of the error's interval, falling faster than any was seen to
         # (docs/experiments.md).
-        likely = wilson(round((1 - self.accuracy) * self._count), self._count).low
-        if likely * done**_CURVE > self._target:
+        lowest_likely_error = wilson(round((1 - self.accuracy) * self._count), self._count).low
+        if lowest_likely_error * schedule_share**_CURVE > self._target:
             raise GivenUpError(
-                f"validation {self.accuracy:.3f} after {done:.0%} of its epochs: it cannot reach "
+                f"validation {self.accuracy:.3f} after {schedule_share:.0%} of its epochs: it cannot reach "
                 f"{1 - self._target:.3f} any more"
             )
 
@@ -115,6 +116,7 @@ def measured(entry: Entry, run_folder: RunFolder) -> Entry:
     """Return an entry with what its finished run found on the validation photos."""
     metrics = run_folder.metrics().get("validation")
     if metrics is None:  # a table that gives its photos a split without any
+        # 0, not None, which would say that it was given up.
         return replace(entry, correct=0, loss=0.0, f1=0.0)
     correct = round(metrics["accuracy"] * metrics["num_images"])
     return replace(entry, correct=correct, accuracy=metrics["accuracy"], loss=metrics["loss"], f1=metrics["f1_macro"])

@@ -147,6 +147,7 @@ class _Race:
         if backbone:
             self._fine_tuned(backbone)
         self._joined()
+        # After the ensemble, which is its teacher; before `_finish`, which deletes the losers' weights.
         self._student()
         return self._finish()
 
@@ -191,16 +192,18 @@ class _Race:
         if self._is_over("fine-tuned") or not self._num_validation():
             return
         recipe, reserve = self._pretrained_recipe(backbone), 0.0
-        epochs, besides = self._seconds_to_fine_tune(recipe)
-        needed, share = epochs + besides, _FIRST_SHARE * self.left
+        epoch_seconds, other_seconds = self._seconds_to_fine_tune(recipe)
+        needed_seconds, first_seconds = epoch_seconds + other_seconds, _FIRST_SHARE * self.left
         # What was begun is ended, though less is left now than when it was begun.
         if not self._folder_of("fine-tuned").is_begun:
-            rest = self.left - max(share, needed)
-            leaves_time = rest > 2 * _SECONDS_TO_BEGIN
-            if needed > self.left or (is_first and epochs > _CHEAP and (needed > share or not leaves_time)):
+            seconds_after = self.left - max(first_seconds, needed_seconds)
+            leaves_time = seconds_after > 2 * _SECONDS_TO_BEGIN
+            if needed_seconds > self.left or (
+                is_first and epoch_seconds > _CHEAP and (needed_seconds > first_seconds or not leaves_time)
+            ):
                 return
             # A rest in which nothing can be trained is not worth leaving.
-            reserve = rest if is_first and leaves_time else 0.0
+            reserve = seconds_after if is_first and leaves_time else 0.0
         self._run("fine-tuned", recipe, self._plan(), reserve=reserve)
 
     def _run(
@@ -224,6 +227,7 @@ class _Race:
             return
         candidate, began = self._folder_of(name), time.time()
         if candidate.is_begun and candidate.has_photos:
+            # The photos may have moved since: the race's record has been told, the candidate's not yet.
             reopen(candidate.path, self.request.photos)
         else:
             # Killed before its photos were there: nothing in it is worth keeping, and `begin` wants an empty folder.
@@ -236,10 +240,11 @@ class _Race:
         watch = Watch(self.observer, target, self._num_validation())
         candidate_observer = Observer(self.observer.progress, self.observer.announce, watch)
         # What earlier tries took; asked before this one adds to it.
-        before, outcome, why = seconds_spent(candidate.last_checkpoint), "beaten", ""
+        earlier_seconds, outcome, why = seconds_spent(candidate.last_checkpoint), "beaten", ""
         self.observer.announce(f"Candidate: {name} ({recipe.model.name}, {recipe.data.image_px} px).")
         try:
             run_stages(candidate, self.cache, candidate_observer, machine=self.machine)
+        # Whatever else is raised (Ctrl-C, a full disk) leaves no entry: the candidate goes on when the race is resumed.
         except GivenUpError as error:
             outcome, why = "given up", str(error)
         except TrainingStoppedError as error:
@@ -247,9 +252,10 @@ class _Race:
         finally:
             # Before the next candidate builds its own: Keras keeps every network of a process otherwise.
             forget_networks()
-        entry = self._entry(name, recipe, time.time() - began + before, watch, outcome, why)
+        entry = self._entry(name, recipe, time.time() - began + earlier_seconds, watch, outcome, why)
         self.entries.append(entry)
         self.observer.announce(entry_line(entry))
+        # At once: that a candidate was given up is written nowhere else, and a kill would let it train on.
         self._save()
 
     def _joined(self) -> None:
@@ -261,6 +267,7 @@ class _Race:
         began = time.time()
         candidates = [self._folder_of(entry.name) for entry in finished]
         runs = [open_finished_run(candidate.path, candidate.path.name) for candidate in candidates]
+        # All candidates copied one table, so the first one's row numbers hold for all.
         photos = runs[0].photos[runs[0].photos["split"] == "validation"]
         true = np.array([runs[0].classes.index(label) for label in photos["label"]], np.int64)
         probabilities = np.stack([run.probabilities[photos.index] for run in runs])
@@ -268,11 +275,11 @@ class _Race:
         of_truth = probabilities[:, np.arange(len(true)), true].clip(1e-7, 1.0)
         weights = choose(of_truth, photos["unit"].tolist(), seed=self.folder.record().seed).chosen.weights
         # By what decides who is kept: where classes are ten to one, photos named rightly would be the large classes'.
-        joined = np.tensordot(weights, probabilities, 1).argmax(axis=1)
+        predicted = np.tensordot(weights, probabilities, 1).argmax(axis=1)
         if self._is_balanced():
-            gain = float((joined == true).mean()) - (best.accuracy or 0.0)
+            gain = float((predicted == true).mean()) - (best.accuracy or 0.0)
         else:
-            gain = f1_macro(true, joined, len(runs[0].classes)).value - (best.f1 or 0.0)
+            gain = f1_macro(true, predicted, len(runs[0].classes)).value - (best.f1 or 0.0)
         if gain < _PAYS:
             self.observer.announce(f"An ensemble would bring {points(gain)} points on validation: not worth its time.")
             return
@@ -305,7 +312,8 @@ class _Race:
         single = best_of([entry for entry in self.entries if entry.name != ENSEMBLE], balanced=self._is_balanced())
         if best is None or best.name != ENSEMBLE or single is None or self._is_over("student"):
             return
-        teacher, needed, plan = self._folder_of(ENSEMBLE).path, single.seconds, None
+        teacher, needed_seconds, plan = self._folder_of(ENSEMBLE).path, single.seconds, None
+        # Begun before an interruption: it keeps its recipe and plan, however little time is left.
         if self._folder_of("student").is_begun:
             self._run("student", self._folder_of("student").recipe(), None)
             return
@@ -313,11 +321,11 @@ class _Race:
             recipe = self._scratch_recipe()
         else:
             recipe, plan = self._pretrained_recipe(single.network), self._plan()
-            needed = max(needed, sum(self._seconds_to_fine_tune(recipe)))
-        if self.left - _RESERVE < needed:
+            needed_seconds = max(needed_seconds, sum(self._seconds_to_fine_tune(recipe)))
+        if self.left - _RESERVE < needed_seconds:
             self.observer.announce(
                 f"No student of the ensemble: {duration(max(self.left, 0.0))} are left, and it would take "
-                f"{duration(needed)}."
+                f"{duration(needed_seconds)}."
             )
             return
         if plan is None:
@@ -362,9 +370,9 @@ class _Race:
         until = time.time() + _CHOOSING * self.left
         image_px = int(self._plan()["image_px"])
         trials = try_backbones(names, self.folder, image_px, self.cache, until=until, observer=self.observer)
-        photos = len(self.folder.readable())
-        fast = [trial for trial in trials if photos * trial.seconds_per_photo < _FEATURES * self.left]
-        best = min(fast, key=lambda trial: trial.loss, default=trials[0]).name
+        num_photos = len(self.folder.readable())
+        affordable = [trial for trial in trials if num_photos * trial.seconds_per_photo < _FEATURES * self.left]
+        best = min(affordable, key=lambda trial: trial.loss, default=trials[0]).name
         if best != first:
             # The plan was measured with the first network; the head takes its costs from it.
             self.folder.update_record(time_plan=self._plan_again(pretrained_recipe(best, self.changes)).to_dict())
@@ -388,6 +396,7 @@ class _Race:
             self.observer.announce(
                 f"warning: the time allows about {plan.share:.0%} of the {len(files):,} photos: the rest is left out."
             )
+        # Before the scan, which reads from the record what share of the photos to take.
         self.folder.update_record(time_plan=plan.to_dict())
         scan_cache = self.cache if self.machine.cache_limit_gb else None
         prepare(self.folder, self.folder.recipe(), self.observer, scan_cache)
@@ -411,8 +420,8 @@ class _Race:
         assert isinstance(settings, Backbone)
         # The one that the plan timed, and so built already.
         runtime = pretrained_extractor(settings, int(plan["image_px"]), len(splits)).forward.runtime
-        epochs = 2 * _STEP[runtime] * forward * int((splits == "train").sum())
-        return epochs, _SECONDS_TO_BEGIN + forward * len(splits)
+        epoch_seconds = 2 * _STEP[runtime] * forward * int((splits == "train").sum())
+        return epoch_seconds, _SECONDS_TO_BEGIN + forward * len(splits)
 
     def _pretrained_recipe(self, backbone: str) -> Recipe:
         """Return the recipe at the size that was planned: pictures no larger than the photos."""
@@ -456,6 +465,7 @@ class _Race:
         return bool(counts.max() < IMBALANCE * counts.min())
 
     def _save(self) -> None:
+        # `started` was moved back by what earlier processes spent, so this is the time of all of them.
         self.spent = time.time() - self.started
         entries = [asdict(entry) for entry in self.entries]
         write_json(self.log, {"seconds": self.spent, "entries": entries, "winner": self.winner})
@@ -487,6 +497,7 @@ class _Race:
             **record.known("precision", "segments", "planned_steps", "time_plan", "seed", "precision_why",
                            "precision_ms_per_image", "cached_photos")
         )  # fmt: skip
+        # Only now: a kill before this line leaves all weights, one after it a winner in its place.
         for entry in self.entries:
             if entry.name != best.name:
                 _forget_weights(self._folder_of(entry.name))

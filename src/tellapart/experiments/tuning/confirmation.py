@@ -42,6 +42,7 @@ def confirm(
         progress: called with (what, done, total).
         announce: called with a line for each run.
     """
+    # In the order of `recipes`: the one to beat, then the winner.
     right: dict[str, list[NDArray[np.bool_]]] = {"recipe": [], "tuned": []}
     groups: NDArray[np.int64] | None = None  # the same in all runs: they share one table of photos
     for seed in seeds:  # in turn: other work on the machine slows both alike
@@ -56,6 +57,7 @@ def confirm(
             correct, groups = _right_on_test(run)
             right[role].append(correct)
             announce(f"{'tuned' if role == 'tuned' else name}, seed {seed}: {right[role][-1].mean():.3f} on test")
+    # Paired by place: rows are seeds, columns are photos, in one order for both.
     first, second = np.stack(right["recipe"]), np.stack(right["tuned"])
     accuracies = tuple((float(a), float(b)) for a, b in zip(first.mean(axis=1), second.mean(axis=1), strict=True))
     return Confirmation(name, tuple(seeds), accuracies, first.shape[1], compare_over_seeds(first, second, groups))

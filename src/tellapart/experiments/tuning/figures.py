@@ -110,17 +110,19 @@ def _slice(tuning: Tuning, name: str, scored: Sequence[tuple[Trial, float]]) -> 
     values = [trial.values[name] for trial, _ in scored]
     scores = np.array([score for _, score in scored])
     finished = np.array([trial.state == "finished" for trial, _ in scored])
-    words = sorted({str(value) for value in values}) if not all(_is_number(value) for value in values) else []
+    categories = sorted({str(value) for value in values}) if not all(_is_number(value) for value in values) else []
 
     def draw(panel: Any) -> None:
-        at = np.array([words.index(str(value)) for value in values] if words else [float(value) for value in values])
+        at = np.array(
+            [categories.index(str(value)) for value in values] if categories else [float(value) for value in values]
+        )
         _dots(panel, at, scores, finished)
         for x, (trial, score) in zip(at, scored, strict=True):
             if trial.number == tuning.best:
                 _ring(panel, float(x), score)
-        if words:
-            panel.set_xticks(range(len(words)), words)
-            panel.set_xlim(-0.5, len(words) - 0.5)
+        if categories:
+            panel.set_xticks(range(len(categories)), categories)
+            panel.set_xlim(-0.5, len(categories) - 0.5)
         elif is_log:
             panel.set_xscale("log")
         panel.tick_params(axis="x", labelsize=7)

@@ -26,7 +26,8 @@ def importance_of(trials: Sequence[Trial], space: Space) -> dict[str, float]:
     """
     optuna = optuna_or_error()
     scored = scores_at_one_look(trials)
-    varied = {
+    # A setting with one value explains nothing, and one that some trials lack has no value to compare.
+    varied_names = {
         name for name, part in space.items()
         if not (isinstance(part, Choice) and len(part.values) == 1) and all(name in trial.values for trial, _ in scored)
     }  # fmt: skip
@@ -35,7 +36,7 @@ def importance_of(trials: Sequence[Trial], space: Space) -> dict[str, float]:
     distributions = optuna.distributions
     ranges = {}
     for name, part in space.items():
-        if name not in varied:
+        if name not in varied_names:
             continue
         if isinstance(part, Choice):
             ranges[name] = distributions.CategoricalDistribution(part.values)
@@ -61,11 +62,11 @@ def scores_at_one_look(trials: Sequence[Trial]) -> list[tuple[Trial, float]]:
 
     Where trials have no looks on record, their final accuracies are taken.
     """
-    seen = [trial for trial in trials if trial.curve]
-    if not seen:
+    with_curve = [trial for trial in trials if trial.curve]
+    if not with_curve:
         return [(trial, trial.accuracy) for trial in trials if trial.accuracy is not None]
-    reached = Counter(epoch for trial in seen for epoch, _ in trial.curve)
+    reached = Counter(epoch for trial in with_curve for epoch, _ in trial.curve)
     most = max(reached.values())
     # Nine in ten: a few may have ended before, as their loss was no longer finite.
     look = max(epoch for epoch, count in reached.items() if count >= 0.9 * most)
-    return [(trial, dict(trial.curve)[look]) for trial in seen if look in dict(trial.curve)]
+    return [(trial, dict(trial.curve)[look]) for trial in with_curve if look in dict(trial.curve)]

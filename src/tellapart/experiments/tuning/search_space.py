@@ -19,6 +19,7 @@ MIXING: dict[str, dict[str, float]] = {
 }
 """What each choice of ``augment.mixing`` sets: the papers' values (arXiv 1710.09412, 1905.04899)."""
 
+# No further than `sections.Augment` allows: a strength of 2 must not make a recipe that is refused.
 STRENGTH_OF = {"rotation": 0.5, "zoom": 0.95, "translation": 0.5, "contrast": 0.95, "brightness": 1.0}
 """What ``augment.strength`` multiplies, and how far each of them can go."""
 MADE_UP = {
@@ -82,13 +83,13 @@ def values_of(recipe: Recipe, space: Space) -> dict[str, Value] | None:
         if name == "augment.strength":
             value: Value = 1.0
         elif name == "augment.mixing":
-            now = {key: getattr(recipe.augment, key) for key in ("mixup", "cutmix")}
-            value = next((choice for choice, sets in MIXING.items() if sets == now), "")
+            current = {key: getattr(recipe.augment, key) for key in ("mixup", "cutmix")}
+            value = next((choice for choice, sets in MIXING.items() if sets == current), "")
         else:
             section, _, key = name.partition(".")
             value = getattr(getattr(recipe, section), key)
-        inside = value in part.values if isinstance(part, Choice) else part.low <= float(value) <= part.high
-        if not inside:
+        is_inside = value in part.values if isinstance(part, Choice) else part.low <= float(value) <= part.high
+        if not is_inside:
             return None
         values[name] = value
     return values

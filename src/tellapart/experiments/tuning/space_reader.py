@@ -74,6 +74,7 @@ def search_space(wanted: Sequence[str], recipe: Recipe) -> Space:
     for text in wanted or ("default",):
         texts |= _texts_of(text, recipe)
     parts: Space = {}
+    # Sorted: what a search draws must not depend on the order in which the user named the settings.
     for name, text in sorted(texts.items()):
         _check_name(name)
         parts[name] = _parse(name, text)
@@ -137,8 +138,8 @@ def _check_name(name: str) -> None:
                for model in section_models(section) for key in model.model_fields), *MADE_UP]  # fmt: skip
     if name in known:
         return
-    same = [setting for setting in known if setting.partition(".")[2] == name.rpartition(".")[2]]
-    hint = f" Did you mean '{same[0]}'?" if same else nearest(name, known)
+    same_key = [setting for setting in known if setting.partition(".")[2] == name.rpartition(".")[2]]
+    hint = f" Did you mean '{same_key[0]}'?" if same_key else nearest(name, known)
     raise RecipeError(f"The search space names an unknown setting, {name!r}.{hint} docs/settings.md lists all.")
 
 
@@ -213,6 +214,7 @@ def _try_ends(name: str, text: str, part: Range | Choice, recipe: Recipe, space:
         lowest = part.low if isinstance(part, Range) else min(float(value) for value in part.values)
         if lowest < 0:
             raise RecipeError(f"augment.strength={text!r} begins below 0. Expected numbers from 0 (none) up.")
+    # Both ends are enough: what a setting allows is an interval.
     beside = _acting_values(name, recipe, space)
     for value in _ends(part):
         try:

@@ -68,8 +68,9 @@ def optuna_or_error() -> Any:
 
 def first_rung(epochs: int, validate_every: int, warmup_epochs: float) -> int:
     """Return the epoch after which poor trials are stopped first: a ninth of all, past the warm-up, with a look."""
-    wanted = max(epochs / _REDUCTION**2, warmup_epochs, _EARLIEST)
-    return int(-(-wanted // validate_every)) * validate_every
+    earliest = max(epochs / _REDUCTION**2, warmup_epochs, _EARLIEST)
+    # Rounded up to an epoch with a validation: only there does a trial ask whether it should stop.
+    return int(-(-earliest // validate_every)) * validate_every
 
 
 @contextlib.contextmanager
@@ -105,19 +106,22 @@ def opened_study(
     library = optuna_or_error()
     with _quiet(), reachable(url):
         storage = _storage(url, heartbeat)
+        # The storage keeps neither the pruner nor the sampler: every process brings its own, and their pruners must be
+        # alike.
         study: optuna.Study = library.create_study(
             storage=storage,
             study_name=name,
             directions=["maximize", "minimize"] if pareto else ["maximize"],
             pruner=library.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=_REDUCTION)
             if rung and not pareto
+            # Optuna prunes by one aim only.
             else library.pruners.NopPruner(),
             load_if_exists=True,
         )
         # A search that goes on must not propose again what its first trials were.
-        fresh = (seed * 1_000_003 + len(study.get_trials(deepcopy=False)) * 1009) % 2**32
+        sampler_seed = (seed * 1_000_003 + len(study.get_trials(deepcopy=False)) * 1009) % 2**32
         study.sampler = library.samplers.TPESampler(
-            seed=fresh, multivariate=True, group=conditional, constant_liar=True
+            seed=sampler_seed, multivariate=True, group=conditional, constant_liar=True
         )
     try:
         with reachable(url, lost=True):
@@ -207,6 +211,7 @@ def work_through(
                 break
             # Those that others are running will most likely finish; only what is then still wanted is begun.
             if finished + states.count("RUNNING") < wanted:
+                # It lets the lock go itself, as soon as the store knows the trial as running.
                 _run_one(study, objective, claim)
                 continue
         waiting(finished)

@@ -71,6 +71,7 @@ class Search:
         """The epoch after which poor trials are stopped first; None: none is."""
         train = self.recipe.train
         rung = first_rung(train.epochs, self.validate_every, train.warmup_epochs)
+        # A rung at the last epoch would stop nothing.
         return rung if self.prunes and not self.pareto and rung < train.epochs else None
 
 
@@ -131,8 +132,9 @@ def milliseconds(search: Search, folder: Path, recipe: Recipe) -> float:
     from tellapart.experiments.cost import cost_of, with_speed
 
     cost = cost_of(folder)
-    known = search.folder / "latency" / f"{recipe.model.name}-{cost.parameters}-{cost.image_px}.json"
-    if not known.exists():
+    saved_path = search.folder / "latency" / f"{recipe.model.name}-{cost.parameters}-{cost.image_px}.json"
+    # Two workers may measure at once: the file is written whole, and the last one counts.
+    if not saved_path.exists():
         (measured,) = with_speed([folder], [cost])
-        write_json(known, {"ms_per_image": (measured.ms_per_image or {})[1]})
-    return float(read_json(known)["ms_per_image"])
+        write_json(saved_path, {"ms_per_image": (measured.ms_per_image or {})[1]})
+    return float(read_json(saved_path)["ms_per_image"])

@@ -101,8 +101,10 @@ def tune(
     folder = Path(out) if out is not None else Path("tuning") / Path(photos).resolve().stem
     search = Search(
         folder=folder, recipe=base, space=search_space(space, base), precision="", seed=seed, prunes=prunes,
+        # No more workers than trials: idle ones would take their share of the processors from the others.
         pareto=pareto, cache=None if cache is None else Path(cache), workers=min(workers, trials),
     )  # fmt: skip
+    # From here on, so that scanning and decoding the photos count.
     deadline = None if time_limit is None else time.time() + time_limit
     _claim(search, os.path.abspath(photos), storage)
 
@@ -117,17 +119,18 @@ def tune(
         if storage or not is_first:  # whoever else works on the study must not draw the same numbers
             search = replace(search, seed=seed + int.from_bytes(os.urandom(3)))
         url = storage or _file_storage(folder)
-        order = SearchJob(search, url, _study_name(search), trials, deadline, heartbeat)
+        job = SearchJob(search, url, _study_name(search), trials, deadline, heartbeat)
         try:
-            _search(order, progress, announce)
+            _search(job, progress, announce)
         except KeyboardInterrupt:
             announce("The search is kept: the same command goes on with it.")
             raise
 
         # What was found
-        result = _summary(order)
+        result = _summary(job)
         if not is_first:
             return result
+        # Before the confirmation, which trains twice as many runs as there are seeds: a stop there loses no result.
         _write(result, progress)
 
         # Confirm it
@@ -147,6 +150,8 @@ def _claim(search: Search, photos: str, storage: str | None) -> None:
     Raises:
         InputError: the folder holds another one.
     """
+    # Plain JSON values, for they are compared with what was read back from the file. No password: anybody who sees the
+    # folder could read it.
     wanted: dict[str, Any] = {
         "photos": photos,
         "space": space_texts(search.space),
@@ -158,12 +163,12 @@ def _claim(search: Search, photos: str, storage: str | None) -> None:
     }
     saved_path = search.folder / "search.json"
     if saved_path.exists():
-        known = read_json(saved_path)
-        differing = [part for part, value in wanted.items() if known.get(part) != value]
+        saved = read_json(saved_path)
+        differing = [part for part, value in wanted.items() if saved.get(part) != value]
         if differing:
             part = differing[0]
             raise InputError(
-                f"{search.folder} holds another search, with {part} {_shown(known.get(part))}; this one has "
+                f"{search.folder} holds another search, with {part} {_shown(saved.get(part))}; this one has "
                 f"{_shown(wanted[part])}. Go on with the same, or name another folder with --out."
             )
         return
@@ -185,13 +190,13 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
     from tellapart.training.schedule import stages_of
     from tellapart.training.timing import choose_precision
 
-    chosen = search.folder / "precision.json"
-    if not chosen.exists():
+    precision_path = search.folder / "precision.json"
+    if not precision_path.exists():
         prepared_folder(photos, search.photos, search.recipe, Observer(progress, announce))
         make_visible(search.photos, search.visible)
-        seen = open_photos(RunFolder(search.visible), search.recipe, search.cache, progress, machine_from())
-        with seen.pictures, seen.sources:
-            inputs = Inputs(search.recipe, seen)
+        visible_photos = open_photos(RunFolder(search.visible), search.recipe, search.cache, progress, machine_from())
+        with visible_photos.pictures, visible_photos.sources:
+            inputs = Inputs(search.recipe, visible_photos)
             progress("choosing the precision", 0, 1)
             precision = choose_precision(
                 search.recipe.train.precision,
@@ -200,21 +205,21 @@ def _prepare(search: Search, photos: str | os.PathLike[str], progress: Progress,
             )
         forget_networks()
         # Written last: this file says that the photos are prepared, and helpers wait for it.
-        write_json(chosen, {"name": precision.name, "reason": precision.reason})
-    return replace(search, precision=read_json(chosen)["name"])
+        write_json(precision_path, {"name": precision.name, "reason": precision.reason})
+    return replace(search, precision=read_json(precision_path)["name"])
 
 
 def _await_preparation(search: Search, progress: Progress) -> Search:
     """Wait for the process that owns the search."""
-    chosen = search.folder / "precision.json"
-    while not chosen.exists():
+    precision_path = search.folder / "precision.json"
+    while not precision_path.exists():
         progress("waiting for the photos to be prepared", 0, 1)
         with locked(search.folder / ".owner", wait=False) as is_free:
             # The owner holds its lock as long as it lives: a free lock without the file means that it died.
             if is_free:
                 raise RunError(f"The process that prepared {search.folder} has ended early. Run the command again.")
         time.sleep(0.5)
-    return replace(search, precision=read_json(chosen)["name"])
+    return replace(search, precision=read_json(precision_path)["name"])
 
 
 def make_visible(prepared: Path, visible: Path) -> None:
@@ -242,8 +247,8 @@ def _study_name(search: Search) -> str:
     # By the photos' content, not their path: machines that share a storage have them in different places.
     photos = [RunFolder(folder).record().data_sha256 for folder in (search.photos, search.visible)]
     # Everything that makes two searches the same; the sampler's seed does not, nor how many trials are wanted.
-    same = [photos, space_texts(search.space), search.pareto, search.prunes, saved_values(search.recipe)]
-    return f"tellapart-{sha256(json.dumps(same).encode())[:20]}"
+    identity = [photos, space_texts(search.space), search.pareto, search.prunes, saved_values(search.recipe)]
+    return f"tellapart-{sha256(json.dumps(identity).encode())[:20]}"
 
 
 def _file_storage(folder: Path) -> str:
@@ -261,9 +266,9 @@ def _search(order: SearchJob, progress: Progress, announce: Announce) -> None:
     with order.opened() as study:  # an unreachable storage is found out before processes are started
         if num_finished(study) >= order.trials:
             return
-        news = TrialReporter(study, order, announce)
-        progress("trials", news.tell(), order.trials)
-        work_together(order, look=lambda: progress("trials", news.tell(), order.trials), announce=announce)
+        reporter = TrialReporter(study, order, announce)
+        progress("trials", reporter.tell(), order.trials)
+        work_together(order, look=lambda: progress("trials", reporter.tell(), order.trials), announce=announce)
 
 
 def _summary(order: SearchJob) -> Tuning:
@@ -304,10 +309,11 @@ def _confirmed(
 
     if result.recipe == search.recipe:
         return replace(result, note=f"Nothing that was tried is better on the validation photos than {name} as it is.")
-    tested = int((RunFolder(search.photos).manifest()["split"] == "test").sum())
-    if not seeds or tested < 2:
-        why = "no fresh seeds were asked for" if not seeds else f"there are {tested} test photos"
+    num_test = int((RunFolder(search.photos).manifest()["split"] == "test").sum())
+    if not seeds or num_test < 2:
+        why = "no fresh seeds were asked for" if not seeds else f"there are {num_test} test photos"
         return replace(result, note=f"The winner is not confirmed, since {why}: part of its accuracy is luck.")
+    # All trials ran with the recipe's seed, which no search varies.
     first = search.recipe.train.seed + 1
     answer = confirm(
         search.folder / "confirm",

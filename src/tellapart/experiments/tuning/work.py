@@ -70,16 +70,17 @@ def work(order: SearchJob, *, worker: int, progress: Progress, announce: Announc
         progress: called with (what, done, total); what it raises stops the trial that is under way, which is put back.
         announce: called with a line for each trial that has ended, whoever ran it.
     """
+    # The lock is one of this folder: workers on other machines do not see it, and may begin a trial too many.
     search, lock, clock = order.search, order.search.folder / ".claim", Stopwatch()
     with order.opened(worker) as study:
-        news = TrialReporter(study, order, announce)
+        reporter = TrialReporter(study, order, announce)
 
         def objective(trial: optuna.Trial) -> Any:
-            news.tell()
+            reporter.tell()
             return _objective(search, trial, progress, clock)
 
         def waiting(finished: int) -> None:
-            news.tell()
+            reporter.tell()
             progress("waiting for the trials of other workers", finished, order.trials)
 
         # Under the lock, or two first workers would both queue the recipe as it is.
@@ -94,7 +95,7 @@ def work(order: SearchJob, *, worker: int, progress: Progress, announce: Announc
             times = {"trials": clock.seconds, "overhead": overhead}
             # A name of its own for each worker: attributes are overwritten, and workers may be on other machines.
             study.set_user_attr(_TIMES + uuid.uuid4().hex[:12], times)
-        news.tell()
+        reporter.tell()
 
 
 class Stopwatch:
@@ -128,6 +129,7 @@ def _objective(
 
     clock.start()
     try:
+        # In the folder of its first beginning: a trial that was put back goes on from its checkpoint.
         measured = run_trial(search, folder, values, watch=_reports(search, trial, clock), progress=named_progress)
     # A poor trial is not gone on with: nothing needs its weights.
     except library.TrialPruned:
@@ -174,8 +176,10 @@ def _reports(search: Search, trial: optuna.Trial, clock: Stopwatch) -> Watch:
 
 def _keep_the_best(search: Search, trials: tuple[Trial, ...], folder: Path, accuracy: float) -> None:
     """Delete the weights of all trials but the few best; this one is not in the study yet."""
-    known = {search.folder / "trials" / f"{trial.number:04d}": trial for trial in trials if trial.state == "finished"}
-    order = [(finished.accuracy or 0.0, path) for path, finished in known.items() if path != folder] + [
+    finished_trials = {
+        search.folder / "trials" / f"{trial.number:04d}": trial for trial in trials if trial.state == "finished"
+    }
+    order = [(finished.accuracy or 0.0, path) for path, finished in finished_trials.items() if path != folder] + [
         (accuracy, folder)
     ]
     for _, path in sorted(order, key=lambda pair: -pair[0])[KEPT:]:
@@ -187,11 +191,11 @@ def trials_of(study: optuna.Study) -> tuple[Trial, ...]:
     states = {"COMPLETE": "finished", "PRUNED": "stopped", "FAIL": "lost"}
     by_number: dict[int, Trial] = {}
     # A failed trial that was put back is not lost: it waits, or runs under another number in the same folder.
-    alive = {trial.user_attrs.get(FOLDER_OF) for trial in study.get_trials(deepcopy=False)
+    unfinished_numbers = {trial.user_attrs.get(FOLDER_OF) for trial in study.get_trials(deepcopy=False)
              if trial.state.name in ("WAITING", "RUNNING")}  # fmt: skip
     for trial in study.get_trials(deepcopy=False):
         number = trial.user_attrs.get(FOLDER_OF, trial.number)
-        if trial.state.name not in states or (trial.state.name == "FAIL" and number in alive):
+        if trial.state.name not in states or (trial.state.name == "FAIL" and number in unfinished_numbers):
             continue
         curve = tuple(sorted((step, float(value)) for step, value in trial.intermediate_values.items()))
         attributes = trial.user_attrs

@@ -72,6 +72,8 @@ def _refuse_to_go_on(ended: Child, log: Path, replaced: int) -> None:
     error_file = log / f"{ended.number}.error"
     if error_file.exists():
         raise RunError(error_file.read_text("utf-8").strip())
+    # A code above 0 is an error of its own, which the next worker would meet again; below 0 is a signal, such as the
+    # kernel's when memory is short.
     if replaced >= _MOST_REPLACED or (ended.code > 0 and ended.code != _TERMINATED):
         raise RunError(
             f"Worker {ended.number} ended with code {ended.code}. What it said: {log}/{ended.number}.log. "

@@ -47,9 +47,11 @@ def _class_pictures(e: Examination, attributions: Attributions) -> dict[str, Any
         right = np.flatnonzero((predicted == number) & (e.true == number))
         if not len(right):
             continue
-        best = right[np.argsort(-sure[right], kind="stable")[:SUREST]]
+        # The choice that `report.attribution` made maps for, by the same sort: `strict` below fails where the two drift
+        # apart.
+        surest = right[np.argsort(-sure[right], kind="stable")[:SUREST]]
         # `of` returns maps in rising order of slots, so the slots must be sorted to match.
-        maps = zip(np.sort(best).tolist(), attributions.of(best), strict=True)
+        maps = zip(np.sort(surest).tolist(), attributions.of(surest), strict=True)
         shown = [encoded(overlay(subject.pictures.read(int(at[slot])), heat), 80) for slot, heat in maps]
         mean = attributions.of(right).mean(axis=0)
         patches = attributions.patches[number]

@@ -54,6 +54,8 @@ def _calibrations(e: Examination) -> tuple[Calibration, Calibration | None, floa
 
     A run's network has the temperature inside; one that was made before runs were calibrated gets it here.
     """
+    # `held_out` is empty where the report is about the validation photos themselves: nothing is judged on what it was
+    # fitted to.
     subject, true, groups, held_out = e.subject, e.true, e.groups, e.held_out
     probabilities, temperature = e.probabilities, subject.temperature
     # "As trained" means without the temperature: dividing the logits by its inverse undoes it.

@@ -22,6 +22,7 @@ def _compute(e: Examination) -> pd.DataFrame:
 
 def suspected(value: pd.DataFrame | None) -> pd.DataFrame:
     """Return the rows that the page shows, most suspicious first."""
+    # The page stores pictures of exactly these rows: whoever shows suspected labels must ask here.
     return pd.DataFrame({"position": []}) if value is None else value[value["suspected"]].head(LISTED)
 
 

@@ -40,16 +40,17 @@ class Quality:
 def _compute(e: Examination) -> Quality:
     large, qualities = _large_pictures(e)
     picture_px, groups = e.subject.pictures.image_px, e.groups
-    few = spread(e.true, how_many(_CORRUPTED, picture_px))
-    robust = robustness(
+    sample = spread(e.true, how_many(_CORRUPTED, picture_px))
+    robustness_result = robustness(
         e.subject.predict,
-        large[few],
-        e.true[few],
+        large[sample],
+        e.true[sample],
         picture_px,
-        None if groups is None else groups[few],
+        None if groups is None else groups[sample],
         progress=e.progress,
     )
-    return Quality(robust, find_quality_range(qualities, e.predicted == e.true, groups), qualities)
+    # The range is found on all photos, the corruptions cost 75 passes each and get a sample.
+    return Quality(robustness_result, find_quality_range(qualities, e.predicted == e.true, groups), qualities)
 
 
 def _large_pictures(e: Examination) -> tuple[NDArray[np.uint8], pd.DataFrame]:

@@ -38,6 +38,7 @@ def made_by(run: Path, record: RunRecord) -> str:
         return f"tellapart reproduce {run}"
     if record.request.race is not None:
         shared = [f"--set {change}" for change in record.request.race]
+        # Its time belongs to the command: without it a race takes its ten minutes.
         return " ".join(
             ["tellapart train", record.request.photos, f"--time {record.request.time_budget:.0f}s", *shared]
         )

@@ -17,9 +17,9 @@ def _compute(e: Examination) -> Shortcuts | None:
     if attributions is None:
         return None
     # The same sample as in `attribution.look`, so every picture has a map and `of` returns one for each.
-    some = spread(e.true, how_many(SOME, e.subject.pictures.image_px))
-    pictures = e.subject.pictures.batch(e.at[some])
-    return shortcuts(e.subject.predict, pictures, e.true[some], attributions.of(some), e.groups_at(e.at[some]))
+    sample = spread(e.true, how_many(SOME, e.subject.pictures.image_px))
+    pictures = e.subject.pictures.batch(e.at[sample])
+    return shortcuts(e.subject.predict, pictures, e.true[sample], attributions.of(sample), e.groups_at(e.at[sample]))
 
 
 def _to_json(value: Shortcuts | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def _properties(frame: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
     """Return the columns to slice by: classes, folders, size, format, quality, and what else the manifest has."""
     # Not pandas' own string methods, which refuse names that are not UTF-8.
     folders = pd.Series([path.rpartition("/")[0] for path in frame["path"]], frame.index, dtype=object)
-    plain = {
+    columns = {
         "class": frame["label"],
         "folder": folders,
         "width": frame["width"],
@@ -36,8 +36,9 @@ def _properties(frame: pd.DataFrame, qualities: pd.DataFrame) -> pd.DataFrame:
         **{name: frame[name] for name in _PROPERTIES if name in frame},
     }
     if (folders == frame["label"]).all():
-        del plain["folder"]  # the same slices twice would only cost statistical power
-    table = pd.DataFrame({name: values.reset_index(drop=True) for name, values in plain.items()})
+        del columns["folder"]  # the same slices twice would only cost statistical power
+    table = pd.DataFrame({name: values.reset_index(drop=True) for name, values in columns.items()})
+    # Width and height are there already: nearly the same slices again would cost power too.
     measured = qualities.drop(columns="short_side_px").add_prefix("quality: ")
     return pd.concat([table, measured.reset_index(drop=True)], axis=1)
 
