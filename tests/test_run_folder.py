@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from tellapart.errors import RunError
 from tellapart.evaluation.predict import prediction_table
-from tellapart.run_folder import SCHEMA_VERSION, RunFolder, RunRequest
+from tellapart.run_folder import SCHEMA_VERSION, RunFolder, RunRequest, new_folder
 from tellapart.settings import Recipe
 from tellapart.tables import csv_text
 
@@ -97,3 +98,22 @@ def test_photos_are_taken_over_with_their_split_and_an_ensemble_is_not_trained(t
     new.refuse_ensemble()
     with pytest.raises(RunError, match="an ensemble of x, y"):
         old.refuse_ensemble()
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
+    names = []
+    for _ in range(3):
+        folder = new_folder(None, Path("pets"))
+        folder.mkdir(parents=True)
+        names.append(folder.as_posix())
+    assert names == [f"runs/pets-20260101-000000{end}" for end in ("", "-2", "-3")]
+
+
+def test_a_folder_that_cannot_be_resumed_is_not_said_to_be(tmp_path: Path):
+    """Killed between its recipe and its record: `--resume` would refuse it."""
+    (tmp_path / "recipe.toml").write_text("")
+    with pytest.raises(RunError) as error:
+        new_folder(tmp_path, Path("pets"))
+    assert "--resume" not in str(error.value)

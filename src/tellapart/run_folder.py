@@ -5,6 +5,7 @@ A run can be moved and renamed: nothing in it names its own place. What is absol
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -421,10 +422,12 @@ def new_folder(out: str | os.PathLike[str] | None, photos: Path) -> Path:
     """
     if out is None:
         name = f"{photos.resolve().stem or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
-        return Path("runs") / name
+        # The time has whole seconds: a script may begin two runs in one.
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        return next(Path("runs") / name for name in names if not (Path("runs") / name).exists())
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        hint = f" To resume it: --resume {folder}." if RunFolder(folder).recipe_path.exists() else ""
+        hint = f" To resume it: --resume {folder}." if RunFolder(folder).is_begun else ""
         raise RunError(f"{folder} already exists and is not empty. Name a new folder.{hint}")
     return folder
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tellapart.errors import InputError
 from tellapart.experiments.extend import extended_photos, extended_request, measure_extension
 from tellapart.experiments.racing.begin import begin_race, describe_race, is_race
 from tellapart.experiments.racing.race import run_race
@@ -56,7 +57,7 @@ def train(
         The finished run.
 
     Raises:
-        InputError: the photos or the recipe cannot be used.
+        InputError: the photos or the recipe cannot be used, or `extend` stands beside `split_from` or `begin_from`.
         RunError: `out` is not empty, or `begin_from` has another network.
         TrainingStoppedError: the loss is no longer finite.
 
@@ -67,6 +68,11 @@ def train(
     # First of all: the time budget counts from here, and reading tables of photos takes part of it.
     started = time.time()
     if extend is not None:
+        if split_from is not None or begin_from is not None:
+            raise InputError(
+                "A run that is extended keeps its own split and weights. Leave split_from and begin_from away, or "
+                "extend away."
+            )
         folder = begin_extension(photos, extend, recipe, changes, time_budget, out)
         return go_on(folder, cache, observer, machine=machine, started=started)
     request = RunRequest(

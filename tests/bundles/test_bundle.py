@@ -118,6 +118,15 @@ def test_paths_that_lead_out_of_the_bundle_are_refused(folder: Path, path: str):
         open_bundle(folder)
 
 
+def test_a_file_in_a_folder_is_the_bundles_whatever_its_name(folder: Path):
+    (folder / "reference_images" / "SHA256SUMS").write_text("not listed")
+    with pytest.raises(BundleError, match="reference_images/SHA256SUMS does not belong to the bundle"):
+        open_bundle(folder)
+    (folder / "reference_images" / "SHA256SUMS").unlink()
+    write_record(folder, bundle_record())
+    assert open_bundle(folder).record == bundle_record()
+
+
 def test_links_are_no_part_of_a_bundle(folder: Path):
     (folder.parent / "elsewhere.onnx").write_bytes(b"abc")
     (folder / "model.onnx").unlink()

@@ -42,8 +42,8 @@ def test_what_a_row_says_of_a_photo_is_counted_again_after_a_kill(lines: CsvLine
 @pytest.mark.parametrize("name", ["a.jpg", r"photos\new.jpg", 'a\n"b".jpg', "a\r\\n.jpg", "=1\n.jpg"])
 def test_a_resumed_table_knows_a_photo_by_any_name(lines: CsvLines | JsonLines, name: str, tmp_path: Path):
     part = tmp_path / "t.part"
-    row = lines.row(Prediction(name, "cat", 1.0, (("cat", 1.0),)))
-    assert row.count("\n") == 1
+    row = lines.row(Prediction(name, "a\ncat", 1.0, (("a\ncat", 1.0),)))
+    assert row.count("\n") == 1, "whatever photos and classes are called"
     part.write_text(lines.header() + row, newline="")
     assert _resumed(part, lines, [Path(name), Path("b.jpg")])[1] == 1
     with pytest.raises(InputError, match="other images"):

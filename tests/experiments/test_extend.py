@@ -11,7 +11,7 @@ import pytest
 
 import tellapart
 from drawing import make_classes
-from tellapart.errors import RunError
+from tellapart.errors import InputError, RunError
 from tellapart.experiments.extend import extended_photos
 from tellapart.run_folder import RunFolder
 
@@ -60,6 +60,12 @@ def test_photos_that_are_gone_or_a_run_that_is_not_finished_are_refused(earlier:
     with pytest.raises(RunError, match="not a finished run"):
         extended_photos(new, RunFolder(moved), tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_split_of_another_run_beside_it_is_refused(earlier: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="keeps its own split and weights"):
+        tellapart.train(tmp_path / "new", extend=earlier, split_from=earlier, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_the_new_photos_have_a_split_the_old_ones_get_theirs(earlier: Path, tmp_path: Path):

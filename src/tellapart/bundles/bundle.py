@@ -315,7 +315,7 @@ def strange_files(folder: Path) -> list[str]:
 
 def _files(folder: Path) -> list[Path]:
     # SHA256SUMS cannot hold its own checksum.
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
 
 
 def _file_sha256(path: Path) -> str:

@@ -126,6 +126,11 @@ def predict_files(
     return Written(out, done, counts[0], counts[1], counts[2], counts[3], resumed)
 
 
+def _one_line(text: str) -> str:
+    """Return a name without line ends: exactly one line per image, since resuming counts lines."""
+    return json.dumps(text, ensure_ascii=False)[1:-1] if "\n" in text or "\r" in text else text
+
+
 class CsvLines:
     """Rows as CSV; what a line cannot hold is escaped as JSON does."""
 
@@ -140,7 +145,7 @@ class CsvLines:
 
     def row(self, prediction: Prediction) -> str:
         """Return a prediction as a line."""
-        rest: list[Any] = [value for pair in prediction.top[1:] for value in pair]
+        rest: list[Any] = [value for label, share in prediction.top[1:] for value in (_one_line(label), share)]
         rest += [""] * (2 * (self.top_k - 1) - len(rest))
         probability = "" if prediction.label is None else f"{prediction.probability:.6f}"
         flags = ["", "", "", ""]
@@ -151,7 +156,7 @@ class CsvLines:
         return _csv_line(
             [
                 self.path(prediction.path),
-                prediction.label or "",
+                _one_line(prediction.label or ""),
                 probability,
                 *flags,
                 prediction.error.replace("\n", " "),
@@ -161,8 +166,7 @@ class CsvLines:
 
     def path(self, path: str) -> str:
         """Return a path as it stands in a row."""
-        # Exactly one line per image, even if its name holds line ends: resuming counts lines.
-        return json.dumps(path, ensure_ascii=False)[1:-1] if "\n" in path or "\r" in path else path
+        return _one_line(path)
 
     def facts(self, line: str) -> tuple[str, bool, bool, bool, bool]:
         """Return (path as it stands there, unreadable, abstains, unknown, warned)."""

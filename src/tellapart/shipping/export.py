@@ -43,6 +43,7 @@ from tellapart.data.quality import UNKNOWN, measure_quality
 from tellapart.errors import BundleError, DecodeError, InputError, nearest
 from tellapart.evaluation.calibration import conformal_threshold, fit_temperature
 from tellapart.evaluation.features import features_and_probabilities
+from tellapart.evaluation.measure import groups_of
 from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import find_quality_range
 from tellapart.explain.maps import grad_cam_values
@@ -340,7 +341,8 @@ def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:
 def _quality_range(known: _Known, photos: _Photos, progress: Progress) -> dict[str, tuple[float | None, float | None]]:
     at = photos.main
     qualities = _qualities([photos.pictures.paths[i] for i in at], progress)
-    limits = find_quality_range(qualities, known.probabilities[at].argmax(axis=1) == photos.numbers[at]).limits
+    groups, is_right = groups_of(photos.frame), known.probabilities[at].argmax(axis=1) == photos.numbers[at]
+    limits = find_quality_range(qualities, is_right, None if groups is None else groups[at]).limits
     return {measure: (_limit(low), _limit(high)) for measure, (low, high) in limits.items()}
 
 

@@ -160,7 +160,7 @@ def _answers(member: Member, pictures: Pictures, progress: Progress) -> tuple[ND
 
 
 def _recipe(members: Sequence[Member], image_px: int) -> Recipe:
-    """Return the recipe of the heaviest member, with the size of the pictures that the joined network takes."""
+    """Return the recipe of the first member that has one, with the size of pictures that the joined network takes."""
     folders = [RunFolder(member.finished_run.folder) for member in members]
     recipe = next((folder.recipe() for folder in folders if folder.recipe_path.is_file()), Recipe())
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"image_px": image_px})})

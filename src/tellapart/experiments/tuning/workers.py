@@ -48,6 +48,9 @@ def work_together(order: SearchJob, *, look: Callable[[], object], announce: Cal
     """
     log, sharing = order.search.folder / "workers", order.search.workers
     log.mkdir(parents=True, exist_ok=True)
+    # What an earlier call died of must not end this one.
+    for stale in log.glob("*.error"):
+        stale.unlink()
     replaced = 0
     # Packed: to unpickle a job imports Keras, and a worker has to set its threads before.
     arguments = (pickle.dumps(order), sharing, log)

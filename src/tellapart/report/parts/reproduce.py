@@ -44,7 +44,8 @@ def made_by(run: Path, record: RunRecord) -> str:
         )
     standings = read_json(run / "ensemble.json")["standings"]
     # Snapshots of one run are several members with the same run: name it once.
-    members = list(dict.fromkeys(standing["run"] for standing in standings))
+    # Without "run": the ensemble was killed before its result was written, and names are all that there is.
+    members = list(dict.fromkeys(standing.get("run", standing["name"]) for standing in standings))
     return " ".join(["tellapart ensemble", *members, *(["--snapshots"] if len(standings) > len(members) else [])])
 
 
