@@ -37,6 +37,17 @@ def shared_data() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a registry's database without models, to be copied: making its tables takes a second and a half."""
+    pytest.importorskip("mlflow")
+    from tellapart.registry import Registry
+
+    file = tmp_path_factory.mktemp("registry") / "models.db"
+    Registry(file)
+    return file
+
+
+@pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
     """Return what makes a new database of a server of our own and gives its URL; skip where PostgreSQL is absent."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("initdb") or "/nowhere").parent]

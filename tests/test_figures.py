@@ -112,3 +112,22 @@ def test_the_ab_tests_alarms_and_labels_are_those_of_their_file():
         assert labels["found"] == 1.0
     once = found["disagreements_for_one_look_by_power"]
     assert f"| {once['0.5']} for half of the tests, {once['0.9']} for nine of ten |" in text
+
+
+def test_what_features_of_many_photos_cost_is_that_of_their_file():
+    found, page = result("features"), text_of("docs/transfer.md")
+    for who in ("tellapart", "keras"):
+        cells = []
+        for key in ("wall_seconds", "processor_seconds"):
+            values = sorted(part[who][key] for part in found["rounds"])
+            cells.append(f"{values[1]:.0f} ({values[0]:.0f} to {values[2]:.0f})")
+        assert f"| {' | '.join(cells)} | {found['median'][who]['test']:.3f} |" in page
+    ratio = found["median"]["keras"]["processor_seconds"] / found["median"]["tellapart"]["processor_seconds"]
+    assert f"Keras takes {ratio:.2f} times as much" in page
+
+
+def test_what_passes_before_the_first_step_is_that_of_its_file():
+    median, page = result("first-step")["median_seconds"], text_of("docs/training.md")
+    for way in ("race", "fast", "reference"):
+        assert f"| {median[f'{way}, cold']:.1f} s | {median[f'{way}, warm']:.1f} s |" in page
+    assert f"begins after {median['keras']:.1f} s" in page

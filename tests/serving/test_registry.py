@@ -84,8 +84,14 @@ def test_roles_change_as_the_file_says_and_what_cannot_be_loaded_changes_nothing
     assert models.find().version == first
 
 
-def test_a_look_copies_bundles_before_it_says_who_they_are(versions, tmp_path):
-    registry, folder = Registry(tmp_path / "models.db"), tmp_path / "copies"
+@pytest.fixture
+def registry(empty_registry: Path, tmp_path: Path) -> Registry:
+    (tmp_path / "models.db").write_bytes(empty_registry.read_bytes())
+    return Registry(tmp_path / "models.db")
+
+
+def test_a_look_copies_bundles_before_it_says_who_they_are(versions, registry, tmp_path):
+    folder = tmp_path / "copies"
     added = [registry.add(tmp_path / "followed" / digest, name="shapes") for digest in versions]
     with pytest.raises(InputError, match="has no champion"):
         write_roles(registry, "shapes", folder)
@@ -102,10 +108,13 @@ def test_a_look_copies_bundles_before_it_says_who_they_are(versions, tmp_path):
 
 @pytest.mark.slow
 def test_a_server_follows_within_seconds_and_fails_nobody(
-    versions, photos, tmp_path, start: Callable[..., ServerProcess]
+    versions: list[str],
+    registry: Registry,
+    photos: list[Path],
+    tmp_path: Path,
+    start: Callable[..., ServerProcess],
 ):
     """Promotion, split test, shadow test and rollback, while a client asks all the time."""
-    registry = Registry(tmp_path / "models.db")
     first, second = (registry.add(tmp_path / "followed" / digest, name="shapes") for digest in versions[:2])
     registry.promote(first, "")
     server = start(

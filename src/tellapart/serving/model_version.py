@@ -217,7 +217,10 @@ class LargeImages:
 
 
 class Shadow:
-    """The batcher's worker for images that another version has answered already.
+    """The batcher's worker for images that another version has answered already. One for each call.
+
+    A version must not hold it: the two would be a cycle, and a version that was replaced would keep its networks in
+    memory until the collector runs.
 
     Args:
         served: the version that sees them too.
@@ -257,7 +260,6 @@ class ModelVersion:
         budget: memory to do it in.
         number: 1 for the first version of this name that was loaded, 2 for the next.
         large: the worker for pictures that `is_large`; what it answers is taken by `prepare` as it is.
-        shadow: the worker for images that another version has answered.
     """
 
     bundle: Bundle
@@ -271,11 +273,9 @@ class ModelVersion:
     budget: DecodeBudget
     number: int = 0
     large: LargeImages = field(init=False)
-    shadow: Shadow = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "large", LargeImages(self.decode, self.budget))
-        object.__setattr__(self, "shadow", Shadow(self))
 
     @property
     def name(self) -> str:

@@ -144,8 +144,7 @@ def write_roles(registry: Registry, name: str, folder: Path) -> Roles:
     """
     from tellapart.errors import InputError
 
-    versions = registry.versions(name)
-    champion = next((version for version in versions if "champion" in version.aliases), None)
+    champion = registry.champion(name)
     if champion is None:
         raise InputError(
             f"{name} has no champion in {registry.shown}. Expected one: tellapart models promote {name} 1."
@@ -156,9 +155,9 @@ def write_roles(registry: Registry, name: str, folder: Path) -> Roles:
         test = None
     roles = Roles(champion.digest, test)
     # Bundles first: whoever reads the file finds them whole.
-    for version in versions:
-        if version.digest in roles.digests and not (folder / version.digest).exists():
-            registry.fetch_bundle(version, folder)
+    for digest in roles.digests:
+        if not (folder / digest).exists():
+            registry.fetch_bundle(registry.version(name, digest), folder)
     if roles != read_roles(folder):
         values = {"champion": roles.champion, "test": None if test is None else test.to_json()}
         write_json(folder / ROLES_FILE, values)

@@ -25,7 +25,7 @@ from tellapart.serving.keeper import PredictionKeeper
 from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.memory import give_back
 from tellapart.serving.middleware import RequestContext, context_of
-from tellapart.serving.model_version import Answer, ExplainRequest, ExplainResult, Image, ModelVersion
+from tellapart.serving.model_version import Answer, ExplainRequest, ExplainResult, Image, ModelVersion, Shadow
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
 from tellapart.serving.telemetry import Telemetry
@@ -203,7 +203,7 @@ class Service:
         try:
             if self._shadow_bytes + size > _SHADOW_BYTES:
                 raise QueueFullError
-            call = self.shadows.submit(challenger.shadow, [images[number] for number in numbers])
+            call = self.shadows.submit(Shadow(challenger), [images[number] for number in numbers])
         except QueueFullError:
             self.telemetry.shadows.labels("dropped").inc(len(numbers))
             return
