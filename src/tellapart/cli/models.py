@@ -59,6 +59,7 @@ def list_models(
     registry_url: Where = None,
 ) -> None:
     """List models and their versions."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from tellapart.cli.show import console, escaped
@@ -68,12 +69,15 @@ def list_models(
     if not names:
         typer.echo(f"{opened.shown} has no models yet: tellapart models add BUNDLE")
         return
-    table = Table("model", "version", "alias", "test accuracy", "MB", "bundle", "added")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    for title in ("model", "version", "alias", "test accuracy", "MB", "bundle"):
+        # A digest that is cut cannot be copied.
+        table.add_column(title, overflow="fold", no_wrap=title != "model")
     for model in names:
         for version in opened.versions(model):
             table.add_row(
                 escaped(model), str(version.number), ", ".join(version.aliases), _accuracy(version),
-                f"{version.metrics.get('bundle_mb', 0):.1f}", version.digest, _when(version.created),
+                f"{version.metrics.get('bundle_mb', 0):.1f}", version.digest,
             )  # fmt: skip
     console().print(table)
 
@@ -143,10 +147,11 @@ def diff(
         gained = f"{100 * part.difference.value:+.1f}".replace("-", "−")
         output.print(escaped(f"{part.column} {part.value}: {gained} points on {part.num_images} photos"))
     output.print(escaped(pair.verdict), soft_wrap=True)
+    loss = pair.differences["loss"]
+    ends = f"{loss.interval.low:+.3f} to {loss.interval.high:+.3f}"
+    typer.echo(f"Log loss (calibration): {loss.value:+.3f} nats ({ends}), lower is better".replace("-", "−"))
     for version in versions:
-        calibration = version.metrics.get("test.calibration_error")
-        error = "" if calibration is None else f", calibration error {calibration:.3f}"
-        typer.echo(f"{version.number}: {version.metrics.get('bundle_mb', 0):.1f} MB{error}")
+        typer.echo(f"{version.number}: {version.metrics.get('bundle_mb', 0):.1f} MB")
     if speed:
         from tellapart.bundles.bundle import open_bundle
         from tellapart.bundles.latency import median_latencies
@@ -271,11 +276,12 @@ def _judged_anyway(registry: Registry, version: RegisteredVersion, limits: GateL
 
 
 def _print_gates(verdict: Verdict) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from tellapart.cli.show import console, escaped
 
-    table = Table("gate", "", "measured")
+    table = Table("gate", "", "measured", box=SIMPLE_HEAD, padding=(0, 1))
     for gate in verdict.gates:
         table.add_row(gate.name, "passed" if gate.passed else "FAILED", escaped(gate.reason))
     console().print(table)
