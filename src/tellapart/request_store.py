@@ -281,6 +281,29 @@ class RequestStore:
             for row in connection.execute(query).mappings():
                 yield _prediction(row), _feedback(row)
 
+    def similarities(self, model: str, version: str, *, since: float = 0.0) -> tuple[NDArray, NDArray]:
+        """Return when photos came to a version, and how similar they were to known ones, in that order.
+
+        Args:
+            model: its name.
+            version: its digits.
+            since: seconds since 1970, included.
+
+        Returns:
+            (num_photos,) float64 seconds since 1970, and (num_photos,) float64; photos that could not be read are not
+            among them.
+        """
+        columns = PREDICTIONS.c
+        query = (
+            sa.select(columns.at, columns.similarity)
+            .where(columns.model == model, columns.version == version, columns.at >= since)
+            .where(columns.similarity.is_not(None))
+            .order_by(columns.at, columns.id)
+        )
+        with self._engine.connect() as connection:
+            rows = np.array(connection.execute(query).all(), np.float64).reshape(-1, 2)
+        return rows[:, 0], rows[:, 1]
+
     def delete(self, ids: Iterable[str]) -> int:
         """Forget predictions, their photos and what was said of them; return how many predictions there were."""
         wanted, deleted = list(ids), 0

@@ -3,7 +3,7 @@
 bundle.json      what it is: classes, preprocessing, temperature, thresholds, quality range, metrics, proofs of equality
 model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities and embeddings
 explain.onnx     the same pictures and a class → heat maps; absent where the network has no feature maps
-reference.npz    embeddings of validation photos, to look for similar ones
+reference.npz    embeddings of validation photos: what photos look like where nothing has changed
 unknown.npz      what tells photos of no known class; absent where the run has no threshold for it
 reference_images/ a few photos with the probabilities that must come out
 card.md          the model card
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tellapart.errors import BundleError, InputError
@@ -34,6 +36,7 @@ SCHEMA_VERSION = 2
 SUMS = "SHA256SUMS"
 RECORD = "bundle.json"
 UNKNOWN_FILE = "unknown.npz"
+REFERENCE = "reference.npz"
 EXPLAIN_FILE = "explain.onnx"
 NAME = r"^[\w.-]{1,100}$"
 """What a model may be called: it goes into URLs and labels of metrics."""
@@ -200,6 +203,19 @@ class Bundle:
     def explain_path(self) -> Path | None:
         """The explanation graph, or None."""
         return self.folder / EXPLAIN_FILE if self.record.explains else None
+
+    def reference_similarities(self) -> NDArray[np.float64]:
+        """Return the similarity of validation photos to the nearest training photos, (num_photos,) float64.
+
+        It is what `UnknownDetector.similarity` gives for photos like those that the model was measured on; empty where
+        the bundle has none, or no detector.
+        """
+        path = self.folder / REFERENCE
+        if self.detector is None or not path.is_file():
+            return np.zeros(0)
+        with np.load(path, allow_pickle=False) as archive:
+            embeddings = np.asarray(archive["embeddings"], np.float32)
+        return np.asarray(self.detector.similarity(embeddings), np.float64)
 
     def quality_warnings(self, quality: dict[str, float]) -> list[str]:
         """Return the measures of `tellapart.data.quality` in which a photo is worse than what was measured."""

@@ -28,6 +28,7 @@ from tellapart.cli import (
     shipping,
     training,
     tuning,
+    watch,
     weights,
 )
 from tellapart.errors import TellapartError
@@ -45,7 +46,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Ship": {
         "predict": prediction.predict, "export": shipping.export, "benchmark": shipping.benchmark,
-        "serve": serving.serve,
+        "serve": serving.serve, "watch": watch.watch,
     },
 }  # fmt: skip
 """All commands, in the order of ``--help``."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tellapart.bundles.bundle import (
     EXPLAIN_FILE,
     NAME,
+    REFERENCE,
     UNKNOWN_FILE,
     Artefact,
     Bundle,
@@ -350,7 +351,7 @@ def _write_reference(part: Path, known: _Known, photos: _Photos) -> None:
     chosen = photos.at("validation")[:_EMBEDDINGS]
     # Half the bytes, and enough to look for similar photos. What decides is in unknown.npz.
     embeddings = known.features[chosen].astype(np.float16)
-    np.savez_compressed(part / "reference.npz", embeddings=embeddings, labels=photos.numbers[chosen])
+    np.savez_compressed(part / REFERENCE, embeddings=embeddings, labels=photos.numbers[chosen])
 
 
 def _write_unknown(part: Path, run: Path, formats: Sequence[str], announce: Callable[[str], None]) -> None:
