@@ -44,7 +44,7 @@ def main() -> None:
     tested = run.readable().query("split == 'test'")
     tested = tested.sample(min(arguments.photos, len(tested)), random_state=0)
     pool, image_px = ThreadPoolExecutor(2), classifier.bundle.record.image_px
-    pictures = list(pool.map(lambda path: decode_square(run.root / path, CORRUPTED_PX), tested["path"]))
+    pictures = list(pool.map(lambda path: decode_square((run.root / path).read_bytes(), CORRUPTED_PX), tested["path"]))
     true = np.array([classifier.bundle.record.classes.index(label) for label in tested["label"]])
 
     def seen(kind: tuple[str, int] | None) -> tuple[np.ndarray, float]:
