@@ -131,3 +131,18 @@ def test_what_passes_before_the_first_step_is_that_of_its_file():
     for way in ("race", "fast", "reference"):
         assert f"| {median[f'{way}, cold']:.1f} s | {median[f'{way}, warm']:.1f} s |" in page
     assert f"begins after {median['keras']:.1f} s" in page
+
+
+def test_what_drift_is_found_is_that_of_its_file():
+    found, page = result("drift"), text_of("docs/drift.md")
+    for severity in range(1, 6):
+        rows = [row for row in found["runs"] if row["severity"] == severity]
+        photos = sorted(row["photos"] for row in rows)
+        accuracy = sum(row["accuracy"] for row in rows) / len(rows)
+        slowest = "over 2,000" if photos[-1] > 2000 else f"{photos[-1]:.0f}"
+        within = sum(value <= 500 for value in photos)
+        assert f"| {severity} | {accuracy:.3f} | {photos[7]:.0f} | {slowest} | {within} of 15 |" in page
+    quiet = found["without_change"]
+    assert f"there were {quiet['alarms']} alarms in {quiet['streams'] * quiet['photos_each']:,} photos" in page
+    assert found["hurt_by_5_points"] == found["hurt_found_in_500"]
+    assert f"All {found['hurt_by_5_points']} corruptions" in page
