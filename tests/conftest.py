@@ -55,7 +55,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         pytest.skip("PostgreSQL is not installed here: NOTHING IS TESTED ON IT (apt-get install postgresql)")
     folder = Path(tempfile.mkdtemp(prefix="tellapart-postgresql-"))
     # It refuses to run as root.
-    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    as_user = {"user": "postgres"} if os.geteuid() == 0 else {}
     if as_user:
         shutil.chown(folder, "postgres")
     with socket.socket() as free:
@@ -63,7 +63,8 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         port = free.getsockname()[1]
 
     def run(program: str, *arguments: str) -> None:
-        subprocess.run([*as_user, str(programs[-1] / program), *arguments], check=True, capture_output=True, cwd="/")
+        command = [str(programs[-1] / program), *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **as_user)
 
     run("initdb", "-D", str(folder / "data"), "-U", "me", "--auth=trust", "--no-sync")
     options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
