@@ -24,8 +24,9 @@ def patience_of(url: str, *, lock_seconds: float = 60) -> dict[str, float]:
     """Return how long a driver waits: SQLite for another process' lock, the others for an answer."""
     if url.startswith("sqlite"):
         return {"timeout": lock_seconds}
-    if "+pg8000:" in url:  # each driver has its own word for it
-        return {"timeout": 10}
+    # pg8000 has no limit for connecting alone: this one is for every answer, so that a statement may take no longer.
+    if "+pg8000:" in url:
+        return {"timeout": 60}
     return {"connect_timeout": 10} if url.startswith(("postgresql", "mysql")) else {}
 
 

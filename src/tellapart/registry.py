@@ -31,11 +31,11 @@ _BUNDLE, _RUN = "bundle", "run"
 _CHANGES = "tellapart.changes"
 """Tag of a model: who was champion before, the last one last."""
 _MOST_CHANGES = 20
-"""MLflow cuts a tag at 5,000 characters."""
+"""So many steps back are kept: the tag must not grow for ever."""
 _CHUNK = 100
 """MLflow takes so many parameters at once, and 1,000 metrics."""
 _LONGEST = 500
-"""Characters of a parameter; longer values are cut."""
+"""Characters of a setting or a reason; more would be hard to read in a table."""
 _RUN_FILES = (
     "recipe.toml", "environment.json", "manifest.csv", "predictions.csv", "metrics.json", "history.csv", "health.json",
 )  # fmt: skip
@@ -174,7 +174,6 @@ class Registry:
         *,
         run: str | os.PathLike[str] | None = None,
         name: str | None = None,
-        tags: dict[str, str] | None = None,
     ) -> RegisteredVersion:
         """Add a bundle as a version. One that is there already is returned as it is.
 
@@ -183,7 +182,6 @@ class Registry:
             run: the run that it was made from: its metrics, curves, settings and report are logged, and versions can be
                 compared photo by photo.
             name: of the model; None: the bundle's.
-            tags: about the version.
 
         Raises:
             BundleError: it is damaged.
@@ -198,7 +196,7 @@ class Registry:
             for version in self.versions(name) if name in self.names() else []:
                 if version.digest == opened.version:
                     return version
-            return self._add(opened, folder, name, tags or {})
+            return self._add(opened, folder, name)
 
     def promote(self, version: RegisteredVersion, reason: str) -> None:
         """Make a version the champion."""
@@ -301,7 +299,7 @@ class Registry:
 
     # MLflow -------------------------------------------------------------------------------------------------
 
-    def _add(self, bundle: Bundle, run: RunFolder | None, name: str, tags: dict[str, str]) -> RegisteredVersion:
+    def _add(self, bundle: Bundle, run: RunFolder | None, name: str) -> RegisteredVersion:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(
             name, artifact_location=None if self._artefacts is None else f"{self._artefacts}/{name}"
@@ -316,7 +314,6 @@ class Registry:
             "tellapart.commit": str(source.get("commit", "")),
             "tellapart.classes": json.dumps(list(bundle.record.classes))[:_LONGEST],
             "tellapart.has_run": "false" if run is None else "true",
-            **tags,
         }
         if run is not None:
             about["tellapart.parents"] = ", ".join(run.record().parents)[:_LONGEST]

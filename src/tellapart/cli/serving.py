@@ -123,13 +123,13 @@ def _follow_registry(options: ServerOptions, where: str | None, name: str) -> No
     from dataclasses import replace
 
     from tellapart.databases import url_of
-    from tellapart.errors import BundleError
+    from tellapart.errors import InputError
     from tellapart.registry import DEFAULT_FILE
     from tellapart.serving.options import RegistryOptions
     from tellapart.serving.registry_follower import RegistryFollower
 
     if options.bundles or options.models:
-        raise BundleError("--registry stands alone. Leave bundles and --models away, or serve them elsewhere.")
+        raise InputError("--registry stands alone. Leave bundles and --models away, or serve them elsewhere.")
     with tempfile.TemporaryDirectory(prefix="tellapart-registry-") as folder:
         followed = RegistryOptions(url_of(where or DEFAULT_FILE), name, Path(folder))
         follower = RegistryFollower(followed.url, name, followed.folder)

@@ -104,7 +104,6 @@ class Standing:
         num_disagreements: shadow: photos to which the two gave different classes.
         difference: in accuracy, challenger less champion; None: no label yet.
         interval: 95 % confidence sequence of it, valid at every look.
-        history: (labels, difference, low, high) after each label, at most 500 of them.
         action: what to do now.
         reason: why.
     """
@@ -116,7 +115,6 @@ class Standing:
     num_disagreements: int
     difference: float | None
     interval: tuple[float, float]
-    history: tuple[tuple[int, float, float, float], ...]
     action: Action
     reason: str
 
@@ -188,7 +186,6 @@ def _split(test: ABTest, photos: list[Outcome], rules: Rules) -> Standing:
     by_challenger = np.array([photo.by_challenger for photo in labelled], bool)
     sequence = asymptotic_sequence(split_effects(right, by_challenger, test.share), alpha=rules.alpha)
     values = [sequence.mean, np.maximum(sequence.lower, -1.0), np.minimum(sequence.upper, 1.0)]
-    problem = ""
     evidence = sample_ratio_evidence(int(is_challenger.sum()), len(photos), test.share)
     if evidence > np.log(1 / rules.alpha):
         problem = (
@@ -225,10 +222,8 @@ def _standing(
     difference = float(mean[-1]) if num_labels else None
     low, high = (float(lower[-1]), float(upper[-1])) if num_labels else (-1.0, 1.0)
     action, reason = _decide(rules, num_labels, difference, low, high, problem)
-    shown = np.unique(np.linspace(0, max(num_labels - 1, 0), min(num_labels, 500)).astype(np.int64))
-    history = tuple((int(at) + 1, float(mean[at]), float(lower[at]), float(upper[at])) for at in shown)
     counts = num_photos, num_challenger, num_labels, num_disagreements
-    return Standing(mode, *counts, difference, (low, high), history, action, reason)
+    return Standing(mode, *counts, difference, (low, high), action, reason)
 
 
 def _decide(

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -138,36 +139,41 @@ async def feedback(service: Service, request: Request) -> Response:
     body = await service.body(request)
     if len(body) > _MAX_FEEDBACK_BYTES:
         raise ApiError(413, f"The verdicts have {len(body):,} bytes; at most {_MAX_FEEDBACK_BYTES:,} are taken.")
-    verdicts = await service.parsed(body, lambda values, _: values if isinstance(values, list) else [values])
-    if len(verdicts) > _MOST_VERDICTS:
-        raise ApiError(413, f"{len(verdicts):,} verdicts came; at most {_MOST_VERDICTS:,} are taken at once.")
-    # All are checked before any is kept: a list is taken as a whole, or can be sent again as a whole.
-    names = [_check_numbered(service, request, values, number, len(verdicts)) for number, values in enumerate(verdicts)]
+    # Thousands are checked where they are parsed, in a thread: the event loop has others to answer.
+    verdicts, names = await service.parsed(body, lambda values, _: _checked(service, request, values))
     # Before the file: sent again after a failure, a verdict is stored once, while the file would have it twice.
     if service.keeper is not None:
         await service.keeper.add_feedback(verdicts)
     if service.options.feedback is not None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        lines = [{"time": now, **values, "model": name} for values, name in zip(verdicts, names, strict=True)]
         # In a thread: a slow disk would block the event loop and with it every other request.
         try:
-            await asyncio.to_thread(_append, service.options.feedback, lines)
+            await asyncio.to_thread(_append, service.options.feedback, verdicts, names)
         except OSError as error:
             message = f"The verdict cannot be kept: {error.strerror or error}."
             raise ApiError(503, message, {"Retry-After": "60"}) from None
-    for values, name in zip(verdicts, names, strict=True):
-        service.telemetry.feedback.labels(name, values["verdict"]).inc()
+    said = zip(names, (values["verdict"] for values in verdicts), strict=True)
+    for (name, verdict), number in Counter(said).items():
+        service.telemetry.feedback.labels(name, verdict).inc(number)
     return Response(status_code=204)
 
 
-def _check_numbered(service: Service, request: Request, values: Any, number: int, count: int) -> str:
-    """Return the name of the model that a verdict is about; of several the error says which one is wrong."""
-    try:
-        return _check_feedback(service, request, values).name
-    except ApiError as error:
-        if count == 1:
-            raise
-        raise ApiError(error.status, f"Verdict {number}, counted from 0: {error}", error.headers) from None
+def _checked(service: Service, request: Request, body: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return verdicts, and the names of the models that they are about: all of them, or none.
+
+    Raises:
+        ApiError: there are too many (413), or one is wrong, which is named by its number.
+    """
+    if not isinstance(body, list):
+        return [body], [_check_feedback(service, request, body).name]
+    if len(body) > _MOST_VERDICTS:
+        raise ApiError(413, f"{len(body):,} verdicts came; at most {_MOST_VERDICTS:,} are taken at once.")
+    names = []
+    for number, values in enumerate(body):
+        try:
+            names.append(_check_feedback(service, request, values).name)
+        except ApiError as error:
+            raise ApiError(error.status, f"Verdict {number}, counted from 0: {error}", error.headers) from None
+    return body, names
 
 
 def _check_feedback(service: Service, request: Request, values: Any) -> ModelVersion:
@@ -196,8 +202,10 @@ def _check_feedback(service: Service, request: Request, values: Any) -> ModelVer
     return served
 
 
-def _append(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Append lines in one write: several processes may do so."""
+def _append(path: Path, verdicts: list[dict[str, Any]], names: list[str]) -> None:
+    """Append verdicts as lines in one write: several processes may do so."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    lines = [{"time": now, **values, "model": name} for values, name in zip(verdicts, names, strict=True)]
     # O_APPEND: each write goes to the current end of the file, even if another process has written since.
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:

@@ -1,4 +1,4 @@
-"""Follows a model in a registry from a process of its own: a server must not carry MLflow (seconds, 150 MB).
+"""Follows a model in a registry from a process of its own: a server must not carry MLflow, which takes 230 MB.
 
 The process copies the bundles that are needed into a folder, and then writes which of them is what into ``roles.json``;
 servers look at that file. Where the registry does not answer, all goes on as it was.
