@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Event
-from typing import Any, NoReturn
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -145,18 +145,6 @@ class Supervisor:
         process.start()
         self._started += 1
         self._children.append(Child(number, process, ready, pause_seconds))
-
-
-def end_process() -> NoReturn:
-    """End this process, whose work is done, with exit code 0 and without taking anything down.
-
-    Libraries that run networks leave threads behind: where Python and C++ took the process down under them, a server
-    that had answered everything ended with SIGSEGV, once in some twenty stops (LiteRT, on a busy machine).
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def _run(parent: int, target: Callable[..., None], number: int, ready: Event, arguments: tuple[Any, ...]) -> None:

@@ -92,7 +92,6 @@ def serve(
     from tellapart.databases import url_of
     from tellapart.errors import InputError
     from tellapart.serving.options import BatchOptions, Limits, ServerOptions, StoreOptions, check_access
-    from tellapart.supervisor import end_process
 
     if store is None and (keep_photos or retention_days is not None):
         raise InputError("--keep-photos and --retention-days act with --store only. Name a file or a database there.")
@@ -114,7 +113,6 @@ def serve(
         _run(options)
     else:
         _follow_registry(options, registry_url, registry)
-    end_process()
 
 
 def _follow_registry(options: ServerOptions, where: str | None, name: str) -> None:
@@ -164,9 +162,10 @@ def _run(options: ServerOptions) -> None:
         return
     from tellapart.serving.app import make_app
     from tellapart.serving.http_server import Server
-    from tellapart.serving.memory import keep_memory_flat
+    from tellapart.serving.memory import handle_signals_on_own_stack, keep_memory_flat
 
     keep_memory_flat()  # must come before the first thread
     app = make_app(options)
+    handle_signals_on_own_stack()  # after the networks were opened, which change it
     names = ", ".join(f"{served.name} {served.version} ({served.runtime})" for served in app.state.service.models.all())
     Server(app, options, ready=lambda: typer.echo(f"Serving {names} at {where}")).run([bound])
