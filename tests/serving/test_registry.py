@@ -119,7 +119,7 @@ def test_a_server_follows_within_seconds_and_fails_nobody(
     registry.promote(first, "")
     server = start(
         "--registry", "shapes", "--registry-url", tmp_path / "models.db", "--store", tmp_path / "requests.db",
-        "--max-queue-ms", "5000", "--runtime", "onnxruntime",
+        "--max-queue-ms", "5000",
     )  # fmt: skip
     photo, answers, stop = photos[0].read_bytes(), [], threading.Event()
 

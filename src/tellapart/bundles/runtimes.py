@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tellapart.bundles.bundle import Artefact, Bundle
 from tellapart.bundles.parity import EXACT, REDUCED, Tolerance, parity
 from tellapart.errors import BundleError, TellapartError, nearest
+from tellapart.signal_stack import signal_stack_kept
 
 
 class Outputs(NamedTuple):
@@ -110,7 +111,8 @@ def _openvino_model(path: Path, precision: str, settings: dict[str, Any]) -> Any
     # processors: two of them did 139 requests/s with pinning and 275 without.
     is_alone = settings["INFERENCE_NUM_THREADS"] >= (os.cpu_count() or 1)
     common = {"INFERENCE_PRECISION_HINT": precision, "ENABLE_CPU_PINNING": is_alone}
-    return core.compile_model(core.read_model(path), "CPU", common | settings)
+    with signal_stack_kept():
+        return core.compile_model(core.read_model(path), "CPU", common | settings)
 
 
 def _openvino_request(model: Any) -> Predictor:

@@ -162,10 +162,9 @@ def _run(options: ServerOptions) -> None:
         return
     from tellapart.serving.app import make_app
     from tellapart.serving.http_server import Server
-    from tellapart.serving.memory import handle_signals_on_own_stack, keep_memory_flat
+    from tellapart.serving.memory import keep_memory_flat
 
     keep_memory_flat()  # must come before the first thread
     app = make_app(options)
-    handle_signals_on_own_stack()  # after the networks were opened, which change it
     names = ", ".join(f"{served.name} {served.version} ({served.runtime})" for served in app.state.service.models.all())
     Server(app, options, ready=lambda: typer.echo(f"Serving {names} at {where}")).run([bound])

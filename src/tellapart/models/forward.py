@@ -16,6 +16,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.signal_stack import signal_stack_kept
+
 logger = logging.getLogger(__name__)
 
 Outputs = list[NDArray[np.float32]]
@@ -129,4 +131,5 @@ def _compiled(model: keras.Model) -> Any:
     # float32, whatever the processor offers: in bfloat16 features differ by up to 0.31 of the largest
     # (docs/experiments.md). Pinned threads of two processes may end on the same processors.
     settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
-    return openvino.Core().compile_model(converted, "CPU", settings)
+    with signal_stack_kept():
+        return openvino.Core().compile_model(converted, "CPU", settings)

@@ -1,4 +1,4 @@
-"""What the C library does with memory: what it was given back, and the stack of signal handlers. Knows no servers."""
+"""How the C library keeps the memory that it was given back. Knows nothing about servers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ logger = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """From glibc's malloc.h."""
-
-_SS_DISABLE = 2
-"""From Linux's signal.h."""
 
 _OWN_PAGES_BYTES = 256_000
 """Strips of large pictures are larger: with 1 MB as the limit an attack left holes of 30 MB in the heaps."""
@@ -52,20 +49,3 @@ def keep_memory_flat() -> None:
     wanted = ((_M_MMAP_THRESHOLD, _OWN_PAGES_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_ARENA_MAX, _ARENAS))
     if not all(tune(name, value) for name, value in wanted):
         logger.warning("The C library does not take memory settings; the server may need more than it should.")
-
-
-class _SignalStack(ctypes.Structure):
-    """`stack_t` of sigaltstack(2)."""
-
-    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-def handle_signals_on_own_stack() -> None:
-    """Let handlers of signals run on the calling thread's own stack; elsewhere than with glibc do nothing.
-
-    Opening a network leaves an alternate stack behind (sigaltstack(2)), whose memory may be gone when the network is
-    closed: then the next signal ends the process with SIGSEGV, whatever it was sent for. A server that was asked to
-    stop ended so, once in some twenty times.
-    """
-    if (library := _glibc()) is not None:
-        library.sigaltstack(ctypes.byref(_SignalStack(None, _SS_DISABLE, 0)), None)

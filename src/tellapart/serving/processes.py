@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Event
 from types import FrameType
 
 from tellapart.errors import RunError, TellapartError
-from tellapart.serving.memory import handle_signals_on_own_stack, keep_memory_flat
+from tellapart.serving.memory import keep_memory_flat
 from tellapart.serving.options import ServerOptions
 from tellapart.supervisor import Child, Supervisor
 
@@ -88,9 +88,7 @@ def _serve(number: int, ready: Event, options: ServerOptions, bound: socket.sock
     keep_memory_flat()  # before make_app, because loading a network starts threads
     try:
         # Ctrl-C reaches the whole group: with the parent's SIGTERM it would be the second signal, which drops requests.
-        app = make_app(options)
-        handle_signals_on_own_stack()  # after the networks were opened, which change it
-        Server(app, options, ready=ready.set, signals=(signal.SIGTERM,)).run([bound])
+        Server(make_app(options), options, ready=ready.set, signals=(signal.SIGTERM,)).run([bound])
     except TellapartError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
