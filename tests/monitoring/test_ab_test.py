@@ -104,6 +104,16 @@ def test_a_split_that_is_not_what_was_asked_for_ends_the_test():
     assert evaluate_test(TEST, split_photos(2000, (0.9, 0.9))).action == "continue"
 
 
+def test_a_subject_counts_once_however_many_photos_it_sends():
+    """One who sends a thousand photos to the challenger is no broken assignment, and no thousand observations."""
+    photos = [replace(photo, subject=f"user {number}") for number, photo in enumerate(split_photos(300, (0.9, 0.9)))]
+    heavy = [replace(answered(by_challenger=True, right=False), subject="heavy")] * 1000
+    alone, both = evaluate_test(TEST, photos), evaluate_test(TEST, [*photos, *heavy])
+    assert both.action == alone.action == "continue"
+    assert both.num_labels == alone.num_labels + 1 == 301
+    assert both.num_photos == 1300
+
+
 def test_a_challenger_that_is_slow_at_the_tail_is_stopped():
     fast = split_photos(4000, (0.9, 0.9))
     slow = [replace(photo, milliseconds=30.0) if photo.by_challenger and number % 20 < 5 else photo

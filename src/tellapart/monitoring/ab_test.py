@@ -82,6 +82,7 @@ class Outcome:
         true_label: None: nobody has said.
         is_wrong: that what was answered is wrong, where no true label was given with it.
         milliseconds: of the answer.
+        subject: who asked.
     """
 
     by_challenger: bool
@@ -90,6 +91,7 @@ class Outcome:
     true_label: str | None
     is_wrong: bool = False
     milliseconds: float = 0.0
+    subject: str | None = None
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,9 @@ def evaluate_test(test: ABTest, outcomes: Iterable[Outcome], rules: Rules | None
     be as good as drawn from all disagreements: not those alone that users complained about.
 
     Split: what the challenger gains by inverse propensity weighting, bounded by an asymptotic confidence sequence
-    (Waudby-Smith et al. 2024), after 100 labels at the soonest. A split that is not what was asked for (Lindon & Malek
-    2022) says nothing about the models, and stops the test for repair.
+    (Waudby-Smith et al. 2024), after 100 labels at the soonest. It needs independent observations, and subjects are
+    what is divided: of each subject the photo that was labelled first counts. Subjects that are not divided as was
+    asked for (Lindon & Malek 2022) say nothing about the models, and stop the test for repair.
 
     Args:
         test: what is tested.
@@ -180,21 +183,34 @@ def _gain(photo: Outcome) -> float | None:
 
 
 def _split(test: ABTest, photos: list[Outcome], rules: Rules) -> Standing:
-    is_challenger = np.array([photo.by_challenger for photo in photos], bool)
-    labelled = [photo for photo in photos if photo.true_label is not None or photo.is_wrong]
+    labelled = _first_of_subjects([photo for photo in photos if photo.true_label is not None or photo.is_wrong])
     right = np.array([_is_right(photo) for photo in labelled], np.float64)
     by_challenger = np.array([photo.by_challenger for photo in labelled], bool)
     sequence = asymptotic_sequence(split_effects(right, by_challenger, test.share), alpha=rules.alpha)
     values = [sequence.mean, np.maximum(sequence.lower, -1.0), np.minimum(sequence.upper, 1.0)]
-    evidence = sample_ratio_evidence(int(is_challenger.sum()), len(photos), test.share)
-    if evidence > np.log(1 / rules.alpha):
+    # Subjects, not photos: one who sends thousands would look like a broken assignment.
+    subjects = _first_of_subjects(photos)
+    num_taken = sum(photo.by_challenger for photo in subjects)
+    if sample_ratio_evidence(num_taken, len(subjects), test.share) > np.log(1 / rules.alpha):
         problem = (
-            f"{int(is_challenger.sum()):,} of {len(photos):,} photos went to the challenger, where "
-            f"{100 * test.share:g} % should: the assignment is broken, so nothing can be said"
+            f"{num_taken:,} of {len(subjects):,} subjects went to the challenger, where {100 * test.share:g} % should: "
+            "the assignment is broken, so nothing can be said"
         )
     else:
         problem = _slower(photos, rules)
-    return _standing(SPLIT, rules, values, len(photos), int(is_challenger.sum()), 0, problem)
+    num_challenger = sum(photo.by_challenger for photo in photos)
+    return _standing(SPLIT, rules, values, len(photos), num_challenger, 0, problem)
+
+
+def _first_of_subjects(photos: list[Outcome]) -> list[Outcome]:
+    """Return the first photo of each subject; one without a subject stands for itself."""
+    known: set[str] = set()
+    firsts = []
+    for photo in photos:
+        if photo.subject is None or photo.subject not in known:
+            firsts.append(photo)
+            known.add(photo.subject or "")
+    return firsts
 
 
 def _is_right(photo: Outcome) -> bool:
@@ -268,4 +284,5 @@ def outcomes_of(
             true_label=true_label,
             is_wrong=is_wrong,
             milliseconds=prediction.milliseconds,
+            subject=prediction.subject,
         )
