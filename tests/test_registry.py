@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("mlflow")
 
+from serving.process import changed
 from tellapart.bundles.bundle import open_bundle
 from tellapart.cli.main import app
 from tellapart.errors import BundleError, InputError
@@ -289,3 +291,18 @@ def test_a_server_that_does_not_answer_is_said(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InputError, match=r"http://127.0.0.1:9 cannot be opened"):
         Registry("http://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_two_real_bundles_are_measured_in_turns_and_judged(registry, tmp_path, place):
+    """Nothing is replaced here: the same network twice, so that neither is slower by half."""
+    again = changed(place / "bundle", tmp_path / "again", created="2026-01-01T00:00:00Z")
+    old, new = (registry.add(bundle, run=place / "run", name="shapes") for bundle in (place / "bundle", again))
+    registry.promote(old, "the first")
+    gates = {gate.name: gate for gate in judge(registry, new, limits=GateLimits(accuracy_points=20)).gates}
+    assert {name for name, gate in gates.items() if not gate.passed} == set()
+    before, after = (
+        float(part.split(" ")[0]) for part in re.findall(r"[0-9.]+ (?:ms|before)", gates["latency"].reason)
+    )
+    assert 0.01 < before < 1000
+    assert after > 0.01

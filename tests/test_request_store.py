@@ -18,7 +18,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from tellapart.errors import InputError
-from tellapart.request_store import METADATA, Feedback, RequestStore, StoredPrediction, StoreWriter
+from tellapart.request_store import METADATA, Feedback, RequestStore, StoredPrediction
+from tellapart.store_writer import StoreWriter
 
 
 def url(folder: Path) -> str:

@@ -88,45 +88,32 @@ app = typer.Typer(
 for _group in _GROUPS.values():
     for _name, _command in _group.items():
         app.command(_name)(_command)
-_weights = typer.Typer(
-    help="""List, download or add pretrained weights.
 
-    Example: tellapart weights add mobilenet_v2_no_top.weights.h5 --model mobilenet_v2
-    """,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-_weights.command("list")(weights.list_weights)
-_weights.command("get")(weights.get_weights)
-_weights.command("add")(weights.add_weights)
-app.add_typer(_weights, name="weights")
-_models = typer.Typer(
-    help="""Register versions, compare and promote them.
 
-    Example: tellapart models add bundle --run runs/pets
-    """,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-_versions: dict[str, Callable[..., None]] = {
-    "add": models.add, "list": models.list_models, "show": models.show, "diff": models.diff, "promote": models.promote,
-    "rollback": models.rollback, "challenger": models.challenger, "get": models.get,
-}  # fmt: skip
-for _name, _command in _versions.items():
-    _models.command(_name)(_command)
-app.add_typer(_models, name="models")
-_ab = typer.Typer(
-    help="""Test a challenger beside the champion.
+def _add_group(name: str, help_: str, example: str, commands: dict[str, Callable[..., None]]) -> None:
+    """Add a command that has commands of its own."""
+    group = typer.Typer(help=f"{help_}\n\nExample: {example}", no_args_is_help=True, rich_markup_mode=None)
+    for verb, function in commands.items():
+        group.command(verb)(function)
+    app.add_typer(group, name=name)
 
-    Example: tellapart ab start pets 4 --shadow --share 100%
-    """,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-_ab.command("start")(ab.start)
-_ab.command("status")(ab.status)
-_ab.command("stop")(ab.stop)
-app.add_typer(_ab, name="ab")
+
+_add_group(
+    "weights", "List, download or add pretrained weights.",
+    "tellapart weights add mobilenet_v2_no_top.weights.h5 --model mobilenet_v2",
+    {"list": weights.list_weights, "get": weights.get_weights, "add": weights.add_weights},
+)  # fmt: skip
+_add_group(
+    "models", "Register versions, compare and promote them.", "tellapart models add bundle --run runs/pets",
+    {
+        "add": models.add, "list": models.list_models, "show": models.show, "diff": models.diff,
+        "promote": models.promote, "rollback": models.rollback, "challenger": models.challenger, "get": models.get,
+    },
+)  # fmt: skip
+_add_group(
+    "ab", "Test a challenger beside the champion.", "tellapart ab start pets 4 --shadow --share 100%",
+    {"start": ab.start, "status": ab.status, "stop": ab.stop},
+)  # fmt: skip
 
 
 @app.callback(invoke_without_command=True)

@@ -207,9 +207,11 @@ def _first_of_subjects(photos: list[Outcome]) -> list[Outcome]:
     known: set[str] = set()
     firsts = []
     for photo in photos:
-        if photo.subject is None or photo.subject not in known:
+        if photo.subject is None:
             firsts.append(photo)
-            known.add(photo.subject or "")
+        elif photo.subject not in known:
+            firsts.append(photo)
+            known.add(photo.subject)
     return firsts
 
 

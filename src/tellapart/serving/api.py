@@ -142,8 +142,8 @@ async def feedback(service: Service, request: Request) -> Response:
     # Thousands are checked where they are parsed, in a thread: the event loop has others to answer.
     verdicts, names = await service.parsed(body, lambda values, _: _checked(service, request, values))
     # Before the file: sent again after a failure, a verdict is stored once, while the file would have it twice.
-    if service.keeper is not None:
-        await service.keeper.add_feedback(verdicts)
+    if service.prediction_log is not None:
+        await service.prediction_log.add_feedback(verdicts)
     if service.options.feedback is not None:
         # In a thread: a slow disk would block the event loop and with it every other request.
         try:

@@ -20,11 +20,11 @@ from tellapart.serving.access_log import RequestLog
 from tellapart.serving.batching import Batcher
 from tellapart.serving.endpoints import Endpoint, respond
 from tellapart.serving.errors import error_response
-from tellapart.serving.keeper import PredictionKeeper
 from tellapart.serving.middleware import AccessMiddleware, context_of
 from tellapart.serving.models import Models
 from tellapart.serving.openapi import describe
 from tellapart.serving.options import BatchOptions, ServerOptions
+from tellapart.serving.prediction_log import PredictionLog
 from tellapart.serving.service import Service
 from tellapart.serving.telemetry import Telemetry
 
@@ -48,8 +48,10 @@ def make_app(options: ServerOptions) -> Starlette:
     document = describe(ENDPOINTS, title="Tellapart", version=__version__, description="Classifies images.")
     pages = page.load_pages(document)
     # Before the models: a database that cannot be opened is found out in a moment.
-    keeper = PredictionKeeper(options.store, telemetry) if options.store is not None else None
-    service = Service(options, Models(options, telemetry), *_batchers(options.batches), telemetry, pages, keeper)
+    prediction_log = PredictionLog(options.store, telemetry) if options.store is not None else None
+    service = Service(
+        options, Models(options, telemetry), *_batchers(options.batches), telemetry, pages, prediction_log
+    )
     log = RequestLog() if options.log else None
     direct = {
         (endpoint.method, endpoint.path): partial(respond, endpoint, service)

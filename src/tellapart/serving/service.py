@@ -21,13 +21,13 @@ from tellapart.monitoring.ab_test import SPLIT
 from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker, step_back
 from tellapart.serving.errors import ApiError, busy
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
-from tellapart.serving.keeper import PredictionKeeper
 from tellapart.serving.limits import Body, ClientLeftError, Receive
 from tellapart.serving.memory import give_back
 from tellapart.serving.middleware import RequestContext, context_of
 from tellapart.serving.model_version import Answer, ExplainRequest, ExplainResult, Image, ModelVersion, Shadow
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import ServerOptions
+from tellapart.serving.prediction_log import PredictionLog
 from tellapart.serving.telemetry import Telemetry
 
 _PATIENCE_SECONDS = 0.01
@@ -52,7 +52,7 @@ class Service:
         shadows: that has a challenger see what the champion has answered, when there is nothing else to do.
         telemetry: what it counts.
         pages: what is answered as it is, by path.
-        keeper: of what was answered; None: nothing is kept.
+        prediction_log: of what was answered; None: nothing is kept.
         draining: whether it was told to stop.
     """
 
@@ -64,7 +64,7 @@ class Service:
     shadows: Batcher
     telemetry: Telemetry
     pages: Mapping[str, Response]
-    keeper: PredictionKeeper | None = None
+    prediction_log: PredictionLog | None = None
     draining: bool = False
     _shadow_bytes: int = 0
     _parser: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "parse", initializer=step_back))
@@ -118,8 +118,8 @@ class Service:
         """Start the threads; in the event loop that they answer to."""
         for batcher in (self.batcher, self.large, self.heat_maps, self.shadows):
             batcher.start()
-        if self.keeper is not None:
-            self.keeper.start()
+        if self.prediction_log is not None:
+            self.prediction_log.start()
 
     def stop(self) -> None:
         """Let the threads finish what was accepted, for a limited time."""
@@ -128,8 +128,8 @@ class Service:
             batcher.stop()
         self._parser.shutdown(wait=False, cancel_futures=True)
         # After the batchers: what they have just answered is to be kept too.
-        if self.keeper is not None:
-            self.keeper.close()
+        if self.prediction_log is not None:
+            self.prediction_log.close()
 
     async def _ask(self, request: Request, batcher: Batcher, worker: Worker, items: Sequence[Any]) -> Call:
         """Have items worked on and wait for the answers.
@@ -186,12 +186,12 @@ class Service:
             served.counts.abstentions.inc(abstained)
         if unknown := sum(answer.unknown for answer in answers):
             served.counts.unknown.inc(unknown)
-        if self.keeper is not None:
-            self.keeper.keep(context_of(request), served, images, answers)
-            self._shadow(context_of(request), self.keeper, images)
+        if self.prediction_log is not None:
+            self.prediction_log.record(context_of(request), served, images, answers)
+            self._shadow(context_of(request), self.prediction_log, images)
         return answers, call
 
-    def _shadow(self, context: RequestContext, keeper: PredictionKeeper, images: Sequence[Image]) -> None:
+    def _shadow(self, context: RequestContext, prediction_log: PredictionLog, images: Sequence[Image]) -> None:
         """Have the challenger see the same images when nobody waits; never waits and never fails."""
         test, challenger = context.test, context.shadowed_by
         if test is None or challenger is None:
@@ -216,7 +216,7 @@ class Service:
                 self.telemetry.shadows.labels("dropped").inc(len(ids))
                 return
             self.telemetry.shadows.labels("predicted").inc(len(ids))
-            keeper.keep_shadow(test, challenger, ids, future.result())
+            prediction_log.record_shadow(test, challenger, ids, future.result())
 
         call.future.add_done_callback(keep)
 

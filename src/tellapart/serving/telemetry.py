@@ -69,8 +69,8 @@ class Telemetry:
             registry=own,
         )  # fmt: skip
         self.feedback = Counter("tellapart_feedback", "Verdicts of users.", ("model", "verdict"), registry=own)
-        self.kept = Counter(
-            "tellapart_kept_predictions", "Predictions for the request store: stored, or lost.", ("outcome",),
+        self.stored = Counter(
+            "tellapart_stored_predictions", "Predictions for the request store: stored, or lost.", ("outcome",),
             registry=own,
         )  # fmt: skip
         self.shadows = Counter(

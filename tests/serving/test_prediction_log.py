@@ -85,7 +85,7 @@ def test_what_is_answered_is_kept_with_embedding_quality_photo_and_feedback(
     unreadable = rows[1][0]
     assert (unreadable.label, unreadable.embedding, unreadable.photo) == (None, None, None)
     metrics = server.call("/metrics")[1].decode()
-    assert 'tellapart_kept_predictions_total{outcome="stored"} 3.0' in metrics
+    assert 'tellapart_stored_predictions_total{outcome="stored"} 3.0' in metrics
 
 
 def test_a_locked_database_fails_no_prediction_and_a_verdict_says_come_back(

@@ -38,7 +38,7 @@ _PHOTO_BYTES = 64 * 1024 * 1024
 _EXPIRE_SECONDS = 3600.0
 
 
-class PredictionKeeper:
+class PredictionLog:
     """What a server process keeps of its answers.
 
     Args:
@@ -51,7 +51,8 @@ class PredictionKeeper:
 
     def __init__(self, options: StoreOptions, telemetry: Telemetry) -> None:
         try:
-            from tellapart.request_store import RequestStore, StoreWriter
+            from tellapart.request_store import RequestStore
+            from tellapart.store_writer import StoreWriter
         except ImportError as error:
             raise InputError(
                 "A request store needs SQLAlchemy and Alembic, which are not installed here. Install them: pip install "
@@ -62,7 +63,7 @@ class PredictionKeeper:
         self._writer = StoreWriter(
             self._store,
             prepare=self._with_shrunk_photo,
-            count=lambda outcome, number: telemetry.kept.labels(outcome).inc(number),
+            count=lambda outcome, number: telemetry.stored.labels(outcome).inc(number),
         )
         self._photo_bytes, self._lock = 0, threading.Lock()  # of the requests' thread and the writer's
         self._stop = threading.Event()
@@ -79,7 +80,7 @@ class PredictionKeeper:
         self._writer.close()
         self._store.close()
 
-    def keep(
+    def record(
         self, context: RequestContext, served: ModelVersion, images: Sequence[Image], answers: Sequence[Answer]
     ) -> None:
         """Take the answers to a request; never waits and never fails."""
@@ -113,7 +114,7 @@ class PredictionKeeper:
             if photo is not None and not has_room:
                 self._forget_photo(photo)
 
-    def keep_shadow(
+    def record_shadow(
         self, test: ABTest, served: ModelVersion, ids: Sequence[str], rows: Sequence[NDArray[np.float32] | None]
     ) -> None:
         """Take what a challenger said of predictions that are kept, by their ids; never waits and never fails."""
