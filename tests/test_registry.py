@@ -295,11 +295,11 @@ def test_a_server_that_does_not_answer_is_said(monkeypatch):
 
 @pytest.mark.slow
 def test_two_real_bundles_are_measured_in_turns_and_judged(registry, tmp_path, place):
-    """Nothing is replaced here: the same network twice, so that neither is slower by half."""
+    """Nothing is replaced here. A picture takes a quarter of a millisecond: on a busy machine that may vary by half."""
     again = changed(place / "bundle", tmp_path / "again", created="2026-01-01T00:00:00Z")
     old, new = (registry.add(bundle, run=place / "run", name="shapes") for bundle in (place / "bundle", again))
     registry.promote(old, "the first")
-    gates = {gate.name: gate for gate in judge(registry, new, limits=GateLimits(accuracy_points=20)).gates}
+    gates = {gate.name: gate for gate in judge(registry, new, limits=GateLimits(accuracy_points=20, slowdown=10)).gates}
     assert {name for name, gate in gates.items() if not gate.passed} == set()
     before, after = (
         float(part.split(" ")[0]) for part in re.findall(r"[0-9.]+ (?:ms|before)", gates["latency"].reason)
