@@ -161,12 +161,13 @@ def _checked(service: Service, request: Request, body: Any) -> tuple[list[dict[s
     """Return verdicts, and the names of the models that they are about: all of them, or none.
 
     Raises:
-        ApiError: there are too many (413), or one is wrong, which is named by its number.
+        ApiError: there are too many (400), or one is wrong, which is named by its number.
     """
     if not isinstance(body, list):
         return [body], [_check_feedback(service, request, body).name]
     if len(body) > _MOST_VERDICTS:
-        raise ApiError(413, f"{len(body):,} verdicts came; at most {_MOST_VERDICTS:,} are taken at once.")
+        message = f"{len(body):,} verdicts came; at most {_MOST_VERDICTS:,} are taken. Send them in several requests."
+        raise ApiError(400, message)
     names = []
     for number, values in enumerate(body):
         try:
