@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: install install-dev demo serve test test-slow test-by-hand lint docs lock clean
+.PHONY: install install-dev demo serve story test test-slow test-by-hand lint docs lock clean
 install: .venv/installed
 install-dev: .venv/installed-dev
 
@@ -33,6 +33,11 @@ demo: install
 serve: install
 	test -f demo/bundle/bundle.json || $(BIN)/tellapart demo
 	$(BIN)/tellapart serve demo/bundle
+
+# The whole loop on photos9 where it is, else on drawn photos: 10 to 15 minutes, and a picture of it.
+story: install-dev
+	$(BIN)/python benchmarks/story.py $(wildcard ../shared/data/photos9) \
+		$(addprefix --weights ,$(wildcard ../shared/weights/mobilenet_v2_1.0_224_no_top.weights.h5))
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -82,20 +82,20 @@ def test_what_is_to_be_forgotten_is_gone_with_all_that_was_said_of_it(store: Req
     store.add_feedback([Feedback(f"r{number:05d}.0", "right") for number in range(1200)])
     assert store.delete([f"r{number:05d}.0" for number in range(1100)] + ["nobody"]) == 1100
     assert store.expire(2150.0) == 50
-    with store._engine.connect() as connection:
+    with store.engine.connect() as connection:
         assert connection.execute(sa.text("SELECT count(*) FROM feedback")).scalar() == 50
 
 
 def test_the_migrations_make_what_the_code_expects(store: RequestStore):
-    with store._engine.connect() as connection:
+    with store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
 def test_a_store_of_a_newer_version_and_one_that_cannot_be_opened_are_refused(store: RequestStore, tmp_path: Path):
-    with store._engine.begin() as connection:
+    with store.engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(InputError, match="has the schema 9999; this version knows 0002"):
-        RequestStore(str(store._engine.url))
+    with pytest.raises(InputError, match="has the schema 9999; this version knows 0003"):
+        RequestStore(str(store.engine.url))
     with pytest.raises(InputError, match=r"cannot be opened: unable to open database file"):
         RequestStore(f"sqlite:///{tmp_path}/nowhere/requests.db")
     with pytest.raises(InputError, match=r"postgresql\+pg8000://me:\*\*\*@nowhere/x cannot be opened"):

@@ -19,7 +19,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 import tellapart
 from tellapart import Machine, Observer
-from tellapart.errors import InputError, RunError, TrainingStoppedError
+from tellapart.errors import InputError, RecipeError, RunError, TrainingStoppedError
 from tellapart.run import begin, run_stages
 from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.training.checkpoint import load_weights
@@ -293,6 +293,13 @@ def test_a_run_begins_with_the_weights_of_another_and_keeps_its_split(
         )
     with pytest.raises(RunError, match="no weights to begin from"):
         tellapart.train(photos, changes=changes, begin_from=tmp_path, out=tmp_path / "none", cache=cache)
+
+
+def test_a_variable_that_cannot_be_used_leaves_no_folder(photos: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("TELLAPART_WORKERS", "many")
+    with pytest.raises(RecipeError, match="TELLAPART_WORKERS"):
+        tellapart.train(photos, recipe="demo", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_has_the_verbs_of_the_package(uninterrupted: Path, photos: Path):

@@ -19,6 +19,10 @@ class InputError(TellapartError, ValueError):
     """The photos, the table or an argument cannot be used as given."""
 
 
+class UnavailableError(InputError):
+    """A database or a server does not answer now, and may do so later."""
+
+
 class RecipeError(InputError):
     """A recipe has a key or a value that does not exist or does not fit."""
 

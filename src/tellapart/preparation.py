@@ -115,7 +115,7 @@ def open_photos(
             frame,
             image_px,
             folder=cache_folder,
-            limit_bytes=int(machine.cache_limit_gb * 1e9),
+            limit_bytes=machine.cache_limit_bytes,
             max_pixels=recipe.data.max_pixels,
             progress=progress,
             ahead=ahead,

@@ -6,7 +6,9 @@ this machine. Knows nothing about what serves them.
 
 from __future__ import annotations
 
+import secrets
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tellapart.experiments.compare import compare_finished_runs, write_compariso
 from tellapart.experiments.comparison import Comparison, Pair
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.finished_run import FinishedRun, open_finished_run
+from tellapart.monitoring.ab_test import TEST_NOTE, ABTest, Standing
 from tellapart.records import Progress, no_progress
 from tellapart.registry import RegisteredVersion, Registry
 
@@ -117,6 +120,55 @@ def judge(
             _calibration(pair, limits), _latency(before, after, limits), _equality(new),
         )  # fmt: skip
     return Verdict(gates, comparison)
+
+
+def begin_test(
+    registry: Registry, version: RegisteredVersion, mode: str, share: float, *, id_: str | None = None
+) -> ABTest:
+    """Make a version the challenger, and test it beside the champion; servers that follow take it up by themselves.
+
+    Args:
+        registry: that both are in.
+        version: the challenger.
+        mode: "split" or "shadow".
+        share: of the subjects that it answers, or of the requests that it sees in shadow, above 0 to 1.
+        id_: of the test; one with that id that runs already is returned as it is. None: a new one.
+
+    Raises:
+        InputError: there is no champion, the version is it, or another test runs.
+    """
+    name, champion = version.name, registry.champion(version.name)
+    running = ABTest.from_json(registry.note(name, TEST_NOTE))
+    if running is not None and running.id == id_:
+        return running
+    if champion is None:
+        raise InputError(f"{name} has no champion to be compared with. Expected: tellapart models promote {name} 1.")
+    if champion.number == version.number:
+        raise InputError(f"{name} {version.number} is the champion itself. Expected another version as challenger.")
+    if running is not None:
+        raise InputError(f"The test {running.id} of {name} runs already. End it first: tellapart ab stop {name}.")
+    test = ABTest(
+        id_ or secrets.token_hex(4), champion.digest, version.digest, mode, share, secrets.token_hex(8), time.time()
+    )
+    registry.set_challenger(version)
+    registry.write_note(name, TEST_NOTE, test.to_json())
+    return test
+
+
+def end_test(registry: Registry, name: str, test: ABTest, standing: Standing) -> RegisteredVersion:
+    """Promote the challenger of a test or send it back, as its standing says, and return it.
+
+    A call that was killed in its middle is finished by another one.
+    """
+    challenger = registry.version(name, test.challenger)
+    # The alias before the note: after a kill between the two the note is of a champion that was replaced, which servers
+    # ignore.
+    if standing.action == "promote":
+        registry.promote(challenger, f"test {test.id}: {standing.reason}")
+    else:
+        registry.remove_challenger(name)
+    registry.write_note(name, TEST_NOTE, None)
+    return challenger
 
 
 def compare_versions(

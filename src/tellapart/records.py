@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,3 +176,24 @@ class Interval:
 
     low: float
     high: float
+
+
+def plain(value: Any) -> Any:
+    """Return a value with everything in it that JSON can hold.
+
+    Dataclasses become dictionaries, intervals [low, high], numbers of NumPy Python's, and what is not finite None.
+    """
+    # Before dataclasses in general, for an interval is one.
+    if isinstance(value, Interval):
+        return [plain(value.low), plain(value.high)]
+    # `is_dataclass` is true of classes too.
+    if is_dataclass(value) and not isinstance(value, type):
+        return {part.name: plain(getattr(value, part.name)) for part in fields(value)}
+    if isinstance(value, dict):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    # A number of NumPy, which this module does not import.
+    if hasattr(value, "dtype") and hasattr(value, "item"):
+        return plain(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,7 +21,7 @@ from typing import Any
 
 from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.databases import reason_of, url_of, without_password
-from tellapart.errors import InputError
+from tellapart.errors import InputError, UnavailableError
 from tellapart.run_folder import RunFolder
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -316,6 +316,8 @@ class Registry:
             "tellapart.has_run": "false" if run is None else "true",
         }
         if run is not None:
+            # With its weights, as long as it is there: what is learned next may begin from them.
+            about["tellapart.run_path"] = os.path.abspath(run.path)
             about["tellapart.parents"] = ", ".join(run.record().parents)[:_LONGEST]
         logged = self._client.create_run(number, run_name=str(source.get("run", name)), tags=about)
         run_id = logged.info.run_id
@@ -408,9 +410,10 @@ class Registry:
                     f"The registry {self.shown} has no such model or version: {_first_line(error.message)}. It has "
                     f"these models: {known}. tellapart models add BUNDLE adds one."
                 ) from error
-            raise InputError(self._failed(what, _first_line(error.message))) from error
+            # MLflow has one kind for all else: whether it passes is not known.
+            raise UnavailableError(self._failed(what, _first_line(error.message))) from error
         except (RequestException, SQLAlchemyError, OSError) as error:
-            raise InputError(self._failed(what, reason_of(error))) from error
+            raise UnavailableError(self._failed(what, reason_of(error))) from error
 
     def _failed(self, what: str, reason: str) -> str:
         return (

@@ -18,10 +18,10 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from tellapart.databases import patience_of, reason_of, without_password, write_without_waiting
-from tellapart.errors import InputError
+from tellapart.errors import InputError, UnavailableError
 from tellapart.store_migrations import HEAD
 
 _LOCK_SECONDS = 5
@@ -55,6 +55,22 @@ SHADOWS = sa.Table(
     "shadows", METADATA,
     sa.Column("prediction_id", sa.String(120), primary_key=True), sa.Column("test", sa.String(20), primary_key=True),
     sa.Column("at", sa.Double, nullable=False), sa.Column("label", sa.Text), sa.Column("probability", sa.Double),
+)  # fmt: skip
+RETRAININGS = sa.Table(
+    "retrainings", METADATA,
+    sa.Column("id", sa.String(20), primary_key=True), sa.Column("model", sa.String(100), nullable=False),
+    sa.Column("began", sa.Double, nullable=False), sa.Column("ended", sa.Double),
+    sa.Column("outcome", sa.String(20)), sa.Column("place", sa.Text, nullable=False),
+    sa.Index(
+        "one_open_retraining", "model", unique=True,
+        sqlite_where=sa.text("ended IS NULL"), postgresql_where=sa.text("ended IS NULL"),
+    ),
+)  # fmt: skip
+RETRAINING_STEPS = sa.Table(
+    "retraining_steps", METADATA,
+    sa.Column("retraining", sa.String(20), primary_key=True), sa.Column("step", sa.String(20), primary_key=True),
+    sa.Column("at", sa.Double, nullable=False), sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("values", sa.JSON, nullable=False),
 )  # fmt: skip
 
 
@@ -119,12 +135,39 @@ class ShadowPrediction:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A stored photo of which nobody has said anything.
+
+    Attributes:
+        id: `StoredPrediction.id`.
+        at: when it was answered, in seconds since 1970, UTC.
+        version: digits of the version that answered.
+        label: the class that it predicted; None: none.
+        probability: of that class.
+        is_unknown: whether it is none of the known classes.
+        abstains: whether the model was not sure.
+        similarity: to the nearest known photo, -1 to 1.
+        other: the class that a challenger predicted in shadow; None: it has not seen the photo.
+    """
+
+    id: str
+    at: float
+    version: str
+    label: str | None
+    probability: float | None
+    is_unknown: bool
+    abstains: bool
+    similarity: float | None
+    other: str | None
+
+
+@dataclass(frozen=True)
 class Feedback:
     """What somebody said of a prediction.
 
     Attributes:
         prediction_id: `StoredPrediction.id`; it may arrive before its prediction is stored.
-        verdict: "right" or "wrong".
+        verdict: "right", "wrong", or "unusable": nobody could label the photo, and it counts nowhere.
         label: the true class, where it was named.
         at: when, in seconds since 1970, UTC.
     """
@@ -141,8 +184,13 @@ class RequestStore:
     Args:
         url: as SQLAlchemy takes it, such as sqlite:///requests.db or postgresql+pg8000://user@host/name.
 
+    Attributes:
+        shown: the URL without a password.
+        engine: that other tables of the same database are read and written by.
+
     Raises:
-        InputError: it cannot be opened or was made by a newer version.
+        UnavailableError: it does not answer, or cannot be written.
+        InputError: the URL is none, or it was made by a newer version.
 
     Example:
         >>> store = RequestStore("sqlite:///requests.db")
@@ -154,26 +202,27 @@ class RequestStore:
         patience = patience_of(url, lock_seconds=_LOCK_SECONDS)
         try:
             # Pings a connection before it is used: a database that was restarted costs nothing but the ping.
-            self._engine = sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
+            self.engine = sa.create_engine(url, connect_args=patience, pool_pre_ping=True)
             if url.startswith("sqlite"):
-                _keep_private(self._engine.url.database)
-                write_without_waiting(self._engine)
+                _keep_private(self.engine.url.database)
+                write_without_waiting(self.engine)
             try:
-                _bring_up_to_date(self._engine)
+                _bring_up_to_date(self.engine)
             except BaseException:
-                self._engine.dispose()  # nobody else can: there is no store to close
+                self.engine.dispose()  # nobody else can: there is no store to close
                 raise
         except (SQLAlchemyError, ImportError) as error:
-            raise InputError(
+            kind = UnavailableError if isinstance(error, OperationalError | InterfaceError) else InputError
+            raise kind(
                 f"The request store {self.shown} cannot be opened: {reason_of(error)}. Expected the URL of a database "
                 "that can be written, as in sqlite:///requests.db or postgresql+pg8000://user@host/name."
             ) from error
-        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        dialect: Any = postgresql if self.engine.dialect.name == "postgresql" else sqlite
         self._insert = dialect.insert
 
     def close(self) -> None:
         """Let the connections go."""
-        self._engine.dispose()
+        self.engine.dispose()
 
     def add(self, predictions: Sequence[StoredPrediction]) -> None:
         """Store predictions; those that are there already stay as they are.
@@ -185,7 +234,7 @@ class RequestStore:
             return
         rows = [_row(prediction) for prediction in predictions]
         # A batch whose commit was not confirmed is written again: its ids may be there.
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(self._insert(PREDICTIONS).on_conflict_do_nothing(), rows)
 
     def add_shadows(self, shadows: Sequence[ShadowPrediction]) -> None:
@@ -196,7 +245,7 @@ class RequestStore:
         """
         if not shadows:
             return
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(self._insert(SHADOWS).on_conflict_do_nothing(), [asdict(one) for one in shadows])
 
     def in_test(self, test: str) -> Iterator[tuple[StoredPrediction, ShadowPrediction | None, Feedback | None]]:
@@ -219,7 +268,7 @@ class RequestStore:
             .order_by(FEEDBACK.c.at.is_(None), FEEDBACK.c.at, PREDICTIONS.c.at, PREDICTIONS.c.id)
             .execution_options(yield_per=_ROWS_AT_ONCE)
         )
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             for row in connection.execute(query).mappings():
                 shadow = None
                 if row["shadow_prediction_id"] is not None:
@@ -246,8 +295,78 @@ class RequestStore:
             set_={"at": new.at, "verdict": new.verdict, "label": new.label},
             where=FEEDBACK.c.at <= new.at,
         )
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(statement, [asdict(one) for one in latest.values()])
+
+    def withdraw_feedback(self, ids: Sequence[str]) -> None:
+        """Forget what was said of predictions.
+
+        Raises:
+            SQLAlchemyError: the database failed; nothing was changed.
+        """
+        with self.engine.begin() as connection:
+            for start in range(0, len(ids), _IDS_AT_ONCE):
+                part = ids[start : start + _IDS_AT_ONCE]
+                connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(part)))
+
+    def waiting(self, model: str, *, most: int, test: str | None = None) -> list[Waiting]:
+        """Return photos of which nobody has said anything, the latest first, without the photos themselves.
+
+        Args:
+            model: its name.
+            most: at most so many.
+            test: id of the A/B test in which a challenger saw them too; None: of none.
+        """
+        columns = PREDICTIONS.c
+        is_shadow = (columns.id == SHADOWS.c.prediction_id) & (SHADOWS.c.test == (test or ""))
+        query = (
+            sa.select(
+                columns.id, columns.at, columns.version, columns.label, columns.probability, columns.is_unknown,
+                columns.abstains, columns.similarity, SHADOWS.c.label.label("other"),
+            )
+            .select_from(
+                PREDICTIONS.outerjoin(FEEDBACK, columns.id == FEEDBACK.c.prediction_id).outerjoin(SHADOWS, is_shadow)
+            )
+            .where(columns.model == model, columns.photo.is_not(None), FEEDBACK.c.prediction_id.is_(None))
+            .order_by(columns.at.desc(), columns.id)
+            .limit(most)
+        )  # fmt: skip
+        with self.engine.connect() as connection:
+            return [Waiting(**row) for row in connection.execute(query).mappings()]
+
+    def num_labelled(self, model: str) -> int:
+        """Return of how many predictions of a model somebody has said something."""
+        query = (
+            sa.select(sa.func.count())
+            .select_from(PREDICTIONS.join(FEEDBACK, PREDICTIONS.c.id == FEEDBACK.c.prediction_id))
+            .where(PREDICTIONS.c.model == model)
+        )
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def labels(self, ids: Sequence[str]) -> dict[str, str | None]:
+        """Return the predicted class of stored predictions, by their ids; those that are not stored are left out."""
+        return self._by_id(PREDICTIONS.c.label, ids)
+
+    def embeddings(self, ids: Sequence[str]) -> dict[str, NDArray[np.float16]]:
+        """Return (num_features,) float16 of stored predictions that have an embedding, by their ids."""
+        found = self._by_id(PREDICTIONS.c.embedding, ids)
+        return {id_: np.frombuffer(data, "<f2") for id_, data in found.items() if data is not None}
+
+    def photo(self, id_: str) -> bytes | None:
+        """Return the JPEG of a prediction; None: there is none."""
+        photo: bytes | None = self._by_id(PREDICTIONS.c.photo, [id_]).get(id_)
+        return photo
+
+    def _by_id(self, column: Any, ids: Sequence[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        with self.engine.connect() as connection:
+            for start in range(0, len(ids), _IDS_AT_ONCE):
+                wanted = PREDICTIONS.c.id.in_(ids[start : start + _IDS_AT_ONCE])
+                found |= {
+                    row[0]: row[1] for row in connection.execute(sa.select(PREDICTIONS.c.id, column).where(wanted))
+                }
+        return found
 
     def predictions(
         self, model: str, *, since: float = 0.0, until: float = float("inf"), only_labelled: bool = False
@@ -268,17 +387,20 @@ class RequestStore:
         if until != float("inf"):
             query = query.where(PREDICTIONS.c.at < until)
         query = query.order_by(PREDICTIONS.c.at, PREDICTIONS.c.id).execution_options(yield_per=_ROWS_AT_ONCE)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             for row in connection.execute(query).mappings():
                 yield _prediction(row), _feedback(row)
 
-    def similarities(self, model: str, version: str, *, since: float = 0.0) -> tuple[NDArray, NDArray]:
+    def similarities(
+        self, model: str, version: str, *, since: float = 0.0, most: int | None = None
+    ) -> tuple[NDArray, NDArray]:
         """Return when photos came to a version, and how similar they were to known ones, in that order.
 
         Args:
             model: its name.
             version: its digits.
             since: seconds since 1970, included.
+            most: the latest so many; None: all.
 
         Returns:
             (num_photos,) float64 seconds since 1970, and (num_photos,) float64; photos that could not be read are not
@@ -289,16 +411,30 @@ class RequestStore:
             sa.select(columns.at, columns.similarity)
             .where(columns.model == model, columns.version == version, columns.at >= since)
             .where(columns.similarity.is_not(None))
-            .order_by(columns.at, columns.id)
+            .order_by(columns.at.desc(), columns.id.desc())
+            .limit(most)
         )
-        with self._engine.connect() as connection:
-            rows = np.array(connection.execute(query).all(), np.float64).reshape(-1, 2)
+        with self.engine.connect() as connection:
+            rows = np.array(connection.execute(query).all(), np.float64).reshape(-1, 2)[::-1]
         return rows[:, 0], rows[:, 1]
+
+    def probabilities(self, model: str, version: str, *, most: int) -> NDArray[np.float64]:
+        """Return (num_photos, num_classes) float64 of the photos that came to a version last, the latest last."""
+        columns = PREDICTIONS.c
+        query = (
+            sa.select(columns.probabilities)
+            .where(columns.model == model, columns.version == version, columns.probabilities.is_not(None))
+            .order_by(columns.at.desc(), columns.id.desc())
+            .limit(most)
+        )
+        with self.engine.connect() as connection:
+            rows = [np.frombuffer(data, "<f2") for data in connection.execute(query).scalars()]
+        return np.stack(rows[::-1]).astype(np.float64) if rows else np.zeros((0, 0))
 
     def delete(self, ids: Iterable[str]) -> int:
         """Forget predictions, their photos and what was said of them; return how many predictions there were."""
         wanted, deleted = list(ids), 0
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             for start in range(0, len(wanted), _IDS_AT_ONCE):
                 part = wanted[start : start + _IDS_AT_ONCE]
                 for table in (FEEDBACK, SHADOWS):
@@ -309,7 +445,7 @@ class RequestStore:
     def expire(self, before: float) -> int:
         """Forget what is older than a time, in seconds since 1970; return how many predictions there were."""
         old = PREDICTIONS.c.at < before
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             of_old = sa.select(PREDICTIONS.c.id).where(old)
             for table in (FEEDBACK, SHADOWS):
                 connection.execute(sa.delete(table).where(table.c.prediction_id.in_(of_old)))

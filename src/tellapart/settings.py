@@ -68,6 +68,11 @@ class Machine(Section):
     workers: int = Field(0, ge=0, le=64, description="threads that make batches; 0: one for each processor")
     cache_limit_gb: float = Field(20.0, ge=0, description="decoded pictures kept on disk; 0 keeps none")
 
+    @property
+    def cache_limit_bytes(self) -> int:
+        """How large the cache of one picture size may grow."""
+        return int(self.cache_limit_gb * 1e9)
+
 
 MOVED = {"train.workers": "workers", "data.cache_limit_gb": "cache_limit_gb"}
 """Settings of a recipe once, and what they are called in `Machine`."""

@@ -15,7 +15,7 @@ from tellapart.models.weights import with_weights_at_hand
 from tellapart.records import Observer
 from tellapart.run import Run, begin, describe, reopen, run_stages
 from tellapart.run_folder import RunFolder, RunRequest
-from tellapart.settings import Machine, Recipe, fitting_recipe, load_recipe
+from tellapart.settings import Machine, Recipe, fitting_recipe, load_recipe, machine_from
 
 
 def train(
@@ -67,6 +67,8 @@ def train(
     """
     # First of all: the time budget counts from here, and reading tables of photos takes part of it.
     started = time.time()
+    # Before there is a folder: a variable that cannot be used leaves none behind.
+    machine = machine or machine_from()
     if extend is not None:
         if split_from is not None or begin_from is not None:
             raise InputError(
@@ -112,7 +114,7 @@ def resume(
     Example:
         >>> run = tellapart.resume("runs/photos-20261127-101500")
     """
-    return go_on(reopen(Path(run), photos), cache, observer, machine=machine)
+    return go_on(reopen(Path(run), photos), cache, observer, machine=machine or machine_from())
 
 
 def begin_any(

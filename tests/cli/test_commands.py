@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +132,16 @@ def test_predict_in_all_forms_agrees(command, run: Path, photos: Path):
     assert [row["path"] for row in table] == [row["path"] for row in rows]
     shown = command("predict", run, photos / "star")
     assert all(Path(row["path"]).name in shown.out.replace("\n", "") for row in rows[:3])
+
+
+def test_predict_names_a_file_whose_name_is_not_utf_8_by_its_bytes(run: Path, photos: Path, tmp_path: Path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.jpg")
+    shutil.copy(next((photos / "star").iterdir()), odd)
+    words = [sys.executable, "-m", "tellapart", "predict", run, odd, "--format", "csv"]
+    done = subprocess.run(
+        words, check=False, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    )
+    assert (done.returncode, done.stdout.splitlines()[1].split(b",")[0]) == (0, os.fsencode(odd)), done.stderr
 
 
 def test_predict_on_damaged_files_answers_for_each_and_says_so(command, run: Path, tmp_path: Path):

@@ -163,6 +163,8 @@ def test_other_photos_with_missing_classes_a_bad_file_and_a_class_that_is_never_
     kernel, bias = model.layers[-1].get_weights()
     model.layers[-1].set_weights([kernel, bias - 1000 * (np.arange(len(bias)) == 0)])  # the first is never named
     run = changed_run(place, "never", model)
+    found = {"severity": "falsifies", "kind": "leakage", "message": "Of the run's photos.", "examples": []}
+    (run / "health.json").write_text(json.dumps({"findings": [found]}))
     report = tellapart.evaluate(run, few_photos(place, "some", 7), cache=place / "cache")  # three classes are missing
     classes, test = sorted(tellapart.load(run).classes), report.values["metrics"]["test"]
     assert report.page == run / "report-some" / "report.html"
@@ -170,7 +172,9 @@ def test_other_photos_with_missing_classes_a_bad_file_and_a_class_that_is_never_
     assert test["per_class"][classes[0]] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "num_images": 8}
     assert test["per_class"][classes[-1]]["num_images"] == 0
     assert set(report.values["missing"]) == {"baseline", "prediction sets", "unknown"}
-    assert "1 photos cannot be read" in report.page.read_text()
+    page = report.page.read_text()
+    assert "1 photos cannot be read" in page
+    assert "Of the run's photos." not in page, "what was found there says nothing of others"
 
 
 def test_probabilities_that_are_not_numbers_are_counted_and_the_rest_stands(place: Path):

@@ -6,9 +6,11 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from serving.in_browser import CHROMIUM, FAKE_CAMERA
 from serving.process import ServerProcess, running
 
 
@@ -43,3 +45,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Return a function that starts a server with other options; all are stopped in the end."""
     with contextlib.ExitStack() as stack:
         yield lambda *arguments: stack.enter_context(running(tmp_path / f"server{time.monotonic_ns()}", *arguments))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Return Chromium with a camera that shows a test picture."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *FAKE_CAMERA])
+        yield browser
+        browser.close()

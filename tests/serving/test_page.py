@@ -6,8 +6,7 @@ import base64
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,103 +15,18 @@ import cv2
 import numpy as np
 import pytest
 
+from serving.in_browser import CHROMIUM, NAMELESS, TOO_WIDE, WEAK, visit
 from tellapart.bundles.bundle import open_bundle, write_record
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next((path for path in map(shutil.which, ("chromium", "google-chrome")) if path), None)
+pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 
 PAGE = Path(__file__).parents[2] / "src" / "tellapart" / "serving" / "page"
 KEY = "a-key-of-enough-letters"
-FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 HEATED = '#heat:not([width="1"]):not(.old)'
 COLOURS = """() => {const c = document.querySelector('#heat'); let n = 0;
 const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
 for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 40 && Math.abs(d[i] - d[i + 2]) > 25) n++; return n;}"""
-TOO_WIDE = """() => [...document.querySelectorAll('body *')].filter((e) => {
-  const {left, right, width} = e.getBoundingClientRect();
-  const cut = e.closest('.scroll, #thumbs, .aside, .skip, #start h1');
-  return width && !cut && (right > innerWidth + 1 || left < -1);
-}).map((e) => e.outerHTML.slice(0, 80))"""
-WEAK = """() => {
-  const pen = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const parse = (text) => {
-    pen.clearRect(0, 0, 1, 1);
-    pen.fillStyle = text;
-    pen.fillRect(0, 0, 1, 1);
-    return [...pen.getImageData(0, 0, 1, 1).data];
-  };
-  const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-  const below = (e) => {
-    for (let at = e; at; at = at.parentElement) {
-      const found = parse(getComputedStyle(at).backgroundColor);
-      if (found[3] === 255) return found;
-    }
-    return [255, 255, 255];
-  };
-  const written = (e) => [...e.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-  const skipped = ['SCRIPT', 'NOSCRIPT', 'OPTION'];
-  return [...document.querySelectorAll('body *')]
-    .filter((e) => e.checkVisibility({visibilityProperty: true}) && written(e) && !skipped.includes(e.tagName))
-    .map((e) => {
-      const both = [light(parse(getComputedStyle(e).color)), light(below(e))].sort((x, y) => y - x);
-      return [e.textContent.slice(0, 40), (both[0] + 0.05) / (both[1] + 0.05)];
-    }).filter(([, ratio]) => ratio < 4.5);
-}"""
-"""WCAG 2.2's contrast of each text with what is behind it, where it is below 4.5."""
-NAMELESS = """() => [...document.querySelectorAll('button, input, select, canvas, img, dialog, nav, main > section')]
-  .filter((e) => !e.closest('[hidden], [aria-hidden=true]'))
-  .filter((e) => !e.hasAttribute('alt') && !e.ariaLabel && !e.getAttribute('aria-labelledby') && !e.labels?.length)
-  .filter((e) => e.tagName !== 'BUTTON' || !e.textContent.trim())
-  .map((e) => e.outerHTML.slice(0, 80))"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Return Chromium with a camera that shows a test picture."""
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *FAKE_CAMERA])
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def visit(browser: Any, url: str, *, refusals: bool = False, **options: Any) -> Iterator[Any]:
-    """Open the page; in the end nothing was wrong: no error, no breach of the policy, no other host.
-
-    Args:
-        browser: it.
-        url: of the server.
-        refusals: whether the server is expected to refuse something, which Chromium writes to the console.
-        options: of the browser's context.
-    """
-    wrong: list[str] = []
-    context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
-    context.add_init_script(
-        "document.addEventListener('securitypolicyviolation', (e) => console.error('policy', e.violatedDirective))"
-    )
-    page = context.new_page()
-    page.set_default_timeout(15_000)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on(
-        "console",
-        lambda said: (
-            wrong.append(said.text)
-            if said.type in ("error", "warning") and not (refusals and "Failed to load resource" in said.text)
-            else None
-        ),
-    )
-    page.on(
-        "request",
-        lambda request: None if request.url.startswith((url + "/", "blob:" + url)) else wrong.append(request.url),
-    )
-    page.goto(url + "/")
-    try:
-        yield page
-        assert wrong == []
-    finally:
-        context.close()
 
 
 def choose(page: Any, *files: Path) -> None:
@@ -149,11 +63,14 @@ def transfer(page: Any, path: Path) -> Any:
 
 def test_the_page_is_small_and_holds_no_inline_code_and_no_address():
     texts = {path.name: path.read_text() for path in PAGE.iterdir()}
-    assert sum(path.stat().st_size for path in PAGE.iterdir()) < 64_000
+    sizes = {name: len(text.encode()) for name, text in texts.items()}
+    of_operations = sum(size for name, size in sizes.items() if name.startswith("operations"))
+    assert sum(sizes.values()) - of_operations < 64_000
+    assert of_operations < 24_000
     for name, text in texts.items():
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), name
-    assert not re.search(r"""\s(style|on\w+)=["']|<style|<script>""", texts["index.html"])
+    assert not re.search(r"""\s(style|on\w+)=["']|<style|<script>""", texts["index.html"] + texts["operations.html"])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,7 +3,7 @@
 bundle.json      what it is: classes, preprocessing, temperature, thresholds, quality range, metrics, proofs of equality
 model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities and embeddings
 explain.onnx     the same pictures and a class → heat maps; absent where the network has no feature maps
-reference.npz    embeddings of validation photos: what photos look like where nothing has changed
+reference.npz    embeddings and probabilities of validation photos: what comes out where nothing has changed
 unknown.npz      what tells photos of no known class; absent where the run has no threshold for it
 reference_images/ a few photos with the probabilities that must come out
 card.md          the model card
@@ -216,6 +216,18 @@ class Bundle:
         with np.load(path, allow_pickle=False) as archive:
             embeddings = np.asarray(archive["embeddings"], np.float32)
         return np.asarray(self.detector.similarity(embeddings), np.float64)
+
+    def reference_probabilities(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return (num_photos, num_classes) probabilities of validation photos, and (num_photos,) int64 class numbers.
+
+        Both are empty where the bundle has none: it was made before they were kept.
+        """
+        path = self.folder / REFERENCE
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as archive:
+                if "probabilities" in archive:
+                    return np.asarray(archive["probabilities"], np.float64), np.asarray(archive["labels"], np.int64)
+        return np.zeros((0, len(self.record.classes))), np.zeros(0, np.int64)
 
     def quality_warnings(self, quality: dict[str, float]) -> list[str]:
         """Return the measures of `tellapart.data.quality` in which a photo is worse than what was measured."""

@@ -30,7 +30,7 @@ from tellapart.explain.overlay import to_heat
 from tellapart.records import Prediction, Progress, no_progress
 from tellapart.unknown import UnknownDetector, decide
 
-BATCH_SIZES = 32
+BATCH_SIZE = 32
 _PER_TASK = 4
 Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 _CHOICE_SECONDS = 2.0
@@ -87,8 +87,8 @@ class BundleClassifier:
     def outputs(self, pictures: NDArray[np.uint8]) -> Outputs:
         """Map (num_images, image_px, image_px, 3) uint8 to probabilities and embeddings."""
         parts = [
-            self._predict(np.ascontiguousarray(pictures[start : start + BATCH_SIZES]))
-            for start in range(0, len(pictures), BATCH_SIZES)
+            self._predict(np.ascontiguousarray(pictures[start : start + BATCH_SIZE]))
+            for start in range(0, len(pictures), BATCH_SIZE)
         ]
         embeddings = [part.embeddings for part in parts if part.embeddings is not None]
         return Outputs(
@@ -116,7 +116,7 @@ class BundleClassifier:
         results: list[Prediction] = []
         for prediction in self.stream(images, top_k=top_k):
             results.append(prediction)
-            if len(results) % BATCH_SIZES == 0 or len(results) == len(images):
+            if len(results) % BATCH_SIZE == 0 or len(results) == len(images):
                 progress("predicting", len(results), len(images))
         return results
 
@@ -146,13 +146,13 @@ class BundleClassifier:
 
             def decoded(start: int) -> list:  # a few pictures each: handing work over costs as much as a small picture
                 # Behind the last image the range is empty: the last call of the loop below submits nothing.
-                parts = range(start, min(start + BATCH_SIZES, len(images)), _PER_TASK)
-                return [pool.submit(decode_all, images[at : min(at + _PER_TASK, start + BATCH_SIZES)]) for at in parts]
+                parts = range(start, min(start + BATCH_SIZE, len(images)), _PER_TASK)
+                return [pool.submit(decode_all, images[at : min(at + _PER_TASK, start + BATCH_SIZE)]) for at in parts]
 
             # Decode one batch while the previous one is in the network; never more than these two are in memory.
             waiting = decoded(0)
-            for start in range(0, len(images), BATCH_SIZES):
-                ahead = decoded(start + BATCH_SIZES)
+            for start in range(0, len(images), BATCH_SIZE):
+                ahead = decoded(start + BATCH_SIZE)
                 yield from self._named([image for part in waiting for image in part.result()], images, start, top_k)
                 waiting = ahead
 

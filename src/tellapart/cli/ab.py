@@ -37,28 +37,15 @@ def start(
 
     Example: tellapart ab start pets 4 --shadow --share 100%
     """
-    import secrets
-    import time
-
-    from tellapart.monitoring.ab_test import SHADOW, SPLIT, TEST_NOTE, ABTest
+    from tellapart.monitoring.ab_test import SHADOW, SPLIT
+    from tellapart.promotion import begin_test
     from tellapart.registry import Registry
 
-    part, registry = _share(share, shadow), Registry(registry_url)
-    version, champion = registry.version(name, which), registry.champion(name)
-    if champion is None:
-        raise InputError(f"{name} has no champion to be compared with. Expected: tellapart models promote {name} 1.")
-    if champion.number == version.number:
-        raise InputError(f"{name} {version.number} is the champion itself. Expected another version as challenger.")
-    if (running := ABTest.from_json(registry.note(name, TEST_NOTE))) is not None:
-        raise InputError(f"The test {running.id} of {name} runs already. End it first: tellapart ab stop {name}.")
-    test = ABTest(
-        secrets.token_hex(4), champion.digest, version.digest, SHADOW if shadow else SPLIT, part, secrets.token_hex(8),
-        time.time(),
-    )  # fmt: skip
-    registry.set_challenger(version)
-    registry.write_note(name, TEST_NOTE, test.to_json())
+    part, registry = share_of(share, shadow), Registry(registry_url)
+    version = registry.version(name, which)
+    test = begin_test(registry, version, SHADOW if shadow else SPLIT, part)
     how = "sees" if shadow else "answers"
-    typer.echo(f"Test {test.id}: {name} {version.number} {how} {100 * part:g} % beside {champion.number}.")
+    typer.echo(f"Test {test.id}: {name} {version.number} {how} {100 * part:g} %.")
 
 
 def status(
@@ -109,7 +96,7 @@ def stop(name: Name, *, registry_url: Where = None) -> None:
     typer.echo(f"Test {test.id} of {name} is over.")
 
 
-def _share(text: str, shadow: bool) -> float:
+def share_of(text: str, shadow: bool) -> float:
     """Return a share of 1."""
     try:
         share = float(text.removesuffix("%").strip()) / (100 if text.endswith("%") else 1)
@@ -151,17 +138,10 @@ def _rows(test: ABTest, standing: Standing) -> dict[str, str]:
 
 def _act(registry: Registry, name: str, test: ABTest, standing: Standing) -> None:
     """Do what a test says."""
-    from tellapart.monitoring.ab_test import TEST_NOTE
+    from tellapart.promotion import end_test
 
     if standing.action == "continue":
         return
-    challenger = registry.version(name, test.challenger)
-    # The alias before the note: a process that is killed between the two finds the test of another champion, which
-    # servers ignore, and the next call ends it.
-    if standing.action == "promote":
-        registry.promote(challenger, f"test {test.id}: {standing.reason}")
-    else:
-        registry.remove_challenger(name)
-    registry.write_note(name, TEST_NOTE, None)
+    challenger = end_test(registry, name, test, standing)
     done = "is champion" if standing.action == "promote" else "is challenger no more; the champion stays"
     typer.echo(f"{name} {challenger.number} {done}.")

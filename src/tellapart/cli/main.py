@@ -23,6 +23,8 @@ from tellapart.cli import (
     machine,
     models,
     prediction,
+    retrain,
+    review,
     runs,
     serving,
     shipping,
@@ -46,7 +48,7 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Ship": {
         "predict": prediction.predict, "export": shipping.export, "benchmark": shipping.benchmark,
-        "serve": serving.serve, "watch": watch.watch,
+        "serve": serving.serve, "watch": watch.watch, "review": review.review,
     },
 }  # fmt: skip
 """All commands, in the order of ``--help``."""
@@ -57,7 +59,7 @@ def _sections() -> dict[str, list[str]]:
     names = {title: list(group) for title, group in _GROUPS.items()}
     # These are groups of commands, not functions, so `_GROUPS` cannot hold them.
     names["Train"].append("weights")
-    names["Ship"] += ["models", "ab"]
+    names["Ship"] += ["models", "ab", "retrain"]
     return names
 
 
@@ -113,6 +115,10 @@ _add_group(
 _add_group(
     "ab", "Test a challenger beside the champion.", "tellapart ab start pets 4 --shadow --share 100%",
     {"start": ab.start, "status": ab.status, "stop": ab.stop},
+)  # fmt: skip
+_add_group(
+    "retrain", "Train a model again when it is due.", "tellapart retrain run pets --store requests.db --if-needed",
+    {"run": retrain.run, "history": retrain.history},
 )  # fmt: skip
 
 

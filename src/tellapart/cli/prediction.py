@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,6 +100,9 @@ def _print(predictions: Sequence[Prediction], format_: Format) -> None:
     if format_ is Format.table:
         console().print(prediction_lines(predictions))
     else:
+        # A file's name need not be UTF-8: it goes out as the bytes that it is, as it does into --out.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
         # Not by rich, which would wrap long rows to the width of the terminal.
         sys.stdout.writelines(_lines(predictions, format_))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,13 +110,30 @@ def serve(
         limits=Limits(max_body_bytes=body_bytes, max_held_bytes=held_bytes, max_pixels=max_pixels, rate=rate),
     )  # fmt: skip
     check_access(options, no_auth=no_auth)
+    serve_options(options, registry, registry_url)
+
+
+def serve_options(
+    options: ServerOptions,
+    registry: str | None = None,
+    registry_url: str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until it is stopped.
+
+    Args:
+        options: of the server.
+        registry: name of a model to follow; None: what `options` name is served.
+        registry_url: where the registry is; None: in its usual file.
+        say: called with the server's address when it answers; None: that is printed.
+    """
     if registry is None:
-        _run(options)
+        _run(options, say)
     else:
-        _follow_registry(options, registry_url, registry)
+        _follow_registry(options, registry_url, registry, say)
 
 
-def _follow_registry(options: ServerOptions, where: str | None, name: str) -> None:
+def _follow_registry(options: ServerOptions, where: str | None, name: str, say: Callable[[str], None] | None) -> None:
     """Serve what a registry says, with a process beside the server that looks there."""
     import tempfile
     from dataclasses import replace
@@ -133,7 +151,7 @@ def _follow_registry(options: ServerOptions, where: str | None, name: str) -> No
         follower = RegistryFollower(followed.url, name, followed.folder)
         try:
             follower.start()
-            _run(replace(options, registry=followed))
+            _run(replace(options, registry=followed), say)
         finally:
             follower.stop()
 
@@ -151,7 +169,7 @@ def _run_several(options: ServerOptions, bound: socket.socket, where: str) -> No
         run_processes(replace(options, metrics_folder=Path(folder)), bound, ready=lambda: typer.echo(message))
 
 
-def _run(options: ServerOptions) -> None:
+def _run(options: ServerOptions, say: Callable[[str], None] | None) -> None:
     from tellapart.serving.http_server import address, bind
 
     # Bind before loading models: a port that is taken fails at once. Nothing listens until the models are loaded.
@@ -167,4 +185,11 @@ def _run(options: ServerOptions) -> None:
     keep_memory_flat()  # must come before the first thread
     app = make_app(options)
     names = ", ".join(f"{served.name} {served.version} ({served.runtime})" for served in app.state.service.models.all())
-    Server(app, options, ready=lambda: typer.echo(f"Serving {names} at {where}")).run([bound])
+
+    def ready() -> None:
+        if say is None:
+            typer.echo(f"Serving {names} at {where}")
+        else:
+            say(where)
+
+    Server(app, options, ready=ready).run([bound])

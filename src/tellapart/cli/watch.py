@@ -1,22 +1,30 @@
-"""The command that looks for drift in what a server keeps: watch."""
+"""The command that looks at what a server keeps: watch."""
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tellapart.cli.ab import Store
+from tellapart.cli.models import Where
 from tellapart.errors import InputError
 
-_RECENT = 500
-"""Photos at the end that stand for now."""
+if TYPE_CHECKING:
+    from tellapart.bundles.bundle import Bundle
+    from tellapart.monitoring.watching import Look
+
+_POST_SECONDS = 10.0
 
 
 def watch(
-    bundle: Annotated[Path, typer.Argument(help="The bundle that answers.")],
+    bundle: Annotated[
+        Path | None, typer.Argument(help="The bundle that answers [default: the champion of --name].")
+    ] = None,
     *,
     store: Store,
     name: Annotated[str | None, typer.Option(help="Name that it is served under [default: its own].")] = None,
@@ -24,57 +32,154 @@ def watch(
         int, typer.Option(help="Photos until a false alarm, on average, at the least.", min=100)
     ] = 10_000,
     days: Annotated[float | None, typer.Option(help="Look back so many days [default: all].", min=0.001)] = None,
+    every: Annotated[str | None, typer.Option(help="Look again after so long, as in 10m [default: look once].")] = None,
+    webhook: Annotated[str | None, typer.Option(help="URL that gets a POST when drift begins and ends.")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="File for Prometheus' textfile collector.")] = None,
+    registry_url: Where = None,
 ) -> None:
     """Look for drift in stored predictions.
 
-    Exit code 1 where an alarm was raised within the last 500 photos.
+    Also estimates, without labels, how many answers are right and how often each class comes. Exit code 1 where an
+    alarm was raised within the last 500 photos.
 
     Example: tellapart watch bundle --store requests.db
     """
+    import tempfile
+
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from tellapart.cli.show import announce
+    from tellapart.databases import reason_of, url_of
+    from tellapart.errors import UnavailableError
+    from tellapart.monitoring.watching import look
+    from tellapart.request_store import RequestStore
+    from tellapart.settings import parse_duration
+
+    pause, told = None if every is None else parse_duration(every), False
+    with tempfile.TemporaryDirectory(prefix="tellapart-watch-") as folder:
+        while True:
+            try:
+                opened = _opened(bundle, name, registry_url, Path(folder))
+                since = 0.0 if days is None else time.time() - 86400 * days
+                with closing(RequestStore(url_of(store))) as requests:
+                    seen = look(opened, requests, name=name, since=since, false_alarm_every=false_alarm_every)
+            except (UnavailableError, SQLAlchemyError) as error:
+                # Whoever watches for weeks sees databases restart.
+                if pause is None:
+                    raise
+                announce(f"warning: not looked: {reason_of(error)}. Again in {every}.")
+            else:
+                told = _tell(seen, opened, told, webhook, metrics)
+            if pause is None:
+                break
+            time.sleep(pause)
+    if seen is not None and seen.is_drifting:
+        raise typer.Exit(1)
+
+
+def _opened(bundle: Path | None, name: str | None, registry_url: str | None, folder: Path) -> Bundle:
+    """Return the bundle that is meant: that of the champion may be another one at each look."""
+    from tellapart.bundles.bundle import open_bundle
+
+    if bundle is not None:
+        return open_bundle(bundle)
+    if name is None:
+        raise InputError("What is to be watched? Expected a bundle, or --name of a model in the registry.")
+    from tellapart.registry import Registry
+
+    registry = Registry(registry_url)
+    champion = registry.champion(name)
+    if champion is None:
+        raise InputError(f"{name} has no champion in {registry.shown}. Expected: tellapart models promote {name} 1.")
+    return open_bundle(registry.fetch_bundle(champion, folder))
+
+
+def _tell(seen: Look | None, opened: Bundle, told: bool, webhook: str | None, metrics: Path | None) -> bool:
+    """Say what was seen, to all who want to know; return whether the webhook knows that there is drift."""
+    if seen is None:
+        typer.echo(f"No photos of {opened.record.name} {opened.version} are stored.")
+        return told
+    _print(seen)
+    if metrics is not None:
+        from tellapart.files import write_text
+
+        write_text(metrics, _metrics(seen))
+    if webhook is None or seen.is_drifting == told:
+        return told
+    return seen.is_drifting if _post(webhook, seen) else told
+
+
+def _print(seen: Look) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from tellapart.bundles.bundle import open_bundle
     from tellapart.cli.show import console, escaped
-    from tellapart.databases import url_of
-    from tellapart.monitoring.drift import find_drift, signals_of
-    from tellapart.request_store import RequestStore
+    from tellapart.monitoring.watching import RECENT
 
-    opened = open_bundle(bundle)
-    reference = opened.reference_similarities()
-    if opened.detector is None or not len(reference):
-        raise InputError(
-            f"{bundle} has nothing that photos could be compared with: its run had too few validation photos. Train "
-            "with more photos, and export again."
-        )
-    requests = RequestStore(url_of(store))
-    try:
-        since = 0.0 if days is None else time.time() - 86400 * days
-        at, similarity = requests.similarities(name or opened.record.name, opened.version, since=since)
-    finally:
-        requests.close()
-    if not len(at):
-        typer.echo(f"No photos of {name or opened.record.name} {opened.version} are stored.")
-        return
-    signals = signals_of(opened.detector, reference, similarity)
-    drift = find_drift(signals, photos_between_false_alarms=false_alarm_every, recent=_RECENT)
+    recent = min(RECENT, seen.num_photos)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for title in ("", f"last {min(_RECENT, len(at)):,} photos", "usual, at most"):
+    for title in ("", f"last {recent:,} photos", "usual, at most"):
         table.add_column(title, justify="left" if not title else "right")
-    for signal, (now, usual) in drift.means.items():
+    for signal, (now, usual) in seen.drift.means.items():
         table.add_row(escaped(signal), f"{now:.3f}", f"{usual:.3f}")
     console().print(table)
-    typer.echo(f"{len(at):,} photos; evidence {drift.evidence[-1]:.3g}, an alarm is raised at 1.")
-    if not drift.alarms:
-        typer.echo("No drift.")
-        return
-    first, last = (_when(at[number - 1]) for number in (drift.alarms[0], drift.alarms[-1]))
-    typer.echo(
-        f"{len(drift.alarms)} alarm(s), the first after {drift.alarms[0]:,} photos ({first}), the last at {last}."
+    if seen.accuracy is not None and seen.accuracy_before is not None:
+        ends = seen.accuracy.interval
+        typer.echo(
+            f"About {100 * seen.accuracy.value:.0f} % of the last {recent:,} answers are right, estimated without "
+            f"labels ({100 * ends.low:.0f} to {100 * ends.high:.0f} %); {100 * seen.accuracy_before:.0f} % of the "
+            "validation photos are."
+        )
+    for change in seen.classes[:5]:
+        typer.echo(escaped(f"{change.name}: {100 * change.now.value:.0f} % of the photos, {100 * change.before:.0f} % "
+                           "before."))  # fmt: skip
+    typer.echo(f"{seen.num_photos:,} photos; evidence {seen.drift.evidence[-1]:.3g}, an alarm is raised at 1.")
+    if seen.alarms:
+        typer.echo(
+            f"{len(seen.alarms)} alarm(s), the first after {seen.drift.alarms[0]:,} photos ({_when(seen.alarms[0])}), "
+            f"the last at {_when(seen.alarms[-1])}."
+        )
+    typer.echo(("Drift: " if seen.is_drifting else "") + seen.sentence)
+
+
+def _post(url: str, seen: Look) -> bool:
+    """Send what was seen; return whether it arrived. A failure is said, and tried again at the next look."""
+    import urllib.request
+
+    from tellapart.cli.show import announce
+
+    body = json.dumps(seen.to_dict()).encode()
+    try:
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=_POST_SECONDS):
+            return True
+    except (OSError, ValueError) as error:
+        announce(f"warning: {url} was not told: {error}")
+        return False
+
+
+def _metrics(seen: Look) -> str:
+    """Return what was seen, as Prometheus reads it."""
+    of = f'model="{_quoted(seen.model)}",version="{seen.version}"'
+    lines: dict[str, list[tuple[str, float]]] = {
+        "tellapart_watched_photos": [(of, seen.num_photos)],
+        "tellapart_drift": [(of, int(seen.is_drifting))],
+        "tellapart_drift_evidence": [(of, float(seen.drift.evidence[-1]))],
+        "tellapart_drift_alarms": [(of, len(seen.alarms))],
+        "tellapart_signal_mean": [
+            (f'{of},signal="{_quoted(name)}"', now) for name, (now, _) in seen.drift.means.items()
+        ],
+    }
+    if seen.accuracy is not None:
+        lines["tellapart_estimated_accuracy"] = [(of, seen.accuracy.value)]
+    return "".join(
+        f"# TYPE {name} gauge\n" + "".join(f"{name}{{{labels}}} {value:g}\n" for labels, value in values)
+        for name, values in lines.items()
     )
-    if len(at) - drift.alarms[-1] < _RECENT:
-        typer.echo(f"Drift: photos are {drift.leading}, more often than those that the model was measured on.")
-        raise typer.Exit(1)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _when(at: float) -> str:

@@ -8,11 +8,12 @@ no digest names, and the next one writes over them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
+
+from tellapart.files import locked
 
 _DIGEST_BYTES = 32
 
@@ -56,11 +57,7 @@ class RowStore:
         Raises:
             OSError: the folder cannot be made or written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "ab") as stream:
-            # Closing the file releases the lock, so the end of the process does too. The file stays: if it were
-            # deleted, two processes could lock two files.
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with locked(self.folder / "lock"):
             yield
 
     @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tellapart.evaluation.wording import p_text, points
 from tellapart.experiments.cost import Cost
-from tellapart.records import Interval
+from tellapart.records import Interval, plain
 
 MEASURES = ("accuracy", "f1_macro", "loss")
 _CHANCE = 0.05
@@ -161,16 +161,3 @@ class Comparison:
         for pair, judged in zip(values["pairs"], self.pairs, strict=True):
             pair |= {"winner": judged.winner, "verdict": judged.verdict}
         return dict(values)
-
-
-def plain(value: Any) -> Any:
-    """Return dataclasses as dictionaries and intervals as [low, high], for JSON."""
-    # Before dataclasses in general, for an interval is one.
-    if isinstance(value, Interval):
-        return [value.low, value.high]
-    # `is_dataclass` is true of classes too.
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

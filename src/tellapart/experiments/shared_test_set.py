@@ -110,5 +110,6 @@ def shared_splits(runs: Sequence[FinishedRun]) -> dict[str, str]:
 
 
 def count_on(finished_run: FinishedRun, side: str) -> int:
-    """Return how many photos a run has on a side."""
-    return int((finished_run.photos["split"] == side).sum())
+    """Return how many photos a run has on a side; copies are one photo, as in `shared_photos`."""
+    photos = finished_run.photos
+    return int(photos["sha256"][photos["split"] == side].nunique())

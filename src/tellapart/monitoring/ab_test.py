@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,6 +30,9 @@ TEST_NOTE = "tellapart.ab_test"
 """Where a registry notes the test of a model, as `ABTest.to_json` writes it."""
 _FEWEST_FOR_GUARDS = 200
 """Predictions of each version before their latencies are compared: a p99 of fewer is one slow request."""
+
+_COURSE = 120
+"""Points of a curve."""
 
 Action = Literal["continue", "promote", "roll back"]
 
@@ -108,6 +111,7 @@ class Standing:
         interval: 95 % confidence sequence of it, valid at every look.
         action: what to do now.
         reason: why.
+        course: (labels, difference, low, high) after some numbers of labels, the last one last: a curve.
     """
 
     mode: str
@@ -119,6 +123,7 @@ class Standing:
     interval: tuple[float, float]
     action: Action
     reason: str
+    course: tuple[tuple[int, float, float, float], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,9 @@ def _standing(
     low, high = (float(lower[-1]), float(upper[-1])) if num_labels else (-1.0, 1.0)
     action, reason = _decide(rules, num_labels, difference, low, high, problem)
     counts = num_photos, num_challenger, num_labels, num_disagreements
-    return Standing(mode, *counts, difference, (low, high), action, reason)
+    shown = np.unique(np.linspace(0, num_labels - 1, _COURSE).astype(int)) if num_labels else ()
+    course = tuple((int(at) + 1, float(mean[at]), float(lower[at]), float(upper[at])) for at in shown)
+    return Standing(mode, *counts, difference, (low, high), action, reason, course)
 
 
 def _decide(
@@ -277,7 +284,7 @@ def outcomes_of(
         label, true_label, is_wrong = prediction.label, None, False
         if feedback is not None:
             is_wrong = feedback.verdict == "wrong"
-            true_label = feedback.label if is_wrong else label
+            true_label = label if feedback.verdict == "right" else feedback.label
         shadow_label = None if shadow is None else shadow.label
         yield Outcome(
             by_challenger=is_challenger or shadow is not None,

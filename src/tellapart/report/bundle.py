@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tellapart.bundles.predictor import BATCH_SIZES, open_classifier
+from tellapart.bundles.predictor import BATCH_SIZE, open_classifier
 from tellapart.data.cache import default_cache, open_rows
 from tellapart.errors import InputError
 from tellapart.evaluation.measure import measure_sides
 from tellapart.evaluation.predict import prediction_table
 from tellapart.files import write_json, write_text
-from tellapart.records import Progress, no_progress
+from tellapart.records import Progress, no_progress, plain
 from tellapart.report.subject import other_photos
-from tellapart.report.values import plain
 from tellapart.tables import csv_text
 
 
@@ -55,8 +54,8 @@ def evaluate_bundle(
     with open_rows(
         root, frame, classifier.image_px, folder=cache_folder, max_pixels=classifier.max_pixels, progress=progress
     ) as pictures:
-        for start in range(0, len(pictures), BATCH_SIZES):
-            end = min(start + BATCH_SIZES, len(pictures))
+        for start in range(0, len(pictures), BATCH_SIZE):
+            end = min(start + BATCH_SIZE, len(pictures))
             rows.append(classifier.probabilities(pictures.batch(range(start, end))))
             progress("predicting", end, len(pictures))
     probabilities = np.concatenate(rows)

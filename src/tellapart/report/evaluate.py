@@ -11,13 +11,12 @@ from typing import Any
 from tellapart.data.cache import default_cache
 from tellapart.evaluation.predict import load
 from tellapart.files import read_json, write_json, write_text
-from tellapart.records import Announce, Progress, no_progress
+from tellapart.records import Announce, Progress, no_progress, plain
 from tellapart.report.examine import PARTS, examine
 from tellapart.report.page import write_page
 from tellapart.report.part import Examination
 from tellapart.report.parts.quality import range_to_json
 from tellapart.report.subject import open_subject, other_photos, photos_of_run
-from tellapart.report.values import plain
 from tellapart.run_folder import RunFolder
 from tellapart.tables import csv_text
 
@@ -78,7 +77,9 @@ def evaluate(
     with (
         subject := open_subject(classifier, root, manifest, cache=cache_folder, run=own_run, progress=progress)
     ).pictures:
-        examination = Examination(subject, folder, photos is None, _health(folder), progress)
+        # What the check found of the run's photos says nothing of others.
+        health = _health(folder) if photos is None else []
+        examination = Examination(subject, folder, photos is None, health, progress)
         values: dict[str, Any] = plain(examine(examination, announce))
         # The page comes last: if drawing it fails, the numbers are already on disk.
         write_json(out_folder / "evaluation.json", values)

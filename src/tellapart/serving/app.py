@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tellapart import __version__
-from tellapart.serving import api, open_inference, page, tensorflow_serving
+from tellapart.serving import api, open_inference, operations, page, tensorflow_serving
 from tellapart.serving.access_log import RequestLog
 from tellapart.serving.batching import Batcher
 from tellapart.serving.endpoints import Endpoint, respond
@@ -29,7 +29,13 @@ from tellapart.serving.service import Service
 from tellapart.serving.telemetry import Telemetry
 
 # The page's rows must come last: its /{file} matches any single-segment path, such as /models.
-ENDPOINTS = (*api.ENDPOINTS, *tensorflow_serving.ENDPOINTS, *open_inference.ENDPOINTS, *page.ENDPOINTS)
+ENDPOINTS = (
+    *api.ENDPOINTS,
+    *operations.ENDPOINTS,
+    *tensorflow_serving.ENDPOINTS,
+    *open_inference.ENDPOINTS,
+    *page.ENDPOINTS,
+)
 """Everything that the server answers to. The first row counts whose path and method fit."""
 _HEALTH = frozenset({"/v2/health/live", "/v2/health/ready"})
 _DIRECT = frozenset({("POST", "/predict")})

@@ -46,6 +46,7 @@ _IN_PATH = {
     "model": "Name of the model.",
     "version": "Of the model: its digits or its number.",
     "file": "Name of the file.",
+    "id": "Of the prediction.",
 }
 
 

@@ -41,6 +41,9 @@ _EXPIRE_SECONDS = 3600.0
 class PredictionLog:
     """What a server process keeps of its answers.
 
+    Attributes:
+        store: where they are kept.
+
     Args:
         options: where, and what.
         telemetry: where it counts.
@@ -59,9 +62,9 @@ class PredictionLog:
                 "'tellapart[store]'"
             ) from error
         self._options = options
-        self._store = RequestStore(options.url)
+        self.store = RequestStore(options.url)
         self._writer = StoreWriter(
-            self._store,
+            self.store,
             prepare=self._with_shrunk_photo,
             count=lambda outcome, number: telemetry.stored.labels(outcome).inc(number),
         )
@@ -78,7 +81,7 @@ class PredictionLog:
         """Write what is waiting, for a limited time."""
         self._stop.set()
         self._writer.close()
-        self._store.close()
+        self.store.close()
 
     def record(
         self, context: RequestContext, served: ModelVersion, images: Sequence[Image], answers: Sequence[Answer]
@@ -142,7 +145,7 @@ class PredictionLog:
             for values in verdicts
         ]
         try:
-            await asyncio.to_thread(self._store.add_feedback, feedback)
+            await asyncio.to_thread(self.store.add_feedback, feedback)
         except SQLAlchemyError as error:
             logger.warning("A verdict could not be stored: %s.", reason_of(error))
             message = "The verdict cannot be stored: the database does not take it. Send it again later."
@@ -181,7 +184,7 @@ class PredictionLog:
         assert self._options.retention_days is not None
         while True:
             try:
-                self._store.expire(time.time() - 86400 * self._options.retention_days)
+                self.store.expire(time.time() - 86400 * self._options.retention_days)
             except SQLAlchemyError as error:  # in an hour it may be there again
                 logger.warning("The request store could not delete what is too old: %s.", reason_of(error))
             if self._stop.wait(_EXPIRE_SECONDS):

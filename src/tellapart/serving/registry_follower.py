@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROLES_FILE = "roles.json"
+ROLES_FILE, VERSIONS_FILE = "roles.json", "versions.json"
+_VERSIONS_SECONDS = 30.0
+"""Between two looks at all versions, for the page: each takes a question of its own."""
 _LOOK_SECONDS = 1.0
 _START_SECONDS = 120.0
 _STOP_SECONDS = 3.0
@@ -123,17 +125,37 @@ def _follow(number: int, ready: Event, url: str, name: str, folder: Path) -> Non
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
     ready.set()
-    failing = False
+    failing, looked = False, 0.0
+    roles: Roles | None = None
     while True:
-        time.sleep(_LOOK_SECONDS)
         try:
-            write_roles(registry, name, folder)
+            before, roles = roles, write_roles(registry, name, folder)
+            if roles != before or time.monotonic() > looked + _VERSIONS_SECONDS:
+                write_versions(registry, name, folder)
+                looked = time.monotonic()
         except Exception as error:  # noqa: BLE001  # whatever it is, the next look may go well
             if not failing:
                 logger.warning("The registry cannot be followed, all goes on as it is: %s", error)
             failing = True
         else:
             failing = False
+        time.sleep(_LOOK_SECONDS)
+
+
+def write_versions(registry: Registry, name: str, folder: Path) -> None:
+    """Write down all versions of a model, the latest first, for the page."""
+    versions = [
+        {
+            "number": version.number,
+            "digest": version.digest,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(version.created)),
+            "aliases": list(version.aliases),
+            "accuracy": version.metrics.get("test.accuracy"),
+            "rolled_back": version.tags.get("tellapart.rolled_back", ""),
+        }
+        for version in registry.versions(name)
+    ]
+    write_json(folder / VERSIONS_FILE, versions)
 
 
 def write_roles(registry: Registry, name: str, folder: Path) -> Roles:

@@ -348,10 +348,17 @@ def _quality_range(known: _Known, photos: _Photos, progress: Progress) -> dict[s
 
 
 def _write_reference(part: Path, known: _Known, photos: _Photos) -> None:
-    chosen = photos.at("validation")[:_EMBEDDINGS]
+    at = photos.at("validation")
+    # Evenly over all: they are in the order of the classes, and the first ones alone would stand for a few.
+    chosen = at[np.linspace(0, len(at) - 1, min(len(at), _EMBEDDINGS)).astype(np.int64)]
     # Half the bytes, and enough to look for similar photos. What decides is in unknown.npz.
     embeddings = known.features[chosen].astype(np.float16)
-    np.savez_compressed(part / REFERENCE, embeddings=embeddings, labels=photos.numbers[chosen])
+    np.savez_compressed(
+        part / REFERENCE,
+        embeddings=embeddings,
+        probabilities=known.probabilities[chosen].astype(np.float16),
+        labels=photos.numbers[chosen],
+    )
 
 
 def _write_unknown(part: Path, run: Path, formats: Sequence[str], announce: Callable[[str], None]) -> None:

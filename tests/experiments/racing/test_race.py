@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tellapart.preparation import prepare
 from tellapart.records import Observer
 from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.sections import Backbone
+from tellapart.settings import Machine
 from tellapart.training import planning
 
 
@@ -167,10 +169,14 @@ def test_networks_are_tried_on_a_few_photos_as_long_as_there_is_time(photos, cac
     folder = begin_race([], RunRequest(photos=str(photos)), tmp_path / "run")
     prepare(folder, folder.recipe(), Observer())
     names = ["mobilenet_v2", "mobilenet_v3_small"]
-    tried = try_backbones(names, folder, 96, cache, until=time.time() + 600, observer=Observer())
+    tried = try_backbones(names, folder, 96, cache, Machine(), until=time.time() + 600, observer=Observer())
     assert [each.name for each in tried] == names
     assert tried[0].loss == pytest.approx(np.log(10), abs=0.2), "ten classes, and features that are the same for all"
-    assert len(try_backbones(names, folder, 96, cache, until=0.0, observer=Observer())) == 1
+    # A cache that nothing may be kept in, with the weights of the other beside it
+    shutil.copytree(cache / "weights", tmp_path / "empty" / "weights")
+    none_kept = Machine(cache_limit_gb=0)
+    assert len(try_backbones(names, folder, 96, tmp_path / "empty", none_kept, until=0.0, observer=Observer())) == 1
+    assert [path.name for path in (tmp_path / "empty").iterdir()] == ["weights"]
 
 
 @pytest.mark.integration

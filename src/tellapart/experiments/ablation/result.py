@@ -7,7 +7,7 @@ from typing import Any
 
 from tellapart.evaluation.multi_seed import Estimate
 from tellapart.evaluation.wording import p_text, points
-from tellapart.experiments.comparison import plain
+from tellapart.records import plain
 
 _CHANCE = 0.05
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.data.cache import Pictures, open_rows
+from tellapart.data.cache import LIMIT_BYTES, Pictures, open_rows
 from tellapart.errors import RunError
 from tellapart.evaluation.features import features_and_probabilities, read_outputs, save_outputs, unit_rows
 from tellapart.evaluation.measure import calibrate, fit_unknown, measure_sides
@@ -63,6 +63,7 @@ def write_joined(
     everyone: Sequence[FinishedRun],
     *,
     cache: Path,
+    limit_bytes: int = LIMIT_BYTES,
     progress: Progress,
 ) -> Agreement:
     """Join networks, ask the joined one about all photos of all runs, and write the run folder.
@@ -73,6 +74,7 @@ def write_joined(
         weights: theirs, above 0.
         everyone: all runs that were chosen from: a photo that any of them learned from is none to be judged on.
         cache: the folder for decoded pictures.
+        limit_bytes: how large it may grow, as `open_pictures` takes it.
         progress: called often with (what, done, total).
 
     Returns:
@@ -103,7 +105,13 @@ def write_joined(
 
     # What is said of the photos
     with open_rows(
-        root, frame, image_px, folder=cache, max_pixels=recipe.data.max_pixels, progress=progress
+        root,
+        frame,
+        image_px,
+        folder=cache,
+        limit_bytes=limit_bytes,
+        max_pixels=recipe.data.max_pixels,
+        progress=progress,
     ) as pictures:
         features, predicted = _asked(model, members, weights, frame, pictures, progress)
     probabilities, calibration = calibrate(run, model, predicted, frame, classes)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart.experiments.comparison import Comparison, Pair, plain
+from tellapart.experiments.comparison import Comparison, Pair
 from tellapart.experiments.ensembling.ensemble_run import Agreement
+from tellapart.records import plain
 
 _LEAST_LOSS = 0.00005
 """Smaller differences are rounding: an ensemble of one member differs from it in the last bits."""

@@ -19,6 +19,7 @@ from tellapart.randomness import generator
 from tellapart.records import Observer
 from tellapart.run_folder import RunFolder
 from tellapart.sections import Backbone
+from tellapart.settings import Machine
 from tellapart.training.features import pretrained_extractor
 from tellapart.training.transfer import fit_head
 
@@ -42,15 +43,23 @@ class Tried:
 
 
 def try_backbones(
-    names: Sequence[str], folder: RunFolder, image_px: int, cache: Path, *, until: float, observer: Observer
+    names: Sequence[str],
+    folder: RunFolder,
+    image_px: int,
+    cache: Path,
+    machine: Machine,
+    *,
+    until: float,
+    observer: Observer,
 ) -> list[Tried]:
     """Fit a head on what each network sees of a few photos, those that come first until the time is over.
 
     Args:
         names: of networks whose weights are at hand.
-        folder: with a table of photos and their split.
+        folder: with a recipe, and a table of photos and their split.
         image_px: side of the pictures.
-        cache: the folder for decoded pictures and features.
+        cache: the folder for decoded pictures.
+        machine: how large the cache may grow.
         until: when no further network is begun, by `time.time`; the first one is tried always.
         observer: whom to tell.
     """
@@ -66,7 +75,15 @@ def try_backbones(
     num_train = len(chosen[0])
     trials: list[Tried] = []
     # Decoded once for all networks, and kept in the cache: the candidates that follow read them from there.
-    with open_rows(folder.root, rows, image_px, folder=cache, progress=observer.progress) as pictures:
+    with open_rows(
+        folder.root,
+        rows,
+        image_px,
+        folder=cache,
+        limit_bytes=machine.cache_limit_bytes,
+        max_pixels=folder.recipe().data.max_pixels,
+        progress=observer.progress,
+    ) as pictures:
         for name in names:
             # The first network is always tried: there must be one to begin from.
             if trials and time.time() > until:

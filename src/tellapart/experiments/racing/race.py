@@ -293,7 +293,15 @@ class _Race:
         chosen, shares = zip(*members, strict=True)
         self.observer.announce(f"Candidate: an ensemble of {' and '.join(m.finished_run.name for m in chosen)}.")
         try:
-            write_joined(ensemble.path, chosen, shares, runs, cache=self.cache, progress=self.observer.progress)
+            write_joined(
+                ensemble.path,
+                chosen,
+                shares,
+                runs,
+                cache=self.cache,
+                limit_bytes=self.machine.cache_limit_bytes,
+                progress=self.observer.progress,
+            )
         except RunError as error:  # the best single candidate is there all the same
             self.observer.announce(f"warning: {error}")
             return
@@ -369,7 +377,9 @@ class _Race:
             return first
         until = time.time() + _CHOOSING * self.left
         image_px = int(self._plan()["image_px"])
-        trials = try_backbones(names, self.folder, image_px, self.cache, until=until, observer=self.observer)
+        trials = try_backbones(
+            names, self.folder, image_px, self.cache, self.machine, until=until, observer=self.observer
+        )
         num_photos = len(self.folder.readable())
         affordable = [trial for trial in trials if num_photos * trial.seconds_per_photo < _FEATURES * self.left]
         best = min(affordable, key=lambda trial: trial.loss, default=trials[0]).name

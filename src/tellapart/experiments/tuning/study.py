@@ -8,7 +8,6 @@ killed, and is put back with its values, its reports and its place in the pruner
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import time
 import warnings
@@ -21,6 +20,7 @@ from tellapart.databases import patience_of, write_without_waiting
 from tellapart.errors import InputError
 from tellapart.experiments.tuning.search_space import Choice, Space, Value
 from tellapart.experiments.tuning.storage import reachable
+from tellapart.files import locked
 
 if TYPE_CHECKING:
     import optuna
@@ -263,20 +263,6 @@ def put_back(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
             intermediate_values=trial.intermediate_values,
         )
     )
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock, and yield whether it was got; the kernel lets it go when the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Appending creates the file and never empties it: others may hold it open.
-    with open(path, "ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 @contextlib.contextmanager

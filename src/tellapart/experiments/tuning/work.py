@@ -17,13 +17,13 @@ from tellapart.experiments.tuning.study import (
     FOLDER_OF,
     Heartbeat,
     begin_with,
-    locked,
     opened_study,
     optuna_or_error,
     suggest,
     work_through,
 )
 from tellapart.experiments.tuning.trial import KEPT, Search, milliseconds, run_trial, trial_recipe
+from tellapart.files import locked
 from tellapart.records import Announce, Progress, Watch
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ class Sureness:
     """How sure the network is, and how sure it should be.
 
     Attributes:
-        as_trained: calibration of the network as it was trained.
+        unscaled: calibration without the temperature; a shift for balanced classes stays in it.
         scaled: after temperature scaling; None: there is no temperature.
         temperature: fitted on validation; it is inside the network of a run.
         sets: a row per stated coverage: ``coverage``, ``threshold``, ``covered``, ``low``, ``high``, ``mean_size``,
@@ -38,7 +38,7 @@ class Sureness:
         abstention: accuracy against the share answered.
     """
 
-    as_trained: Calibration
+    unscaled: Calibration
     scaled: Calibration | None
     temperature: float | None
     sets: pd.DataFrame | None
@@ -50,7 +50,7 @@ def _compute(e: Examination) -> Sureness:
 
 
 def _calibrations(e: Examination) -> tuple[Calibration, Calibration | None, float | None]:
-    """Return the calibration as trained and after temperature scaling, and the temperature.
+    """Return the calibration before and after temperature scaling, and the temperature.
 
     A run's network has the temperature inside; one that was made before runs were calibrated gets it here.
     """
@@ -58,7 +58,7 @@ def _calibrations(e: Examination) -> tuple[Calibration, Calibration | None, floa
     # fitted to.
     subject, true, groups, held_out = e.subject, e.true, e.groups, e.held_out
     probabilities, temperature = e.probabilities, subject.temperature
-    # "As trained" means without the temperature: dividing the logits by its inverse undoes it.
+    # Dividing the logits by the inverse takes it out again.
     if temperature is not None:
         return (
             calibration(true, at_temperature(probabilities, 1 / temperature), groups),
@@ -97,7 +97,7 @@ def _sets(e: Examination) -> pd.DataFrame | None:
 
 def _to_json(value: Sureness) -> dict[str, Any]:
     return {
-        "calibration": _measures(value.as_trained),
+        "calibration": _measures(value.unscaled),
         "calibration_scaled": _measures(value.scaled) if value.scaled else None,
         "temperature": value.temperature,
         "prediction_sets": value.sets.to_dict("records") if value.sets is not None else None,
@@ -115,7 +115,7 @@ def _view(e: Examination, value: Sureness) -> dict[str, Any]:
     if value.scaled is not None:
         scaled = figures.reliability(value.scaled, f"temperature {value.temperature:.2f}")
     return {
-        "reliability": figures.reliability(value.as_trained, "as trained"),
+        "reliability": figures.reliability(value.unscaled, "before temperature scaling"),
         "scaled": scaled,
         "answered": figures.answered(value.abstention),
     }

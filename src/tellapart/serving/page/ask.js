@@ -22,6 +22,16 @@ try {
   // Storage is switched off: the key holds until the page is left.
 }
 
+/** Take a key that came with the page's address. */
+export function useKey(value) {
+  key = value;
+  try {
+    sessionStorage.setItem(KEY, key);
+  } catch {
+    // as above
+  }
+}
+
 /** Whether the server wants a key: links that a browser follows bring none. */
 export const hasKey = () => key !== null;
 
@@ -36,12 +46,7 @@ async function newKey(used) {
   asking ??= askForKey(used !== null).finally(() => (asking = null));
   const given = await asking;
   if (!given) return false;
-  key = given;
-  try {
-    sessionStorage.setItem(KEY, key);
-  } catch {
-    // as above
-  }
+  useKey(given);
   return true;
 }
 
@@ -59,12 +64,12 @@ const pause = (seconds, signal) => new Promise((resolve, reject) => {
  * body: a File (sent as it is) or a value (sent as JSON). onWait(seconds): the server is busy, and is asked again then.
  * quiet: neither ask for a key nor wait. Throws Refusal.
  */
-export async function ask(path, { body, onWait = () => {}, signal, quiet = false } = {}) {
+export async function ask(path, { body, onWait = () => {}, signal, quiet = false, asPhoto = false } = {}) {
   for (let waits = 0; ; waits++) {
     const used = key, headers = used === null ? {} : { Authorization: `Bearer ${used}` }, isFile = body instanceof Blob;
     if (body !== undefined) headers["Content-Type"] = !isFile ? "application/json" : body.type.startsWith("image/") ? body.type : "application/octet-stream";
     const response = await send(path, { method: body === undefined ? "GET" : "POST", headers, signal, cache: "no-store", body: isFile || body === undefined ? body : JSON.stringify(body) });
-    if (response.ok) return response.status === 204 ? null : response.json();
+    if (response.ok) return response.status === 204 ? null : asPhoto ? response.blob() : response.json();
     const answer = await response.json().catch(() => null);
     if (response.status === 401) {
       if (quiet || !(await newKey(used))) throw new Refusal("key", answer);
@@ -77,6 +82,9 @@ export async function ask(path, { body, onWait = () => {}, signal, quiet = false
     await pause(seconds, signal);
   }
 }
+
+/** Return a photo of the server as a Blob: an <img> could not send the key. */
+export const askPhoto = (path) => ask(path, { asPhoto: true });
 
 async function send(path, options) {
   try {

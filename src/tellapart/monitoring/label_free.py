@@ -1,0 +1,175 @@
+"""What can be said of photos that nobody has labelled: how many a model gets right, and how often each class comes.
+
+Pure functions of NumPy arrays: of validation photos, whose labels are known, and of those that came since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.randomness import generator
+from tellapart.records import Interval
+
+Floats = NDArray[np.float64]
+Method = Literal["confidence", "confidence difference", "threshold"]
+METHODS: tuple[Method, ...] = ("confidence", "confidence difference", "threshold")
+
+_REDRAWS = 200
+"""Of photos, for an interval."""
+_MOST_ROUNDS, _CLOSE = 500, 1e-6
+_FEWEST_OF_A_CLASS = 5
+"""Validation photos without which nothing is known of how a class is confused."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share of photos that was estimated without labels.
+
+    Attributes:
+        value: 0 to 1.
+        interval: 95 %, of what drawing other photos would change: that a method may not fit the change is not in it.
+    """
+
+    value: float
+    interval: Interval
+
+
+def estimate_accuracy(
+    known: Floats, true: NDArray[np.int64], came: Floats, *, method: Method = "threshold", seed: int = 0
+) -> Estimate:
+    """Return the share of photos that a model gets right, estimated without their labels.
+
+    "confidence" is the mean of the largest probability. "confidence difference" corrects it by what it is too high or
+    too low on validation photos (Guillory et al. 2021, "Predicting with confidence on unseen distributions").
+    "threshold" is the share of photos whose confidence lies above the one that as many validation photos exceed as are
+    right (ATC, Garg et al. 2022, "Leveraging unlabeled data to predict out-of-distribution performance").
+
+    Args:
+        known: (num_validation, num_classes) probabilities of validation photos.
+        true: (num_validation,) numbers of their classes.
+        came: (num_photos, num_classes) probabilities of the photos that came.
+        method: which of the three.
+        seed: of the draws for the interval.
+
+    Raises:
+        ValueError: one of the two has no photos.
+    """
+    if not len(known) or not len(came):
+        raise ValueError("no photos to estimate from")
+    is_right = known.argmax(axis=1) == true
+    of_known, of_came = known.max(axis=1), came.max(axis=1)
+    rng = generator(seed, "label-free")
+
+    def once(at: NDArray[np.int64], now: NDArray[np.int64]) -> float:
+        return _accuracy(of_known[at], is_right[at], of_came[now], method)
+
+    value = once(np.arange(len(known)), np.arange(len(came)))
+    draws = [
+        once(rng.integers(0, len(known), len(known)), rng.integers(0, len(came), len(came))) for _ in range(_REDRAWS)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, Interval(float(min(low, value)), float(max(high, value))))
+
+
+def _accuracy(of_known: Floats, is_right: NDArray[np.bool_], of_came: Floats, method: Method) -> float:
+    if method == "confidence":
+        return float(of_came.mean())
+    if method == "confidence difference":
+        return float(np.clip(of_came.mean() + is_right.mean() - of_known.mean(), 0, 1))
+    # As many validation photos lie above it as are right.
+    num_wrong = int((~is_right).sum())
+    if num_wrong == 0:
+        return float((of_came >= of_known.min()).mean())
+    return float((of_came > np.sort(of_known)[num_wrong - 1]).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class ClassShares:
+    """How often each class comes.
+
+    Attributes:
+        before: (num_classes,) shares among validation photos.
+        now: (num_classes,) estimated shares among the photos that came.
+        low: (num_classes,) lower ends of 95 % intervals, of what drawing other photos of both kinds would change.
+        high: (num_classes,) upper ends.
+    """
+
+    before: Floats
+    now: Floats
+    low: Floats
+    high: Floats
+
+    @property
+    def changed(self) -> NDArray[np.int64]:
+        """The classes whose share has changed detectably, the largest change first."""
+        # The ends are those for all classes together: of twenty, none is called changed by chance alone.
+        outside = np.flatnonzero((self.low > self.before) | (self.high < self.before))
+        return np.asarray(outside[np.argsort(-np.abs(self.now - self.before)[outside])], np.int64)
+
+
+def estimate_shares(known: Floats, true: NDArray[np.int64], came: Floats, *, seed: int = 0) -> ClassShares | None:
+    """Return how often each class comes now, estimated from what is predicted and how classes are confused.
+
+    Holds where photos of a class look as they did and only their number has changed (label shift; Lipton, Wang & Smola
+    2018, "Detecting and correcting for label shift with black box predictors"): the shares of the predicted classes
+    are those of the true ones, mixed by the confusion matrix of validation photos, which is undone.
+
+    Args:
+        known: (num_validation, num_classes) probabilities of validation photos.
+        true: (num_validation,) numbers of their classes.
+        came: (num_photos, num_classes) probabilities of the photos that came.
+        seed: of the draws for the intervals.
+
+    Returns:
+        None where a class has fewer than five validation photos or nothing came. The intervals are 95 % for all classes
+        together.
+    """
+    num_classes = known.shape[1]
+    counts = np.bincount(true, minlength=num_classes)
+    if not len(came) or counts.min() < _FEWEST_OF_A_CLASS:
+        return None
+    said, said_now = known.argmax(axis=1), came.argmax(axis=1)
+    confusion = _confusion(said, true, num_classes)
+    predicted = np.bincount(said_now, minlength=num_classes) / len(said_now)
+    before, now = counts / counts.sum(), _unmixed(confusion, predicted)
+    rng = generator(seed, "class-shares")
+    changes = []
+    for _ in range(_REDRAWS):
+        # Each class by itself, so that none is drawn away; validation shares are a draw too.
+        columns = [rng.multinomial(count, confusion[:, number]) / count for number, count in enumerate(counts)]
+        drawn = rng.multinomial(len(said_now), predicted) / len(said_now)
+        drawn_before = rng.multinomial(len(true), before) / len(true)
+        changes.append(_unmixed(np.stack(columns, axis=1), drawn) - drawn_before)
+    # So few draws have no ends for a tail this thin: those of a normal distribution of the same spread.
+    width = NormalDist().inv_cdf(1 - 0.025 / num_classes) * np.std(changes, axis=0, ddof=1)
+    return ClassShares(before, now, np.clip(now - width, 0, 1), np.clip(now + width, 0, 1))
+
+
+def _confusion(said: NDArray[np.int64], true: NDArray[np.int64], num_classes: int) -> Floats:
+    """Return (num_classes, num_classes): of photos of each class (columns), the share that is called each (rows)."""
+    counts = np.zeros((num_classes, num_classes))
+    np.add.at(counts, (said, true), 1)
+    return np.asarray(counts / counts.sum(axis=0))
+
+
+def _unmixed(confusion: Floats, predicted: Floats) -> Floats:
+    """Return the shares of the true classes under which the predicted ones are likeliest (expectation maximisation).
+
+    Of as many equations as classes; unlike their solution it is never negative, and needs no inverse.
+    """
+    shares = np.full(len(confusion), 1 / len(confusion))
+    for _ in range(_MOST_ROUNDS):
+        mixed = confusion @ shares
+        # A class that is predicted and that no validation photo was called: it says nothing.
+        ratio = np.divide(predicted, mixed, out=np.zeros_like(mixed), where=mixed > 0)
+        better = shares * (confusion.T @ ratio)
+        better /= better.sum()
+        if np.abs(better - shares).max() < _CLOSE:
+            return np.asarray(better)
+        shares = better
+    return shares
