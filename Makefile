@@ -8,22 +8,23 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 install: .venv/installed
 install-dev: .venv/installed-dev
 
+# --no-compile: half of the time goes into compiling modules of which few are ever imported; Python compiles those.
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Tellapart needs Python 3.11 or newer; PYTHON=... names one." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[train]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # JAX without TensorFlow, for the tests that train on it.
 .venv-jax/installed: .venv/installed-dev
 	$(PYTHON) -m venv .venv-jax
-	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[jax]'
+	.venv-jax/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[jax]'
 	touch $@
 
 demo: install

@@ -57,8 +57,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bytes, str]]:
     folder = tellapart.draw(tmp_path_factory.mktemp("new") / "photos", num_images=60, seed=9)
     return [
         (cv2.imencode(".jpg", cv2.imread(str(path)))[1].tobytes(), path.parent.name)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        for path in sorted(folder.glob("*/*"))
     ]
 
 
@@ -146,8 +145,7 @@ from tellapart.retraining import RetrainingOptions, retrain
 def say(line):
     print(line, flush=True)
 
-limits = GateLimits(60, 100, 100, 10, 50)
-options = RetrainingOptions(labels=40, limits=limits, trial=sys.argv[4], share=1.0)
+options = RetrainingOptions(labels=40, limits=GateLimits(slowdown=0.0))
 outcome = retrain(
     Registry(sys.argv[1]), RequestStore(sys.argv[2]), "shapes", sys.argv[3], options=options,
     observer=Observer(lambda what, done, total: None, say),
@@ -157,10 +155,10 @@ print("outcome:", outcome.state, flush=True)
 
 
 def test_killed_at_every_step_it_goes_on_and_nothing_is_done_twice(registry, store, drawn, tmp_path):
-    """Killed when a step begins, and a moment later, in its middle."""
+    """Killed a moment after each step began; what comes out takes longer than no time at all, and is rejected."""
     fill(store, drawn)
     words = [sys.executable, "-c", KILLED, tmp_path / "models.db", f"sqlite:///{tmp_path / 'requests.db'}",
-             tmp_path / "work", "none"]  # fmt: skip
+             tmp_path / "work"]  # fmt: skip
     rng, ended = np.random.default_rng(0), []
     for step, most in (("gather", 0.2), ("train", 4.0), ("export", 3.0), ("register", 0.5), ("judge", 0.5)):
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -174,23 +172,15 @@ def test_killed_at_every_step_it_goes_on_and_nothing_is_done_twice(registry, sto
         assert going is not None, ended
         assert step not in [done.name for done in going.steps[:-1]], "only what was noted before is done"
     last = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
-    assert last.stdout.splitlines()[-1] == "outcome: promoted", last.stdout + last.stderr
+    assert last.stdout.splitlines()[-1] == "outcome: rejected", last.stdout + last.stderr
     (one,) = RetrainingHistory(store).all_of("shapes")
     assert [step.name for step in one.steps] == ["trigger", "gather", "train", "export", "register", "judge", "end"]
     versions = registry.versions("shapes")
     assert [version.number for version in versions] == [2, 1]
-    assert versions[0].aliases == ("champion",)
+    assert [version.aliases for version in versions] == [(), ("champion",)], "it stays"
+    assert "failed: " in one.step("end").reason
+    assert "latency" in one.step("end").reason
     assert RunFolder(tmp_path / "work" / one.id / "run").metrics()["extension"]["num_new"] == len(drawn)
-
-
-def test_what_fails_a_gate_is_rejected_and_the_champion_stays(registry, store, drawn, tmp_path):
-    fill(store, drawn)
-    outcome = retrain(registry, store, "shapes", tmp_path / "work", options=RetrainingOptions(
-        labels=40, limits=GateLimits(slowdown=0.0), trial="none"
-    ))  # fmt: skip
-    assert outcome.state == "rejected"
-    assert "failed: " in outcome.reason
-    assert registry.champion("shapes").number == 1
 
 
 def test_it_is_not_begun_without_a_reason_labels_or_a_champion(registry, store, drawn, tmp_path):

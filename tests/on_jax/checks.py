@@ -608,6 +608,8 @@ CHECKS = (
 def main() -> None:
     """Run all checks."""
     training._is_accelerated = lambda: True  # as on a machine with a GPU
+    # Checks train the same network again and again, and most of their time is compilation.
+    jax.config.update("jax_compilation_cache_dir", str(Path(sys.argv[1]) / "compiled"))
     found = {}
     for check in CHECKS:
         try:

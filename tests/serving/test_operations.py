@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ def server(start: Callable[..., ServerProcess], bundle: Path, photos: list[Path]
     server.headers["X-API-Key"] = KEY
     for photo in photos[::25][:4]:
         assert server.call("/predict", photo.read_bytes())[0] == 200
-    for _ in range(200):
-        if len(server.json("/operations/review")[1]["questions"]) == 4:
-            break
+    until = time.monotonic() + 20
+    while len(server.json("/operations/review")[1]["questions"]) < 4:
+        assert time.monotonic() < until
+        time.sleep(0.05)
     return server
 
 
