@@ -48,7 +48,9 @@ def measured(folder: Path, most: int) -> dict[str, Any]:
             return resize(picture, classifier.image_px)
 
         squares = np.stack(list(pool.map(prepared, range(len(pictures)))))
-        parts = [outputs[0] for outputs in forward([squares[start : start + 32] for start in range(0, len(squares), 32)])]
+        parts = [
+            outputs[0] for outputs in forward([squares[start : start + 32] for start in range(0, len(squares), 32)])
+        ]
         # As a store keeps them.
         return np.concatenate(parts).astype(np.float16).astype(np.float64)
 

@@ -20,7 +20,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "transfer" else name for name in RECIPE_NAMES]
+    "name", [pytest.param(name, marks=[] if name == "reference" else pytest.mark.slow) for name in RECIPE_NAMES]
 )
 def test_a_recipe_trains_and_measures(name: str, photos: Path, tmp_path: Path):
     recipe = load_recipe(name)

@@ -88,6 +88,7 @@ def test_what_is_answered_is_kept_with_embedding_quality_photo_and_feedback(
     assert 'tellapart_stored_predictions_total{outcome="stored"} 3.0' in metrics
 
 
+@pytest.mark.slow
 def test_a_locked_database_fails_no_prediction_and_a_verdict_says_come_back(
     start: Callable[..., ServerProcess], bundle: Path, photos: list[Path], tmp_path: Path
 ):

@@ -44,6 +44,7 @@ from tellapart.unknown import UnknownDetector
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_the_limit_of_pixels_goes_from_the_recipe_into_the_bundle_and_holds(place: Path, tmp_path: Path):
     run = shutil.copytree(place / "run", tmp_path / "run")
     recipe = load_recipe(run / "recipe.toml")
@@ -210,6 +211,7 @@ def test_a_runtime_that_gives_other_probabilities_here_is_noticed(place: Path):
     assert "agrees with Keras in" in wrong
 
 
+@pytest.mark.slow
 def test_a_damaged_model_makes_no_bundle_and_leaves_the_old_one(place: Path, monkeypatch: pytest.MonkeyPatch):
     """The gate refuses; the bundle that stood there before is not touched."""
     before = open_bundle(place / "bundle").version
@@ -351,7 +353,8 @@ def test_a_table_of_predictions_has_a_row_for_each_file(place: Path, tmp_path: P
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("suffix", [pytest.param("csv", marks=pytest.mark.slow), "parquet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_a_killed_prediction_goes_on_and_no_row_is_lost_or_doubled(place: Path, tmp_path: Path, suffix: str):
     folder = tmp_path / "many"
     folder.mkdir()

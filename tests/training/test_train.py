@@ -159,6 +159,7 @@ class Late:
     ],
     ids=["the timed step is kept", "compiled anew", "nothing is timed"],
 )
+@pytest.mark.slow
 def test_a_run_whose_steps_were_timed_has_the_weights_of_its_replay(tmp_path: Path, changes: list[str], known):
     """A replay times nothing: what timing did to weights, dropout and the first step must not count."""
     stages = "train.stages=[{image_px=16, share=1}, {image_px=24, share=1}]"
@@ -211,6 +212,7 @@ def test_a_run_that_was_cut_short_and_then_killed_ends_as_it_would_have(
     assert (tmp_path / "model.keras").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_run_that_was_cut_between_two_looks_keeps_what_its_replay_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
