@@ -125,6 +125,30 @@ def test_a_challenger_that_is_slow_at_the_tail_is_stopped():
     assert evaluate_test(TEST, few).action == "continue", "a p99 of fewer than 200 is one slow request"
 
 
+def test_a_challenger_that_leaves_more_unanswered_is_stopped_and_one_that_does_not_seldom():
+    """Of 200 tests in which both fail alike, looked at after every hundred requests, one in twenty at most."""
+    rng = np.random.default_rng(0)
+
+    def requests(count: int, failing: tuple[float, float]) -> list[Outcome]:
+        by_challenger = rng.random(count) < 0.3
+        fails = rng.random(count) < np.where(by_challenger, failing[1], failing[0])
+        return [Outcome(bool(taken), None, None, None, is_answered=not failed)
+                for taken, failed in zip(by_challenger, fails, strict=True)]  # fmt: skip
+
+    third = replace(TEST, share=0.3)
+    standing = evaluate_test(third, requests(3000, (0.01, 0.08)))
+    assert standing.action == "roll back"
+    assert "% of the requests unanswered, the champion" in standing.reason
+    assert evaluate_test(third, requests(3000, (0.08, 0.01))).action == "continue", "fewer is no reason"
+    alarms = 0
+    for _ in range(200):
+        photos = requests(1500, (0.03, 0.03))
+        alarms += any(
+            evaluate_test(third, photos[:seen]).action == "roll back" for seen in range(300, 1501, 300)
+        )
+    assert alarms <= 10 + 2 * 3
+
+
 def test_what_a_store_holds_of_a_test_comes_in_the_order_of_the_labels(tmp_path: Path):
     store = RequestStore(f"sqlite:///{tmp_path / 'requests.db'}")
 
@@ -146,6 +170,7 @@ def test_what_a_store_holds_of_a_test_comes_in_the_order_of_the_labels(tmp_path:
         Outcome(True, None, "cat", "cat", False, 1.0),
         Outcome(True, "cat", "dog", "dog", True, 3.0),
         Outcome(False, "cat", None, None, True, 0.0),
+        Outcome(False, None, None, None, False, 2.0, is_answered=False),
         Outcome(False, "cat", None, None, False, 6.0),
     ]
     store.delete(["r3.0"])

@@ -1,1 +1,1 @@
-"""What happens to a model after it was shipped: A/B tests now; drift and accuracy without labels later. No Keras."""
+"""What happens to a model after it was shipped: A/B tests, drift, review, the history of retrainings. No Keras."""

@@ -31,6 +31,8 @@ TEST_NOTE = "tellapart.ab_test"
 _FEWEST_FOR_GUARDS = 200
 """Predictions of each version before their latencies are compared: a p99 of fewer is one slow request."""
 
+_FEWEST_FAILURES = 5
+"""Of the challenger, before they are compared: the sequence is asymptotic, and of fewer it knows too little."""
 _COURSE = 120
 """Points of a curve."""
 
@@ -86,6 +88,7 @@ class Outcome:
         is_wrong: that what was answered is wrong, where no true label was given with it.
         milliseconds: of the answer.
         subject: who asked.
+        is_answered: False: the image could not be read, or the server failed.
     """
 
     by_challenger: bool
@@ -95,6 +98,7 @@ class Outcome:
     is_wrong: bool = False
     milliseconds: float = 0.0
     subject: str | None = None
+    is_answered: bool = True
 
 
 @dataclass(frozen=True)
@@ -155,20 +159,22 @@ def evaluate_test(test: ABTest, outcomes: Iterable[Outcome], rules: Rules | None
     Split: what the challenger gains by inverse propensity weighting, bounded by an asymptotic confidence sequence
     (Waudby-Smith et al. 2024), after 100 labels at the soonest. It needs independent observations, and subjects are
     what is divided: of each subject the photo that was labelled first counts. Subjects that are not divided as was
-    asked for (Lindon & Malek 2022) say nothing about the models, and stop the test for repair.
+    asked for (Lindon & Malek 2022) say nothing about the models, and stop the test for repair. So do a challenger that
+    leaves more requests unanswered, by the same kind of sequence, and one that is too slow.
 
     Args:
         test: what is tested.
         outcomes: in the order in which their labels are to be counted.
         rules: None: the usual ones.
     """
-    photos, rules = list(outcomes), rules or Rules()
+    rules, photos = rules or Rules(), list(outcomes)
     if test.mode == SHADOW:
         return _shadow(photos, rules)
     return _split(test, photos, rules)
 
 
 def _shadow(photos: list[Outcome], rules: Rules) -> Standing:
+    photos = [photo for photo in photos if photo.is_answered]
     seen = [photo for photo in photos if photo.by_challenger and photo.champion_label and photo.challenger_label]
     disagreements = [photo for photo in seen if photo.champion_label != photo.challenger_label]
     gains = np.array([gain for photo in disagreements if (gain := _gain(photo)) is not None], np.float64)
@@ -202,7 +208,7 @@ def _split(test: ABTest, photos: list[Outcome], rules: Rules) -> Standing:
             "the assignment is broken, so nothing can be said"
         )
     else:
-        problem = _slower(photos, rules)
+        problem = _failing(subjects, test, rules) or _slower(photos, rules)
     num_challenger = sum(photo.by_challenger for photo in photos)
     return _standing(SPLIT, rules, values, len(photos), num_challenger, 0, problem)
 
@@ -225,9 +231,25 @@ def _is_right(photo: Outcome) -> bool:
     return not photo.is_wrong and predicted == photo.true_label
 
 
+def _failing(subjects: list[Outcome], test: ABTest, rules: Rules) -> str:
+    """Say how much more often the challenger gives no answer; "": it does not."""
+    by_challenger = np.array([photo.by_challenger for photo in subjects], bool)
+    failed = np.array([not photo.is_answered for photo in subjects], np.float64)
+    if failed[by_challenger].sum() < _FEWEST_FAILURES:
+        return ""
+    sequence = asymptotic_sequence(split_effects(failed, by_challenger, test.share), alpha=rules.alpha)
+    if sequence.lower[-1] <= 0:
+        return ""
+    before, after = (100 * float(failed[by_challenger == which].mean()) for which in (False, True))
+    return f"the challenger leaves {after:.1f} % of the requests unanswered, the champion {before:.1f} %"
+
+
 def _slower(photos: list[Outcome], rules: Rules) -> str:
     """Say by how much the challenger is too slow; "": it is not."""
-    times = [[photo.milliseconds for photo in photos if photo.by_challenger is which] for which in (False, True)]
+    times = [
+        [photo.milliseconds for photo in photos if photo.by_challenger is which and photo.is_answered]
+        for which in (False, True)
+    ]
     if min(map(len, times)) < _FEWEST_FOR_GUARDS:
         return ""
     before, after = (float(np.quantile(part, 0.99)) for part in times)
@@ -276,13 +298,11 @@ def _points(value: float) -> str:
 def outcomes_of(
     rows: Iterable[tuple[StoredPrediction, ShadowPrediction | None, Feedback | None]], test: ABTest
 ) -> Iterator[Outcome]:
-    """Yield what a store holds of a test (`RequestStore.in_test`); images that could not be read say nothing."""
+    """Yield what a store holds of a test (`RequestStore.in_test`)."""
     for prediction, shadow, feedback in rows:
-        if prediction.label is None:
-            continue
         is_challenger = prediction.version == test.challenger
         label, true_label, is_wrong = prediction.label, None, False
-        if feedback is not None:
+        if feedback is not None and label is not None:
             is_wrong = feedback.verdict == "wrong"
             true_label = label if feedback.verdict == "right" else feedback.label
         shadow_label = None if shadow is None else shadow.label
@@ -294,4 +314,5 @@ def outcomes_of(
             is_wrong=is_wrong,
             milliseconds=prediction.milliseconds,
             subject=prediction.subject,
+            is_answered=label is not None,
         )

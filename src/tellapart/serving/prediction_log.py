@@ -117,6 +117,20 @@ class PredictionLog:
             if photo is not None and not has_room:
                 self._forget_photo(photo)
 
+    def record_failure(self, context: RequestContext, served: ModelVersion, num_images: int) -> None:
+        """Take that a request of an A/B test was not answered; never waits and never fails."""
+        from tellapart.request_store import StoredPrediction
+
+        now, milliseconds = time.time(), 1000 * (time.perf_counter() - context.began)
+        for number in range(num_images):
+            self._writer.put(
+                StoredPrediction(
+                    id=f"{context.id}.{number}", at=now, model=served.name, version=served.version,
+                    milliseconds=milliseconds, test=None if context.test is None else context.test.id,
+                    subject=context.subject,
+                )
+            )  # fmt: skip
+
     def record_shadow(
         self, test: ABTest, served: ModelVersion, ids: Sequence[str], rows: Sequence[NDArray[np.float32] | None]
     ) -> None:

@@ -166,6 +166,20 @@ class Service:
         self, request: Request, served: ModelVersion, images: Sequence[Image]
     ) -> tuple[list[Answer], Call]:
         """Have images named, and count what came of them."""
+        try:
+            return await self._predict(request, served, images)
+        except (asyncio.CancelledError, ClientLeftError):
+            raise
+        except Exception as error:
+            # Too much to do is nobody's failure. Of others: a version that fails more often than the other one loses its A/B test.
+            is_busy = isinstance(error, ApiError) and error.status == 503
+            if not is_busy and self.prediction_log is not None and context_of(request).test is not None:
+                self.prediction_log.record_failure(context_of(request), served, len(images))
+            raise
+
+    async def _predict(
+        self, request: Request, served: ModelVersion, images: Sequence[Image]
+    ) -> tuple[list[Answer], Call]:
         context_of(request).images = len(images)
         items: list[Any] = list(images)
         # Large pictures are decoded first, in their own thread; then all images go through the network in one call, in
