@@ -51,7 +51,9 @@ def main() -> None:
 
     def fitted(chosen: np.ndarray) -> tuple[np.ndarray, float]:
         """Return probabilities of all photos, and the accuracy on the test photos."""
-        kernel, bias, _ = fit_head(features[chosen], numbers[chosen], features[held_out], numbers[held_out], len(classes))
+        kernel, bias, _ = fit_head(
+            features[chosen], numbers[chosen], features[held_out], numbers[held_out], len(classes)
+        )
         probabilities = softmax(features @ kernel + bias, axis=1)
         return probabilities, float((probabilities[test].argmax(axis=1) == numbers[test]).mean())
 
