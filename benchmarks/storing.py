@@ -13,6 +13,7 @@ import argparse
 import http.client
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import ExitStack

@@ -75,3 +75,21 @@ def test_the_proxy_passes_on_what_the_server_needs(header: str):
     text = (DEPLOY / "nginx.conf").read_text()
     assert text.count("{") == text.count("}")
     assert re.search(rf"proxy_set_header {header} \$\w+;", text)
+
+
+def test_what_trains_again_by_itself_asks_for_commands_that_exist():
+    unit = configparser.ConfigParser()
+    unit.optionxform = str
+    unit.read(DEPLOY / "tellapart-retrain.service")
+    cron = yaml.safe_load((DEPLOY / "retrain-cronjob.yaml").read_text())["spec"]["jobTemplate"]["spec"]["template"]
+    (container,) = cron["spec"]["containers"]
+    for words in (shlex.split(unit["Service"]["ExecStart"]), container["command"]):
+        assert Path(words[0]).name == "tellapart"
+        command = typer.main.get_command(app).commands[words[1]].commands[words[2]]
+        context = command.make_context("run", [*words[3:], "--store", "requests.db"])
+        assert (context.params["name"], context.params["if_needed"]) == ("pets", True)
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert context.params["out"].is_relative_to(mounts["runs"]), "on the volume, or photos are lost with the pod"
+    timer = configparser.ConfigParser()
+    timer.read(DEPLOY / "tellapart-retrain.timer")
+    assert timer["Timer"]["Persistent"] == "true"
