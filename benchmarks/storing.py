@@ -77,9 +77,8 @@ def main() -> None:
         connections = {}
         for way, options in ways.items():
             port = free_port()
-            server = Server(
-                [shutil.which("tellapart") or "tellapart", "serve", *options, "--port", str(port)], port, body
-            )
+            command = [sys.executable, "-m", "tellapart", "serve", *options, "--port", str(port)]
+            server = Server(command, port, body)
             stack.callback(server.stop)
             connections[way] = http.client.HTTPConnection("127.0.0.1", port)
         alone = statistics.median(ask(connections["plain"], body, number) for number in range(200))

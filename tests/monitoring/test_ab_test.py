@@ -143,9 +143,7 @@ def test_a_challenger_that_leaves_more_unanswered_is_stopped_and_one_that_does_n
     alarms = 0
     for _ in range(200):
         photos = requests(1500, (0.03, 0.03))
-        alarms += any(
-            evaluate_test(third, photos[:seen]).action == "roll back" for seen in range(300, 1501, 300)
-        )
+        alarms += any(evaluate_test(third, photos[:seen]).action == "roll back" for seen in range(300, 1501, 300))
     assert alarms <= 10 + 2 * 3
 
 

@@ -171,7 +171,7 @@ class Service:
         except (asyncio.CancelledError, ClientLeftError):
             raise
         except Exception as error:
-            # Too much to do is nobody's failure. Of others: a version that fails more often than the other one loses its A/B test.
+            # A version that fails more often than the other one loses its A/B test; too much to do is nobody's failure.
             is_busy = isinstance(error, ApiError) and error.status == 503
             if not is_busy and self.prediction_log is not None and context_of(request).test is not None:
                 self.prediction_log.record_failure(context_of(request), served, len(images))
