@@ -31,6 +31,12 @@ def run(
     trial: Annotated[str, typer.Option(help="Before it is promoted: shadow, split or none.")] = "shadow",
     share: Annotated[str | None, typer.Option(help="That the trial gets [default: 100% in shadow, else 10%].")] = None,
     margin: Annotated[float, typer.Option(help="Points that it may be worse in the trial.", min=0)] = 0.0,
+    accuracy_points: Annotated[float, typer.Option(help="Gate: points of accuracy that may be lost.", min=0)] = 1.0,
+    class_points: Annotated[float, typer.Option(help="Gate: points that one class may lose.", min=0)] = 5.0,
+    negative_flips: Annotated[
+        float, typer.Option(help="Gate: percent of photos that may be wrong now and were right.", min=0)
+    ] = 3.0,
+    slowdown: Annotated[float, typer.Option(help="Gate: largest ratio of the latencies.", min=0)] = 1.5,
     most_labels: Annotated[int | None, typer.Option(help="Labels after which the champion stays.", min=1)] = None,
     out: Annotated[Path, typer.Option(help="Folder for photos, runs and bundles.")] = Path("runs") / "retraining",
     registry_url: Where = None,
@@ -44,6 +50,7 @@ def run(
     from tellapart.cli.machine import cache_of_user
     from tellapart.cli.show import announce, progress_bar
     from tellapart.databases import url_of
+    from tellapart.promotion import GateLimits
     from tellapart.records import Observer
     from tellapart.registry import Registry
     from tellapart.request_store import RequestStore
@@ -62,6 +69,7 @@ def run(
         share=share_of(share or ("100%" if is_shadow else "10%"), is_shadow),
         margin=margin / 100,
         most_labels=most_labels,
+        limits=GateLimits(accuracy_points, class_points, negative_flips, slowdown=slowdown),
     )
     pause = None if every is None else parse_duration(every)
     while True:
