@@ -5,8 +5,8 @@
 A model is trained on a part of the photos and served from a registry; the rest of them arrive as requests. Then the
 camera changes: its photos are darker, noisier and cropped. Drift is raised, a reviewer labels what the server asks
 about, the model is trained again, tried in shadow and promoted. At last a challenger for which two folders were swapped
-gets a share of the users, past the gates, which would refuse it, and is sent back. Without PHOTOS they are drawn. What the reviewer says comes from the labels of the
-photos; nobody else knows them.
+gets a share of the users, past the gates, which would refuse it, and is sent back. Without PHOTOS they are drawn. What
+the reviewer says comes from the labels of the photos; nobody else knows them.
 """
 
 from __future__ import annotations
