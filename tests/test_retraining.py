@@ -180,6 +180,11 @@ def test_killed_at_every_step_it_goes_on_and_nothing_is_done_twice(registry, sto
     assert [version.aliases for version in versions] == [(), ("champion",)], "it stays"
     assert "failed: " in one.step("end").reason
     assert "latency" in one.step("end").reason
+    # The same photos are no reason again, or it would be trained each hour.
+    again = why(registry, store, "shapes", RetrainingOptions(labels=40))
+    assert again == (False, "0 new labelled photos of 40, and no drift")
+    store.add_feedback([Feedback(f"r{number}.0", "right") for number in range(45)])
+    assert why(registry, store, "shapes", RetrainingOptions(labels=40))[0], "said again, and later"
     assert RunFolder(tmp_path / "work" / one.id / "run").metrics()["extension"]["num_new"] == len(drawn)
 
 

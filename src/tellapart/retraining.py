@@ -146,12 +146,16 @@ def retrain(
 def why(registry: Registry, store: RequestStore, name: str, options: RetrainingOptions) -> tuple[bool, str]:
     """Return whether a model is to be trained again, and why or why not.
 
+    Photos that an earlier retraining has learned from, whose version was not promoted, are no reason a second time.
+
     Raises:
         InputError: it has no champion.
     """
     champion = _champion(registry, name)
     known = _known_digests(registry, champion)
-    count = sum(1 for _ in _new_photos(store, name, known))
+    earlier = RetrainingHistory(store).all_of(name)
+    tried = earlier[0].began if earlier and earlier[0].outcome != "promoted" else 0.0
+    count = sum(1 for photo in _new_photos(store, name, known) if photo.said_at > tried)
     reasons = []
     if count >= options.labels:
         reasons.append(f"{count:,} new labelled photos")
@@ -212,8 +216,15 @@ class _Retraining:
         if self.options.trial == "none":
             self.patiently(lambda: self.registry.promote(version, f"retraining {self.going.id}: {judged.reason}"))
             return self._end("promoted", judged.reason)
+        if self.going.step("trial") is None and (other := self._other_test()) is not None:
+            return Outcome("waiting", f"the test {other} runs, and one at a time can", self.going)
         trial = self._done("trial", lambda: self._begin_trial(version))
         return self._decide(version, trial)
+
+    def _other_test(self) -> str | None:
+        """Return the id of a test of the model that is not this retraining's; None: none runs."""
+        running = self.patiently(lambda: ABTest.from_json(self.registry.note(self.name, TEST_NOTE)))
+        return None if running is None or running.id == self.going.id else running.id
 
     def _done(self, name: str, do: Callable[[], tuple[str, Mapping[str, Any]]]) -> Step:
         """Return a step, which is done first where it is not."""
@@ -244,9 +255,10 @@ class _Retraining:
         shutil.rmtree(target, ignore_errors=True)  # of a call that was killed before it noted them
         part.mkdir()
         labels: dict[str, str] = {}
-        for digest, photo, label in self.patiently(lambda: list(_new_photos(self.store, self.name, known))):
-            (part / f"{digest[:32]}.jpg").write_bytes(photo)
-            labels[f"{digest[:32]}.jpg"] = label
+        for photo in self.patiently(lambda: list(_new_photos(self.store, self.name, known))):
+            file = f"{photo.digest[:32]}.jpg"
+            (part / file).write_bytes(photo.data)
+            labels[file] = photo.label
         usable, left_out = _usable(part, labels, classes)
         os.replace(part, target)
         table = pd.DataFrame({"path": [f"photos/{path}" for path in usable], "label": list(usable.values())})
@@ -314,6 +326,9 @@ class _Retraining:
             return self._end("promoted", f"{self.name} {version.number} is champion")
         if running is None or running.id != test.id:
             return self._end("rolled back", f"test {test.id} was stopped, and {champion.number} is champion")
+        if champion.digest != test.champion:
+            self.patiently(lambda: self.registry.write_note(self.name, TEST_NOTE, None))
+            return self._end("rolled back", f"{self.name} {champion.number} became champion while it was tried")
         rules = Rules(margin=self.options.margin, most_labels=self.options.most_labels)
         standing = self.patiently(lambda: evaluate_test(test, outcomes_of(self.store.in_test(test.id), test), rules))
         if standing.action == "continue":
@@ -388,24 +403,32 @@ def _run_of(registry: Registry, champion: RegisteredVersion, folder: Path) -> Pa
     return registry.fetch_run(champion, folder)
 
 
-def _new_photos(store: RequestStore, name: str, known: set[str]) -> Iterator[tuple[str, bytes, str]]:
-    """Yield (SHA-256, JPEG, label) of labelled photos that are not known; photos with two labels are left out.
+@dataclass(frozen=True)
+class _LabelledPhoto:
+    """A photo that somebody has labelled: its SHA-256, the JPEG, the class, and when that was said."""
 
-    Each photo once, however often it was sent.
+    digest: str
+    data: bytes
+    label: str
+    said_at: float
+
+
+def _new_photos(store: RequestStore, name: str, known: set[str]) -> Iterator[_LabelledPhoto]:
+    """Yield labelled photos that are not known, each once, however often it was sent.
+
+    Photos with two labels are left out.
     """
     labels: dict[str, set[str]] = {}
-    photos: dict[str, bytes] = {}
+    photos: dict[str, _LabelledPhoto] = {}
     for prediction, feedback in store.predictions(name, only_labelled=True):
         label = true_label(prediction, feedback)
-        if label is None or prediction.photo is None:
+        if label is None or prediction.photo is None or feedback is None:
             continue
         digest = sha256(prediction.photo)
         if digest not in known:
             labels.setdefault(digest, set()).add(label)
-            photos[digest] = prediction.photo
-    for digest, said in labels.items():
-        if len(said) == 1:
-            yield digest, photos[digest], next(iter(said))
+            photos[digest] = _LabelledPhoto(digest, prediction.photo, label, feedback.at)
+    yield from (photo for digest, photo in photos.items() if len(labels[digest]) == 1)
 
 
 def true_label(prediction: StoredPrediction, feedback: Feedback | None) -> str | None:
