@@ -51,7 +51,7 @@ test: lint .venv-jax/installed
 
 # Minutes: whole reports, kills of every kind, wheels in empty environments. `.ci/run` runs them after `make test`.
 test-slow: install-dev .venv-jax/installed
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=12 -rs
+	$(BIN)/python -m pytest -m 'slow and not by_hand' -n 2 --dist loadfile --durations=12 -rs
 
 # Five minutes and more each: no part of `.ci/run`, which must end within thirty.
 test-by-hand: install-dev .venv-jax/installed
