@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -139,6 +143,62 @@ def test_watching_a_store_tells_drift_of_the_version_that_answers(bundle: Path, 
     assert code == 1
     assert "less similar to the training photos, more often" in said
     assert store.similarities("pets", opened.version, since=1800.0)[0].tolist() == [1800.0 + at for at in range(800)]
+    store.close()
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    """Keeps what it is sent; refuses the first."""
+
+    received: ClassVar[list[dict]] = []
+    answers: ClassVar[list[int]] = []
+
+    def do_POST(self) -> None:
+        """Answer as it was told."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(Hook.answers.pop(0))
+        self.end_headers()
+        Hook.received.append(json.loads(body))
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_who_wants_to_know_is_told_when_drift_begins_and_when_it_ends(bundle: Path, tmp_path: Path, monkeypatch):
+    opened, rng = open_bundle(bundle), np.random.default_rng(6)
+    store = RequestStore(f"sqlite:///{tmp_path / 'requests.db'}")
+
+    def add(first: int, spread: float) -> None:
+        similarity = np.cos(rng.normal(0, spread, 800))
+        store.add([
+            StoredPrediction(f"{number}.0", 1000.0 + number, "pets", opened.version, "cat", similarity=float(value))
+            for number, value in enumerate(similarity, start=first)
+        ])  # fmt: skip
+
+    # What happens between one look and the next: the last one ends the command.
+    turns = [lambda: add(800, 0.8), lambda: None, lambda: None, lambda: add(1600, 0.2), lambda: None]
+
+    def sleep(seconds: float) -> None:
+        if not turns:
+            raise KeyboardInterrupt
+        turns.pop(0)()
+
+    monkeypatch.setattr("tellapart.cli.watch.time.sleep", sleep)
+    Hook.received, Hook.answers = [], [503, 200, 200]
+    add(0, 0.3)
+    with http.server.HTTPServer(("127.0.0.1", 0), Hook) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = [
+            "watch", str(bundle), "--store", str(tmp_path / "requests.db"), "--every", "1s",
+            "--webhook", f"http://127.0.0.1:{server.server_address[1]}/", "--metrics", str(tmp_path / "drift.prom"),
+        ]  # fmt: skip
+        CliRunner().invoke(app, words)
+        server.shutdown()
+    told = [(found["is_drifting"], found["num_photos"]) for found in Hook.received]
+    assert told == [(True, 1600), (True, 1600), (False, 2400)], "again where it was not taken, and then no more"
+    metrics = (tmp_path / "drift.prom").read_text()
+    assert f'tellapart_drift{{model="pets",version="{opened.version}"}} 0\n' in metrics
+    assert "tellapart_watched_photos" in metrics
+    assert not store.probabilities("pets", opened.version, most=5).size
     store.close()
 
 
