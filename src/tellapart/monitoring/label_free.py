@@ -136,15 +136,14 @@ def estimate_shares(known: Floats, true: NDArray[np.int64], came: Floats, *, see
     said, said_now = known.argmax(axis=1), came.argmax(axis=1)
     confusion = _confusion(said, true, num_classes)
     predicted = np.bincount(said_now, minlength=num_classes) / len(said_now)
-    before, now = counts / counts.sum(), _unmixed(confusion, predicted)
+    before = counts / counts.sum()
+    now = _unmixed(confusion[None], predicted[None])[0]
     rng = generator(seed, "class-shares")
-    changes = []
-    for _ in range(_REDRAWS):
-        # Each class by itself, so that none is drawn away; validation shares are a draw too.
-        columns = [rng.multinomial(count, confusion[:, number]) / count for number, count in enumerate(counts)]
-        drawn = rng.multinomial(len(said_now), predicted) / len(said_now)
-        drawn_before = rng.multinomial(len(true), before) / len(true)
-        changes.append(_unmixed(np.stack(columns, axis=1), drawn) - drawn_before)
+    # Each class by itself, so that none is drawn away; validation shares are a draw too.
+    columns = [rng.multinomial(count, confusion[:, number], _REDRAWS) / count for number, count in enumerate(counts)]
+    drawn = rng.multinomial(len(said_now), predicted, _REDRAWS) / len(said_now)
+    drawn_before = rng.multinomial(len(true), before, _REDRAWS) / len(true)
+    changes = _unmixed(np.stack(columns, axis=2), drawn) - drawn_before
     # So few draws have no ends for a tail this thin: those of a normal distribution of the same spread.
     width = NormalDist().inv_cdf(1 - 0.025 / num_classes) * np.std(changes, axis=0, ddof=1)
     return ClassShares(before, now, np.clip(now - width, 0, 1), np.clip(now + width, 0, 1))
@@ -161,15 +160,20 @@ def _unmixed(confusion: Floats, predicted: Floats) -> Floats:
     """Return the shares of the true classes under which the predicted ones are likeliest (expectation maximisation).
 
     Of as many equations as classes; unlike their solution it is never negative, and needs no inverse.
+
+    Args:
+        confusion: (num_draws, num_classes, num_classes), as `_confusion` has it.
+        predicted: (num_draws, num_classes) shares of the predicted classes.
     """
-    shares = np.full(len(confusion), 1 / len(confusion))
+    shares = np.full(predicted.shape, 1 / predicted.shape[1])
     for _ in range(_MOST_ROUNDS):
-        mixed = confusion @ shares
+        mixed = np.einsum("dij,dj->di", confusion, shares)
         # A class that is predicted and that no validation photo was called: it says nothing.
         ratio = np.divide(predicted, mixed, out=np.zeros_like(mixed), where=mixed > 0)
-        better = shares * (confusion.T @ ratio)
-        better /= better.sum()
-        if np.abs(better - shares).max() < _CLOSE:
-            return np.asarray(better)
+        better = shares * np.einsum("dij,di->dj", confusion, ratio)
+        better /= better.sum(axis=1, keepdims=True)
+        is_close = np.abs(better - shares).max() < _CLOSE
         shares = better
-    return shares
+        if is_close:
+            break
+    return np.asarray(shares)

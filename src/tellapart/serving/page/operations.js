@@ -214,7 +214,7 @@ function drawTest(standing) {
   if (standing === null) return;
   const { test, interval: [low, high] } = standing;
   const difference = standing.difference === null ? "no label counts yet" : `${signed(standing.difference)} points (${signed(low)} to ${signed(high)})`;
-  $("test-text").textContent = `${test.mode === "shadow" ? "In shadow" : "Split"}, ${whole(test.share)}: challenger less champion ${difference}, ${standing.num_labels} labels. ${standing.action}.`;
+  $("test-text").textContent = `${test.mode === "shadow" ? "In shadow" : "Split"}, ${whole(test.share)}: challenger less champion ${difference}, ${standing.num_labels} labels. What to do: ${standing.action}.`;
   $("test-caption").textContent = `How much better the challenger is, in points of accuracy, after each number of labels, with its 95 % confidence sequence: it may be looked at at any time. ${standing.reason}.`;
   const course = standing.course, box = { left: 52, right: 628, top: 12, bottom: 206 };
   const most = Math.max(0.02, ...course.slice(Math.floor(course.length / 4)).flatMap(([, , a, b]) => [Math.abs(a), Math.abs(b)]));
@@ -226,7 +226,7 @@ function drawTest(standing) {
     svg("path", { class: "band", d: band }),
     ...[-most, 0, most].flatMap((value) => [
       svg("line", { class: value === 0 ? "zero" : "axis", x1: box.left, x2: box.right, y1: y(value), y2: y(value) }),
-      svg("text", { x: box.left - 8, y: y(value) + 4, "text-anchor": "end" }, signed(value)),
+      svg("text", { x: box.left - 8, y: y(value) + 4, "text-anchor": "end" }, value === 0 ? "0" : signed(value)),
     ]),
     svg("path", { class: "mean", d: line(course.map(([n, mean]) => [x(n), y(mean)])) }),
     svg("text", { x: box.right, y: 228, "text-anchor": "end" }, `${course.at(-1)?.[0] ?? 0} labels`),
