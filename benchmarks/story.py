@@ -41,7 +41,7 @@ from tellapart.data.scan import find_photos
 from tellapart.databases import url_of
 from tellapart.errors import DecodeError
 from tellapart.monitoring.ab_test import TEST_NOTE, ABTest, evaluate_test, outcomes_of
-from tellapart.monitoring.watching import look
+from tellapart.monitoring.watching import RECENT, look
 from tellapart.promotion import GateLimits, begin_test, end_test
 from tellapart.records import Observer
 from tellapart.registry import Registry
@@ -50,7 +50,7 @@ from tellapart.retraining import RetrainingOptions, retrain
 
 NAME = "story"
 _REQUESTS_PER_SECOND = 8.0
-_WINDOW = 150
+_WINDOW = 120
 """Answers over which the accuracy of the picture is a mean."""
 _CALM_SECONDS = 40.0
 _LABELS = 300
@@ -136,8 +136,10 @@ def changed_camera(photo: bytes, number: int) -> bytes:
     rng = np.random.default_rng(number)
     picture = cv2.imdecode(np.frombuffer(photo, np.uint8), cv2.IMREAD_COLOR)
     height, width = picture.shape[:2]
-    picture = picture[height // 6 : height - height // 6, width // 6 : width - width // 6].astype(np.float32)
-    picture = 0.4 * picture + rng.normal(0, 22, picture.shape)
+    top, left = round(0.14 * height), round(0.14 * width)
+    picture = picture[top : height - top, left : width - left].astype(np.float32)
+    # Hard enough that a fifth of photos9 is named wrongly; harder, and a head on frozen features cannot learn it back.
+    picture = 0.5 * picture + rng.normal(0, 15, picture.shape)
     return cv2.imencode(".jpg", np.clip(picture, 0, 255).astype(np.uint8))[1].tobytes()
 
 
@@ -267,7 +269,6 @@ def main() -> None:
             until("drift", lambda: seen().is_drifting)
             mark("drift is raised")
             photos_to_drift = len(traffic.rows) - before
-            estimated = seen().accuracy
 
             # Labels come by review
             labels = 0
@@ -279,6 +280,8 @@ def main() -> None:
 
             until("labels", reviewed)
             mark(f"{labels} photos are reviewed")
+            until("as many photos as the estimate is of", lambda: len(traffic.rows) - before > RECENT)
+            estimated, known = seen().accuracy, [row[1] for row in traffic.rows[-RECENT:]]
 
             # Trained again, tried in shadow, promoted
             # Some four hundred test photos cannot show much less.
@@ -353,7 +356,12 @@ def main() -> None:
         "p99_ms": float(rows["ms"].quantile(0.99)),
         "before": calm,
         "photos_to_drift": photos_to_drift,
-        "estimated_accuracy_at_drift": None if estimated is None else estimated.value,
+        "without_labels": {
+            "estimated": None if estimated is None else estimated.value,
+            "interval": None if estimated is None else [estimated.interval.low, estimated.interval.high],
+            "right": float(np.mean(known)),
+            "photos": RECENT,
+        },
         "reviewed": labels,
         "promotion": outcome.reason,
         "promotion_taken_up_seconds": taken_up,
@@ -387,7 +395,7 @@ def draw(rows: pd.DataFrame, events: list[tuple[float, str]], file: Path) -> Non
     mean = rows["right"].rolling(_WINDOW, min_periods=30).mean()
     above.plot(rows["at"], 100 * mean, color="#0b6e5b", linewidth=2)
     above.set_ylabel(f"right answers, %\n(mean of {_WINDOW})")
-    above.set_ylim(max(0, 100 * mean.min() - 12), 104)
+    above.set_ylim(max(0, 100 * mean.min() - 15), 104)
     below.plot(rows["at"], rows["ms"].rolling(25, min_periods=5).median(), color="#585f5b", linewidth=1)
     below.set_ylabel("ms, median of 25")
     below.set_xlabel("seconds")
@@ -396,7 +404,7 @@ def draw(rows: pd.DataFrame, events: list[tuple[float, str]], file: Path) -> Non
     for number, (at, what) in enumerate(events):
         for axes in (above, below):
             axes.axvline(at, color="#c07a2c", linewidth=1, linestyle=":")
-        above.text(at + 1, low + 1.2 + 3.2 * (number % 3), what, fontsize=9, color="#8a4f10")
+        above.text(at + 1, low + (104 - low) * (0.02 + 0.05 * (number % 4)), what, fontsize=9, color="#8a4f10")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)
