@@ -52,6 +52,15 @@ def test_the_races_accuracies_are_those_of_their_files(name: str):
         assert not missing, f"{page} lacks {sorted(missing)} beside {name}.json"
 
 
+def test_peers_of_a_race_are_those_of_its_file():
+    found, near = result("race-antsbees-1m"), numbers_near("docs/race.md", "race-antsbees-1m")
+    peers = {name: values for name, values in found.items() if ", " in name}
+    assert len(peers) == 5
+    for name, values in peers.items():
+        shown = {f"{value:.3f}" for value in (values["test"], *values["interval_over_test_photos"])}
+        assert not shown - near, name
+
+
 def test_the_reference_recipes_accuracy_is_that_of_its_file():
     found = result("accuracy-photos9-reference")
     low, high = found["interval_over_test_photos"]

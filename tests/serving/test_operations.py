@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,3 +153,22 @@ def test_without_a_key_the_page_asks_for_it_and_a_server_that_shows_nothing_says
         page.locator("#photo[src^=blob]").wait_for()
     with visit(browser, start(bundle).url, "/operations.html", refusals=True) as page:
         page.locator("#trouble", has_text="with a key and a request store only").wait_for()
+
+
+def test_the_review_command_serves_the_page_with_a_key_of_its_own(bundle, file, photos):
+    words = [sys.executable, "-m", "tellapart", "review", bundle, "--store", file, "--no-browser"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            found = re.match(
+                r"Review: (http://127\.0\.0\.1:\d+)/operations\.html#key=(\S{20,})", process.stdout.readline()
+            )
+            assert found, line
+            url, key = found.groups()
+            request = urllib.request.Request(f"{url}/operations", headers={"X-API-Key": key})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                assert json.load(answer)["no_watch"] == "No photo is stored yet."
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(f"{url}/operations", timeout=30)
+        finally:
+            process.send_signal(signal.SIGINT)
+    assert process.returncode == 0
