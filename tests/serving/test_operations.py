@@ -159,9 +159,8 @@ def test_the_review_command_serves_the_page_with_a_key_of_its_own(bundle, file, 
     words = [sys.executable, "-m", "tellapart", "review", bundle, "--store", file, "--no-browser"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
-            found = re.match(
-                r"Review: (http://127\.0\.0\.1:\d+)/operations\.html#key=(\S{20,})", process.stdout.readline()
-            )
+            line = process.stdout.readline()
+            found = re.match(r"Review: (http://127\.0\.0\.1:\d+)/operations\.html#key=(\S{20,})", line)
             assert found, line
             url, key = found.groups()
             request = urllib.request.Request(f"{url}/operations", headers={"X-API-Key": key})
