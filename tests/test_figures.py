@@ -52,6 +52,18 @@ def test_the_races_accuracies_are_those_of_their_files(name: str):
         assert not missing, f"{page} lacks {sorted(missing)} beside {name}.json"
 
 
+def test_the_story_is_that_of_its_file():
+    found, near = result("story"), numbers_near("docs/loop.md", "story") | {"500"}
+    free, accuracy = found["without_labels"], found["accuracy"]
+    shown = {f"{value:.3f}" for value in (accuracy["usual"], accuracy["another camera"], accuracy["version 2"],
+                                          free["estimated"], free["right"], *free["interval"])}  # fmt: skip
+    shown |= {str(found[name]) for name in ("failed_requests", "photos_to_drift", "reviewed")}
+    shown |= {f"{found['seconds']:.0f}", f"{found['roll_back_seconds']:.1f}"}
+    assert not shown - near
+    assert f"{found['requests']:,} requests" in text_of("docs/loop.md")
+    assert found["roll_back"].split("after ")[1].split(" labels")[0] in near
+
+
 def test_peers_of_a_race_are_those_of_its_file():
     found, near = result("race-antsbees-1m"), numbers_near("docs/race.md", "race-antsbees-1m")
     peers = {name: values for name, values in found.items() if ", " in name}
