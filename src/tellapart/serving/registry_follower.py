@@ -120,14 +120,16 @@ def _follow(number: int, ready: Event, url: str, name: str, folder: Path) -> Non
     signal.signal(signal.SIGTERM, end)
     try:
         registry = Registry(url)
-        write_roles(registry, name, folder)
+        # Roles last: the server waits for them, and then measures its runtimes, which nothing should disturb.
+        write_versions(registry, name, folder)
+        roles = write_roles(registry, name, folder)
     except TellapartError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
     ready.set()
-    failing, looked = False, 0.0
-    roles: Roles | None = None
+    failing, looked = False, time.monotonic()
     while True:
+        time.sleep(_LOOK_SECONDS)
         try:
             before, roles = roles, write_roles(registry, name, folder)
             if roles != before or time.monotonic() > looked + _VERSIONS_SECONDS:
@@ -139,7 +141,6 @@ def _follow(number: int, ready: Event, url: str, name: str, folder: Path) -> Non
             failing = True
         else:
             failing = False
-        time.sleep(_LOOK_SECONDS)
 
 
 def write_versions(registry: Registry, name: str, folder: Path) -> None:
