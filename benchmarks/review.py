@@ -1,8 +1,8 @@
 """What a reviewer's labels bring, in the order of the review page and in a random one.
 
-    python benchmarks/review.py RUN
+    python benchmarks/review.py RUN [RUN ...]
 
-RUN is a head on frozen features (`--recipe transfer`, or a race that kept one). A head begins with a few labelled
+A RUN is a head on frozen features (`--recipe transfer`, or a race that kept one). A head begins with a few labelled
 photos; the rest of the training photos wait without labels, as predictions of that head in a request store. A hundred
 of them are labelled at a time, those that `next_questions` asks about or any, and the head is fitted again. Accuracy on
 the test photos, of which nothing was chosen. Both ways begin with the same photos; five draws of them.
@@ -31,13 +31,8 @@ from tellapart.unknown import fit_detector
 AT_ONCE, MOST, DRAWS = 100, 1000, 5
 
 
-def main() -> None:
-    """Simulate both ways."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--first", type=int, default=45, help="labelled photos to begin with")
-    arguments = parser.parse_args()
-    run = RunFolder(arguments.run)
+def simulated(run: RunFolder, num_first: int) -> dict[str, Any]:
+    """Return what both ways reach on the photos of a run."""
     outputs = read_outputs(run)
     assert outputs is not None, "the run has kept no features"
     features, photos = outputs[0].astype(np.float32), run.readable()
@@ -81,7 +76,7 @@ def main() -> None:
     curves: dict[str, list[list[float]]] = {"the page's order": [], "any": []}
     for draw in range(DRAWS):
         rng = np.random.default_rng(draw)
-        first = rng.permutation(pool)[: arguments.first]
+        first = rng.permutation(pool)[:num_first]
         # Each class once at least: a head needs them all.
         first = np.union1d(first, [rng.permutation(pool[numbers[pool] == number])[0] for number in range(len(classes))])
         for way, curve in curves.items():
@@ -108,10 +103,19 @@ def main() -> None:
             "the page's order": float(ours[:, at].mean()), "any": float(other[:, at].mean()),
             "points": 100 * float((ours[:, at] - other[:, at]).mean()), "interval": [100 * gain.low, 100 * gain.high],
         }  # fmt: skip
-    print(table)
-    values = {"run": run.path.name, "photos": len(pool), "test_photos": len(test), "first": arguments.first,
-              "draws": DRAWS, "after_labels": table, "curves": curves}  # fmt: skip
-    print("Written to", write_result("review", values))
+    return {"photos": len(pool), "test_photos": len(test), "after_labels": table, "curves": curves}
+
+
+def main() -> None:
+    """Simulate both ways on each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--first", type=int, default=45, help="labelled photos to begin with")
+    arguments = parser.parse_args()
+    sets = {folder.name: simulated(RunFolder(folder), arguments.first) for folder in arguments.runs}
+    for name, values in sets.items():
+        print(name, values["after_labels"])
+    print("Written to", write_result("review", {"first": arguments.first, "draws": DRAWS, "sets": sets}))
 
 
 if __name__ == "__main__":
