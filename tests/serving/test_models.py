@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serving.process import changed
 from tellapart.bundles.bundle import open_bundle
+from tellapart.bundles.runtimes import Outputs
 from tellapart.errors import BundleError
+from tellapart.serving.model_version import PredictorPool
 from tellapart.serving.models import Models, UnknownModelError
 from tellapart.serving.options import BatchOptions, ServerOptions
 from tellapart.serving.telemetry import Telemetry
@@ -142,3 +147,28 @@ def test_nothing_to_serve_is_one_clear_error(bundle: Path, tmp_path: Path, serve
         serve(tmp_path / "empty")
     with pytest.raises(BundleError, match="is not a folder"):
         serve(models=tmp_path / "none")
+
+
+def test_what_works_in_the_background_has_a_network_of_its_own_that_its_thread_has_opened():
+    """The threads of a runtime get the priority of the thread that opens it."""
+    opened = []
+
+    def open_one() -> Callable[..., Outputs]:
+        opened.append(threading.get_native_id())
+        memory = np.zeros((1, 2), np.float32)
+
+        def predict(batch: np.ndarray) -> Outputs:
+            memory[:] = batch.mean(), 1.0
+            return Outputs(memory, None)  # the same memory each time, as runtimes have it
+
+        return predict
+
+    def never(batch: np.ndarray) -> Outputs:
+        raise AssertionError("others' network")
+
+    pool = PredictorPool((never, never), never, 4, open_one)
+    with ThreadPoolExecutor(1) as background:
+        rows = [background.submit(pool.in_background, np.full((2, 2, 3), level, np.uint8)).result() for level in (3, 7)]
+        (thread,) = {background.submit(threading.get_native_id).result()}
+    assert [row.tolist() for row in rows] == [[3.0, 1.0], [7.0, 1.0]], "copies: the memory is used again"
+    assert opened == [thread], "once"

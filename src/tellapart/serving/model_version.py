@@ -124,10 +124,19 @@ class PredictorPool:
         per_thread: one each, on one processor.
         together: on all processors; None where there is one thread.
         most: pictures in one run; more are cut into several.
+        open_one: opens one more, on one processor.
     """
 
-    def __init__(self, per_thread: tuple[Predictor, ...], together: Predictor | None, most: int) -> None:
+    def __init__(
+        self,
+        per_thread: tuple[Predictor, ...],
+        together: Predictor | None,
+        most: int,
+        open_one: Callable[[], Predictor],
+    ) -> None:
         self._per_thread, self._together, self.most = per_thread, together, most
+        self._open_one, self._in_background = open_one, threading.Lock()
+        self._background: Predictor | None = None
         # Held while the shared network runs: a predictor reuses its output memory, so two calls at once would mix their
         # answers.
         self._free = threading.Lock()
@@ -185,6 +194,17 @@ class PredictorPool:
             rows = (self._together or self._per_thread[0])(square[None]).probabilities
         return np.asarray(rows[0], np.float32)
 
+    def in_background(self, square: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Map one picture to its row on one processor, in a thread that gives way to others.
+
+        By a network that this thread opens at first: a runtime's threads have the priority of the thread that made
+        them, and those of the other networks would take the processors from somebody who waits.
+        """
+        with self._in_background:
+            if self._background is None:
+                self._background = self._open_one()
+            return np.array(self._background(square[None]).probabilities[0], np.float32)
+
 
 def _joined(parts: list[Outputs]) -> Outputs:
     """Return the outputs of several runs as those of one."""
@@ -238,7 +258,7 @@ class Shadow:
     def run(self, prepared: list[DecodedImage], thread: int, alone: bool) -> list[NDArray[np.float32] | None]:
         """Return probabilities, (num_classes,) each; None: it could not be read."""
         networks = self._served.networks
-        return [None if image.square is None else networks.of_one(image.square) for image in prepared]
+        return [None if image.square is None else networks.in_background(image.square) for image in prepared]
 
     def done(self, seconds: Seconds, num_items: int) -> None:
         """Count nothing: nobody was answered."""
@@ -468,7 +488,10 @@ def open_served(
     several = threads > 1
     per_thread = tuple(open_several(bundle, runtime, threads)) if several else (together,)
     networks = PredictorPool(
-        per_thread, together if several else None, max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2)
+        per_thread,
+        together if several else None,
+        max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2),
+        lambda: open_several(bundle, runtime, 1)[0],
     )
     classifier = BundleClassifier(bundle, runtime, together)
     # A server may be stricter than the run, never more lenient: the model was not measured on larger images.
