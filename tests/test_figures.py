@@ -52,6 +52,16 @@ def test_the_races_accuracies_are_those_of_their_files(name: str):
         assert not missing, f"{page} lacks {sorted(missing)} beside {name}.json"
 
 
+def test_what_the_order_of_review_is_worth_is_that_of_its_file():
+    text = text_of("docs/review.md")
+    for name, values in result("review")["sets"].items():
+        for labels, row in values["after_labels"].items():
+            ours, other = row["the page's order"], row["any"]
+            assert f"| {name.partition('-')[0]} | {int(labels):,} | {other:.3f} | {ours:.3f} |" in text
+            low, high = (f"{end:+.1f}".replace("-", "−") for end in row["interval"])
+            assert labels == "0" or f"({low} to {high})" in text
+
+
 def test_the_story_is_that_of_its_file():
     found, near = result("story"), numbers_near("docs/loop.md", "story") | {"500"}
     free, accuracy = found["without_labels"], found["accuracy"]
