@@ -62,6 +62,19 @@ def test_what_the_order_of_review_is_worth_is_that_of_its_file():
             assert labels == "0" or f"({low} to {high})" in text
 
 
+def test_how_near_an_estimate_without_labels_comes_is_that_of_its_file():
+    text = text_of("docs/drift.md")
+    for name, values in result("label-free")["sets"].items():
+        errors = values["mean_absolute_error_points"]
+        row = " | ".join(f"{errors[method]:.1f}" for method in ("threshold", "confidence", "confidence difference"))
+        assert (
+            f"| {values['clean_accuracy']:.3f} | {row} | {100 * values['inside_the_interval']['threshold']:.0f} %"
+            in text
+        )
+    for severity, values in result("label-free")["sets"]["photos9-transfer"]["by_severity"].items():
+        assert f"{values['threshold']:.1f} at severity {severity}" in text
+
+
 def test_the_story_is_that_of_its_file():
     found, near = result("story"), numbers_near("docs/loop.md", "story") | {"500"}
     free, accuracy = found["without_labels"], found["accuracy"]
