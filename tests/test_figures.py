@@ -64,7 +64,7 @@ def test_what_the_order_of_review_is_worth_is_that_of_its_file():
 
 def test_how_near_an_estimate_without_labels_comes_is_that_of_its_file():
     text = text_of("docs/drift.md")
-    for name, values in result("label-free")["sets"].items():
+    for values in result("label-free")["sets"].values():
         errors = values["mean_absolute_error_points"]
         row = " | ".join(f"{errors[method]:.1f}" for method in ("threshold", "confidence", "confidence difference"))
         assert (

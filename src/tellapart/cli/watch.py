@@ -124,11 +124,10 @@ def _print(seen: Look) -> None:
         table.add_row(escaped(signal), f"{now:.3f}", f"{usual:.3f}")
     console().print(table)
     if seen.accuracy is not None and seen.accuracy_before is not None:
-        ends = seen.accuracy.interval
+        # Without its interval, which does not hold how far off the method is where photos have changed.
         typer.echo(
-            f"About {100 * seen.accuracy.value:.0f} % of the last {recent:,} answers are right, estimated without "
-            f"labels ({100 * ends.low:.0f} to {100 * ends.high:.0f} %); {100 * seen.accuracy_before:.0f} % of the "
-            "validation photos are."
+            f"At most about {100 * seen.accuracy.value:.0f} % of the last {recent:,} answers are right, estimated "
+            f"without labels; {100 * seen.accuracy_before:.0f} % of the validation photos are."
         )
     for change in seen.classes[:5]:
         typer.echo(escaped(f"{change.name}: {100 * change.now.value:.0f} % of the photos, {100 * change.before:.0f} % "

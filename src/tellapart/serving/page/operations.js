@@ -241,8 +241,7 @@ function drawWatch({ watch, no_watch: why, labelled }) {
   if (watch) {
     facts.unshift(fact(watch.num_photos.toLocaleString(), `photos since ${when(watch.first)}`));
     if (watch.accuracy) {
-      const [low, high] = watch.accuracy.interval;
-      facts.push(fact(`about ${whole(watch.accuracy.value)}`, `right, estimated without labels (${whole(low)} to ${whole(high)}); ${whole(watch.accuracy_before)} of the validation photos`));
+      facts.push(fact(`at most about ${whole(watch.accuracy.value)}`, `right, estimated without labels; ${whole(watch.accuracy_before)} of the validation photos`));
     }
     for (const [name, { now, usual }] of Object.entries(watch.signals)) facts.push(fact(now.toFixed(3), `${name}; usual: at most ${usual.toFixed(3)}`));
     facts.push(fact(watch.evidence.toPrecision(2), `evidence of drift; an alarm is raised at 1, and there were ${watch.alarms.length}`));
