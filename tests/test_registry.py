@@ -79,6 +79,7 @@ def test_rollback_goes_back_step_by_step_and_says_why(registry, tmp_path):
     for version in versions:
         registry.promote(version, f"test {version.number}")
     registry.promote(versions[2], "again")  # changes nothing: it is champion
+    assert registry.champion_digest("pets") == registry.champion("pets").digest == versions[2].digest
     assert [(change.before, change.after) for change in registry.changes("pets")] == [(None, 1), (1, 2), (2, 3)]
     assert registry.rollback("pets", "complaints about owls").number == 2
     assert registry.version("pets", "3").tags["tellapart.rolled_back"] == "complaints about owls"

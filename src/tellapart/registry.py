@@ -161,6 +161,17 @@ class Registry:
                 return None
             return self._version(self._client.get_model_version(name, str(aliases[CHAMPION])), aliases)
 
+    def champion_digest(self, name: str) -> str | None:
+        """Return the digest of the version that serves; None: there is none yet.
+
+        Without its metrics, of which there are hundreds: whoever follows a model asks every second, beside a server.
+        """
+        with self._explained("be read"):
+            number = self._aliases(name).get(CHAMPION)
+            if number is None:
+                return None
+            return str(self._client.get_model_version(name, str(number)).tags.get("tellapart.digest", ""))
+
     def changes(self, name: str) -> list[Change]:
         """Return the last changes of champion, the latest last."""
         with self._explained("be read"):

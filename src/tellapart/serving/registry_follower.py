@@ -167,16 +167,16 @@ def write_roles(registry: Registry, name: str, folder: Path) -> Roles:
     """
     from tellapart.errors import InputError
 
-    champion = registry.champion(name)
+    champion = registry.champion_digest(name)
     if champion is None:
         raise InputError(
             f"{name} has no champion in {registry.shown}. Expected one: tellapart models promote {name} 1."
         )
     test = ABTest.from_json(registry.note(name, TEST_NOTE))
     # A test of a champion that was replaced meanwhile tells nothing about the new one.
-    if test is not None and test.champion != champion.digest:
+    if test is not None and test.champion != champion:
         test = None
-    roles = Roles(champion.digest, test)
+    roles = Roles(champion, test)
     # Bundles first: whoever reads the file finds them whole.
     for digest in roles.digests:
         if not (folder / digest).exists():
