@@ -47,6 +47,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("photo", type=Path)
+    parser.add_argument(
+        "--runtime", default="onnxruntime", help="of all: two may be equally fast, and either be chosen"
+    )
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--requests", type=int, default=100)
     arguments = parser.parse_args()
@@ -77,7 +80,8 @@ def main() -> None:
         connections = {}
         for way, options in ways.items():
             port = free_port()
-            command = [sys.executable, "-m", "tellapart", "serve", *options, "--port", str(port)]
+            command = [sys.executable, "-m", "tellapart", "serve", *options, "--port", str(port),
+                       "--runtime", arguments.runtime]  # fmt: skip
             server = Server(command, port, body)
             stack.callback(server.stop)
             connections[way] = http.client.HTTPConnection("127.0.0.1", port)
@@ -103,7 +107,7 @@ def main() -> None:
         apart = np.array([row[way] - row["plain"] for row in rows])
         added[way] = {"median_ms": float(np.median(apart)), "quartiles_ms": np.quantile(apart, [0.25, 0.75]).tolist()}
     values = {
-        "photo_bytes": len(body), "closed_loop_p50_ms": alone, "requests_per_second": 1 / pause,
+        "runtime": arguments.runtime, "photo_bytes": len(body), "closed_loop_p50_ms": alone, "requests_per_second": 1 / pause,
         "rounds": rows, "added_to_p50": added, "stored_in_shadow": seen,
     }  # fmt: skip
     print(added)
