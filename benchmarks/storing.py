@@ -107,7 +107,8 @@ def main() -> None:
         apart = np.array([row[way] - row["plain"] for row in rows])
         added[way] = {"median_ms": float(np.median(apart)), "quartiles_ms": np.quantile(apart, [0.25, 0.75]).tolist()}
     values = {
-        "runtime": arguments.runtime, "photo_bytes": len(body), "closed_loop_p50_ms": alone, "requests_per_second": 1 / pause,
+        "runtime": arguments.runtime, "photo_bytes": len(body), "closed_loop_p50_ms": alone,
+        "requests_per_second": 1 / pause,
         "rounds": rows, "added_to_p50": added, "stored_in_shadow": seen,
     }  # fmt: skip
     print(added)

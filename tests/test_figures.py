@@ -62,6 +62,13 @@ def test_what_the_order_of_review_is_worth_is_that_of_its_file():
             assert labels == "0" or f"({low} to {high})" in text
 
 
+def test_what_a_request_pays_for_what_is_kept_is_that_of_its_file():
+    text = text_of("docs/serve.md")
+    for values in result("storing")["added_to_p50"].values():
+        low, high = values["quartiles_ms"]
+        assert f"| {values['median_ms']:+.2f} ({low:+.2f} to {high:+.2f}) |".replace("-", "−") in text
+
+
 def test_how_near_an_estimate_without_labels_comes_is_that_of_its_file():
     text = text_of("docs/drift.md")
     for values in result("label-free")["sets"].values():
