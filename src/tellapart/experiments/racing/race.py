@@ -294,14 +294,9 @@ class _Race:
         self.observer.announce(f"Candidate: an ensemble of {' and '.join(m.finished_run.name for m in chosen)}.")
         try:
             write_joined(
-                ensemble.path,
-                chosen,
-                shares,
-                runs,
-                cache=self.cache,
-                limit_bytes=self.machine.cache_limit_bytes,
+                ensemble.path, chosen, shares, runs, cache=self.cache, limit_bytes=self.machine.cache_limit_bytes,
                 progress=self.observer.progress,
-            )
+            )  # fmt: skip
         except RunError as error:  # the best single candidate is there all the same
             self.observer.announce(f"warning: {error}")
             return
