@@ -284,7 +284,7 @@ def main() -> None:
             estimated, known = seen().accuracy, [row[1] for row in traffic.rows[-RECENT:]]
 
             # Trained again, tried in shadow, promoted
-            # Some three hundred test photos cannot show much less; of drawn ones a third is named wrongly, so fewer still.
+            # Some three hundred test photos cannot show much less; of drawn ones more are named wrongly.
             limits = GateLimits(accuracy_points=2.5 if arguments.weights else 5.0)
             options = RetrainingOptions(labels=200, time_budget=90, trial="shadow", share=1.0, limits=limits)
 
