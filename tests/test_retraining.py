@@ -18,7 +18,7 @@ pytest.importorskip("mlflow")
 
 import tellapart
 from tellapart.errors import InputError, UnavailableError
-from tellapart.files import locked
+from tellapart.locks import locked
 from tellapart.monitoring.ab_test import TEST_NOTE, ABTest
 from tellapart.monitoring.retraining_history import RetrainingHistory
 from tellapart.promotion import GateLimits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -45,21 +44,6 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:  # Ctrl-C too must leave no part behind
         Path(name).unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold an exclusive lock, and yield whether it was got; the kernel lets it go when the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Closing the file lets the lock go. The file stays: if it were deleted, two processes could lock two files.
-    # Appending creates it and never empties it: others may hold it open.
-    with open(path, "ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -25,7 +25,8 @@ from tellapart.data.duplicates import near_duplicates
 from tellapart.data.scan import scan
 from tellapart.databases import reason_of
 from tellapart.errors import InputError, UnavailableError
-from tellapart.files import locked, sha256, write_text
+from tellapart.files import sha256, write_text
+from tellapart.locks import locked
 from tellapart.monitoring.ab_test import TEST_NOTE, ABTest, Rules, evaluate_test, outcomes_of
 from tellapart.monitoring.retraining_history import Retraining, RetrainingHistory, Step
 from tellapart.monitoring.watching import look

@@ -33,8 +33,7 @@ from tellapart.unknown import UnknownDetector, decide
 BATCH_SIZE = 32
 _PER_TASK = 4
 Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
-_CHOICE_SECONDS = 6.0
-"""After which no further runtime is opened: on a busy machine one took two seconds, and the fastest was never tried."""
+_CHOICE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -294,9 +293,8 @@ def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predic
             start = time.perf_counter()
             predict(picture)
             laps.append(time.perf_counter() - start)
-        # Without the first two calls, in which runtimes allocate memory. Not the median: what other processes take only
-        # adds, and a server mostly starts when others do.
-        times[name] = (float(np.quantile(laps[2:], 0.25)), predict)
+        # Drop the first two calls, in which runtimes allocate memory.
+        times[name] = (float(np.median(laps[2:])), predict)
     if not times:
         reasons = "; ".join(refused) or f"none of {', '.join(RUNTIMES)} is installed or passed when the bundle was made"
         raise BundleError(f"No runtime can run {bundle.folder} here: {reasons}.")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from tellapart.files import locked
+from tellapart.locks import locked
 
 _DIGEST_BYTES = 32
 

@@ -135,7 +135,8 @@ class Rules:
     """When a test stops.
 
     Attributes:
-        alpha: chance of a wrong stop, over the whole test.
+        alpha: chance of a wrong stop, over the whole test, of each thing that is looked at: the difference, the
+            assignment, the failures.
         margin: of accuracy that the challenger may be worse and is promoted all the same, 0 to 1.
         slowdown: largest ratio of the p99 of milliseconds, in a split test.
         most_labels: after which a test that says nothing keeps the champion; None: it goes on.
@@ -159,15 +160,15 @@ def evaluate_test(test: ABTest, outcomes: Iterable[Outcome], rules: Rules | None
     Split: what the challenger gains by inverse propensity weighting, bounded by an asymptotic confidence sequence
     (Waudby-Smith et al. 2024), after 100 labels at the soonest. It needs independent observations, and subjects are
     what is divided: of each subject the photo that was labelled first counts. Subjects that are not divided as was
-    asked for (Lindon & Malek 2022) say nothing about the models, and stop the test for repair. So do a challenger that
-    leaves more requests unanswered, by the same kind of sequence, and one that is too slow.
+    asked for (Lindon & Malek 2022) say nothing about the models, and stop the test for repair. A challenger that
+    leaves more requests unanswered, by the same kind of sequence, or is too slow is sent back.
 
     Args:
         test: what is tested.
         outcomes: in the order in which their labels are to be counted.
         rules: None: the usual ones.
     """
-    rules, photos = rules or Rules(), list(outcomes)
+    photos, rules = list(outcomes), rules or Rules()
     if test.mode == SHADOW:
         return _shadow(photos, rules)
     return _split(test, photos, rules)

@@ -120,7 +120,7 @@ def _follow(number: int, ready: Event, url: str, name: str, folder: Path) -> Non
     signal.signal(signal.SIGTERM, end)
     try:
         registry = Registry(url)
-        # Roles last: the server waits for them, and then measures its runtimes, which nothing should disturb.
+        # Roles last: the server waits for them, and then loads models and measures their runtimes, beside this process.
         write_versions(registry, name, folder)
         roles = write_roles(registry, name, folder)
     except TellapartError as error:

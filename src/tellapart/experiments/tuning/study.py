@@ -20,7 +20,7 @@ from tellapart.databases import patience_of, write_without_waiting
 from tellapart.errors import InputError
 from tellapart.experiments.tuning.search_space import Choice, Space, Value
 from tellapart.experiments.tuning.storage import reachable
-from tellapart.files import locked
+from tellapart.locks import locked
 
 if TYPE_CHECKING:
     import optuna

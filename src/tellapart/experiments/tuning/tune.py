@@ -24,7 +24,8 @@ from tellapart.experiments.tuning.space_reader import search_space
 from tellapart.experiments.tuning.study import Heartbeat, num_finished, optuna_or_error
 from tellapart.experiments.tuning.trial import Search
 from tellapart.experiments.tuning.work import SearchJob, TrialReporter, seconds_of, trials_of, work
-from tellapart.files import locked, read_json, sha256, write_json, write_text
+from tellapart.files import read_json, sha256, write_json, write_text
+from tellapart.locks import locked
 from tellapart.records import Announce, Observer, Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Recipe, load_recipe, machine_from, save_recipe, saved_values

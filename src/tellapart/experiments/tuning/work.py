@@ -23,7 +23,7 @@ from tellapart.experiments.tuning.study import (
     work_through,
 )
 from tellapart.experiments.tuning.trial import KEPT, Search, milliseconds, run_trial, trial_recipe
-from tellapart.files import locked
+from tellapart.locks import locked
 from tellapart.records import Announce, Progress, Watch
 
 if TYPE_CHECKING:

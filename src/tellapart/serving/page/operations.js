@@ -1,7 +1,8 @@
 // The page about a model in production: photos to review first, then how it does.
 
-import { ask, askPhoto, explained, onKeyNeeded, useKey } from "./ask.js";
+import { ask, askPhoto, explained, useKey } from "./ask.js";
 import { $, make, svg } from "./build.js";
+import { wireKeyDialog } from "./key.js";
 import { percent, whole } from "./words.js";
 
 const REFRESH_MS = 15000, AHEAD = 3;
@@ -22,21 +23,6 @@ const model = new URLSearchParams(location.search).get("model");
 const about = (path, more = "") => `${path}?${new URLSearchParams({ ...(model && { model }), ...more })}`;
 
 let classes = [], waiting = [], done = [], skipped = new Set(), photos = new Map(), busy = false, ended = false;
-
-onKeyNeeded((refused) => new Promise((resolve) => {
-  $("key-text").textContent = refused ? "That key was not accepted." : "It stays in this tab and is forgotten when you close it.";
-  $("key").showModal();
-  const close = (value) => {
-    $("key").close();
-    resolve(value);
-  };
-  $("key-form").onsubmit = (event) => {
-    event.preventDefault();
-    close($("key-value").value);
-  };
-  $("key-cancel").onclick = () => close(null);
-  $("key").oncancel = () => close(null);
-}));
 
 function trouble(error) {
   const [title, sentence] = explained(error);
@@ -184,13 +170,15 @@ const signed = (value) => `${value < 0 ? "\u2212" : "+"}${Math.abs(100 * value).
 const when = (seconds) => new Date(1000 * seconds).toLocaleString();
 
 async function refresh() {
+  const began = performance.now();
   try {
     draw(await ask(about("operations")));
   } catch (error) {
     if (error.kind === "gone") ended = true;
     trouble(error);
   }
-  if (!ended) setTimeout(refresh, REFRESH_MS);
+  // The server goes through all photos of a test for it: a page that stays open must not keep it busy with that.
+  if (!ended) setTimeout(refresh, Math.max(REFRESH_MS, 20 * (performance.now() - began)));
 }
 
 function draw(state) {
@@ -250,6 +238,7 @@ function drawWatch({ watch, no_watch: why, labelled }) {
   $("class-changes").replaceChildren(...(watch?.classes ?? []).slice(0, 5).map((one) => make("li", {}, `${one.name}: ${whole(one.now.value)} of the photos, ${whole(one.before)} before`)));
 }
 
+wireKeyDialog();
 fill();
 refresh();
 setInterval(() => { if (waiting.length === 0) fill(); }, REFRESH_MS);

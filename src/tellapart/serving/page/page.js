@@ -1,10 +1,11 @@
 // Pictures come in, are asked about and are listed. What an answer looks like, answer.js knows.
 
 import { inWords, now, query, say, showAnswer, showPicture, turnTo } from "./answer.js";
-import { ask, explained, hasKey, onKeyNeeded, Refusal } from "./ask.js";
+import { ask, explained, hasKey, Refusal } from "./ask.js";
 import { $, make } from "./build.js";
 import { liveCamera } from "./camera.js";
 import { showCard } from "./card.js";
+import { wireKeyDialog } from "./key.js";
 import { watchServer } from "./live.js";
 import { look } from "./picture.js";
 import { either, percent } from "./words.js";
@@ -222,23 +223,6 @@ function wirePasteAndDrop() {
     lit(false);
     add([...event.dataTransfer.files]);
   });
-}
-
-function wireKeyDialog() {
-  const dialog = $("key"), input = $("key-value");
-  onKeyNeeded((refused) => new Promise((resolve) => {
-    let key = null;
-    $("key-title").textContent = refused ? "That key was not accepted" : "This server needs a key";
-    input.value = "";
-    dialog.showModal();
-    $("key-form").onsubmit = (event) => {
-      event.preventDefault();
-      key = input.value;
-      dialog.close();
-    };
-    $("key-cancel").onclick = () => dialog.close();
-    dialog.onclose = () => resolve(key);
-  }));
 }
 
 wirePictures();
