@@ -91,15 +91,14 @@ class Traffic:
                 start = time.perf_counter()
                 answer = self.ask("/predict?top_k=1", photo, {"X-User-ID": f"user {rng.integers(100_000)}"})
                 milliseconds = 1000 * (time.perf_counter() - start)
+                said = answer["predictions"][0]["label"]
+                self.labels[f"{answer['request_id']}.0"] = label
+                self.rows.append((self.now(), said == label, milliseconds, answer["version"]))
+                if self.tells:
+                    verdict = {"request_id": answer["request_id"], "verdict": "right" if said == label else "wrong"}
+                    self.ask("/feedback", json.dumps(verdict | ({} if said == label else {"label": label})).encode())
             except (OSError, ValueError) as error:
                 self.failed.append(f"{self.now():.1f} s: {error}")
-                continue
-            said = answer["predictions"][0]["label"]
-            self.labels[f"{answer['request_id']}.0"] = label
-            self.rows.append((self.now(), said == label, milliseconds, answer["version"]))
-            if self.tells:
-                verdict = {"request_id": answer["request_id"], "verdict": "right" if said == label else "wrong"}
-                self.ask("/feedback", json.dumps(verdict | ({} if said == label else {"label": label})).encode())
 
     def now(self) -> float:
         """Return the seconds since the first request."""
@@ -323,18 +322,18 @@ def main() -> None:
             until("the split test", worse)
             assert ABTest.from_json(registry.note(NAME, TEST_NOTE)) == test
             end_test(registry, NAME, test, standing)
-            decided = time.monotonic()
             mark("it is sent back")
             if standing.action != "roll back":
                 raise SystemExit(f"The bad challenger was not sent back: {standing.reason}.")
             traffic.tells = False
+            decided = events[-1][0]
             # Nobody gets it any more: not one of the answers of two seconds
             until(
                 "the roll back",
                 lambda: all(row[3] == promoted.digest for row in traffic.rows if row[0] > traffic.now() - 2),
                 30,
             )
-            rolled_back = time.monotonic() - decided - 2
+            last = max(row[0] for row in traffic.rows if row[3] == challenger.digest)
             time.sleep(_CALM_SECONDS / 2)
         finally:
             traffic.stop()
@@ -366,7 +365,7 @@ def main() -> None:
         "promotion": outcome.reason,
         "promotion_taken_up_seconds": taken_up,
         "roll_back": standing.reason,
-        "roll_back_seconds": max(0.0, rolled_back),
+        "roll_back_seconds": max(0.0, last - decided),
         "accuracy": {
             "usual": accuracy(None, "another camera"),
             "another camera": accuracy("another camera", "version 2 is promoted"),

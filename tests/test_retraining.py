@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,19 @@ def test_killed_in_its_steps_it_goes_on_and_nothing_is_done_twice(registry, stor
     store.add_feedback([Feedback(f"r{number}.0", "right") for number in range(45)])
     assert why(registry, store, "shapes", RetrainingOptions(labels=40))[0], "said again, and later"
     assert RunFolder(tmp_path / "work" / one.id / "run").metrics()["extension"]["num_new"] == len(drawn)
+
+
+def test_a_step_that_cannot_be_done_ends_it_and_says_why(registry, store, drawn, tmp_path, monkeypatch):
+    fill(store, drawn[:30])
+    gone = RunFolder(tmp_path / "gone")
+    shutil.copytree(registry.fetch_run(registry.champion("shapes"), tmp_path / "fetched"), gone.path)
+    gone.update_record(root=str(tmp_path / "nowhere"))
+    monkeypatch.setattr("tellapart.retraining._run_of", lambda *_: gone.path)
+    outcome = retrain(registry, store, "shapes", tmp_path / "work", if_needed=False)
+    assert (outcome.state, "photos of" in outcome.reason, "are gone" in outcome.reason) == ("failed", True, True)
+    (one,) = RetrainingHistory(store).all_of("shapes")
+    assert one.outcome == "failed"
+    assert RetrainingHistory(store).open_of("shapes") is None
 
 
 def test_it_is_not_begun_without_a_reason_labels_or_a_champion(registry, store, drawn, tmp_path):

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +25,7 @@ from tellapart.bundles.bundle import Bundle, is_bundle, open_bundle
 from tellapart.data.duplicates import near_duplicates
 from tellapart.data.scan import scan
 from tellapart.databases import reason_of
-from tellapart.errors import InputError, UnavailableError
+from tellapart.errors import InputError, TellapartError, UnavailableError
 from tellapart.files import sha256, write_text
 from tellapart.locks import locked
 from tellapart.monitoring.ab_test import TEST_NOTE, ABTest, Rules, evaluate_test, outcomes_of
@@ -83,7 +84,8 @@ class Outcome:
     """How a call ended.
 
     Attributes:
-        state: "waiting" where a trial needs more labels; the next call looks again.
+        state: "waiting" where a trial needs more labels; the next call looks again. "failed" where a step cannot be
+            done, such as for photos that are gone.
         reason: in words.
         retraining: as its rows say; None: none was begun.
     """
@@ -117,8 +119,7 @@ def retrain(
         observer: whom to tell.
 
     Raises:
-        InputError: another process does it on this machine, or it was begun on another one, or the champion cannot be
-            learned from here.
+        InputError: another process does it on this machine, it was begun on another one, or there is no champion.
         UnavailableError: a database has not answered for as long as `RetrainingOptions.patience`.
     """
     place, options, observer = Path(folder).resolve(), options or RetrainingOptions(), observer or Observer()
@@ -203,7 +204,16 @@ class _Retraining:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def go_on(self) -> Outcome:
-        """Do the steps that are not done yet."""
+        """Do the steps that are not done yet; one that cannot be done ends the retraining."""
+        try:
+            return self._go_on()
+        except UnavailableError:
+            raise
+        except TellapartError as error:
+            # Left open, it would fail again in each hour, and nobody could begin another one.
+            return self._end("failed", str(error).rstrip("."))
+
+    def _go_on(self) -> Outcome:
         gathered = self._done("gather", self._gather)
         if not gathered.values["photos"]:
             return self._end("failed", f"nothing to learn from: {gathered.reason}")
@@ -257,8 +267,11 @@ class _Retraining:
         part.mkdir()
         labels: dict[str, str] = {}
         for photo in self.patiently(lambda: list(_new_photos(self.store, self.name, known))):
+            data = self.patiently(partial(self.store.photo, photo.id))
+            if data is None:  # deleted meanwhile
+                continue
             file = f"{photo.digest[:32]}.jpg"
-            (part / file).write_bytes(photo.data)
+            (part / file).write_bytes(data)
             labels[file] = photo.label
         usable, left_out = _usable(part, labels, classes)
         os.replace(part, target)
@@ -266,7 +279,7 @@ class _Retraining:
         write_text(self.folder / "photos.csv", table.to_csv(index=False))
         reason = f"{len(usable):,} labelled photos that {self.name} {champion.number} does not know"
         reason += "".join(f"; {count:,} left out: {why_}" for why_, count in sorted(left_out.items()))
-        return reason, {"photos": len(usable), "champion": champion.number, "run": str(run)}
+        return reason, {"photos": len(usable), "run": str(run)}
 
     def _train(self) -> tuple[str, Mapping[str, Any]]:
         run, gathered = RunFolder(self.folder / "run"), self.going.step("gather")
@@ -286,7 +299,7 @@ class _Retraining:
                 f"; on the {extension['num_test']:,} old ones {100 * extension['after']:.1f} %, before "
                 f"{100 * extension['before']:.1f} %"
             )
-        return reason, {"test_accuracy": test["accuracy"]}
+        return reason, {}
 
     def _export(self) -> tuple[str, Mapping[str, Any]]:
         target = self.folder / "bundle"
@@ -297,7 +310,7 @@ class _Retraining:
                 self.folder / "run", target, name=self.name, cache=self.cache, progress=self.observer.progress,
                 announce=self.observer.announce,
             )  # fmt: skip
-        return f"bundle {bundle.version}", {"digest": bundle.version}
+        return f"bundle {bundle.version}", {}
 
     def _register(self) -> tuple[str, Mapping[str, Any]]:
         add = self.registry.add
@@ -406,10 +419,10 @@ def _run_of(registry: Registry, champion: RegisteredVersion, folder: Path) -> Pa
 
 @dataclass(frozen=True)
 class _LabelledPhoto:
-    """A photo that somebody has labelled: its SHA-256, the JPEG, the class, and when that was said."""
+    """A photo that somebody has labelled: its SHA-256, the id of a prediction, the class, and when that was said."""
 
     digest: str
-    data: bytes
+    id: str
     label: str
     said_at: float
 
@@ -417,7 +430,7 @@ class _LabelledPhoto:
 def _new_photos(store: RequestStore, name: str, known: set[str]) -> Iterator[_LabelledPhoto]:
     """Yield labelled photos that are not known, each once, however often it was sent.
 
-    Photos with two labels are left out.
+    Photos with two labels are left out. The photos themselves are not among it: a store may hold more than the memory.
     """
     labels: dict[str, set[str]] = {}
     photos: dict[str, _LabelledPhoto] = {}
@@ -428,7 +441,7 @@ def _new_photos(store: RequestStore, name: str, known: set[str]) -> Iterator[_La
         digest = sha256(prediction.photo)
         if digest not in known:
             labels.setdefault(digest, set()).add(label)
-            photos[digest] = _LabelledPhoto(digest, prediction.photo, label, feedback.at)
+            photos[digest] = _LabelledPhoto(digest, prediction.id, label, feedback.at)
     yield from (photo for digest, photo in photos.items() if len(labels[digest]) == 1)
 
 

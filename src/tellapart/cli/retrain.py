@@ -43,7 +43,8 @@ def run(
 ) -> None:
     """Train a model again, and take the new version up.
 
-    Each call does what can be done now, and goes on where the last one stopped: call it from cron.
+    Each call does what can be done now, and goes on where the last one stopped: call it from cron. Exit code 1 where a
+    step cannot be done.
 
     Example: tellapart retrain run pets --store requests.db --if-needed
     """
@@ -87,8 +88,10 @@ def run(
         else:
             typer.echo(f"{name}: {outcome.state}: {outcome.reason}.")
         if pause is None:
-            return
+            break
         time.sleep(pause)
+    if outcome.state == "failed":
+        raise typer.Exit(1)
 
 
 def history(
