@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import tomllib
 from html import escape
 from pathlib import Path
@@ -15,6 +16,7 @@ import grimp
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "pictures" / "floors.svg"
 _ROW, _LEFT, _WIDTH, _BOX = 46, 16, 980, 700
+_MOST_SIDE_BY_SIDE = 4  # more boxes in a row are too narrow for their names: a floor goes on in another row
 
 
 def floors() -> list[list[str]]:
@@ -52,23 +54,27 @@ def says(name: str) -> str:
 def drawing() -> str:
     """Return the picture as SVG."""
     levels = floors()
-    height = _ROW * len(levels) + 16
+    rows = [math.ceil(len(level) / _MOST_SIDE_BY_SIDE) for level in levels]
+    tops = [8 + _ROW * sum(rows[:number]) for number in range(len(levels))]
+    height = _ROW * sum(rows) + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="system-ui, sans-serif">',
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
     ]
     for above, below in sorted(imports_between(levels)):
-        start, end = (8 + _ROW * level + _ROW / 2 - 4 for level in (above, below))
+        start, end = (tops[level] + _ROW * rows[level] / 2 - 4 for level in (above, below))
         reach = _LEFT + _BOX + 24 + 15 * abs(below - above)
         colour = "#d55e00" if below < above else "#0072b2"
         parts.append(
             f'<path d="M {_LEFT + _BOX} {start} C {reach} {start}, {reach} {end}, {_LEFT + _BOX} {end}" fill="none" '
             f'stroke="{colour}" stroke-opacity="0.4"/>'
         )
-    for number, level in enumerate(levels):
-        wide = _BOX / len(level)
+    for top, row_count, level in zip(tops, rows, levels, strict=True):
+        side_by_side = math.ceil(len(level) / row_count)
+        wide = _BOX / side_by_side
         for place, name in enumerate(level):
-            x, y = _LEFT + wide * place, 8 + _ROW * number
+            row, column = divmod(place, side_by_side)
+            x, y = _LEFT + wide * column, top + _ROW * row
             sentence, most = says(name), int((wide - 24) / 5.6)
             sentence = sentence if len(sentence) <= most else sentence[: most - 1].rsplit(" ", 1)[0] + " …"
             box = f'<rect x="{x:.0f}" y="{y}" width="{wide - 4:.0f}" height="{_ROW - 8}" rx="5"'
