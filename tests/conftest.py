@@ -47,36 +47,52 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+class PostgreSQL:
+    """A server of our own, on loopback. Called with a name it makes a new database and returns its URL."""
+
+    def __init__(self, programs: Path) -> None:
+        self._programs, self._folder = programs, Path(tempfile.mkdtemp(prefix="tellapart-postgresql-"))
+        # It refuses to run as root.
+        self._as_user = {"user": "postgres"} if os.geteuid() == 0 else {}
+        if self._as_user:
+            shutil.chown(self._folder, "postgres")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self._run("initdb", "-D", str(self._folder / "data"), "-U", "me", "--auth=trust", "--no-sync")
+        self.start()
+
+    def __call__(self, name: str) -> str:
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self._port), "-U", "me", name)
+        return f"postgresql+pg8000://me@127.0.0.1:{self._port}/{name}"
+
+    def start(self) -> None:
+        options = f"-c listen_addresses=127.0.0.1 -c port={self._port} -c unix_socket_directories={self._folder}"
+        folder = ["-D", str(self._folder / "data"), "-l", str(self._folder / "log")]
+        self._run("pg_ctl", *folder, "-o", f"{options} -c fsync=off", "--wait", "start")
+
+    def kill(self) -> None:
+        """End it as a power cut does: connections break, and what was committed comes back with the next start."""
+        self._run("pg_ctl", "-D", str(self._folder / "data"), "-m", "immediate", "stop")
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._programs / program), *arguments]
+        subprocess.run(command, check=True, capture_output=True, cwd="/", **self._as_user)
+
+
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """Return what makes a new database of a server of our own and gives its URL; skip where PostgreSQL is absent."""
+def postgresql() -> Iterator[PostgreSQL]:
+    """Return a server of our own; skip where PostgreSQL is absent."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(shutil.which("initdb") or "/nowhere").parent]
     if not (programs[-1] / "initdb").exists():
         pytest.skip("PostgreSQL is not installed here: NOTHING IS TESTED ON IT (apt-get install postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="tellapart-postgresql-"))
-    # It refuses to run as root.
-    as_user = {"user": "postgres"} if os.geteuid() == 0 else {}
-    if as_user:
-        shutil.chown(folder, "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def run(program: str, *arguments: str) -> None:
-        command = [str(programs[-1] / program), *arguments]
-        subprocess.run(command, check=True, capture_output=True, cwd="/", **as_user)
-
-    run("initdb", "-D", str(folder / "data"), "-U", "me", "--auth=trust", "--no-sync")
-    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
-    run("pg_ctl", "-D", str(folder / "data"), "-o", options, "-l", str(folder / "log"), "--wait", "start")
-
-    def make(name: str) -> str:
-        run("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "me", name)
-        return f"postgresql+pg8000://me@127.0.0.1:{port}/{name}"
-
-    yield make
-    run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
-    shutil.rmtree(folder, ignore_errors=True)
+    server = PostgreSQL(programs[-1])
+    yield server
+    server.remove()
 
 
 QUICK = [

@@ -25,7 +25,7 @@ from serving.process import changed
 from tellapart.bundles.bundle import open_bundle
 from tellapart.cli.main import app
 from tellapart.errors import BundleError, InputError
-from tellapart.promotion import GateLimits, judge
+from tellapart.promotion import GateLimits, begin_test, judge
 from tellapart.registry import Change, Registry
 from written_bundle import PROOF, bundle_record, write_bundle
 from written_run import CLASSES, COUNT, write_run, wrong_at
@@ -72,6 +72,37 @@ def test_the_same_bundle_is_one_version_however_often_it_is_added(registry, tmp_
     assert registry.add(tmp_path / "bundle-a") == first
     assert add(registry, tmp_path, "b").number == 2
     assert [version.number for version in registry.versions("pets")] == [2, 1]
+
+
+def test_a_run_joins_a_version_that_was_added_without_it(registry, tmp_path):
+    version = add(registry, tmp_path, "a")
+    assert not version.has_run
+    run = write_run(tmp_path / "run-a", wrong_at(3))
+    again = registry.add(tmp_path / "bundle-a", run=run)
+    assert (again.number, again.has_run, again.run) == (1, True, version.run)
+    assert len(registry.versions("pets")) == 1
+    came = registry.fetch_run(again, tmp_path / "cache")
+    assert (came / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
+
+
+def test_a_name_that_is_no_folder_is_refused_and_an_address_may_be_relative(registry, tmp_path, monkeypatch):
+    bundle = write_bundle(tmp_path / "bundle-a", model=b"a")
+    with pytest.raises(InputError, match="The name is 'pet#s'"):
+        registry.add(bundle, name="pet#s")
+    monkeypatch.chdir(tmp_path)
+    assert Registry("sqlite:///runs/models.db").names() == []
+
+
+def test_a_test_without_anybody_to_compare_with_is_refused(registry, tmp_path):
+    first, second = add(registry, tmp_path, "a"), add(registry, tmp_path, "b")
+    registry.promote(first, "")
+    with pytest.raises(InputError, match=r"The share is 1\. Expected above 0 and below 1"):
+        begin_test(registry, second, "split", 1.0)
+    with pytest.raises(InputError, match=r"The share is 0\. Expected above 0 and at most 1"):
+        begin_test(registry, second, "shadow", 0.0)
+    with pytest.raises(InputError, match="The mode of the test is 'both'"):
+        begin_test(registry, second, "both", 0.5)
+    assert registry.version("pets", "2").aliases == ()
 
 
 def test_rollback_goes_back_step_by_step_and_says_why(registry, tmp_path):

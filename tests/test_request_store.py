@@ -91,6 +91,25 @@ def test_the_migrations_make_what_the_code_expects(store: RequestStore):
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
+def test_a_schema_that_was_cut_short_is_no_half_of_one(tmp_path: Path):
+    """A kill, or a full disk, in the middle of a step: the next start must not find tables that it wants to make."""
+
+    def fail(connection, cursor, statement: str, *_: object) -> None:
+        if "predictions_by_test" in statement:
+            raise KeyboardInterrupt
+
+    sa.event.listen(sa.engine.Engine, "before_cursor_execute", fail)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            RequestStore(url(tmp_path))
+    finally:
+        sa.event.remove(sa.engine.Engine, "before_cursor_execute", fail)
+    store = RequestStore(url(tmp_path))
+    store.add([prediction(1)])
+    assert len(list(store.predictions(prediction(1).model))) == 1
+    store.close()
+
+
 def test_a_store_of_a_newer_version_and_one_that_cannot_be_opened_are_refused(store: RequestStore, tmp_path: Path):
     with store.engine.begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))

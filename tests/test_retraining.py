@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 
 pytest.importorskip("mlflow")
 
@@ -211,6 +213,21 @@ def test_a_step_that_cannot_be_done_ends_it_and_says_why(registry, store, drawn,
     assert RetrainingHistory(store).open_of("shapes") is None
 
 
+def test_labels_that_were_learned_from_in_vain_are_no_reason_again(registry, store, drawn, tmp_path):
+    """But they are where the learning failed long ago, and not where its version was promoted and taken back."""
+    fill(store, drawn[:40])
+    history, options = RetrainingHistory(store), RetrainingOptions(labels=30, on_drift=False)
+    assert why(registry, store, "shapes", options)[0]
+    for outcome, is_reason in (("rejected", False), ("failed", False), ("promoted", False)):
+        going = history.begin("shapes", "here", "asked for")
+        history.note(going, "register", "version 7", {"version": 7})
+        history.end(going, outcome, "")
+        assert why(registry, store, "shapes", options)[0] is is_reason, outcome
+    with store.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE retrainings SET began = began - 90000, outcome = 'failed'"))
+    assert why(registry, store, "shapes", options)[0], "a day later it is tried again"
+
+
 def test_it_is_not_begun_without_a_reason_labels_or_a_champion(registry, store, drawn, tmp_path):
     fill(store, drawn[:10])
     old = RetrainingOptions(labels=40, max_days=1e-9)
@@ -229,6 +246,42 @@ def test_it_is_not_begun_without_a_reason_labels_or_a_champion(registry, store, 
     RetrainingHistory(store).begin("shapes", "elsewhere:/work", "drift")
     with pytest.raises(InputError, match="is being retrained in elsewhere:/work"):
         retrain(registry, store, "shapes", tmp_path / "work")
+    # Given up: nothing is labelled, so the new one ends at once
+    assert retrain(registry, store, "shapes", tmp_path / "work", anew=True).state == "failed"
+    new, old = RetrainingHistory(store).all_of("shapes")
+    assert (old.outcome, old.place) == ("failed", "elsewhere:/work")
+    assert new.place.endswith(str(tmp_path / "work"))
+
+
+def test_a_database_that_dies_is_waited_for_and_nothing_is_done_twice(postgresql, registry, drawn, tmp_path):
+    """PostgreSQL is killed while the network is trained, and starts again after some seconds."""
+    store, said, starts = RequestStore(postgresql("dies")), [], []
+
+    def announce(line: str) -> None:
+        said.append(line)
+        if line.startswith("Run folder: ") and not starts:
+            postgresql.kill()
+            # Later than the training takes, so that its end finds nobody.
+            starts.append(threading.Timer(20.0, postgresql.start))
+            starts[0].start()
+
+    try:
+        fill(store, drawn)
+        options = RetrainingOptions(labels=40, trial="none", limits=LENIENT)
+        outcome = retrain(
+            registry, store, "shapes", tmp_path / "work", options=options, observer=Observer(announce=announce)
+        )
+        assert outcome.state == "promoted"
+        assert [line for line in said if line.endswith(" s.") and "Again in" in line], "it was waited for"
+        (going,) = RetrainingHistory(store).all_of("shapes")
+        names = [step.name for step in going.steps]
+        assert len(names) == len(set(names))
+        assert len(registry.versions("shapes")) == 2
+        assert sum(1 for _ in store.predictions("shapes")) == len(drawn)
+    finally:
+        for start in starts:  # other tests use the same server
+            start.join()
+        store.close()
 
 
 def test_a_database_that_does_not_answer_is_waited_for_and_then_said(registry, store, drawn, tmp_path, monkeypatch):

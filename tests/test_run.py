@@ -224,6 +224,7 @@ def test_a_time_budget_is_kept_and_the_run_can_be_done_again(photos: Path, tmp_p
     assert records[0]["data_sha256"] == records[1]["data_sha256"]
 
 
+@pytest.mark.slow
 def test_a_table_with_splits_trains_and_measures_those_splits(photos: Path, tmp_path: Path):
     rows = [(path, path.parent.name) for path in sorted(photos.glob("*/*.*"))]
     sides = ["train", "train", "train", "val", "test"]

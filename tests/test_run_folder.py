@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tellapart.errors import RunError
+from drawing import make_classes
+from tellapart.errors import InputError, RunError
 from tellapart.evaluation.predict import prediction_table
+from tellapart.run import begin, reopen
 from tellapart.run_folder import SCHEMA_VERSION, RunFolder, RunRequest, new_folder
-from tellapart.settings import Recipe
+from tellapart.settings import Recipe, load_recipe
 from tellapart.tables import csv_text
 
 ODD = ["=cmd|calc", "+1", "@home", "-x", "NA", "a,b", 'say "hi"', "two\nlines", "<!--<script>", "$x_1$", "'=1"]
@@ -106,9 +108,17 @@ def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkey
     names = []
     for _ in range(3):
         folder = new_folder(None, Path("pets"))
-        folder.mkdir(parents=True)
+        assert folder.is_dir(), "or another process could take it"
         names.append(folder.as_posix())
     assert names == [f"runs/pets-20260101-000000{end}" for end in ("", "-2", "-3")]
+
+
+def test_a_wrong_folder_of_photos_does_not_take_the_place_of_the_right_one(tmp_path: Path):
+    make_classes(tmp_path / "photos", {"a": 3, "b": 3})
+    run = begin(load_recipe(), RunRequest(photos=str(tmp_path / "photos")), tmp_path / "run")
+    with pytest.raises(InputError, match="does not exist"):
+        reopen(run.path, tmp_path / "fotos")
+    assert run.record().request.photos == str(tmp_path / "photos")
 
 
 def test_a_folder_that_cannot_be_resumed_is_not_said_to_be(tmp_path: Path):

@@ -42,6 +42,7 @@ def write_without_waiting(engine: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
+    # For each connection: the file remembers its log, but how it is synchronised belongs to a connection.
     event.listen(engine, "connect", prepare)
     engine.dispose()  # the connection that is open already
 

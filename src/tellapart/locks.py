@@ -16,6 +16,8 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     # Appending creates it and never empties it: others may hold it open.
     with open(path, "ab") as stream:
         try:
+            # It belongs to this opening of the file: threads exclude each other too, and one that holds it already
+            # would wait for itself.
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False

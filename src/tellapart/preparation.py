@@ -74,13 +74,7 @@ def prepare(folder: RunFolder, recipe: Recipe, observer: Observer, cache: Path |
         )
     earlier = RunFolder(Path(request.split_from)).splits() if request.split_from else None
     groups = units(manifest, pairs)
-    splits = split(
-        manifest,
-        groups,
-        shares=recipe.data.split,
-        seed=recipe.data.split_seed,
-        earlier=earlier,
-    )
+    splits = split(manifest, groups, shares=recipe.data.split, seed=recipe.data.split_seed, earlier=earlier)
     manifest = replace(manifest, frame=manifest.frame.assign(split=splits, unit=groups))
     # Before the manifest is written: a refused run must not look like one whose photos are ready.
     _refuse_unusable(manifest)
@@ -109,6 +103,15 @@ def open_photos(
     manifest = folder.manifest()
     frame = manifest[manifest["error"] == ""].reset_index(drop=True)
     cache_folder = Path(cache) if cache is not None else default_cache()
+    # The order of the network's outputs must be that of the record's classes, which `Manifest.classes` has sorted so.
+    classes = sorted(manifest["label"].unique().tolist())
+    # Here and not when the run began: only now the split is known that its weights must not have seen. Once training
+    # has begun the earlier run is not needed any more, and may be gone.
+    origin = folder.record().request.begin_from
+    if origin and not folder.last_checkpoint.is_file():
+        refuse_leak(Path(origin), frame, "run to begin from")
+    teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
+    # After all that may refuse the photos: nobody would close what has begun to decode ahead.
     pictures, sources = (
         open_rows(
             folder.root,
@@ -123,13 +126,6 @@ def open_photos(
         # What the network sees, and what training crops from.
         for image_px in (recipe.data.image_px, recipe.train.source_px or recipe.data.image_px)
     )
-    classes = sorted(manifest["label"].unique().tolist())
-    # Here and not when the run began: only now the split is known that its weights must not have seen. Once training
-    # has begun the earlier run is not needed any more, and may be gone.
-    origin = folder.record().request.begin_from
-    if origin and not folder.last_checkpoint.is_file():
-        refuse_leak(Path(origin), frame, "run to begin from")
-    teacher = teacher_for(Path(recipe.distill.teacher), frame, classes) if recipe.distill.teacher else None
     features_cache = cache_folder if machine.cache_limit_gb else None
     return Photos(pictures, sources, frame, classes, teacher, machine.workers, features_cache)
 

@@ -22,7 +22,7 @@ from tellapart.experiments.compare import compare_finished_runs, write_compariso
 from tellapart.experiments.comparison import Comparison, Pair
 from tellapart.experiments.cost import cost_of
 from tellapart.experiments.finished_run import FinishedRun, open_finished_run
-from tellapart.monitoring.ab_test import TEST_NOTE, ABTest, Standing
+from tellapart.monitoring.ab_test import SHADOW, SPLIT, TEST_NOTE, ABTest, Standing
 from tellapart.records import Progress, no_progress
 from tellapart.registry import RegisteredVersion, Registry
 
@@ -135,10 +135,16 @@ def begin_test(
         id_: of the test; one with that id that runs already is returned as it is. None: a new one.
 
     Raises:
-        InputError: there is no champion, the version is it, or another test runs.
+        InputError: there is no champion, the version is it, another test runs, or mode or share are none.
     """
     name, champion = version.name, registry.champion(version.name)
+    if mode not in (SPLIT, SHADOW):
+        raise InputError(f"The mode of the test is {mode!r}. Expected {SPLIT} or {SHADOW}.")
+    # In a split the whole would leave nobody to compare with.
+    if not 0 < share <= 1 or (mode == SPLIT and share == 1):
+        raise InputError(f"The share is {share:g}. Expected above 0 and {'below 1' if mode == SPLIT else 'at most 1'}.")
     running = ABTest.from_json(registry.note(name, TEST_NOTE))
+    # Before all checks: a call that is repeated after a kill finds its own test, whoever has become champion meanwhile.
     if running is not None and running.id == id_:
         return running
     if champion is None:
@@ -150,6 +156,8 @@ def begin_test(
     test = ABTest(
         id_ or secrets.token_hex(4), champion.digest, version.digest, mode, share, secrets.token_hex(8), time.time()
     )
+    # The alias before the note, by which servers act: a kill between the two leaves a challenger in no test, and the
+    # call can be repeated.
     registry.set_challenger(version)
     registry.write_note(name, TEST_NOTE, test.to_json())
     return test
@@ -160,6 +168,7 @@ def end_test(registry: Registry, name: str, test: ABTest, standing: Standing) ->
 
     A call that was killed in its middle is finished by another one.
     """
+    # By the digest in the test, not by the alias, which an earlier call that was killed may have taken away.
     challenger = registry.version(name, test.challenger)
     # The alias before the note: after a kill between the two the note is of a champion that was replaced, which servers
     # ignore.
@@ -221,6 +230,7 @@ def _with_same_classes(runs: list[FinishedRun]) -> list[FinishedRun]:
 
 
 def _with_classes(run: FinishedRun, classes: list[str]) -> FinishedRun:
+    # Zeros meet no logarithm: photos of such a class are not known to the other run, and so are not compared.
     probabilities = np.zeros((len(run.probabilities), len(classes)))
     probabilities[:, [classes.index(name) for name in run.classes]] = run.probabilities
     return replace(run, classes=classes, probabilities=probabilities)

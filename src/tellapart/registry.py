@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellapart.bundles.bundle import Bundle, open_bundle
+from tellapart.bundles.bundle import NAME, Bundle, open_bundle
 from tellapart.databases import reason_of, url_of, without_password
 from tellapart.errors import InputError, UnavailableError
 from tellapart.run_folder import RunFolder
@@ -110,7 +111,7 @@ class Registry:
         self.shown = without_password(self.url)
         path = self.url.removeprefix("sqlite:///")
         # MLflow puts artefacts of SQLite into the current folder: beside the file they are found again from anywhere.
-        self._artefacts = None if path == self.url else Path(path).with_suffix("").as_uri() + "-files"
+        self._artefacts = None if path == self.url else Path(os.path.abspath(path)).with_suffix("").as_uri() + "-files"
         with self._explained("be opened"):
             if self._artefacts is not None:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +145,7 @@ class Registry:
         """
         versions = self.versions(name)
         for version in versions:
+            # Of twelve digits alone: a version without the tag has an empty digest, which an empty text would match.
             if which in (str(version.number), *version.aliases) or (len(which) == 12 and which == version.digest):
                 return version
         known = ", ".join(str(version.number) for version in versions)
@@ -203,11 +205,24 @@ class Registry:
         if folder is not None:
             _refuse_other_run(opened, folder)
         name = name or opened.record.name
+        # It becomes a folder and a part of addresses.
+        if not re.fullmatch(NAME, name):
+            raise InputError(f"The name is {name!r}. Expected up to 100 letters, digits, points, hyphens, underscores.")
         with self._explained("be written"):
             for version in self.versions(name) if name in self.names() else []:
                 if version.digest == opened.version:
+                    if folder is not None and not version.has_run:
+                        return self._attach(version, folder)
                     return version
             return self._add(opened, folder, name)
+
+    def _attach(self, version: RegisteredVersion, run: RunFolder) -> RegisteredVersion:
+        """Add the run to a version that was added without it."""
+        self._log_run(version.run, run)
+        # Last: what says that the run is there must not stand before it is.
+        for key, value in _about_run(run).items():
+            self._client.set_model_version_tag(version.name, str(version.number), key, value)
+        return self.version(version.name, str(version.number))
 
     def promote(self, version: RegisteredVersion, reason: str) -> None:
         """Make a version the champion."""
@@ -236,6 +251,8 @@ class Registry:
             before = changes[-1].before if changes else None
             if before is None:
                 raise InputError(f"{name} has had no other champion. Expected a version that was promoted before.")
+            # The alias first: after a kill the list ends with a change that is none any more, which the loop above
+            # leaves out.
             self._client.set_registered_model_alias(name, CHAMPION, str(before))
             self._client.set_model_version_tag(name, str(now), "tellapart.rolled_back", reason[:_LONGEST])
             self._write_changes(name, changes[:-1])
@@ -294,6 +311,7 @@ class Registry:
                 f"{version.name} {version.number} was added without its run, so what it predicts of which photo is not "
                 "known. Add it with: tellapart models add BUNDLE --run RUN."
             )
+        # Unlike a bundle, these files have no checksums: what lies there is taken as it is.
         target = folder / f"{version.name} {version.number}"
         if not target.exists():
             self._fetch(version, _RUN, target)
@@ -305,6 +323,8 @@ class Registry:
             # Renamed when it is whole: a killed download leaves nothing that looks like a bundle.
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as folder:
                 came = Path(self._client.download_artifacts(version.run, what, folder))
+                # Another process may have been faster: into a folder that exists `shutil.move` would put this one
+                # inside.
                 if not target.exists():
                     shutil.move(came, target)
 
@@ -312,6 +332,8 @@ class Registry:
 
     def _add(self, bundle: Bundle, run: RunFolder | None, name: str) -> RegisteredVersion:
         experiment = self._client.get_experiment_by_name(name)
+        # MLflow keeps the place of an experiment's files from when it was made: a new place is for new experiments
+        # alone.
         number = experiment.experiment_id if experiment else self._client.create_experiment(
             name, artifact_location=None if self._artefacts is None else f"{self._artefacts}/{name}"
         )  # fmt: skip
@@ -324,12 +346,8 @@ class Registry:
             "tellapart.run_id": str(source.get("run_id", "")),
             "tellapart.commit": str(source.get("commit", "")),
             "tellapart.classes": json.dumps(list(bundle.record.classes))[:_LONGEST],
-            "tellapart.has_run": "false" if run is None else "true",
+            **({"tellapart.has_run": "false"} if run is None else _about_run(run)),
         }
-        if run is not None:
-            # With its weights, as long as it is there: what is learned next may begin from them.
-            about["tellapart.run_path"] = os.path.abspath(run.path)
-            about["tellapart.parents"] = ", ".join(run.record().parents)[:_LONGEST]
         logged = self._client.create_run(number, run_name=str(source.get("run", name)), tags=about)
         run_id = logged.info.run_id
         self._client.log_artifacts(run_id, str(bundle.folder), _BUNDLE)
@@ -475,6 +493,16 @@ def _all_pages(search: Any, **arguments: Any) -> list[Any]:
 
 def _first_line(text: str) -> str:
     return text.strip().splitlines()[0].rstrip(".") if text.strip() else "no reason is given"
+
+
+def _about_run(run: RunFolder) -> dict[str, str]:
+    """Return the tags of a version whose run is there."""
+    return {
+        # With its weights, as long as it is there: what is learned next may begin from them.
+        "tellapart.run_path": os.path.abspath(run.path),
+        "tellapart.parents": ", ".join(run.record().parents)[:_LONGEST],
+        "tellapart.has_run": "true",
+    }
 
 
 def _refuse_other_run(bundle: Bundle, run: RunFolder) -> None:

@@ -64,7 +64,8 @@ def reproduce(
     old.refuse_ensemble()
     # With "auto" the precision would be timed again, and might come out otherwise.
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": record.precision})})
-    folder = RunFolder(new_folder(out or f"{old.path}-again", old.path))
+    folder = RunFolder(new_folder(out or f"{old.path.resolve()}-again", old.path))
+    # Without the time budget: the replayed segments say how long to train, whatever the clock says.
     # `begin_from` too: weights that the old run began with are read again, so that run must still be there.
     request = RunRequest(
         photos=record.request.photos, begin_from=record.request.begin_from, replay=os.path.abspath(old.path)

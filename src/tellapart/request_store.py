@@ -32,6 +32,8 @@ _IDS_AT_ONCE = 500
 _TRIES, _TRY_SECONDS = 5, 0.5
 """To bring a schema up to date, since another process may be doing the same."""
 
+# Tables are made by the steps in `store_migrations`, never from here: a change needs a step of its own, and a test
+# compares the two.
 METADATA = sa.MetaData()
 PREDICTIONS = sa.Table(
     "predictions", METADATA,
@@ -45,6 +47,7 @@ PREDICTIONS = sa.Table(
     sa.Column("test", sa.String(20)), sa.Column("subject", sa.String(120)),
     sa.Index("predictions_by_time", "model", "at"), sa.Index("predictions_by_test", "test", "at"),
 )  # fmt: skip
+# No foreign key: feedback may come before its prediction, which waits up to half a second to be written.
 FEEDBACK = sa.Table(
     "feedback", METADATA,
     sa.Column("prediction_id", sa.String(120), primary_key=True), sa.Column("at", sa.Double, nullable=False),
@@ -62,6 +65,8 @@ RETRAININGS = sa.Table(
     sa.Column("began", sa.Double, nullable=False), sa.Column("ended", sa.Double),
     sa.Column("outcome", sa.String(20)), sa.Column("place", sa.Text, nullable=False),
     sa.Index(
+        # `RetrainingHistory.begin` counts on it. The condition stands once for each dialect: where it were missing, a
+        # model that was retrained once could never be again.
         "one_open_retraining", "model", unique=True,
         sqlite_where=sa.text("ended IS NULL"), postgresql_where=sa.text("ended IS NULL"),
     ),
@@ -212,6 +217,7 @@ class RequestStore:
                 self.engine.dispose()  # nobody else can: there is no store to close
                 raise
         except (SQLAlchemyError, ImportError) as error:
+            # These two may pass by themselves; a URL that is none, or a driver that is missing, does not.
             kind = UnavailableError if isinstance(error, OperationalError | InterfaceError) else InputError
             raise kind(
                 f"The request store {self.shown} cannot be opened: {reason_of(error)}. Expected the URL of a database "
@@ -256,15 +262,18 @@ class RequestStore:
         Args:
             test: its id.
         """
+        # Labelled, since the tables have columns of one name: by name alone one would stand for the other.
         said = [column.label(f"feedback_{column.name}") for column in FEEDBACK.c]
         shadowed = [column.label(f"shadow_{column.name}") for column in SHADOWS.c]
         is_shadow = (PREDICTIONS.c.id == SHADOWS.c.prediction_id) & (SHADOWS.c.test == test)
         joined = PREDICTIONS.outerjoin(FEEDBACK, PREDICTIONS.c.id == FEEDBACK.c.prediction_id)
+        # Without the large columns: the page of a test that runs asks for all of its rows again and again.
         light = [column for column in PREDICTIONS.c if column.name not in ("photo", "embedding", "probabilities")]
         query = (
             sa.select(*light, *said, *shadowed)
             .select_from(joined.outerjoin(SHADOWS, is_shadow))
             .where(PREDICTIONS.c.test == test)
+            # By whether there is one first: NULL comes before all numbers in SQLite and after them in PostgreSQL.
             .order_by(FEEDBACK.c.at.is_(None), FEEDBACK.c.at, PREDICTIONS.c.at, PREDICTIONS.c.id)
             .execution_options(yield_per=_ROWS_AT_ONCE)
         )
@@ -318,6 +327,7 @@ class RequestStore:
             test: id of the A/B test in which a challenger saw them too; None: of none.
         """
         columns = PREDICTIONS.c
+        # No test has an empty id: where none is named nothing is joined, and nobody disagrees.
         is_shadow = (columns.id == SHADOWS.c.prediction_id) & (SHADOWS.c.test == (test or ""))
         query = (
             sa.select(
@@ -387,6 +397,7 @@ class RequestStore:
         if until != float("inf"):
             query = query.where(PREDICTIONS.c.at < until)
         query = query.order_by(PREDICTIONS.c.at, PREDICTIONS.c.id).execution_options(yield_per=_ROWS_AT_ONCE)
+        # Open as long as the caller takes rows: with SQLite's log, and in PostgreSQL, writers go on meanwhile.
         with self.engine.connect() as connection:
             for row in connection.execute(query).mappings():
                 yield _prediction(row), _feedback(row)
@@ -415,21 +426,30 @@ class RequestStore:
             .limit(most)
         )
         with self.engine.connect() as connection:
+            # Turned round: the latest are asked for, and drift adds up its evidence in the order of arrival.
             rows = np.array(connection.execute(query).all(), np.float64).reshape(-1, 2)[::-1]
         return rows[:, 0], rows[:, 1]
 
-    def probabilities(self, model: str, version: str, *, most: int) -> NDArray[np.float64]:
-        """Return (num_photos, num_classes) float64 of the photos that came to a version last, the latest last."""
+    def recent_answers(self, model: str, version: str, *, most: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what was said of the photos that came to a version last, the latest last.
+
+        Returns:
+            (num_photos, num_classes) float64 probabilities and (num_photos,) float64 similarities to known photos; NaN
+            where the version tells no unknown photos.
+        """
         columns = PREDICTIONS.c
         query = (
-            sa.select(columns.probabilities)
+            sa.select(columns.probabilities, columns.similarity)
             .where(columns.model == model, columns.version == version, columns.probabilities.is_not(None))
             .order_by(columns.at.desc(), columns.id.desc())
             .limit(most)
         )
         with self.engine.connect() as connection:
-            rows = [np.frombuffer(data, "<f2") for data in connection.execute(query).scalars()]
-        return np.stack(rows[::-1]).astype(np.float64) if rows else np.zeros((0, 0))
+            rows = connection.execute(query).all()[::-1]
+        if not rows:
+            return np.zeros((0, 0)), np.zeros(0)
+        probabilities = np.stack([np.frombuffer(row.probabilities, "<f2") for row in rows]).astype(np.float64)
+        return probabilities, np.array([row.similarity for row in rows], np.float64)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Forget predictions, their photos and what was said of them; return how many predictions there were."""
@@ -437,6 +457,7 @@ class RequestStore:
         with self.engine.begin() as connection:
             for start in range(0, len(wanted), _IDS_AT_ONCE):
                 part = wanted[start : start + _IDS_AT_ONCE]
+                # There are no foreign keys: nothing else would delete these rows.
                 for table in (FEEDBACK, SHADOWS):
                     connection.execute(sa.delete(table).where(table.c.prediction_id.in_(part)))
                 deleted += connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.id.in_(part))).rowcount
@@ -447,6 +468,7 @@ class RequestStore:
         old = PREDICTIONS.c.at < before
         with self.engine.begin() as connection:
             of_old = sa.select(PREDICTIONS.c.id).where(old)
+            # Before the predictions: once those are gone, nothing says whose these rows were.
             for table in (FEEDBACK, SHADOWS):
                 connection.execute(sa.delete(table).where(table.c.prediction_id.in_(of_old)))
             return connection.execute(sa.delete(PREDICTIONS).where(old)).rowcount
@@ -470,6 +492,7 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
     for number in range(_TRIES):
         if (revision := _revision(engine)) == HEAD:
             return
+        # Compared as texts: the numbers of steps have four digits each.
         if revision is not None and revision > HEAD:
             raise InputError(
                 f"The request store has the schema {revision}; this version knows {HEAD}. Expected a store of this "
@@ -482,6 +505,10 @@ def _bring_up_to_date(engine: sa.Engine) -> None:
         config.set_main_option("script_location", str(Path(__file__).parent / "store_migrations"))
         try:
             with engine.begin() as connection:
+                # Python's driver begins no transaction before a CREATE: a step that was killed would stay half done,
+                # and every later start would fail on the half that is there.
+                if engine.dialect.name == "sqlite":
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
             return
@@ -505,6 +532,7 @@ def _row(prediction: StoredPrediction) -> dict[str, Any]:
     values = {name: getattr(prediction, name) for name in PREDICTIONS.c.keys()}  # noqa: SIM118
     for name in ("probabilities", "embedding"):
         array = values[name]
+        # Little-endian on every machine: a store may be read on another one than it was written on.
         values[name] = None if array is None else np.asarray(array, "<f2").tobytes()
     return values | {"quality": dict(prediction.quality)}
 

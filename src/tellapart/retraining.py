@@ -28,7 +28,7 @@ from tellapart.databases import reason_of
 from tellapart.errors import InputError, TellapartError, UnavailableError
 from tellapart.files import sha256, write_text
 from tellapart.locks import locked
-from tellapart.monitoring.ab_test import TEST_NOTE, ABTest, Rules, evaluate_test, outcomes_of
+from tellapart.monitoring.ab_test import SHADOW, TEST_NOTE, ABTest, Rules, evaluate_test, outcomes_of
 from tellapart.monitoring.retraining_history import Retraining, RetrainingHistory, Step
 from tellapart.monitoring.watching import look
 from tellapart.promotion import GateLimits, begin_test, end_test, judge
@@ -43,6 +43,9 @@ FEWEST_LABELS = 20
 """New labelled photos without which nothing could be learned, whatever the trigger."""
 _FEWEST_OF_A_CLASS = 10
 """Photos of a class that the champion does not know, for it to become one."""
+
+_AGAIN_SECONDS = 86400.0
+"""After which a retraining that failed is tried again with the same labels."""
 
 T = TypeVar("T")
 State = Literal["not needed", "waiting", "promoted", "rejected", "rolled back", "failed"]
@@ -59,7 +62,8 @@ class RetrainingOptions:
         false_alarm_every: photos until a false alarm of drift, on average, at the least.
         time_budget: seconds for the training; None: as long as the champion's recipe says, ten minutes for a race.
         trial: what stands between the gates and the promotion: "shadow", "split" or "none".
-        share: of the requests in shadow, or of the subjects, that the new version gets.
+        share: of the requests in shadow, or of the subjects in a split, that the new version gets; None: all in shadow,
+            a tenth in a split.
         margin: of accuracy that it may be worse in the trial and is promoted all the same, 0 to 1.
         most_labels: of the trial, after which the champion stays; None: it goes on.
         limits: of the gates.
@@ -72,7 +76,7 @@ class RetrainingOptions:
     false_alarm_every: float = 10_000
     time_budget: float | None = None
     trial: str = "shadow"
-    share: float = 1.0
+    share: float | None = None
     margin: float = 0.0
     most_labels: int | None = None
     limits: GateLimits = field(default_factory=GateLimits)
@@ -102,6 +106,7 @@ def retrain(
     folder: str | os.PathLike[str],
     *,
     if_needed: bool = True,
+    anew: bool = False,
     options: RetrainingOptions | None = None,
     cache: str | os.PathLike[str] | None = None,
     observer: Observer | None = None,
@@ -114,6 +119,7 @@ def retrain(
         name: of the model, in the registry and where it is served.
         folder: that gathered photos, runs and bundles are kept in; photos stay there, for later runs need them.
         if_needed: begin only where there is a reason; False: begin in any case.
+        anew: give up one that was begun in another place, such as a machine that is gone.
         options: None: the usual ones.
         cache: the folder for decoded pictures; None: the user's.
         observer: whom to tell.
@@ -127,20 +133,28 @@ def retrain(
     history = RetrainingHistory(store)
     patiently = _Patience(options.patience, observer)
     with _alone(place / f"{name}.lock", name):
-        going = patiently(lambda: history.open_of(name))
+        # Under the lock: a second process on this machine would find the same open row, and do its steps beside the
+        # first.
+        here = f"{socket.gethostname()}:{place}"
+        going, reason = patiently(lambda: history.open_of(name)), "asked for"
+        if going is not None and going.place != here and anew:
+            given_up = going
+            patiently(lambda: history.end(given_up, "failed", f"given up by {here}"))
+            going, if_needed, reason = None, False, f"asked for, and given up in {given_up.place}"
         if going is None:
-            reason = "asked for"
             if if_needed:
                 is_needed, reason = patiently(lambda: why(registry, store, name, options))
                 if not is_needed:
                     return Outcome("not needed", reason)
             observer.announce(f"Retraining of {name}: {reason}.")
-            going = patiently(lambda: history.begin(name, f"{socket.gethostname()}:{place}", reason))
-        if going is None or going.place != f"{socket.gethostname()}:{place}":
-            other = going or patiently(lambda: history.open_of(name))
+            going = patiently(lambda: history.begin(name, here, reason))
+            # A commit that was not confirmed is tried again, and meets its own row.
+            going = going or patiently(lambda: history.open_of(name))
+        # By machine and folder: the same path on another machine holds none of the files that earlier steps have left.
+        if going is None or going.place != here:
             raise InputError(
-                f"{name} is being retrained in {other.place if other else 'another place'}. Expected that one to be "
-                "finished first: call tellapart retrain there."
+                f"{name} is being retrained in {going.place if going else 'another place'}. Expected that one to be "
+                "finished first: call tellapart retrain there; or give it up with --anew, if that place is gone."
             )
         return _Retraining(registry, store, history, going, place, options, cache, patiently).go_on()
 
@@ -155,8 +169,7 @@ def why(registry: Registry, store: RequestStore, name: str, options: RetrainingO
     """
     champion = _champion(registry, name)
     known = _known_digests(registry, champion)
-    earlier = RetrainingHistory(store).all_of(name)
-    tried = earlier[0].began if earlier and earlier[0].outcome != "promoted" else 0.0
+    tried = _tried_until(RetrainingHistory(store).all_of(name), champion)
     count = sum(1 for photo in _new_photos(store, name, known) if photo.said_at > tried)
     reasons = []
     if count >= options.labels:
@@ -174,6 +187,27 @@ def why(registry: Registry, store: RequestStore, name: str, options: RetrainingO
     if count < FEWEST_LABELS:
         return False, f"{'; '.join(reasons)}; but only {said}: label some with tellapart review"
     return True, "; ".join([*reasons, *([] if count >= options.labels else [f"{count:,} new labelled photos"])])
+
+
+def _tried_until(earlier: list[Retraining], champion: RegisteredVersion) -> float:
+    """Return until when labels were learned from in vain, in seconds since 1970: they are no reason a second time.
+
+    Args:
+        earlier: retrainings of the model, the latest first.
+        champion: the version that serves.
+    """
+    for one in earlier:
+        if one.outcome == "failed":
+            # Photos that were out of reach may be back: it is tried again, and not each hour.
+            if time.time() - one.began < _AGAIN_SECONDS:
+                return one.began
+            continue
+        registered = one.step("register")
+        is_champion = registered is not None and str(registered.values["version"]) == str(champion.number)
+        # The champion's own photos are known to it. From the beginning on, not the end: what was said while it trained
+        # was not gathered, and is a reason still.
+        return 0.0 if one.outcome == "promoted" and is_champion else one.began
+    return 0.0
 
 
 def _look(bundle: Bundle, store: RequestStore, name: str, options: RetrainingOptions) -> str:
@@ -207,6 +241,7 @@ class _Retraining:
         """Do the steps that are not done yet; one that cannot be done ends the retraining."""
         try:
             return self._go_on()
+        # Before its base class: a database that is away ends this call, and not the retraining.
         except UnavailableError:
             raise
         except TellapartError as error:
@@ -214,6 +249,7 @@ class _Retraining:
             return self._end("failed", str(error).rstrip("."))
 
     def _go_on(self) -> Outcome:
+        # What a later step needs of an earlier one comes from its row: another process may have done that one.
         gathered = self._done("gather", self._gather)
         if not gathered.values["photos"]:
             return self._end("failed", f"nothing to learn from: {gathered.reason}")
@@ -227,6 +263,7 @@ class _Retraining:
         if self.options.trial == "none":
             self.patiently(lambda: self.registry.promote(version, f"retraining {self.going.id}: {judged.reason}"))
             return self._end("promoted", judged.reason)
+        # Asked before the step, not left to `begin_test`: what that raises would end the retraining as failed.
         if self.going.step("trial") is None and (other := self._other_test()) is not None:
             return Outcome("waiting", f"the test {other} runs, and one at a time can", self.going)
         trial = self._done("trial", lambda: self._begin_trial(version))
@@ -242,6 +279,8 @@ class _Retraining:
         if (step := self.going.step(name)) is not None:
             return step
         self.observer.announce(f"{self.name}: {name} …")
+        # What a step leaves first, its row afterwards: a kill between the two does the step again, so each must bear to
+        # be done twice. The other way round it would be taken for done.
         reason, values = do()
         self.observer.announce(f"{self.name}: {name}: {reason}.")
         # The database may have gone while it was done.
@@ -266,6 +305,7 @@ class _Retraining:
         shutil.rmtree(target, ignore_errors=True)  # of a call that was killed before it noted them
         part.mkdir()
         labels: dict[str, str] = {}
+        # A list, made inside: a generator would ask the database outside of the patience.
         for photo in self.patiently(lambda: list(_new_photos(self.store, self.name, known))):
             data = self.patiently(partial(self.store.photo, photo.id))
             if data is None:  # deleted meanwhile
@@ -291,6 +331,8 @@ class _Retraining:
                 out=run.path, cache=self.cache, observer=self.observer,
             )  # fmt: skip
         else:
+            # Of a run that is finished too: it returns its metrics, after the comparison with the old ones if that is
+            # missing.
             result = resume(run.path, cache=self.cache, observer=self.observer)
         test, extension = result.metrics["test"], result.metrics.get("extension") or {}
         reason = f"{100 * test['accuracy']:.1f} % of {test['num_images']:,} test photos"
@@ -303,6 +345,8 @@ class _Retraining:
 
     def _export(self) -> tuple[str, Mapping[str, Any]]:
         target = self.folder / "bundle"
+        # Never exported twice: the time of making is in a bundle, so a second one would have another digest and become
+        # another version.
         if is_bundle(target):
             bundle = open_bundle(target)
         else:
@@ -314,6 +358,7 @@ class _Retraining:
 
     def _register(self) -> tuple[str, Mapping[str, Any]]:
         add = self.registry.add
+        # Repeated without harm: a bundle that the registry knows is returned as the version that it is.
         version = self.patiently(lambda: add(self.folder / "bundle", run=self.folder / "run", name=self.name))
         return f"version {version.number}", {"version": version.number}
 
@@ -324,13 +369,17 @@ class _Retraining:
         return verdict.reason, {"passed": verdict.passed}
 
     def _begin_trial(self, version: RegisteredVersion) -> tuple[str, Mapping[str, Any]]:
-        mode, share, id_ = self.options.trial, self.options.share, self.going.id
+        mode, id_ = self.options.trial, self.going.id
+        share = self.options.share or (1.0 if mode == SHADOW else 0.1)
+        # With the retraining's own id: after a kill its test is found running, and not taken for somebody else's.
         test = self.patiently(lambda: begin_test(self.registry, version, mode, share, id_=id_))
         return f"test {test.id}, {mode}, {100 * share:g} %", {"test": test.to_json()}
 
     def _decide(self, version: RegisteredVersion, trial: Step) -> Outcome:
         test = ABTest.from_json(trial.values["test"])
         assert test is not None
+        # The note before the champion: `end_test` moves the alias first and clears the note last. So where the note is
+        # gone, the champion that is read after it is the one that the test has left.
         running = self.patiently(lambda: ABTest.from_json(self.registry.note(self.name, TEST_NOTE)))
         champion = self.patiently(lambda: _champion(self.registry, self.name))
         if champion.number == version.number:
@@ -341,9 +390,12 @@ class _Retraining:
         if running is None or running.id != test.id:
             return self._end("rolled back", f"test {test.id} was stopped, and {champion.number} is champion")
         if champion.digest != test.champion:
+            # A trial against another champion says nothing about this one.
+            self.patiently(lambda: self.registry.remove_challenger(self.name))
             self.patiently(lambda: self.registry.write_note(self.name, TEST_NOTE, None))
             return self._end("rolled back", f"{self.name} {champion.number} became champion while it was tried")
         rules = Rules(margin=self.options.margin, most_labels=self.options.most_labels)
+        # The rows are asked for inside: a generator whose connection has broken cannot be gone on with.
         standing = self.patiently(lambda: evaluate_test(test, outcomes_of(self.store.in_test(test.id), test), rules))
         if standing.action == "continue":
             return Outcome("waiting", f"test {test.id}: {standing.reason}", self.going)
@@ -362,9 +414,16 @@ class _Patience:
         while True:
             try:
                 return do()
+            # The registry's errors are translated, the store's are SQLAlchemy's own. No wider: a statement that is
+            # wrong would be repeated for ten minutes.
             except (UnavailableError, OperationalError, InterfaceError) as error:
                 if time.monotonic() + pause > until:
-                    raise
+                    if isinstance(error, UnavailableError):
+                        raise
+                    raise UnavailableError(
+                        f"The request store does not answer: {reason_of(error)}. Expected a database that can be "
+                        "reached; the same call goes on later."
+                    ) from error
                 self.observer.announce(f"warning: {reason_of(error)} Again in {pause:.0f} s.")
             time.sleep(pause)
             pause = min(2 * pause, 60.0)
@@ -389,6 +448,7 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
 def _opened_bundle(registry: Registry, version: RegisteredVersion) -> Iterator[Bundle]:
     import tempfile
 
+    # Only inside the block: a bundle reads its references from its folder when it is asked.
     with tempfile.TemporaryDirectory(prefix="tellapart-champion-") as folder:
         yield open_bundle(registry.fetch_bundle(version, Path(folder)))
 
@@ -412,6 +472,8 @@ def _run_of(registry: Registry, champion: RegisteredVersion, folder: Path) -> Pa
     """Return the folder of the run that a version was made from: with its weights where it is on this machine."""
     place = Path(champion.tags.get("tellapart.run_path", ""))
     run = RunFolder(place)
+    # The path may be one of another machine, and another run may stand there by now: the id tells. Without a tag it
+    # would be the current folder, which is not absolute.
     if place.is_absolute() and run.is_finished and run.record().run_id == champion.tags.get("tellapart.run_id"):
         return place
     return registry.fetch_run(champion, folder)
@@ -438,6 +500,8 @@ def _new_photos(store: RequestStore, name: str, known: set[str]) -> Iterator[_La
         label = true_label(prediction, feedback)
         if label is None or prediction.photo is None or feedback is None:
             continue
+        # Of the bytes as they are stored, since the file that is learned from holds the same ones: so the manifest of
+        # that run has this digest, and the photo is known from then on.
         digest = sha256(prediction.photo)
         if digest not in known:
             labels.setdefault(digest, set()).add(label)
@@ -457,13 +521,14 @@ def true_label(prediction: StoredPrediction, feedback: Feedback | None) -> str |
 def _usable(folder: Path, labels: dict[str, str], classes: set[str]) -> tuple[dict[str, str], Counter[str]]:
     """Return file → label of photos to learn from, and how many were left out by reason."""
     left_out: Counter[str] = Counter()
-    if not labels:
-        return {}, left_out
     counts = Counter(labels.values())
     small = {label for label, count in counts.items() if label not in classes and count < _FEWEST_OF_A_CLASS}
     if small:
         left_out[f"of new classes with fewer than {_FEWEST_OF_A_CLASS} photos"] = sum(counts[label] for label in small)
         labels = {path: label for path, label in labels.items() if label not in small}
+    if not labels:
+        return {}, left_out
+    # A table, not the folder: a scan takes the names of folders for classes.
     table = folder / "all.csv"
     write_text(table, pd.DataFrame({"path": list(labels), "label": list(labels.values())}).to_csv(index=False))
     manifest = scan(table)
@@ -477,5 +542,6 @@ def _usable(folder: Path, labels: dict[str, str], classes: set[str]) -> tuple[di
         left_out["that look the same and have two labels"] = len(torn)
     if unreadable:
         left_out["that cannot be read"] = len(unreadable)
+    # `torn` holds positions and `drop` takes labels of rows: they are the same, since a scan numbers its rows from 0.
     kept = frame.drop(index=sorted(torn | unreadable))
     return dict(zip(kept["path"], kept["label"], strict=True)), left_out

@@ -186,12 +186,14 @@ def reopen(path: Path, photos: str | os.PathLike[str] | None) -> RunFolder:
     if folder.record().request.race is None:  # a race that ended with an ensemble can be finished
         folder.refuse_ensemble()
     if photos is not None:
+        # Looked for before the record is written: a wrong path must not take the place of a right one.
+        root = find_photos(Path(photos))[0]
         record = folder.record()
         request = record.request.model_copy(update={"photos": os.path.abspath(photos)})
         folder.update_record(request=request.model_dump(mode="json", exclude_none=True))
         # The root is known once the photos were scanned; before that, the scan will find it.
         if record.root:
-            folder.update_record(root=str(find_photos(Path(photos))[0]))
+            folder.update_record(root=str(root))
     return folder
 
 
@@ -243,16 +245,17 @@ def run_stages(
     ahead = precision_ahead(recipe, cache_folder)
     if not folder.has_photos:
         prepare(folder, recipe, observer, cache_folder if machine.cache_limit_gb else None)
+    asked = _training_request(request, deadline, ahead)
     photos = open_photos(folder, recipe, cache_folder, observer.progress, machine, ahead=True)
 
     # Training and measurement
-    asked = _training_request(request, deadline, ahead)
+    # They decode ahead: only closing them ends the thread that does, whatever is raised in between.
     with photos.pictures, photos.sources:
         training = train_network(folder, recipe, photos, request=asked, observer=observer)
         cached = photos.pictures.num_cached  # before the pictures close: a closed cache counts no photos
-        metrics = measure(
-            folder, training.model, photos.pictures, photos.frame, photos.classes, progress=observer.progress
-        )
+        about = (photos.pictures, photos.frame, photos.classes)
+        metrics = measure(folder, training.model, *about, progress=observer.progress)
+    # Before `metrics.json`: a finished run must have what it is reproduced from.
     folder.update_record(**_how(recipe, training, cached))
     if reason := metrics["unknown"].get("missing"):
         observer.announce(f"No photo will be called none of the known classes. {reason}")

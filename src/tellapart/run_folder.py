@@ -5,6 +5,7 @@ A run can be moved and renamed: nothing in it names its own place. What is absol
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -63,6 +64,8 @@ class RunRequest(BaseModel):
     def absolute(self, **changes: Any) -> RunRequest:
         """Return it with some fields changed, and with absolute paths: a run goes on from any folder."""
         values = self.model_dump() | changes
+        # A new field that holds a path belongs into this list, or a run that goes on in another folder looks for it in
+        # the wrong place.
         paths = {
             name: values[name] for name in ("photos", "split_from", "begin_from", "replay", "extends") if values[name]
         }
@@ -415,16 +418,21 @@ def find_runs(folder: Path, depth: int = 3) -> list[RunFolder]:
 
 
 def new_folder(out: str | os.PathLike[str] | None, photos: Path) -> Path:
-    """Return the folder of a new run: `out`, or one named after the photos and the time.
+    """Return the folder of a new run: `out`, or an empty one that is made, named after the photos and the time.
 
     Raises:
         RunError: `out` holds something.
     """
     if out is None:
         name = f"{photos.resolve().stem or 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"
-        # The time has whole seconds: a script may begin two runs in one.
-        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-        return next(Path("runs") / name for name in names if not (Path("runs") / name).exists())
+        # The time has whole seconds, and two processes may begin in one. So the name is taken by making the folder: to
+        # look whether it is free would let both write into it.
+        for number in itertools.count(1):
+            new = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                new.mkdir(parents=True)
+                return new
+    assert out is not None  # the loop above ends only by returning
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         hint = f" To resume it: --resume {folder}." if RunFolder(folder).is_begun else ""

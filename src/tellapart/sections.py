@@ -78,6 +78,7 @@ class ConvNet(Section):
 class Backbone(Section):
     """A network of keras.applications with a head of our own."""
 
+    # The keys of `models.backbones.BACKBONES`, written out: that module needs Keras, and recipes are read without it.
     name: Literal[
         "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet50", "densenet121", "efficientnet_b0",
         "efficientnet_v2_b0", "convnext_tiny",
@@ -104,6 +105,7 @@ class Stage(Section):
 class Train(Section):
     """The optimisation."""
 
+    # A new setting of training belongs into `conditions._OF_TRAINING` too, or a fitted head takes it and ignores it.
     epochs: int = Field(45, ge=1, description="times over the training photos")
     batch_size: int = Field(32, ge=1, description="pictures per step")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="which optimiser")

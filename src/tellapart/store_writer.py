@@ -96,11 +96,15 @@ class StoreWriter:
         if number >= self._num_prepared:
             waiting = self._waiting[number]
             if isinstance(waiting, StoredPrediction):
+                # In its own place: a photo as it came is not kept in memory beside the small one until the batch is
+                # written.
                 self._waiting[number] = self._prepare(waiting)
             self._num_prepared += 1
         return self._waiting[number]
 
     def _add(self, batch: Sequence[StoredPrediction | ShadowPrediction]) -> None:
+        # Two transactions: where the second one fails the whole batch comes again, and what is there already stays as
+        # it is.
         self._store.add([one for one in batch if isinstance(one, StoredPrediction)])
         self._store.add_shadows([one for one in batch if isinstance(one, ShadowPrediction)])
 

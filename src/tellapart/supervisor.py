@@ -140,6 +140,7 @@ class Supervisor:
 
     def _spawn(self, pause_seconds: float) -> None:
         ready, number = self._context.Event(), self._started
+        # The parent's id is sent along: a child that asked for it might be an orphan by then, and never notice.
         arguments = (os.getpid(), self._target, number, ready, self._arguments)
         process = self._context.Process(target=_run, args=arguments, name=self._name)
         process.start()

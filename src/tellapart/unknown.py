@@ -177,6 +177,7 @@ def load_detector(path: Path) -> UnknownDetector | None:
     if not path.is_file():
         return None
     try:
+        # Never pickled: a bundle may come from a stranger, and unpickling runs code.
         with np.load(path, allow_pickle=False) as archive:
             version = int(archive["schema_version"])
             detector = UnknownDetector(

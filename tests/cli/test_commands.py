@@ -93,6 +93,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(command, photos: P
     assert "as many epochs as fit" in " ".join(timed.err.split())
 
 
+@pytest.mark.slow
 def test_split_from_keeps_the_sides_of_an_earlier_run(command, run: Path, photos: Path, tmp_path: Path):
     more = tmp_path / "more"
     shutil.copytree(photos, more)

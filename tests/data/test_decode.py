@@ -378,6 +378,7 @@ FORMS = [
 
 @pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="the most memory that was taken is read from /proc")
+@pytest.mark.slow
 def test_decoding_takes_no_more_memory_than_was_said(tmp_path: Path):
     program = (
         "import sys; from pathlib import Path\n"
@@ -449,3 +450,20 @@ def test_a_large_transparent_png_takes_a_few_megabytes():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20_000_000, "the picture itself is 75 MB"
+
+
+def test_a_photo_of_a_phone_is_shrunk_while_it_is_decoded():
+    """A quarter of its sides gives nearly what the whole gives."""
+    large = cv2.resize(photo(8, (300, 400)), (4000, 3000), interpolation=cv2.INTER_CUBIC)
+    data = cv2.imencode(".jpg", large[..., ::-1])[1].tobytes()
+    whole = cv2.resize(decode(data), (512, 384), interpolation=cv2.INTER_AREA)
+    shrunk = decode_within(data, 512)
+    assert shrunk.shape == whole.shape
+    assert np.abs(shrunk.astype(int) - whole).mean() < 1
+    assert decode_within(corpus.rotated_jpeg(large, 6), 512).shape == whole.shape, "its sides are exchanged in the file"
+    assert decode_within(data, 4000).shape == (3000, 4000, 3), "nothing is made larger"
+
+
+def test_a_frame_that_is_too_short_to_be_one_is_a_damaged_file():
+    with pytest.raises(DecodeError):
+        read_header(bytes.fromhex("ffd8ffc00003 08ffda0002".replace(" ", "")))

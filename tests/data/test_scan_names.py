@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+import pandas as pd
 import pytest
 
 from drawing import make_classes, save_photo
@@ -58,3 +59,24 @@ def test_a_file_beside_each_photo_costs_time_in_proportion(tmp_path):
         return time.process_time() - start
 
     assert seconds(50_000) - seconds(1) < 1.0
+
+
+def test_photos_beside_the_class_folders_of_a_split_are_said_to_be_left_out(tmp_path):
+    make_classes(tmp_path / "train", {"a": 3, "b": 3})
+    make_classes(tmp_path / "test", {"a": 3, "b": 3})
+    save_photo(tmp_path / "test" / "loose.jpg", 5)
+    manifest = scan(tmp_path)
+    assert len(manifest.frame) == 12
+    assert ("test/loose.jpg", "is not inside a class folder") in manifest.problems
+
+
+def test_tables_may_be_spelled_large_and_have_gaps(tmp_path):
+    make_classes(tmp_path, {"a": 3, "b": 3})
+    paths = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*.jpg"))
+    frame = pd.DataFrame({"path": paths, "label": [path[0] for path in paths]})
+    frame.to_csv(tmp_path / "PHOTOS.TSV", sep="\t", index=False)
+    assert scan(tmp_path / "PHOTOS.TSV").frame["label"].tolist() == frame["label"].tolist()
+    pytest.importorskip("pyarrow")
+    group = pd.Series([1, None, 2, None, None, 3], dtype="Int64")
+    frame.assign(group=group, split=pd.Categorical([None] * 6, ["train"])).to_parquet(tmp_path / "photos.parquet")
+    assert scan(tmp_path / "photos.parquet").frame["group"].tolist() == ["1", "", "2", "", "", "3"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from tellapart.errors import InputError
 from tellapart.evaluation.labels import _PENALTIES, _asked, out_of_sample, suspected_labels
 
 
@@ -42,6 +44,18 @@ def test_copies_do_not_vouch_for_each_other():
     everything = np.ones(300, bool)
     found = out_of_sample(features, given, np.eye(3)[given], everything, units)
     assert (found[:2].argmax(axis=1) == true[0]).all()
+
+
+def test_too_few_photos_to_be_divided_are_said_to_be():
+    features, true = clusters(8)
+    everything = np.ones(8, bool)
+    with pytest.raises(InputError, match="Too few training photos"):
+        out_of_sample(features, np.arange(8) % 3, np.eye(3)[true], everything, np.arange(8))
+    features, _ = clusters(40)
+    given = np.repeat([0, 1], [35, 5])
+    units = np.concatenate([np.arange(35), np.full(5, 99)])  # the second class in one burst
+    with pytest.raises(InputError, match="All training photos of a class are in one group"):
+        out_of_sample(features, given, np.eye(2)[given], np.ones(40, bool), units)
 
 
 def test_a_class_without_photos_is_no_hindrance():

@@ -45,6 +45,13 @@ def test_each_image_gets_a_picture_and_a_bad_one_costs_nothing(classifier, image
     assert np.asarray(cv2.imread(str(found.sheet))).shape[1] > 6 * 160
 
 
+def test_a_strip_of_a_picture_and_a_long_name_are_no_trouble(classifier, tmp_path):
+    strip = tmp_path / ("a very long name " * 14 + ".png")  # 238 bytes, and what is added made it too long
+    save(strip, np.zeros((1, 4000, 3), np.uint8))
+    found = explain_files(classifier, [strip], tmp_path / "out")
+    assert [cv2.imread(str(path)).shape for path in found.written] == [(1, 1024, 3)]
+
+
 def test_unknown_methods_and_classes_are_named_with_the_nearest(classifier, images, tmp_path):
     with pytest.raises(InputError, match=r"no method 'gradcam'.*Did you mean 'grad-cam'"):
         explain_files(classifier, images, tmp_path / "out", method="gradcam")

@@ -18,6 +18,7 @@ from tellapart.models.build import build, build_for_training, copy_weights
 from tellapart.settings import Backbone, Recipe, acts, load_recipe
 
 SIDE = 64
+QUICKLY_BUILT = {"mobilenet_v2", "mobilenet_v3_small", "convnext_tiny"}
 PREPROCESSING = {
     "mobilenet_v2": keras.applications.mobilenet_v2.preprocess_input,
     "mobilenet_v3_small": keras.applications.mobilenet_v3.preprocess_input,
@@ -49,7 +50,11 @@ def made(name: str, folder: Path, **options) -> tuple[keras.Model, Path]:
 
 @pytest.mark.parametrize(
     "name",
-    ["mobilenet_v2", "mobilenet_v3_small", "resnet50", pytest.param("efficientnet_v2_b0", marks=pytest.mark.slow)],
+    [
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "efficientnet_v2_b0")),
+    ],
 )
 def test_features_are_those_of_keras_with_its_own_preprocessing(name: str, tmp_path: Path):
     reference, file = made(name, tmp_path)
@@ -141,15 +146,19 @@ def test_the_convnet_has_no_pretrained_weights():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICKLY_BUILT else pytest.param(name, marks=pytest.mark.slow) for name in BACKBONES]
+)
 def test_clean_photos_are_for_networks_with_batch_normalisation(name: str):
     model = backbone_network(Backbone(name=name), 2, None)
     has_any = any(isinstance(layer, keras.layers.BatchNormalization) for layer in inside_of(model).layers)
     assert has_any == acts(Recipe(model=Backbone(name=name)), "train.recalibrate_photos")
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"])
-@pytest.mark.parametrize("image_px", [44, 64])
+@pytest.mark.parametrize(
+    ("name", "image_px"),
+    [("mobilenet_v2", 44), ("mobilenet_v3_small", 44), ("efficientnet_b0", 44), ("mobilenet_v2", 64)],
+)
 def test_the_network_that_is_saved_is_the_one_that_was_trained_also_where_halves_are_odd(name: str, image_px: int):
     trained, saved = build_for_training(Backbone(name=name), 4, seed=1), build(Backbone(name=name), 4, image_px)
     rng = np.random.default_rng(0)

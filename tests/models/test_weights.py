@@ -34,6 +34,9 @@ def test_a_file_that_was_brought_is_what_imagenet_means(place: Path):
         add(place / "brought.weights.h5", "mobilenet_v3_small") == place / "cache/weights/mobilenet_v3_small.weights.h5"
     )
     assert get("mobilenet_v3_small") == at_hand("mobilenet_v3_small")
+    (place / "cache/weights/mobilenet_v3_small.h5").write_bytes(b"of an earlier call")
+    assert add(place / "brought.weights.h5", "mobilenet_v3_small") == at_hand("mobilenet_v3_small")
+    assert not (place / "cache/weights/mobilenet_v3_small.h5").exists(), "or it might be found another time"
     assert [weights.name for weights in listed() if weights.path] == ["mobilenet_v3_small"]
     settings = Backbone(name="mobilenet_v3_small", weights="imagenet")
     model = backbone_network(settings, 3, 32, seed=5)

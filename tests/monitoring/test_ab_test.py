@@ -125,6 +125,25 @@ def test_a_challenger_that_is_slow_at_the_tail_is_stopped():
     assert evaluate_test(TEST, few).action == "continue", "a p99 of fewer than 200 is one slow request"
 
 
+def test_of_two_that_are_equally_slow_one_in_twenty_at_most_is_stopped_for_it():
+    """Answers whose tail is so heavy that the p99 of some hundreds is often twice that of others."""
+    rng, stopped, would_have = np.random.default_rng(1), 0, 0
+    half = replace(TEST, share=0.5)
+    for _ in range(60):
+        by_challenger, times = rng.random(2000) < 0.5, np.exp(rng.normal(2, 1.5, 2000))
+        photos = [answered(by_challenger=bool(which), right=True, milliseconds=float(time))
+                  for which, time in zip(by_challenger, times, strict=True)]  # fmt: skip
+        looks = [500, 1000, 2000]
+        stopped += any("p99" in evaluate_test(half, photos[:look]).reason for look in looks)
+        would_have += any(
+            np.quantile(times[:look][by_challenger[:look]], 0.99)
+            > 2 * np.quantile(times[:look][~by_challenger[:look]], 0.99)
+            for look in looks
+        )
+    assert stopped <= 3
+    assert would_have >= 6, "or this shows nothing"
+
+
 def test_a_challenger_that_leaves_more_unanswered_is_stopped_and_one_that_does_not_seldom():
     """Of 200 tests in which both fail alike, looked at after every hundred requests, one in twenty at most."""
     rng = np.random.default_rng(0)

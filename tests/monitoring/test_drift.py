@@ -198,7 +198,7 @@ def test_who_wants_to_know_is_told_when_drift_begins_and_when_it_ends(bundle: Pa
     metrics = (tmp_path / "drift.prom").read_text()
     assert f'tellapart_drift{{model="pets",version="{opened.version}"}} 0\n' in metrics
     assert "tellapart_watched_photos" in metrics
-    assert not store.probabilities("pets", opened.version, most=5).size
+    assert not store.recent_answers("pets", opened.version, most=5)[0].size
     store.close()
 
 

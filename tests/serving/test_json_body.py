@@ -92,6 +92,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
+@pytest.mark.slow
 def test_parsing_takes_no_more_memory_than_was_counted(name: str):
     body = BODIES[name].encode()
 

@@ -117,7 +117,7 @@ def test_a_corrupt_bundle_is_refused_by_a_running_server(bundle: Path, tmp_path:
         assert any("was refused" in line.get("message", "") for line in lines)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stop_says_so_finishes_what_was_accepted_and_ends_with_0(
     start: Callable[..., ServerProcess], bundle: Path, number: signal.Signals
 ):

@@ -73,8 +73,7 @@ def test_the_page_is_small_and_holds_no_inline_code_and_no_address():
     assert not re.search(r"""\s(style|on\w+)=["']|<style|<script>""", texts["index.html"] + texts["operations.html"])
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280, 3840])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light"), (3840, "dark")])
 def test_a_person_sees_what_a_picture_is_and_why(
     browser: Any, server: Any, photos: list[Path], width: int, scheme: str
 ):

@@ -3,7 +3,8 @@
 bundle.json      what it is: classes, preprocessing, temperature, thresholds, quality range, metrics, proofs of equality
 model.onnx       uint8 (num_images, image_px, image_px, 3) → calibrated probabilities and embeddings
 explain.onnx     the same pictures and a class → heat maps; absent where the network has no feature maps
-reference.npz    embeddings and probabilities of validation photos: what comes out where nothing has changed
+reference.npz    embeddings and probabilities of validation photos: what comes out where nothing has changed; and how
+                 likely an answer is right, by how sure the network is and how near the photo is to known ones
 unknown.npz      what tells photos of no known class; absent where the run has no threshold for it
 reference_images/ a few photos with the probabilities that must come out
 card.md          the model card
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tellapart.correctness import CorrectnessModel
 from tellapart.errors import BundleError, InputError
 from tellapart.files import read_json, write_json, write_text
 from tellapart.unknown import UnknownDetector, load_detector
@@ -228,6 +230,14 @@ class Bundle:
                 if "probabilities" in archive:
                     return np.asarray(archive["probabilities"], np.float64), np.asarray(archive["labels"], np.int64)
         return np.zeros((0, len(self.record.classes))), np.zeros(0, np.int64)
+
+    def correctness(self) -> CorrectnessModel | None:
+        """Return what says how likely an answer is right; None where the bundle has nothing that does."""
+        path = self.folder / REFERENCE
+        if self.detector is None or not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as archive:
+            return CorrectnessModel(archive["correctness"]) if "correctness" in archive else None
 
     def quality_warnings(self, quality: dict[str, float]) -> list[str]:
         """Return the measures of `tellapart.data.quality` in which a photo is worse than what was measured."""

@@ -92,6 +92,8 @@ def stop(name: Name, *, registry_url: Where = None) -> None:
 
     registry = Registry(registry_url)
     test = _running(registry, name)
+    # The challenger keeps its alias: servers act by the note alone, and `ab start` without a version begins with it
+    # again.
     registry.write_note(name, TEST_NOTE, None)
     typer.echo(f"Test {test.id} of {name} is over.")
 

@@ -41,7 +41,7 @@ def doctor() -> None:
 
     facts, cache = environment(), cache_of_user()
     used = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) if cache.exists() else 0
-    free = shutil.disk_usage(cache if cache.exists() else cache.anchor).free
+    free = shutil.disk_usage(cache if cache.exists() else cache.absolute().anchor).free
     bfloat16 = {"avx512_bf16", "amx_bf16"} & set(facts["cpu_features"]) or facts["accelerators"]
     rows = {
         "processor": f"{facts['processor']}, {facts['cpu_count']} cores",

@@ -185,3 +185,15 @@ def main() -> None:
     except OSError as error:
         typer.echo(f"error: {error.strerror or error}: {error.filename or ''}", err=True)
         sys.exit(4)
+    except Exception as error:
+        # Whoever has met a database's error has imported SQLAlchemy; nobody else pays for it.
+        if "sqlalchemy" not in sys.modules:
+            raise
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from tellapart.databases import reason_of
+
+        if not isinstance(error, SQLAlchemyError):
+            raise
+        typer.echo(f"error: the database failed: {reason_of(error)}. The same command can be called again.", err=True)
+        sys.exit(4)

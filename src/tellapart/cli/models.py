@@ -187,6 +187,7 @@ def promote(
 
     opened = _open(registry_url)
     version = opened.version(name, which)
+    # By place: accuracy, one class, flips. `loss_nats` would be next, and keeps its default.
     limits = GateLimits(margin, class_margin, negative_flips, slowdown=slowdown)
     if force:
         # The gates are tried all the same: what they say is noted with the promotion.
@@ -259,18 +260,19 @@ def _run_of(bundle: Path) -> Path | None:
     from tellapart.bundles.bundle import open_bundle
     from tellapart.run_folder import find_runs
 
+    # By the id, not by the run's name in the bundle: a run folder may have been moved or renamed.
     run_id = open_bundle(bundle).record.source.get("run_id")
     return next((run.path for run in find_runs(Path("runs")) if run_id and run.record().run_id == run_id), None)
 
 
 def _judged_anyway(registry: Registry, version: RegisteredVersion, limits: GateLimits) -> Verdict | None:
     """Judge a version that will be promoted whatever comes out; None: it cannot be judged."""
-    from tellapart.errors import InputError
+    from tellapart.errors import TellapartError
     from tellapart.promotion import judge
 
     try:
         return judge(registry, version, limits=limits)
-    except InputError as error:
+    except TellapartError as error:  # a bundle that runs nowhere here is no reason not to be forced
         typer.echo(f"The gates cannot be tried: {error}", err=True)
         return None
 

@@ -21,6 +21,7 @@ def run(
     if_needed: Annotated[
         bool, typer.Option("--if-needed", help="Only for a reason: drift, enough labels, age.")
     ] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Give up one that was begun elsewhere.")] = False,
     every: Annotated[str | None, typer.Option(help="Call again after so long, as in 1h [default: once].")] = None,
     labels: Annotated[int, typer.Option(help="New labelled photos that are reason enough.", min=20)] = 200,
     max_days: Annotated[float | None, typer.Option(help="Age that is reason enough [default: none].", min=0)] = None,
@@ -75,23 +76,22 @@ def run(
     pause = None if every is None else parse_duration(every)
     while True:
         try:
+            # Opened inside the `try`: a database that is away at this moment is waited for as well.
             with closing(RequestStore(url_of(store))) as requests, progress_bar() as progress:
                 outcome = retrain(
-                    Registry(registry_url), requests, name, out, if_needed=if_needed or pause is not None,
+                    # With --every for a reason only: without one each round would train the same photos again.
+                    Registry(registry_url), requests, name, out, if_needed=if_needed or pause is not None, anew=anew,
                     options=options, cache=cache_of_user(), observer=Observer(progress, announce),
                 )  # fmt: skip
+            typer.echo(f"{name}: {outcome.state}: {outcome.reason}.")
         except UnavailableError as error:
             # Whoever watches for weeks sees databases restart.
             if pause is None:
                 raise
             announce(f"warning: {error} Again in {every}.")
-        else:
-            typer.echo(f"{name}: {outcome.state}: {outcome.reason}.")
         if pause is None:
-            break
+            raise typer.Exit(int(outcome.state == "failed"))
         time.sleep(pause)
-    if outcome.state == "failed":
-        raise typer.Exit(1)
 
 
 def history(

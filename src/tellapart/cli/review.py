@@ -57,6 +57,8 @@ def review(
             if export is not None:
                 _export(export, requests, name or record.name, record.classes, count)
         return
+    if name is not None:
+        raise InputError("--name goes with --export. For what a registry's server keeps: --registry NAME.")
     if (bundle is None) == (registry is None):
         raise InputError("What is to be reviewed? Expected a bundle, or --registry with a model's name.")
     RequestStore(url).close()  # found out in a moment, before a server starts
@@ -83,6 +85,7 @@ def _show(
     )
 
     def say(where: str) -> None:
+        # Behind the #, which browsers send to no server: so the key stands in no log.
         address = f"{where}/operations.html#key={options.api_key}"
         typer.echo(f"Review: {address}\nCtrl-C ends it.")
         if browser:

@@ -148,6 +148,7 @@ def _follow_registry(options: ServerOptions, where: str | None, name: str, say: 
         raise InputError("--registry stands alone. Leave bundles and --models away, or serve them elsewhere.")
     with tempfile.TemporaryDirectory(prefix="tellapart-registry-") as folder:
         followed = RegistryOptions(url_of(where or DEFAULT_FILE), name, Path(folder))
+        # Stopped before the folder is deleted: it writes there until its end.
         follower = RegistryFollower(followed.url, name, followed.folder)
         try:
             follower.start()

@@ -58,11 +58,12 @@ def benchmark(
 
     from tellapart.bundles.latency import benchmark as benchmark_bundle
     from tellapart.cli.show import console, progress_bar
+    from tellapart.records import plain
 
     with progress_bar() as progress:
         speeds = benchmark_bundle(bundle, threads=threads, progress=progress)
     if json_:
-        typer.echo(json.dumps([asdict(speed) for speed in speeds], indent=2))
+        typer.echo(json.dumps(plain([asdict(speed) for speed in speeds]), indent=2))
         return
     table = Table()
     for title in ("runtime", "p50 ms", "p99 ms", "1/call, /s", "32/call, /s", "memory MB", "agrees"):

@@ -199,7 +199,9 @@ def _verdict(test: dict[str, Any]) -> str:
 
 def _of_extension(extension: dict[str, Any]) -> str:
     """Say what joining new photos did."""
-    classes = f" and the classes {', '.join(extension['new_classes'])}" if extension["new_classes"] else ""
+    from tellapart.cli.show import escaped
+
+    classes = f" and the classes {escaped(', '.join(extension['new_classes']))}" if extension["new_classes"] else ""
     low, high = (100 * end for end in extension["interval"])
     return (
         f"{extension['num_new']:,} new photos{classes} joined. Of the earlier run's {extension['num_test']:,} test "

@@ -103,6 +103,7 @@ def _tell(seen: Look | None, opened: Bundle, told: bool, webhook: str | None, me
     if metrics is not None:
         from tellapart.files import write_text
 
+        # Replaced by a rename: the collector may read it at any moment, and must not find half a file.
         write_text(metrics, _metrics(seen))
     if webhook is None or seen.is_drifting == told:
         return told
@@ -124,9 +125,9 @@ def _print(seen: Look) -> None:
         table.add_row(escaped(signal), f"{now:.3f}", f"{usual:.3f}")
     console().print(table)
     if seen.accuracy is not None and seen.accuracy_before is not None:
-        # Without its interval, which does not hold how far off the method is where photos have changed.
+        # Without its interval, which does not hold how far off the estimate is where photos have changed.
         typer.echo(
-            f"At most about {100 * seen.accuracy.value:.0f} % of the last {recent:,} answers are right, estimated "
+            f"About {100 * seen.accuracy.value:.0f} % of the last {recent:,} answers are right, estimated "
             f"without labels; {100 * seen.accuracy_before:.0f} % of the validation photos are."
         )
     for change in seen.classes[:5]:
@@ -172,7 +173,7 @@ def _metrics(seen: Look) -> str:
     if seen.accuracy is not None:
         lines["tellapart_estimated_accuracy"] = [(of, seen.accuracy.value)]
     return "".join(
-        f"# TYPE {name} gauge\n" + "".join(f"{name}{{{labels}}} {value:g}\n" for labels, value in values)
+        f"# TYPE {name} gauge\n" + "".join(f"{name}{{{labels}}} {value!r}\n" for labels, value in values)
         for name, values in lines.items()
     )
 

@@ -38,6 +38,7 @@ class Change:
     brightness: Any = 0.0
 
 
+# Another number of draws gives every run other batches, runs that are resumed or reproduced too.
 NUM_DRAWS = 7
 """Random numbers that one change takes, whatever the ranges are: settings shift no later draw."""
 
@@ -111,6 +112,7 @@ def warp(
         matrix,
         (image_px, image_px),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        # Repeats the outer pixel, as Keras' "reflect" and `device_batches._reflected` do, unlike BORDER_REFLECT_101.
         borderMode=cv2.BORDER_REFLECT,
     )
     return np.asarray(cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB, dst=out))

@@ -93,6 +93,8 @@ class TrainingBatches(keras.utils.PyDataset):
             # Written straight into the batch: no picture is copied again.
             warp(self.source(int(member)), matrices[slot], self.image_px, out=images[slot])
             change_levels(images[slot], changes.contrast[slot], changes.brightness[slot])
+        # Before mixing: what a partner lends has been changed and erased already. A device does it in the same order
+        # (`device_batches.make`).
         self._change_further(images, index)
         # Last, when all pictures of the batch are there: each is mixed with another one.
         mixing = draw_mixing(len(images), self.image_px, self.augment, self.generator("mix", index))
@@ -114,6 +116,7 @@ class TrainingBatches(keras.utils.PyDataset):
 
     def generator(self, name: str, index: int) -> np.random.Generator:
         """Return the random numbers of one batch of this epoch for one purpose."""
+        # `device_batches.draw` asks for the same names: with others a GPU would learn from other batches.
         return generator(self.seed, name, self.epoch, index)
 
     def on_epoch_end(self) -> None:
@@ -171,6 +174,7 @@ class CleanBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[NDArray, ...]:
         """Return (batch, image_px, image_px, 3) uint8 and, where known, (batch, num_classes) float32."""
+        # In order and none left out: probabilities and features stand beside the rows of a table by their place alone.
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
         images = self.pictures.batch(self.positions[part])
         return (images,) if self.targets is None else (images, self.targets[part])

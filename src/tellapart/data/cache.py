@@ -93,6 +93,7 @@ class Pictures:
         with self._settling:
             # Looked at again under the lock: many threads come here at once, and one of them may just have settled it.
             if self._filling is not None:
+                # What the filling raised is raised here, and at every later look as well: `_filling` stays then.
                 cache = self._filling.result()
                 if cache is not None and not self._closing.is_set():
                     self._read_from(cache)
@@ -127,6 +128,7 @@ class Pictures:
             data = os.pread(self._file, size, row * size)
             # Shorter where somebody emptied the cache meanwhile: then the photo itself is read, as if never cached.
             if len(data) == size:
+                # Read-only, where what is decoded below is not: who wants to change a picture has to copy it first.
                 return np.frombuffer(data, np.uint8).reshape(self.image_px, self.image_px, 3)
         path = self.paths[position]
         try:
@@ -162,6 +164,8 @@ class Pictures:
 @functools.cache
 def _filler() -> ThreadPoolExecutor:
     """Return the one thread that fills caches, one after the other: each uses all processors."""
+    # Python waits for its thread when it ends: pictures that were opened ahead and are never closed keep a process
+    # alive until all of them are decoded.
     return ThreadPoolExecutor(1)
 
 
@@ -308,6 +312,7 @@ def _decode_into(out: NDArray[np.uint8], item: tuple[str, Path], max_pixels: int
     digest, path = item
     try:
         data = read_file(path)
+        # Under the digest of the scan every later run that knows the old photo would be given the new one.
         if sha256(data) != digest:
             return False
         decode_square(data, out.shape[0], max_pixels=max_pixels, out=out)

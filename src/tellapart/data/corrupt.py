@@ -79,6 +79,7 @@ _SNOW = (
 _BENDS = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
 """For `elastic_transform`, as shares of 244 pixels; so the published code says, meaning 224."""
 
+# The published numbers, as they are: with others no accuracy could be compared with what others report.
 _CORRUPTIONS = {
     "gaussian_noise": _Corruption("noise", noise.gaussian_noise, ((0.08,), (0.12,), (0.18,), (0.26,), (0.38,))),
     "shot_noise": _Corruption("noise", noise.shot_noise, ((60,), (25,), (12,), (5,), (3,))),

@@ -26,6 +26,8 @@ from tellapart.data.image_file import (
 from tellapart.data.png_strips import can_be_cut, decoded_strips
 from tellapart.errors import DecodeError
 
+# Three caches carry it in their names: pictures, features of pretrained networks, and what a scan saw. A pixel that
+# `area` or `png_strips` changes counts as one that this module changes.
 DECODER_VERSION = 2
 """Raise it when a change of this module changes a pixel: cached pictures are keyed by it."""
 
@@ -127,7 +129,10 @@ def decode_within(data: bytes, longest_px: int, *, max_pixels: int = 100_000_000
     if (size := _large_png(data, max_pixels)) is not None and max(size) > longest_px:
         # Never the whole picture and the small one beside each other.
         return _shrink_in_strips(data, [AreaShrinker(size, _within(size, longest_px), 3)])[0]
-    picture = decode(data, max_pixels=max_pixels)
+    declared = declared_size(data) if data[:2] == b"\xff\xd8" else None
+    # A phone's JPEG is decoded at a quarter of its sides: whole, it would take 70 MB of a server that keeps photos.
+    least = min(_within(declared, longest_px)) if declared and max(declared) > longest_px else 0
+    picture = decode(data, max_pixels=max_pixels, at_least_px=least)
     size = (picture.shape[1], picture.shape[0])
     if max(size) <= longest_px:
         return picture
@@ -240,6 +245,8 @@ _PIXELS_A_LOOK = 4
 """A pixel of a JPEG's scan that is not turned into a colour takes about so many times less."""
 _STRIPS_BYTES, _STRIP_ROWS = 12_000_000, 40
 """Of what is beside each other for a strip; a strip has a row at least, and there are many arrays of it."""
+# Written out, for `quality` imports this module. If the two differ, a server counts the memory of another decode than
+# the one that it does.
 _WHOLE_PX = 256
 """At which quality is measured (`tellapart.data.quality.MEASURED_PX`)."""
 _COLOUR, _GREY = 3, 1
@@ -286,6 +293,7 @@ def _square(
     square = resize(picture, image_px, out)
     if order == "RGB":
         return square
+    # Never into `picture` itself: `decode_square_and_whole` goes on with it, in the order that it was decoded in.
     return np.asarray(cv2.cvtColor(square, cv2.COLOR_BGR2RGB, dst=None if square is picture else square))
 
 
@@ -309,6 +317,7 @@ def _decode(data: bytes, max_pixels: int, at_least_px: int) -> tuple[NDArray[np.
     if width * height >= _LARGE_PIXELS and can_be_cut(data):
         return _turn(_in_strips(data, width, height), _orientation(data, max_pixels)), "RGB"
     layered = has_alpha(data) or (header is not None and header.transparent)
+    # OpenCV turns the picture by its EXIF orientation in this mode and in the reduced ones: `_turn` would do it twice.
     flags, order = cv2.IMREAD_COLOR_RGB, "RGB"
     if layered:
         flags = cv2.IMREAD_UNCHANGED
@@ -350,6 +359,8 @@ def _in_strips(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
     return picture
 
 
+# Largest first: `_shrinks_by` takes the first that leaves enough. In another order JPEGs would be decoded to other
+# pixels than those that are in the caches.
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 """By what a JPEG can be shrunk while it is decoded."""
 

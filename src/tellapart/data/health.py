@@ -216,6 +216,7 @@ def left_out(manifest: Manifest, pairs: Pairs) -> Iterator[Finding]:
     """Folders and files that the scan could not or did not take as photos."""
     empty, others, rest = [], [], []
     for path, reason in manifest.problems:  # there may be a file beside each photo, so each is looked at once
+        # These are the words of `scan`: a problem that is worded otherwise there ends among the rest.
         if "class folder without a photo" in reason:
             empty.append(path)
         elif "not an image by its name" in reason:

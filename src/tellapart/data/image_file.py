@@ -104,6 +104,10 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise DecodeError(f"has a name that cannot be opened: {error}") from error
 
 
+# What Pillow's readers raise for headers that are damaged in one way or another.
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, struct.error, KeyError, IndexError, TypeError)
+
+
 def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
     """Return what `data` says of itself; no pixel is decoded.
 
@@ -116,6 +120,11 @@ def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
     if plain is not None:
         refuse_bomb(plain.width, plain.height, max_pixels)
         return plain
+    return _header_by_pillow(data, max_pixels)
+
+
+def _header_by_pillow(data: bytes, max_pixels: int) -> Header:
+    """Return the header of any known format; raises as `read_header`."""
     from PIL import Image, UnidentifiedImageError  # here, so that prediction does not pay for it
 
     try:
@@ -132,6 +141,8 @@ def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
                 orientation = orientation if orientation in range(1, 9) else 1
                 # Orientations 5 to 8 lie on their side.
                 width, height = image.size if orientation < 5 else image.size[::-1]
+                # What else an MPO holds is a preview or the other eye's view: `check` must not call such a photo
+                # an animation.
                 frames = int(getattr(image, "n_frames", 1)) if image.format != "MPO" else 1
                 transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
                 mode, bits = image.mode, 16 if _has_16_bits(image.mode, data) else 8
@@ -146,17 +157,7 @@ def read_header(data: bytes, max_pixels: int = 100_000_000) -> Header:
         raise DecodeError(reason) from None
     except DecodeError:
         raise
-    except (
-        # Pillow's readers raise all of these for headers that are damaged in one way or another.
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        struct.error,
-        KeyError,
-        IndexError,
-        TypeError,
-    ) as error:
+    except _DAMAGED as error:
         raise DecodeError(f"has a damaged header: {error}") from error
     return Header(known, width, height, mode, int(orientation), frames, transparent, bits)
 
@@ -177,7 +178,7 @@ def _plain_jpeg_header(data: bytes) -> Header | None:
         return None
     frame = None
     for marker, start, end in jpeg_segments(data):
-        if marker in _FRAME_MARKERS and frame is None and end <= len(data):
+        if marker in _FRAME_MARKERS and frame is None and start + 6 <= end <= len(data):
             frame = start
         elif marker == 0xDA:
             # A frame holds the bits of a sample (1 byte), height and width (2 bytes each) and the number of
@@ -187,6 +188,7 @@ def _plain_jpeg_header(data: bytes) -> Header | None:
             height, width = (int.from_bytes(data[frame + at : frame + at + 2], "big") for at in (1, 3))
             mode = "L" if data[frame + 5] == 1 else "RGB"
             return Header("jpeg", width, height, mode, 1, 1, False, 8) if width and height else None
+        # Left to Pillow: with an EXIF orientation the size as shown is another one than the frame declares.
         elif marker in (0xE1, 0xE2) or end > len(data):  # EXIF, XMP, colour profile, several pictures
             return None
     return None
@@ -363,6 +365,8 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
     return None
 
 
+# In the same range, but no frames: tables of codes (0xC4), a reserved one (0xC8), arithmetic conditioning (0xCC; ITU-T
+# T.81, table B.1).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE_MARKERS = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tellapart.errors import InputError
 
+# An ending that is spelled otherwise than its format belongs into `oddities._FORMAT_OF` too, or every such file is
+# reported as misnamed.
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "webp", "tif", "tiff", "mpo"})
 
 

@@ -9,6 +9,7 @@ import zlib
 
 from tellapart.data.image_file import jpeg_segments, read_header
 
+# What is kept is listed, not what is taken out: a kind that nobody has thought of may hold a place or a name.
 _PNG_KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD"}
 _JPEG_KEPT = {0xE0, 0xEE}
 """Of a JPEG's application segments: JFIF's, and Adobe's, which says what the colours are."""

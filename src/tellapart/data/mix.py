@@ -116,6 +116,7 @@ def kept_shares(boxes: NDArray[np.int64], px: int) -> NDArray[np.float64]:
 def erase(picture: NDArray[np.uint8], rng: np.random.Generator) -> None:
     """Fill a random rectangle of `picture`, (height, width, 3) uint8, with noise, in place."""
     left, top, right, bottom = draw_rectangle(picture.shape[0], picture.shape[1], rng)
+    # `device_batches._draw_erased` draws as many bytes and throws them away, so that all later draws are the same.
     noise = np.frombuffer(rng.bytes((bottom - top) * (right - left) * 3), np.uint8)  # in half the time of rng.integers
     picture[top:bottom, left:right] = noise.reshape(bottom - top, right - left, 3)
 

@@ -120,6 +120,8 @@ def _some(
 
 def _reason(error: str) -> str:
     """Return the error without what differs from file to file."""
+    # These are the words of `image_file` and `decode`: in a new message what differs from file to file must be cut off
+    # here, or each such file is a reason of its own.
     if re.match(r"is [\d,]+ bytes", error):
         return "is too large"
     if error.startswith("declares"):

@@ -23,6 +23,7 @@ _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
 _CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
 _CARRIERS = {1: (8, _GREY), 2: (16, _GREY), 3: (8, _RGB), 4: (8, _RGBA), 6: (16, _RGB), 8: (16, _RGBA)}
 """Bytes of a pixel → bits and kind of a file in whose rows bytes that far apart are filtered by each other."""
+# `decode._STRIPS_BYTES` says what strips of this size take: larger ones would break a server's budget of memory.
 _STRIP_BYTES, _STRIP_PIXELS = 1_000_000, 200_000
 _MAX_WIDTH = 1_000_000
 """libpng's own limit: a longer row is refused by it before it is read."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from tellapart.data.decode import decode, decode_square_and_grey, decode_square_and_whole
 from tellapart.data.image_file import declared_size, jpeg_segments
 
+# Bundles hold limits of what was measured at this length, and `decode._WHOLE_PX` is the same number: neither may be
+# changed alone.
 MEASURED_PX = 256
 """Pictures are measured at this length of their shorter side, so that figures of different sizes can be compared."""
 

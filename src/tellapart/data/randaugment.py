@@ -130,6 +130,7 @@ def _solarize(picture: Picture, strength: float) -> None:
 
 _LEVELS = np.arange(256, dtype=np.float64)[:, None]
 
+# A draw is a place in this order: where one is added or moved, runs that are resumed or reproduced get other pictures.
 OPERATIONS: dict[str, Callable[[Picture, float], None]] = {
     "identity": _identity,
     "autocontrast": _autocontrast,

@@ -67,6 +67,7 @@ class RowStore:
         Args:
             count: of the rows that `digests` names.
         """
+        # Never "wb": these files hold the rows of all earlier runs, and others read them without the lock.
         with open(self.rows_path, "ab") as stream, open(self._index_path, "ab") as index:
             # What lies beyond was left by a process that was killed between the two writes below; no digest names it.
             stream.truncate(count * self.row_bytes)

@@ -125,6 +125,8 @@ def find_photos(photos: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]
             f"{photos} holds no photos. Expected a folder per class with images in it: "
             f"{photos}/cat/1.jpg, {photos}/dog/1.jpg, … ({', '.join(sorted(IMAGE_EXTENSIONS))})."
         )
+    # Random draws name photos by their place (parts of them, the order of batches), so that the same photos must stand
+    # in the same order on every machine.
     return root, frame.sort_values("path", ignore_index=True), problems
 
 
@@ -145,6 +147,7 @@ def part_of(files: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
 
 def inspect(path: Path, max_pixels: int = 100_000_000) -> Seen:
     """Read one file and return its manifest row and its (32, 32) uint8 grey thumbnail."""
+    # `ScanCache` keeps what is found here and does not look again: raise its `_VERSION` with every change of it.
     row: dict[str, Any] = {
         "bytes": 0, "sha256": "", "extension": path.suffix[1:].lower(), "format": "", "width": 0, "height": 0,
         "mode": "", "orientation": 1, "frames": 0, "bits": 8, "transparent": False, "grey": False,
@@ -201,7 +204,12 @@ def _walk(root: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str, st
             problems.append((name, "is a link that leads nowhere"))
     for name in folders:
         if is_split:
-            labels = [entry for entry in _listed(root / name, problems, root) if (root / name / entry).is_dir()]
+            entries = _listed(root / name, problems, root)
+            labels = [entry for entry in entries if (root / name / entry).is_dir()]
+            problems += [
+                (f"{name}/{entry}", "is not inside a class folder")
+                for entry in entries if looks_like_image(entry) and (root / name / entry).is_file()
+            ]  # fmt: skip
             for label in labels:
                 yield from _class_files(root, root / name / label, label, split_of[name], problems)
         else:
@@ -251,6 +259,7 @@ def _class_files(
                 num_images += 1
                 yield path.relative_to(root).as_posix(), label, split, ""
             else:
+                # `health.left_out` tells the kinds of problems apart by their words.
                 problems.append((path.relative_to(root).as_posix(), "is not an image by its name and was left out"))
     if not num_images:
         problems.append((folder.relative_to(root).as_posix(), "is a class folder without a photo"))
@@ -275,7 +284,9 @@ def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]
             frame = pd.read_parquet(table)
         # Everything as text: a class may be called "1", "007" or "NA".
         elif table.suffix.lower() in (".csv", ".tsv"):
-            frame = pd.read_csv(table, dtype=str, keep_default_na=False, sep="\t" if table.suffix == ".tsv" else ",")
+            frame = pd.read_csv(
+                table, dtype=str, keep_default_na=False, sep="\t" if table.suffix.lower() == ".tsv" else ","
+            )
         else:
             raise InputError(f"{table} is neither a folder nor a table. Expected a folder, .csv or .parquet.")
     except ImportError as error:
@@ -292,7 +303,8 @@ def _read_table(table: Path) -> tuple[Path, pd.DataFrame, list[tuple[str, str]]]
                 "Expected path, label and, where wanted, split and group."
             )
     frame = frame.assign(**{name: "" for name in ("split", "group") if name not in frame.columns})
-    frame = frame[["path", "label", "split", "group"]].fillna("").astype(str)
+    frame = frame[["path", "label", "split", "group"]].astype(object)  # a Parquet column may refuse to hold ""
+    frame = frame.where(frame.notna(), "").astype(str)
     problems = [
         (path, "is listed more than once; the first row was kept") for path in frame["path"][frame["path"].duplicated()]
     ]

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 Seen = tuple[dict[str, Any], NDArray[np.uint8]]
 """A row of the manifest, and its thumbnail."""
 
+# Part of the file's name: with another one nothing is known, and every photo is read again.
 _VERSION = 1
 _AT_ONCE = 500
 _SETTLED = 2.0

@@ -75,6 +75,7 @@ def _group_table(frame: pd.DataFrame, groups: NDArray[np.int64], readable: NDArr
         "sha256": frame["sha256"].to_numpy(object),
     })[readable].sort_values("sha256")  # fmt: skip
     table = rows.groupby("unit").agg(sha256=("sha256", "first"), label=("label", "first"))
+    # The same in all versions: by another rule photos that an earlier run has learned from would be tested on.
     table["number"] = [uniform_from_content(seed, digest) for digest in table["sha256"]]
     return table
 

@@ -24,26 +24,13 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    # Not pyplot, whose state belongs to the whole process: a run may be trained in a notebook.
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3)
     # Two of the three panels; the third is the learning rate's.
     for panel, name, title in zip(panels, ("loss", "accuracy"), ("Loss", "Accuracy"), strict=False):
-        panel.plot(history["epoch"], history[name], color=_ORANGE, label="train (augmented)")
-        if f"val_{name}" in history:
-            # Not every epoch is validated: a line over the gaps, with marks where there are few.
-            validated = history.dropna(subset=[f"val_{name}"])
-            marker = "o" if len(validated) < 30 else None
-            panel.plot(
-                validated["epoch"],
-                validated[f"val_{name}"],
-                color=_BLUE,
-                marker=marker,
-                markersize=3,
-                label="validation",
-            )
-        panel.set_title(title)
-        panel.legend(frameon=False)
+        _draw_measure(panel, history, name, title)
     panels[1].set_ylim(top=1.0)
     panels[2].plot(history["epoch"], history["learning_rate"], color=_GREY)
     panels[2].set_title("Learning rate")
@@ -63,6 +50,20 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, path: Path) -> None:
                        ha="right", va="top", rotation=90)  # fmt: skip
     with atomic_file(path) as stream:
         figure.savefig(stream, format="png", dpi=110)
+
+
+def _draw_measure(panel: Any, history: pd.DataFrame, name: str, title: str) -> None:
+    """Draw the loss or the accuracy of training and validation."""
+    panel.plot(history["epoch"], history[name], color=_ORANGE, label="train (augmented)")
+    if f"val_{name}" in history:
+        # Not every epoch is validated: a line over the gaps, with marks where there are few.
+        validated = history.dropna(subset=[f"val_{name}"])
+        marker = "o" if len(validated) < 30 else None
+        panel.plot(
+            validated["epoch"], validated[f"val_{name}"], color=_BLUE, marker=marker, markersize=3, label="validation"
+        )
+    panel.set_title(title)
+    panel.legend(frameon=False)
 
 
 def _name_sizes(panel: Any, history: pd.DataFrame) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.errors import InputError
 from tellapart.evaluation.metrics import photo_losses
 from tellapart.records import Progress, no_progress
 
@@ -43,9 +44,13 @@ def out_of_sample(
 
     result = np.asarray(probabilities, np.float64).copy()
     positions = np.flatnonzero(trained_on)
+    if np.bincount(labels[positions]).max(initial=0) < _FOLDS or len(np.unique(units[positions])) < _FOLDS:
+        raise InputError(f"Too few training photos, or groups of them, to be divided into {_FOLDS} parts.")
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
     parts = folds.split(features[positions], labels[positions], units[positions])
     folds_of = [(positions[fitted], positions[held_out]) for fitted, held_out in parts]
+    if any(len(np.unique(labels[fitted])) < 2 for fitted, _ in folds_of):
+        raise InputError("All training photos of a class are in one group, so that nothing can be learned without it.")
     # The first fold chooses the penalty; its predictions are kept, so it is not fitted again below.
     predictions_of = {
         penalty: _asked(features, labels, *folds_of[0], penalty, result.shape[1]) for penalty in _PENALTIES

@@ -66,6 +66,7 @@ def measure(
     )
     # Before the table is written: the run, its table and its bundle must give one probability.
     probabilities, calibration = calibrate(run, model, predicted, frame, classes)
+    # The calibrated ones: `saved_outputs` holds them against what model.keras says, which is calibrated by now.
     save_outputs(run, features, probabilities)
     table = prediction_table(frame, probabilities, classes)
     write_text(run.predictions_path, csv_text(table))

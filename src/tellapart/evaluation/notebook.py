@@ -61,6 +61,7 @@ def _confusion(run: RunFolder) -> str:
     numbers = {name: number for number, name in enumerate(classes)}
     true = np.asarray(photos.loc[inside, "label"].map(numbers), np.int64)
     counts = confusion_matrix(true, probabilities[inside].argmax(axis=1), len(classes))
+    # A class may be called anything, markup too: what comes from a folder's name is escaped.
     head = "".join(f"<th>{escape(name)}</th>" for name in classes)
     rows = []
     for name, row in zip(classes, counts, strict=True):

@@ -110,6 +110,7 @@ def prediction_table(frame: pd.DataFrame, probabilities: NDArray[np.float32], cl
         "correct": names[best] == frame["label"].to_numpy(object),
         "probability": probabilities.max(axis=1),
     })  # fmt: skip
+    # The prefix tells a class that is called "path" from the column of that name; `RunFolder.predictions` goes by it.
     columns = pd.DataFrame(probabilities, columns=[f"p:{name}" for name in classes])
     return pd.concat([table, columns], axis=1)
 
@@ -234,6 +235,7 @@ class Classifier:
                 results.append(Prediction(path, None, float("nan"), (), str(pictures[index])))
                 continue
             row = rows[row_of[index]]
+            # Stable: of equal probabilities the first class leads, as `argmax` has it in tables and metrics.
             order = np.argsort(-row, kind="stable")[:top_k]
             top = tuple((self.classes[i], float(row[i])) for i in order)
             embedding, (is_unknown, similarity) = embeddings[row_of[index]], unknown[row_of[index]]
@@ -284,7 +286,9 @@ def load(run: str | os.PathLike[str]) -> Classifier:
         temperature=folder.metrics().get("temperature"),
         detector=detector,
     )
-    if detector is not None and detector.num_features != classifier.num_features:
+    # An ensemble of an older version has a detector of another kind, which `Classifier` does without.
+    is_joined = bool(folder.record().request.ensemble)
+    if detector is not None and detector.num_features != classifier.num_features and not is_joined:
         raise RunError(
             f"{folder.unknown_path} is of {detector.num_features} features, {file} has {classifier.num_features}: one "
             "of the files is another run's. Restore the run's own."

@@ -6,27 +6,37 @@ Knows nothing about networks: a predictor maps (num_images, image_px, image_px, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.correctness import CorrectnessModel, learn_correctness
 from tellapart.data.corrupt import CORRUPTIONS, corrupt
-from tellapart.data.decode import resize
+from tellapart.data.decode import decode_square, resize
+from tellapart.data.image_file import read_file
 from tellapart.data.quality import DIRECTIONS
+from tellapart.errors import DecodeError
 from tellapart.evaluation.intervals import several, share_interval, share_intervals, skewed_mean_interval
 from tellapart.randomness import generator
 from tellapart.records import Interval, Progress, no_progress
+from tellapart.unknown import UnknownDetector
 
 Predictor = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+PredictorWithEmbedding = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTED_PX = 224
 """Pictures are corrupted at this size, for which the corruptions are defined, and then shrunk for the network."""
 _BINS = 5
+NUM_DAMAGED = 300
+"""Damaged photos from which it is learned how likely answers are right; more tell no more (docs/experiments.md)."""
+_CLEAN_FOR_EACH_DAMAGED = 0.3
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,74 @@ def robustness(
         interval=skewed_mean_interval(mean_wrong, groups, bounds=(0.0, 1.0)),
         relative=float((mean_wrong - ~clean).mean()),
         relative_interval=skewed_mean_interval(mean_wrong - ~clean, groups, bounds=(-1.0, 1.0)),
+    )
+
+
+def learn_under_corruption(
+    outputs: PredictorWithEmbedding,
+    detector: UnknownDetector,
+    photos: Sequence[Path],
+    true: NDArray[np.int64],
+    image_px: int,
+    *,
+    max_pixels: int,
+    corruptions: Sequence[str] = tuple(CORRUPTIONS),
+    num_damaged: int = NUM_DAMAGED,
+    progress: Progress = no_progress,
+) -> CorrectnessModel | None:
+    """Learn how likely a network's answers are right, from photos as they are and damaged in many ways.
+
+    Args:
+        outputs: the network, from (num_images, image_px, image_px, 3) uint8 to probabilities and embeddings.
+        detector: of unknown photos, which gives similarities.
+        photos: files that the network did not learn from; those that cannot be read are left out.
+        true: (num_photos,) numbers of their classes.
+        image_px: side of the pictures that `outputs` takes.
+        max_pixels: photos that declare more are left out.
+        corruptions: names of `CORRUPTIONS`, each at five severities.
+        num_damaged: photos in all, the same ones again where there are fewer.
+        progress: called with ("damaging photos", done, total).
+
+    Returns:
+        None where all answers are right, or none is.
+    """
+    kinds = [(name, severity) for name in corruptions for severity in SEVERITIES]
+    rng = generator(0, "learn-under-corruption")
+    # Photos are in the order of their classes: each kind of damage must meet all of them.
+    positions = np.resize(rng.permutation(len(photos)), num_damaged)
+    damage: list[tuple[str, int] | None] = [kinds[at] for at in rng.permutation(np.arange(num_damaged) % len(kinds))]
+    num_clean = min(len(photos), round(_CLEAN_FOR_EACH_DAMAGED * num_damaged))
+    positions, damage = np.concatenate([positions, positions[:num_clean]]), damage + [None] * num_clean
+    large_px = max(CORRUPTED_PX, image_px)
+
+    def picture(at: int) -> NDArray[np.uint8] | None:
+        try:
+            large = decode_square(read_file(photos[positions[at]]), large_px, max_pixels=max_pixels)
+        except DecodeError:  # it was there when the run was trained
+            return None
+        kind = damage[at]
+        return resize(large, image_px) if kind is None else _corrupted(large, kind, at, image_px)
+
+    rows, kept = [], []
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, len(positions), _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, len(positions)))
+            made = [(at, square) for at, square in zip(numbers, pool.map(picture, numbers), strict=True)
+                    if square is not None]  # fmt: skip
+            if made:
+                rows.append(outputs(np.stack([square for _, square in made])))
+                kept += [at for at, _ in made]
+            progress("damaging photos", numbers.stop, len(positions))
+    if not rows:
+        return None
+    probabilities = np.concatenate([part for part, _ in rows]).astype(np.float64)
+    embeddings = np.concatenate([part for _, part in rows])
+    of_photos = positions[kept]
+    return learn_correctness(
+        probabilities,
+        np.asarray(detector.similarity(embeddings), np.float64),
+        np.asarray(probabilities.argmax(axis=1) == true[of_photos]),
+        of_photos,
     )
 
 

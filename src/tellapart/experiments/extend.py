@@ -108,6 +108,8 @@ def extended_request(table: Path, run: RunFolder, time_budget: float | None) -> 
         RunError: the run was joined from others, and is no race.
     """
     record = run.record()
+    # Always with the earlier split: a test photo of that run that was trained on now would make this one look better
+    # than it is.
     request = RunRequest(
         photos=str(table), time_budget=time_budget, split_from=str(run.path), extends=os.path.abspath(run.path)
     )
@@ -117,6 +119,11 @@ def extended_request(table: Path, run: RunFolder, time_budget: float | None) -> 
             run.refuse_ensemble()
         return None, request
     recipe = run.recipe()
+    if recipe.distill.teacher:
+        # The teacher has said nothing of the new photos. A race makes its own again; else the labels alone teach.
+        if record.request.race is not None:
+            return None, request
+        recipe = recipe.model_copy(update={"distill": type(recipe.distill)()})
     # A head that was only fitted is fitted again, in seconds, from cached features: its weights are of no use.
     is_fitted_head = bool(recipe.model.weights) and not run.metrics().get("best_epoch")
     if is_fitted_head or not run.best_weights.is_file():

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from tellapart.errors import RunError
 from tellapart.run_folder import RunFolder
 
+# A registry keeps `registry._RUN_FILES` of each run: a file that is added here must be added there, or versions could
+# not be compared any more.
 _NEEDED = ("metrics.json", "environment.json", "manifest.csv", "predictions.csv")
 
 

@@ -24,6 +24,8 @@ from tellapart.records import Progress, no_progress
 _AT_ONCE = 64  # images in memory at their own size
 _SHEET_ROWS = 60
 _LARGEST_PX = 1024
+_LONGEST_STEM = 60
+"""Characters of a photo's name in that of its overlay; file systems take 255 bytes for all of it."""
 
 
 @dataclass(frozen=True)
@@ -207,12 +209,13 @@ def _not_too_large(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     scale = _LARGEST_PX / max(picture.shape[:2])
     if scale >= 1:
         return picture
-    return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA))
 
 
 def _write(out: Path, path: Path, name: str, picture: NDArray[np.uint8], written: Sequence[Path]) -> Path:
     """Write one overlay under a name that is not taken: two folders may hold images of one name."""
-    safe_name = re.sub(r"[^\w.-]+", "-", f"{path.stem}.{name}")
+    safe_name = re.sub(r"[^\w.-]+", "-", f"{path.stem[:_LONGEST_STEM]}.{name}")
     target, number = out / f"{safe_name}.jpg", 2
     # Only names of this call count: files of an earlier call are replaced.
     while target in written:

@@ -157,4 +157,5 @@ def log_probability(model: keras.Model, images: Images, targets: Targets) -> Flo
 @functools.lru_cache(maxsize=4)
 def _probe(model: keras.Model, layer: keras.layers.Layer | None = None) -> LayerReader:
     """Return the probe of a network, compiled once: all explanations of a network go through the same few."""
+    # Weights are read at each call, so a network whose weights change keeps its probe (`weight_randomisation`).
     return LayerReader(model, layer)

@@ -132,6 +132,7 @@ def backbone_network(
         keras.config.set_dtype_policy(before)
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
     x = known.prepare(dtype=dtype, name="normalise")(inputs)
+    # `features_of` cuts the network here, by this name.
     x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(inside(x))
     # Pooling and head stay in float32: they take no time, and bfloat16 would round probabilities to
     # three digits.

@@ -70,6 +70,7 @@ def convnet(
             if block < 3
             else keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")
         )
+        # ReLU before normalisation before pooling: the fused blocks compute this order and no other.
         x = chain(
             x,
             keras.layers.Conv2D(
@@ -85,6 +86,7 @@ def convnet(
     x = keras.layers.Dense(hidden, activation="relu", dtype="float32", name="hidden", **kernel())(x)
     # Out of reach of the kernels' seeds.
     x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)
+    # By this name the head is found, in saved networks too: to fit it, to measure it alone, to begin with another's.
     outputs = keras.layers.Dense(num_classes, activation="softmax", dtype="float32", name="probabilities", **kernel())(
         x
     )

@@ -41,6 +41,8 @@ def joined(members: Sequence[keras.Model], weights: Sequence[float], image_px: i
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
     # One layer that all members see: gradients with respect to the picture are taken here.
     picture = keras.layers.Rescaling(1.0, name="picture")(inputs)
+    # Names are the format of saved ensembles: `members_of`, `picture_for` and `mixture` go by "member1", "resize1",
+    # "shrink1", "picture", "weights" and "probabilities".
     member_probabilities = [
         _as_layer(members[index], f"member{number}")(_resized(picture, int(members[index].input_shape[1]), number))
         for number, index in enumerate(order, start=1)

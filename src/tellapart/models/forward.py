@@ -47,6 +47,7 @@ class Forward:
 
     def __init__(self, model: keras.Model, *, is_converted: bool) -> None:
         self._model = model
+        # With the weights that the network has now: what is converted does not follow it when they are changed.
         self._compiled = _compiled(model) if is_converted and _can_be_faster(model) else None
         self._is_proved = False
 

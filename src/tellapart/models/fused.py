@@ -106,6 +106,8 @@ def _line_of_gradient(mean: Any, inverse: Any, scale: Any, sums: tuple[Any, Any]
 def _train_max(raw: Any, bias: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any, Any]:
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def block(raw: Any, bias: Any, gamma: Any, beta: Any) -> Any:
+        # The sign alone counts, and gamma has that of the slope: the slope itself is known only when this pass has
+        # found the variance.
         pooled, mean, variance = _max_forward(raw, bias, gamma)
         inverse = tf.math.rsqrt(variance + epsilon)
         scale = gamma * inverse

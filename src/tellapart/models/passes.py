@@ -50,6 +50,8 @@ def max_forward(raw: Activations, bias: Floats, scale: Floats) -> tuple[Activati
         all pixels, (channels,) each.
     """
     count, height, width, channels = raw.shape
+    # Neither is zeroed: a kernel begins each picture's sums with 0 and writes every value, or numbers of an earlier
+    # step show.
     pooled = _empty((count, height // 2, width // 2, channels), raw.dtype)
     sums = np.empty((count, 4, channels), np.float32)
     # Where the slope is negative the smallest value is pooled, as the largest of -r.
@@ -206,5 +208,6 @@ def _run(kernel: Callable[[int], Any], *arrays: NDArray[Any]) -> None:
 @functools.cache
 def _threads() -> tuple[ThreadPoolExecutor, int]:
     # The processors that this process may use, which in a container are fewer than there are.
+    # Processes must not be forked from this one: the child would have the pool without its threads, and wait for ever.
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ThreadPoolExecutor(count, thread_name_prefix="passes"), count

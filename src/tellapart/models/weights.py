@@ -62,6 +62,10 @@ def add(path: Path, name: str) -> Path:
     part = target.with_name(f".{target.name}.part")
     shutil.copyfile(path, part)
     part.replace(target)
+    # One file for a network: of two the one with the other ending might be found first.
+    for ending in (".weights.h5", ".h5"):
+        if (other := shelf() / f"{name}{ending}") != target:
+            other.unlink(missing_ok=True)
     return target
 
 

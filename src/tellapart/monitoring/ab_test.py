@@ -63,7 +63,9 @@ class ABTest:
 
     def takes(self, subject: str) -> bool:
         """Return whether a subject belongs to the challenger: always the same answer for the same subject."""
+        # Not Python's `hash`, which differs between processes: all of a server's must choose alike.
         digest = hashlib.blake2b(f"{self.salt}:{subject}".encode(), digest_size=8).digest()
+        # Below a limit that grows with the share: a test that is widened takes no subject back.
         return int.from_bytes(digest, "big") < self.share * 2**64
 
     def to_json(self) -> str:
@@ -73,6 +75,8 @@ class ABTest:
     @classmethod
     def from_json(cls, text: str | None) -> ABTest | None:
         """Return what `to_json` wrote; None: there is none."""
+        # Another process wrote it, perhaps an older one: a field that is added needs a default, or a test that runs
+        # could not be read.
         return cls(**json.loads(text)) if text else None
 
 
@@ -138,7 +142,7 @@ class Rules:
         alpha: chance of a wrong stop, over the whole test, of each thing that is looked at: the difference, the
             assignment, the failures.
         margin: of accuracy that the challenger may be worse and is promoted all the same, 0 to 1.
-        slowdown: largest ratio of the p99 of milliseconds, in a split test.
+        slowdown: largest ratio of the p99 of milliseconds, in a split test; that of the champion is taken as known.
         most_labels: after which a test that says nothing keeps the champion; None: it goes on.
     """
 
@@ -175,6 +179,7 @@ def evaluate_test(test: ABTest, outcomes: Iterable[Outcome], rules: Rules | None
 
 
 def _shadow(photos: list[Outcome], rules: Rules) -> Standing:
+    # What failed here failed the champion, who alone answers: it says nothing about the challenger.
     photos = [photo for photo in photos if photo.is_answered]
     seen = [photo for photo in photos if photo.by_challenger and photo.champion_label and photo.challenger_label]
     disagreements = [photo for photo in seen if photo.champion_label != photo.challenger_label]
@@ -195,6 +200,7 @@ def _gain(photo: Outcome) -> float | None:
 
 
 def _split(test: ABTest, photos: list[Outcome], rules: Rules) -> Standing:
+    # In this order: a subject whose first photo nobody has labelled counts by a later one.
     labelled = _first_of_subjects([photo for photo in photos if photo.true_label is not None or photo.is_wrong])
     right = np.array([_is_right(photo) for photo in labelled], np.float64)
     by_challenger = np.array([photo.by_challenger for photo in labelled], bool)
@@ -203,6 +209,7 @@ def _split(test: ABTest, photos: list[Outcome], rules: Rules) -> Standing:
     # Subjects, not photos: one who sends thousands would look like a broken assignment.
     subjects = _first_of_subjects(photos)
     num_taken = sum(photo.by_challenger for photo in subjects)
+    # Asked first: where the division is broken, no other comparison is right either.
     if sample_ratio_evidence(num_taken, len(subjects), test.share) > np.log(1 / rules.alpha):
         problem = (
             f"{num_taken:,} of {len(subjects):,} subjects went to the challenger, where {100 * test.share:g} % should: "
@@ -248,13 +255,16 @@ def _failing(subjects: list[Outcome], test: ABTest, rules: Rules) -> str:
 def _slower(photos: list[Outcome], rules: Rules) -> str:
     """Say by how much the challenger is too slow; "": it is not."""
     times = [
-        [photo.milliseconds for photo in photos if photo.by_challenger is which and photo.is_answered]
+        np.array([photo.milliseconds for photo in photos if photo.by_challenger is which and photo.is_answered])
         for which in (False, True)
     ]
     if min(map(len, times)) < _FEWEST_FOR_GUARDS:
         return ""
     before, after = (float(np.quantile(part, 0.99)) for part in times)
-    if after <= rules.slowdown * before:
+    # A p99 that is looked at again and again exceeds any limit at some time by chance. So it is asked whether more than
+    # one answer of the challenger in a hundred is too slow, by a sequence that holds at every look.
+    is_too_slow = (times[1] > rules.slowdown * before).astype(np.float64)
+    if is_too_slow.sum() < _FEWEST_FAILURES or asymptotic_sequence(is_too_slow, alpha=rules.alpha).lower[-1] <= 0.01:
         return ""
     return f"the challenger's p99 is {after:.1f} ms, the champion's {before:.1f}; at most {rules.slowdown:g} times"
 
@@ -282,6 +292,7 @@ def _decide(
     if difference is None:
         return "continue", "no label counts yet"
     said = f"{_points(difference)} points ({_points(low)} to {_points(high)}) after {num_labels:,} labels"
+    # Before "worse": a challenger that is surely worse, but by less than the margin, is what a margin lets through.
     if low > -rules.margin:
         margin = f", no worse than {100 * rules.margin:g} points" if rules.margin else ", better"
         return "promote", said + margin
@@ -305,6 +316,7 @@ def outcomes_of(
         label, true_label, is_wrong = prediction.label, None, False
         if feedback is not None and label is not None:
             is_wrong = feedback.verdict == "wrong"
+            # "unusable" has no label and is not "wrong", so that it counts nowhere.
             true_label = label if feedback.verdict == "right" else feedback.label
         shadow_label = None if shadow is None else shadow.label
         yield Outcome(

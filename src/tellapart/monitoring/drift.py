@@ -80,6 +80,8 @@ def signals_of(detector: UnknownDetector, reference: Floats, similarity: Floats)
     refused = int(detector.is_unknown(np.asarray(reference, np.float32)).sum())
     is_unknown = detector.is_unknown(np.asarray(similarity, np.float32)).astype(np.float64)
     return [
+        # Never 1, however few the validation photos are: no mean could rise above that, and nothing would ever be
+        # found.
         Signal("less similar to the training photos", ranks, min(0.5 + slack, 0.95)),
         Signal("unknown", is_unknown, min(wilson(refused, count).high, 0.95)),
     ]

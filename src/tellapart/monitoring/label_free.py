@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.correctness import CorrectnessModel
 from tellapart.randomness import generator
 from tellapart.records import Interval
 
 Floats = NDArray[np.float64]
-Method = Literal["confidence", "confidence difference", "threshold"]
-METHODS: tuple[Method, ...] = ("confidence", "confidence difference", "threshold")
 
 _REDRAWS = 200
 """Of photos, for an interval."""
@@ -32,60 +30,31 @@ class Estimate:
 
     Attributes:
         value: 0 to 1.
-        interval: 95 %, of what drawing other photos would change: that a method may not fit the change is not in it.
+        interval: 95 %, of what drawing other photos would change, those that came and those it was learned from: that
+            what was learned may not fit the change is not in it.
     """
 
     value: float
     interval: Interval
 
 
-def estimate_accuracy(
-    known: Floats, true: NDArray[np.int64], came: Floats, *, method: Method = "threshold", seed: int = 0
-) -> Estimate:
-    """Return the share of photos that a model gets right, estimated without their labels.
-
-    "confidence" is the mean of the largest probability. "confidence difference" corrects it by what it is too high or
-    too low on validation photos (Guillory et al. 2021, "Predicting with confidence on unseen distributions").
-    "threshold" is the share of photos whose confidence lies above the one that as many validation photos exceed as are
-    right (ATC, Garg et al. 2022, "Leveraging unlabeled data to predict out-of-distribution performance").
+def estimate_accuracy(correctness: CorrectnessModel, came: Floats, similarity: Floats, *, seed: int = 0) -> Estimate:
+    """Return the share of photos that a model gets right, estimated without their labels: the mean of how likely it is.
 
     Args:
-        known: (num_validation, num_classes) probabilities of validation photos.
-        true: (num_validation,) numbers of their classes.
+        correctness: how likely an answer is right.
         came: (num_photos, num_classes) probabilities of the photos that came.
-        method: which of the three.
+        similarity: (num_photos,) of them to known photos.
         seed: of the draws for the interval.
 
     Raises:
-        ValueError: one of the two has no photos.
+        ValueError: there are no photos.
     """
-    if not len(known) or not len(came):
+    if not len(came):
         raise ValueError("no photos to estimate from")
-    is_right = known.argmax(axis=1) == true
-    of_known, of_came = known.max(axis=1), came.max(axis=1)
-    rng = generator(seed, "label-free")
-
-    def once(at: NDArray[np.int64], now: NDArray[np.int64]) -> float:
-        return _accuracy(of_known[at], is_right[at], of_came[now], method)
-
-    value = once(np.arange(len(known)), np.arange(len(came)))
-    draws = [
-        once(rng.integers(0, len(known), len(known)), rng.integers(0, len(came), len(came))) for _ in range(_REDRAWS)
-    ]
-    low, high = np.quantile(draws, [0.025, 0.975])
+    value, drawn = correctness.mean_with_redraws(came, similarity, seed=seed)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(value, Interval(float(min(low, value)), float(max(high, value))))
-
-
-def _accuracy(of_known: Floats, is_right: NDArray[np.bool_], of_came: Floats, method: Method) -> float:
-    if method == "confidence":
-        return float(of_came.mean())
-    if method == "confidence difference":
-        return float(np.clip(of_came.mean() + is_right.mean() - of_known.mean(), 0, 1))
-    # As many validation photos lie above it as are right.
-    num_wrong = int((~is_right).sum())
-    if num_wrong == 0:
-        return float((of_came >= of_known.min()).mean())
-    return float((of_came > np.sort(of_known)[num_wrong - 1]).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +140,7 @@ def _unmixed(confusion: Floats, predicted: Floats) -> Floats:
         # A class that is predicted and that no validation photo was called: it says nothing.
         ratio = np.divide(predicted, mixed, out=np.zeros_like(mixed), where=mixed > 0)
         better = shares * np.einsum("dij,di->dj", confusion, ratio)
+        # What was predicted as a class that says nothing is missing: without this the shares would not add up to 1.
         better /= better.sum(axis=1, keepdims=True)
         is_close = np.abs(better - shares).max() < _CLOSE
         shares = better

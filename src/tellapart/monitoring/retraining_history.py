@@ -98,6 +98,7 @@ class RetrainingHistory:
         """Note that a step was done; one that is noted already stays as it is."""
         row = _values(retraining.id, step, reason, values or {})
         with self._engine.begin() as connection:
+            # A commit that was not confirmed is tried again by whoever waits for the database: its row may be there.
             connection.execute(self._insert(RETRAINING_STEPS).values(row).on_conflict_do_nothing())
 
     def end(self, retraining: Retraining, outcome: str, reason: str) -> None:

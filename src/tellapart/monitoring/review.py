@@ -59,6 +59,7 @@ def next_questions(store: RequestStore, model: str, *, count: int = 20, test: st
     waiting = store.waiting(model, most=_LOOK_BACK, test=test)
     questions = [Question(photo, _why(photo)) for photo in waiting]
     questions.sort(key=lambda question: (ORDER.index(question.why), _urgency(question)))
+    # Not thinned out by likeness as the others are: the test takes those that get a label for a draw from all.
     first = [question for question in questions if question.why == "disagreement"][:count]
     rest = questions[sum(question.why == "disagreement" for question in questions) :]
     return first + _different(rest, count - len(first), store)
@@ -75,6 +76,8 @@ def _why(photo: Waiting) -> Why:
 def _urgency(question: Question) -> float:
     photo = question.photo
     if question.why == "disagreement":
+        # By a hash, not by chance: a page that asks again gets the same order, and it still has nothing to do with the
+        # picture.
         return float(int.from_bytes(hashlib.blake2b(photo.id.encode(), digest_size=6).digest(), "big"))
     if question.why == "unknown":
         return photo.similarity if photo.similarity is not None else 0.0
@@ -116,6 +119,7 @@ def answer(store: RequestStore, said: Sequence[Mapping[str, Any]], classes: Sequ
         InputError: one of them is none; nothing is stored then.
         SQLAlchemyError: the database failed.
     """
+    # All are checked before the first is stored: a list with a fault in it changes nothing.
     feedback, withdrawn = [], []
     for number, values in enumerate(said):
         id_, verdict, label = values.get("id"), values.get("verdict"), values.get("label")
@@ -128,7 +132,10 @@ def answer(store: RequestStore, said: Sequence[Mapping[str, Any]], classes: Sequ
         if verdict == _WITHDRAWN:
             withdrawn.append(id_)
         else:
+            # A label beside "right" is dropped: what was predicted is the truth then, and the two could contradict each
+            # other.
             feedback.append(Feedback(id_, verdict, label if verdict == "wrong" else None))
+    # Two transactions. Sent again after a failure between them, the list comes to the same.
     store.add_feedback(feedback)
     store.withdraw_feedback(withdrawn)
     return len(feedback) + len(withdrawn)

@@ -8,11 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tellapart.bundles.bundle import Bundle
 from tellapart.errors import InputError
-from tellapart.monitoring.drift import Drift, find_drift, signals_of
+from tellapart.monitoring.drift import Drift, Floats, find_drift, signals_of
 from tellapart.monitoring.label_free import Estimate, estimate_accuracy, estimate_shares
 from tellapart.records import Interval, plain
 from tellapart.request_store import RequestStore
@@ -48,8 +46,8 @@ class Look:
         last: when the last one did.
         drift: what the e-detector found.
         alarms: when there was an alarm, in seconds since 1970.
-        accuracy: of recent photos, estimated without labels; None: the bundle has no validation probabilities.
-        accuracy_before: measured on validation photos; None: the same.
+        accuracy: of recent photos, estimated without labels; None: the bundle has nothing to estimate it by.
+        accuracy_before: measured on validation photos; None: the bundle has no probabilities of theirs.
         classes: whose share has changed, the largest change first.
     """
 
@@ -67,6 +65,8 @@ class Look:
     @property
     def is_drifting(self) -> bool:
         """Whether an alarm was raised within the recent photos."""
+        # Not whether there ever was one: evidence begins anew after each, so a change that lasts raises further alarms,
+        # and one that has passed raises none.
         return bool(self.drift.alarms) and self.num_photos - self.drift.alarms[-1] < RECENT
 
     @property
@@ -121,12 +121,15 @@ def look(
         InputError: the bundle has nothing that photos could be compared with.
         SQLAlchemyError: the database failed.
     """
+    # Read from the bundle's folder at this moment, which must still hold the files of this very version.
     reference, name = bundle.reference_similarities(), name or bundle.record.name
     if bundle.detector is None or not len(reference):
         raise InputError(
             f"{bundle.folder} has nothing that photos could be compared with: its run had too few validation photos. "
             "Train with more photos, and export again."
         )
+    # Of this version alone: what another one has stored are distances to other references, which cannot be ranked among
+    # these.
     at, similarity = store.similarities(name, bundle.version, since=since, most=most)
     if not len(at):
         return None
@@ -135,7 +138,7 @@ def look(
         photos_between_false_alarms=false_alarm_every,
         recent=RECENT,
     )
-    accuracy, before, classes = _without_labels(bundle, store.probabilities(name, bundle.version, most=RECENT))
+    accuracy, before, classes = _without_labels(bundle, *store.recent_answers(name, bundle.version, most=RECENT))
     return Look(
         model=name,
         version=bundle.version,
@@ -150,11 +153,14 @@ def look(
     )
 
 
-def _without_labels(bundle: Bundle, came: np.ndarray) -> tuple[Estimate | None, float | None, tuple[ClassChange, ...]]:
+def _without_labels(
+    bundle: Bundle, came: Floats, similarity: Floats
+) -> tuple[Estimate | None, float | None, tuple[ClassChange, ...]]:
     known, true = bundle.reference_probabilities()
     if not len(known) or not len(came):
         return None, None, ()
-    accuracy = estimate_accuracy(known, true, came)
+    correctness = bundle.correctness()
+    accuracy = None if correctness is None else estimate_accuracy(correctness, came, similarity)
     before = float((known.argmax(axis=1) == true).mean())
     shares = estimate_shares(known, true, came)
     if shares is None:

@@ -81,7 +81,9 @@ def _sentences(examination: Examination, metrics: Metrics) -> list[str]:
         between = f"{percent(limits.low)} to {percent(limits.high)}"
         baselines += f"; a linear model on 8 × 8 coloured squares in {percent(value)} ({between})"
     lines = [baselines + "."]
-    worst = min(measured["per_class"], key=lambda name: measured["per_class"][name]["f1"])
+    # A class without photos has an F1 of 0, and is not the hardest.
+    seen = [name for name, values in measured["per_class"].items() if values["num_images"]]
+    worst = min(seen, key=lambda name: measured["per_class"][name]["f1"])
     lines.append(
         f"The hardest class is {worst}: precision {percent(measured['per_class'][worst]['precision'])}, "
         f"recall {percent(measured['per_class'][worst]['recall'])}."

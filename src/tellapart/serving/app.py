@@ -69,6 +69,7 @@ def make_app(options: ServerOptions) -> Starlette:
         options=options,
         telemetry=telemetry,
         log=log,
+        # Every file of the page is open to all: none may hold anything of a request or a model.
         open_paths=_HEALTH | pages.keys(),
         direct=direct,
     )

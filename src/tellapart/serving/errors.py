@@ -30,6 +30,7 @@ CODES_AND_MEANINGS = {
 }
 """By status: the code for programs, and what it means."""
 
+# Without a slash behind the second: /v2 is an endpoint itself.
 OTHER_PROTOCOLS = ("/v1/", "/v2")
 """How their paths begin."""
 

@@ -54,7 +54,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 def address(bound: socket.socket, host: str) -> str:
     """Return the URL under which a bound socket is reached."""
-    name = f"[{host}]" if ":" in host else host
+    bare = host.strip("[]")
+    name = f"[{bare}]" if ":" in bare else bare
     return f"http://{name}:{bound.getsockname()[1]}"
 
 

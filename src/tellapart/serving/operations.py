@@ -40,6 +40,8 @@ async def overview(service: Service, request: Request) -> Response:
 
 
 def _overview(service: Service, served: ModelVersion) -> dict[str, Any]:
+    # The last two, and `review` below, need SQLAlchemy: at the top they would be missing where a server is installed
+    # without a store.
     from tellapart.monitoring.ab_test import evaluate_test, outcomes_of
     from tellapart.monitoring.retraining_history import RetrainingHistory
     from tellapart.monitoring.watching import look
@@ -51,6 +53,7 @@ def _overview(service: Service, served: ModelVersion) -> dict[str, Any]:
         result = evaluate_test(test[0], outcomes_of(store.in_test(test[0].id), test[0]))
         standing = {"test": dataclasses.asdict(test[0]) | {"salt": ""}, **dataclasses.asdict(result)}
     try:
+        # A bundle that drift cannot be told of is no failure: all else of the page is shown.
         seen, why = look(served.bundle, store, name=name, most=_MOST_LOOKED_AT), "No photo is stored yet."
     except InputError as error:
         seen, why = None, str(error)
@@ -70,6 +73,7 @@ def _versions(service: Service, name: str) -> list[dict[str, Any]]:
     """Return what the registry says, else what is loaded; the latest first."""
     registry = service.options.registry
     if registry is not None and (registry.folder / VERSIONS_FILE).is_file():
+        # Another process replaces it by a rename, so that it is never half a file.
         versions: list[dict[str, Any]] = json.loads((registry.folder / VERSIONS_FILE).read_text())
         return versions
     champion = service.models.find(name)
@@ -133,6 +137,8 @@ def _allowed(service: Service, request: Request) -> ModelVersion:
     Raises:
         ApiError: it keeps nothing, or has no key, or there is no such model (404).
     """
+    # A key even on loopback: behind a proxy all clients come from this machine, so that "from here only" cannot be
+    # told.
     if service.options.api_key is None or service.prediction_log is None:
         raise ApiError(
             404, "What is kept of requests is shown by servers with a key and a request store only: start it with "
@@ -157,6 +163,7 @@ async def _asked(ask: Callable[[], T]) -> T:
     try:
         return await asyncio.to_thread(ask)
     except SQLAlchemyError as error:
+        # The first line of the cause alone: SQLAlchemy's own text has the statement and its values in it.
         raise ApiError(503, f"The database does not answer: {reason_of(error)}.", {"Retry-After": "10"}) from None
 
 

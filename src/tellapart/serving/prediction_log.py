@@ -74,6 +74,7 @@ class PredictionLog:
     def start(self) -> None:
         """Begin to write, and to delete what is too old."""
         self._writer.start()
+        # Each process of a server does so: to delete what another one has deleted costs nothing.
         if self._options.retention_days is not None:
             threading.Thread(target=self._keep_expiring, name="retention", daemon=True).start()
 
@@ -87,6 +88,7 @@ class PredictionLog:
         self, context: RequestContext, served: ModelVersion, images: Sequence[Image], answers: Sequence[Answer]
     ) -> None:
         """Take the answers to a request; never waits and never fails."""
+        # Not at the top: the server imports this module without the extra `store` too.
         from tellapart.request_store import StoredPrediction
 
         now, milliseconds = time.time(), 1000 * (time.perf_counter() - context.began)
@@ -95,6 +97,8 @@ class PredictionLog:
             photo = self._photo(served, image) if best is not None else None
             has_room = self._writer.put(
                 StoredPrediction(
+                    # The same form in `record_failure`, `add_feedback` and `Service._shadow`: by it feedback and
+                    # shadows find their photo.
                     id=f"{context.id}.{number}",
                     at=now,
                     model=served.name,
@@ -111,9 +115,11 @@ class PredictionLog:
                     milliseconds=milliseconds,
                     photo=photo,
                     test=None if context.test is None else context.test.id,
+                    # Who asked is kept in a test alone, which cannot do without.
                     subject=None if context.test is None else context.subject,
                 )
             )
+            # The writer, who frees these bytes when it shrinks a photo, has not got this one.
             if photo is not None and not has_room:
                 self._forget_photo(photo)
 
@@ -167,6 +173,7 @@ class PredictionLog:
 
     def _photo(self, served: ModelVersion, image: Image) -> bytes | None:
         """Return the photo as it came, to be shrunk later; None: it is not to be kept, or too large."""
+        # No large ones: those are decoded one at a time, and the writer's thread would decode them beside all others.
         if not self._options.keep_photos or isinstance(image.data, np.ndarray) or served.is_large(image):
             return None
         with self._lock:
@@ -183,9 +190,11 @@ class PredictionLog:
         """Return what is written: a small JPEG without the rest of the file; in the writer's thread."""
         if prediction.photo is None:
             return prediction
+        # Before anything that can fail: these bytes are let go in any case.
         self._forget_photo(prediction.photo)
         try:
             picture = decode_within(prediction.photo, PHOTO_PX)
+            # Encoded anew, whatever its size: what else is in a file, such as the place, never gets into the store.
             _, encoded = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
         except Exception as error:  # noqa: BLE001  # one photo must not end the thread that stores all others
             logger.warning("A photo could not be shrunk, and is not kept: %r", error)

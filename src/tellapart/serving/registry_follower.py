@@ -58,6 +58,7 @@ def read_roles(folder: Path) -> Roles | None:
     try:
         values = json.loads((folder / ROLES_FILE).read_text())
         return Roles(values["champion"], ABTest.from_json(values["test"]))
+    # Not there yet, or of another version: whoever reads it goes on with the roles that it has.
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -91,6 +91,7 @@ class Service:
         context = context_of(request)
         # Whoever names a version gets it, and is no part of a test.
         if to_predict and version is None and (tested := self.models.challenger(served)) is not None:
+            # Also for those whom the champion answers: they are the other side of the comparison.
             context.test, challenger = tested
             if context.test.takes(context.subject):
                 if context.test.mode == SPLIT:
@@ -202,6 +203,7 @@ class Service:
             served.counts.unknown.inc(unknown)
         if self.prediction_log is not None:
             self.prediction_log.record(context_of(request), served, images, answers)
+            # With a store only: nobody else would learn what a challenger says.
             self._shadow(context_of(request), self.prediction_log, images)
         return answers, call
 
@@ -213,7 +215,7 @@ class Service:
         # A large picture would take the memory of one that somebody waits for.
         numbers = [number for number, image in enumerate(images) if not challenger.is_large(image)]
         # The request is answered, so its bytes are in nobody's budget any more.
-        size = sum(len(images[number].data) for number in numbers)
+        size = sum(_num_bytes(images[number].data) for number in numbers)
         try:
             if self._shadow_bytes + size > _SHADOW_BYTES:
                 raise QueueFullError
@@ -225,6 +227,7 @@ class Service:
         ids = [f"{context.id}.{number}" for number in numbers]
 
         def keep(future: asyncio.Future[list[Any]]) -> None:
+            # In the event loop, as where it is added: the number needs no lock.
             self._shadow_bytes -= size
             if future.cancelled() or future.exception() is not None:
                 self.telemetry.shadows.labels("dropped").inc(len(ids))
@@ -330,3 +333,8 @@ class _Watch:
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
+
+
+def _num_bytes(data: bytes | NDArray[np.uint8]) -> int:
+    """Return what an image takes as it came; the length of an array is its height."""
+    return len(data) if isinstance(data, bytes) else int(data.nbytes)

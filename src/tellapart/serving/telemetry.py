@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,52 +38,42 @@ class Telemetry:
         self._folder = folder
         # Not the library's global registry, which accepts each name once: tests run two servers in one process.
         self.registry = own = CollectorRegistry()
-        self.requests = Counter(
-            "tellapart_requests", "Requests that named a model, by HTTP status.", (*_MODEL, "status"), registry=own
+        counter, gauge = partial(Counter, registry=own), partial(Gauge, registry=own)
+        histogram = partial(Histogram, registry=own)
+        self.requests = counter(
+            "tellapart_requests", "Requests that named a model, by HTTP status.", (*_MODEL, "status")
         )
-        self.images = Counter("tellapart_images", "Images that went through the network.", _MODEL, registry=own)
-        self.errors = Counter("tellapart_errors", "Requests that were refused or failed.", ("kind",), registry=own)
-        self.unreadable = Counter(
-            "tellapart_unreadable_images", "Images that could not be decoded.", _MODEL, registry=own
-        )
+        self.images = counter("tellapart_images", "Images that went through the network.", _MODEL)
+        self.errors = counter("tellapart_errors", "Requests that were refused or failed.", ("kind",))
+        self.unreadable = counter("tellapart_unreadable_images", "Images that could not be decoded.", _MODEL)
         # "live" leaves out processes that `mark_process_dead` was called for (processes.py).
-        self.queue = Gauge("tellapart_queue_length", "Images that wait.", registry=own, multiprocess_mode="livesum")
-        self.in_flight = Gauge(
-            "tellapart_in_flight", "Requests that are being answered.", registry=own, multiprocess_mode="livesum"
-        )
-        self.batch_size = Histogram(
-            "tellapart_batch_size", "Images in one run of the network.", _MODEL, buckets=_SIZES, registry=own
-        )
-        self.seconds = Histogram(
-            "tellapart_seconds", "By stage: queue, decode and network of a batch, whole of an answered request.",
-            (*_MODEL, "stage"), buckets=_SECONDS, registry=own,
-        )  # fmt: skip
-        self.abstentions = Counter(
-            "tellapart_abstentions", "Images on which the model abstained.", _MODEL, registry=own
-        )
-        self.unknown = Counter(
-            "tellapart_unknown_images", "Images that are none of the known classes.", _MODEL, registry=own
-        )
-        self.quality_warnings = Counter(
-            "tellapart_quality_warnings", "Images worse than those that the accuracy was measured on.",
+        self.queue = gauge("tellapart_queue_length", "Images that wait.", multiprocess_mode="livesum")
+        self.in_flight = gauge("tellapart_in_flight", "Requests that are being answered.", multiprocess_mode="livesum")
+        self.batch_size = histogram("tellapart_batch_size", "Images in one run of the network.", _MODEL, buckets=_SIZES)
+        by_stage = "By stage: queue, decode and network of a batch, whole of an answered request."
+        self.seconds = histogram("tellapart_seconds", by_stage, (*_MODEL, "stage"), buckets=_SECONDS)
+        self.abstentions = counter("tellapart_abstentions", "Images on which the model abstained.", _MODEL)
+        self.unknown = counter("tellapart_unknown_images", "Images that are none of the known classes.", _MODEL)
+        self.quality_warnings = counter(
+            "tellapart_quality_warnings",
+            "Images worse than those that the accuracy was measured on.",
             (*_MODEL, "measure"),
-            registry=own,
-        )  # fmt: skip
-        self.feedback = Counter("tellapart_feedback", "Verdicts of users.", ("model", "verdict"), registry=own)
-        self.stored = Counter(
-            "tellapart_stored_predictions", "Predictions for the request store: stored, or lost.", ("outcome",),
-            registry=own,
-        )  # fmt: skip
-        self.shadows = Counter(
-            "tellapart_shadow_images", "Images for a challenger in shadow: predicted, or dropped.", ("outcome",),
-            registry=own,
-        )  # fmt: skip
-        self.swaps = Counter("tellapart_swaps", "Bundles that took over from another one.", ("model",), registry=own)
-        self.refused = Counter("tellapart_refused_bundles", "Bundles that were not loaded.", registry=own)
-        self.info = Gauge(
-            "tellapart_model_info", "1 for each version that is served.", (*_MODEL, "runtime"), registry=own,
+        )
+        self.feedback = counter("tellapart_feedback", "Verdicts of users.", ("model", "verdict"))
+        kept, seen = (
+            "Predictions for the request store: stored, or lost.",
+            "Images for a challenger: predicted, or dropped.",
+        )
+        self.stored = counter("tellapart_stored_predictions", kept, ("outcome",))
+        self.shadows = counter("tellapart_shadow_images", seen, ("outcome",))
+        self.swaps = counter("tellapart_swaps", "Bundles that took over from another one.", ("model",))
+        self.refused = counter("tellapart_refused_bundles", "Bundles that were not loaded.")
+        self.info = gauge(
+            "tellapart_model_info",
+            "1 for each version that is served.",
+            (*_MODEL, "runtime"),
             multiprocess_mode="livemax",
-        )  # fmt: skip
+        )
         self.answering = 0
         self._recent: deque[tuple[float, float]] = deque(maxlen=_MOST)
         self._refused: deque[float] = deque(maxlen=_MOST)

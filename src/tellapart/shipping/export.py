@@ -36,6 +36,7 @@ from tellapart.bundles.bundle import (
     write_record,
 )
 from tellapart.bundles.runtimes import RUNTIMES
+from tellapart.correctness import CorrectnessModel
 from tellapart.data.cache import Pictures, default_cache, open_rows
 from tellapart.data.decode import DECODER_VERSION, decode, decode_square
 from tellapart.data.image_file import read_file
@@ -46,7 +47,7 @@ from tellapart.evaluation.calibration import conformal_threshold, fit_temperatur
 from tellapart.evaluation.features import features_and_probabilities
 from tellapart.evaluation.measure import groups_of
 from tellapart.evaluation.predict import Classifier, load, predict_pictures
-from tellapart.evaluation.robustness import find_quality_range
+from tellapart.evaluation.robustness import find_quality_range, learn_under_corruption
 from tellapart.explain.maps import grad_cam_values
 from tellapart.files import write_text
 from tellapart.models.ensemble import heaviest
@@ -64,6 +65,7 @@ from tellapart.shipping.formats import (
     save_saved_model,
 )
 from tellapart.shipping.proofs import prove
+from tellapart.unknown import load_detector
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +123,9 @@ def export(
         with photos.pictures:
             # Calibrate first: the temperature goes into the weights of every artefact below.
             known = _calibrated(run_folder, classifier, photos, coverage, progress)
-            shown = f"{known.threshold:.3f}" if known.threshold is not None else "0"
             announce(
-                f"Temperature {known.temperature:.3f}; a class belongs to the answer from a probability of {shown}."
+                f"Temperature {known.temperature:.3f}; a class belongs to the answer from a probability of "
+                f"{known.threshold or 0:.3f}."
             )
             artefacts = _artefacts(part, known, photos, formats, progress, announce)
             record = BundleRecord(
@@ -136,15 +138,12 @@ def export(
                 coverage=coverage,
                 threshold=known.threshold,
                 quality_range=_quality_range(known, photos, progress),
-                metrics={
-                    split: metrics for split, metrics in RunFolder(run_folder).metrics().items() if split in SPLITS
-                },
-                source=_source(run_folder),
+                **_of_run(run_folder),
                 artefacts=artefacts,
                 explains=_prove_explanation(known.model, part, photos, announce),
                 reference_images=_write_reference_images(part, known, photos),
             )
-            _write_reference(part, known, photos)
+            _write_reference(part, known, photos, _correctness(part, run_folder, photos, classifier, progress))
             _write_unknown(part, run_folder, formats, announce)
         # The card before the record: `write_record` takes the checksums of all files that are there.
         write_text(part / "card.md", model_card(record, classifier.detector))
@@ -347,18 +346,45 @@ def _quality_range(known: _Known, photos: _Photos, progress: Progress) -> dict[s
     return {measure: (_limit(low), _limit(high)) for measure, (low, high) in limits.items()}
 
 
-def _write_reference(part: Path, known: _Known, photos: _Photos) -> None:
+def _correctness(
+    part: Path, run: Path, photos: _Photos, classifier: Classifier, progress: Progress
+) -> CorrectnessModel | None:
+    """Learn how likely answers are right, by the very file that is shipped; None where nothing can be learned."""
+    at, detector = photos.at("validation"), load_detector(RunFolder(run).unknown_path)
+    if detector is None or not len(at):
+        return None
+    predict = RUNTIMES["onnxruntime"].opens(part / "model.onnx", os.cpu_count() or 1)
+
+    def outputs(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        probabilities, embeddings = predict(images)
+        assert embeddings is not None  # `convert_to_onnx` writes both
+        return probabilities, embeddings
+
+    return learn_under_corruption(
+        outputs,
+        detector,
+        [photos.pictures.paths[i] for i in at],
+        photos.numbers[at],
+        classifier.image_px,
+        max_pixels=classifier.max_pixels,
+        progress=progress,
+    )
+
+
+def _write_reference(part: Path, known: _Known, photos: _Photos, correctness: CorrectnessModel | None) -> None:
     at = photos.at("validation")
     # Evenly over all: they are in the order of the classes, and the first ones alone would stand for a few.
     chosen = at[np.linspace(0, len(at) - 1, min(len(at), _EMBEDDINGS)).astype(np.int64)]
     # Half the bytes, and enough to look for similar photos. What decides is in unknown.npz.
     embeddings = known.features[chosen].astype(np.float16)
-    np.savez_compressed(
-        part / REFERENCE,
-        embeddings=embeddings,
-        probabilities=known.probabilities[chosen].astype(np.float16),
-        labels=photos.numbers[chosen],
-    )
+    arrays: dict[str, Any] = {
+        "embeddings": embeddings,
+        "probabilities": known.probabilities[chosen].astype(np.float16),
+        "labels": photos.numbers[chosen],
+    }
+    if correctness is not None:
+        arrays["correctness"] = correctness.coefficients
+    np.savez_compressed(part / REFERENCE, **arrays)
 
 
 def _write_unknown(part: Path, run: Path, formats: Sequence[str], announce: Callable[[str], None]) -> None:
@@ -412,9 +438,13 @@ def _as_png(data: bytes) -> bytes:
     return content.tobytes()
 
 
-def _source(run: Path) -> dict[str, Any]:
-    keys = ("run_id", "commit", "packages", "data_sha256", "num_photos", "seed", "precision")
-    return {"run": run.resolve().name, **RunFolder(run).record().known(*keys)}
+def _of_run(run: Path) -> dict[str, Any]:
+    """Return what a bundle's record takes from its run: metrics of the splits, and where it comes from."""
+    folder, keys = RunFolder(run), ("run_id", "commit", "packages", "data_sha256", "num_photos", "seed", "precision")
+    return {
+        "metrics": {split: metrics for split, metrics in folder.metrics().items() if split in SPLITS},
+        "source": {"run": run.resolve().name, **folder.record().known(*keys)},
+    }
 
 
 def _limit(value: float) -> float | None:

@@ -111,6 +111,8 @@ def recalibrate(model: keras.Model, clean: CleanBatches) -> None:
         layer.momentum = 0.0
     for index in range(len(clean)):
         images = clean[index][0]
+        # Not compiled: a compiled call keeps the momentum that it was traced with, and the statistics read below would
+        # not be those of this batch.
         model(images, training=True)
         count += len(images)
         for number, layer in enumerate(layers):
@@ -272,6 +274,7 @@ class Journal(keras.callbacks.Callback):
         history, best = self.state.history, self.state.best
         self.run.write_history(history)
         self.run.log("epoch", **history[-1], best_epoch=best.epoch if best else None)
+        # Last of all: it may raise, to end a race's candidate or a search's trial, and what it is told must be on disk.
         self.observer.watch(history[-1] | {"progress": self.state.progress})
 
 

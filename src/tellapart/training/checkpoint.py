@@ -38,6 +38,8 @@ def load_checkpoint(path: Path, model: keras.Model) -> dict[str, Any]:
     model.optimizer.build(model.trainable_variables)
     for name, variables in (("model", _state_variables(model)), ("optimizer", model.optimizer.variables)):
         values = groups.get(name, [])
+        # Variables are known by their place alone: after a layer is added or moved, older checkpoints are those of
+        # another network.
         shapes = [tuple(variable.shape) for variable in variables]
         if shapes != [value.shape for value in values]:
             raise RunError(f"{path} belongs to another network or optimiser than the run's recipe describes.")

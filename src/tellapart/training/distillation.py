@@ -81,6 +81,7 @@ def accuracy_of(recipe: Recipe, num_classes: int) -> Any:
     if not recipe.distill.teacher:
         return "accuracy"
 
+    # Keras names the metric after this function: the history, its picture and the progress line look for "accuracy".
     def accuracy(targets: Any, probabilities: Any) -> Any:
         return keras.metrics.categorical_accuracy(targets[:, :num_classes], probabilities)
 

@@ -119,6 +119,7 @@ def commit() -> str:
 def data_hash(frame: pd.DataFrame) -> str:
     """Return one SHA-256 for the photos, labels and splits of a manifest, whatever its folder."""
     # Sorted: the order of files in a folder differs between machines.
+    # Records, bundles and registries hold the result: with another line the same photos would seem to be others.
     lines = sorted(f"{row.sha256}\t{row.label}\t{row.split}" for row in frame.itertuples())
     # Labels come from folder names, which on Linux need not be valid UTF-8: surrogates stand for such bytes.
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

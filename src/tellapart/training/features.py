@@ -49,6 +49,7 @@ class Extractor:
 
     def store(self, folder: Path) -> RowStore:
         """Return where features are kept below a cache folder."""
+        # One store for both runtimes: they differ by 2e-6 of the largest feature (docs/experiments.md).
         return RowStore(folder / f"features-{self._name}", "features.f32", 4 * self.num_features)
 
     def __call__(self, pictures: Pictures, cache: Path | None, progress: Progress = no_progress) -> Floats:
@@ -102,6 +103,7 @@ class Extractor:
             part = positions[done : done + len(batch_features)]
             done += len(batch_features)
             yield part, batch_features
+            # After `yield`, when the batch is kept: progress may raise, and nothing that was computed is to be lost.
             progress("looking at the photos", done, len(positions))
 
 

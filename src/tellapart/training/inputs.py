@@ -73,6 +73,7 @@ class Inputs:
         # Validation photos keep the labels alone: a student is compared with other networks by the same loss.
         held_out, targets = photos.side("validation")
         self.num_validation = len(held_out)
+        # Of `pictures`, not of `sources`: validation is to see what the network will be shown.
         self.validation = CleanBatches(photos.pictures, held_out, targets, num_classes=self.num_classes, workers=_CORES)
 
     @property

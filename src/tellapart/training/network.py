@@ -31,6 +31,8 @@ def optimizer_for(recipe: Recipe, rate: Any) -> keras.optimizers.Optimizer:
     average = {"use_ema": True} if settings.weight_average else {}
     if settings.optimizer == "adamw":
         optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay, **average)
+        # Before the optimiser is built: Keras refuses it afterwards. These are parts of variables' names: a scale or an
+        # offset that is called otherwise would decay.
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         return optimizer
     if settings.optimizer == "sgd":

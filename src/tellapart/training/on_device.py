@@ -87,6 +87,7 @@ def keep_compiled(folder: Path) -> None:
     """Keep what XLA compiles in a folder, for later processes; JAX_COMPILATION_CACHE_DIR names another one."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX would keep only what took a second or more to compile, and choose the smallest entry by the file system.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -181,6 +182,8 @@ class OnDevice:
             callbacks: are called for epochs, and for the last step of each call.
         """
         watchers = keras.callbacks.CallbackList(list(callbacks), model=self.model)
+        # From here on `state` is ahead of the model's variables, which `_report` sets to those of whole epochs only:
+        # `train` relies on that when an epoch is given up.
         state, speed, totals = self._values(), self._speed(), np.zeros(2)
         self.model.stop_training = False
         watchers.on_train_begin()
@@ -235,6 +238,7 @@ class OnDevice:
         logs = {"loss": loss, "accuracy": accuracy}
         if called.checked is not None:
             prepared, part_metrics = called.checked
+            # Of one part only: penalties are on weights, which are the same in all parts.
             penalty = float(part_metrics[0].penalty)
             right, total = (sum(float(getattr(part, name)) for part in part_metrics) for name in ("right", "loss"))
             photos = self.inputs.num_validation

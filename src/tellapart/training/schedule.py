@@ -98,6 +98,7 @@ def snapshots_due(segment: Segment, epochs: int, count: int) -> int:
     )
 
 
+# For the tests and readers: what trains is `PlannedRate.__call__`, which must say the same.
 def rate_at(progress: float, train: Train) -> float:
     """Return the learning rate after the share `progress` of training, 0 to 1.
 

@@ -29,6 +29,7 @@ def kept_networks(run: Path, recipe: Recipe, num_classes: int) -> dict[str, kera
     folder = RunFolder(run).checkpoints
     networks = {
         path.stem: plain_network(recipe, num_classes, path)
+        # A number may be missing: where two were due at one validated epoch, the later one alone was kept.
         for path in (folder / f"snapshot-{number}.npz" for number in range(1, recipe.train.snapshots + 1))
         if path.is_file()
     }

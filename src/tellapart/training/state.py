@@ -52,6 +52,7 @@ class TrainingState:
         stopped: validation no longer improves.
     """
 
+    # All fields go into checkpoints as JSON: a new one needs a value in `from_dict` for checkpoints that lack it.
     precision: Precision
     planned_steps: int
     epoch: int = 0

@@ -7,7 +7,6 @@ happens within training, epoch by epoch, is planned by `tellapart.training.plann
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from tellapart.data.batches import clean_batch_size
 from tellapart.data.decode import decode_square
-from tellapart.data.image_file import read_file
+from tellapart.data.image_file import decoding_threads, read_file
 from tellapart.data.scan import inspect
 from tellapart.errors import DecodeError
 from tellapart.models.build import build
@@ -50,6 +49,8 @@ _SLOWER = 1.1
 """Times what a few photos took: with the caches being written all of them took up to 1.13 of it."""
 _READING_SHARE = 0.4
 """Of the time, for scan, decoding and the final prediction, where the network has yet to be trained."""
+_LEAST_SHARE = 0.01
+"""Of the photos, however short the time is: less than that tells nothing."""
 _SECONDS_TO_CHECK = 1.5e-4
 """For a photo's part in the search for copies and in the health check: 0.06 ms of 10,000 photos, 0.14 ms of 41,000."""
 _SECONDS_BESIDES = 12.0
@@ -93,6 +94,8 @@ class TimePlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``environment.json`` says of it; the recipe has its own file."""
+        # `run._fit_into` and `preparation.prepare` read these names back: a resumed run keeps its share of the photos
+        # and its precision.
         precision = {} if self.precision is None else {"precision": asdict(self.precision)}
         costs = {"seconds_per_photo": asdict(self.costs)}
         return (
@@ -103,6 +106,7 @@ class TimePlan:
 class _Noise:
     """Batches of noise, for timing a network before there are pictures."""
 
+    # What `timing._Few` takes over from the batches that it stands for.
     workers, max_queue_size = 1, 4
 
     def __init__(self, image_px: int, batch_size: int, num_classes: int, num_targets: int) -> None:
@@ -142,7 +146,7 @@ def plan_for_time(paths: Sequence[Path], num_classes: int, recipe: Recipe, secon
     if recipe.model.weights:
         for_photos = min(_FEATURES_SHARE * left, max(left - _SECONDS_FOR_A_HEAD, left / 4) / _SLOWER)
         share = for_photos / (len(paths) * _once(costs))
-        return TimePlan(recipe, min(1.0, share), costs, precision, photo_px)
+        return TimePlan(recipe, min(1.0, max(_LEAST_SHARE, share)), costs, precision, photo_px)
     recipe, costs = _with_enough_epochs(recipe, costs, len(paths), left)
     return TimePlan(recipe, _share_that_fits(recipe, costs, len(paths), left), costs, precision, photo_px)
 
@@ -169,6 +173,7 @@ def expected_seconds(paths: Sequence[Path], num_classes: int, recipe: Recipe) ->
 
 
 def _sample(paths: Sequence[Path], recipe: Recipe) -> list[Path]:
+    # Drawn, not the first ones: paths are sorted, so these are mostly of one class, whose photos may be the smallest.
     chosen = generator(recipe.train.seed, "timed photos").permutation(len(paths))[: _SAMPLE + _WARM_UP]
     return [paths[position] for position in chosen]
 
@@ -219,7 +224,8 @@ def _share_that_fits(recipe: Recipe, costs: Costs, num_photos: int, seconds: flo
     epoch = recipe.data.split[0] * costs.step + recipe.data.split[1] * costs.forward
     once = num_photos * _once(costs)
     all_of_them = once + _FEWEST_OF_A_PART * num_photos * epoch
-    return min(1.0, _READING_SHARE * seconds / once, _for_photos(seconds) / all_of_them)
+    # Where the timing alone has taken the time, what is left is below 0.
+    return max(_LEAST_SHARE, min(1.0, _READING_SHARE * seconds / once, _for_photos(seconds) / all_of_them))
 
 
 def _no_larger_than(recipe: Recipe, photo_px: int) -> Recipe:
@@ -277,7 +283,7 @@ def _time_decoding(sample: Sequence[Path], recipe: Recipe) -> float:
 def _time_per_file(work: Callable[[Path], Any], sample: Sequence[Path]) -> tuple[float, list[Any]]:
     """Do the work for each file in as many threads as scanning and decoding have; return (seconds a file, results)."""
     warm_up = _WARM_UP if len(sample) > 2 * _WARM_UP else 0
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(decoding_threads(sample)) as pool:
         # The first files also pay for starting the threads: they are not timed.
         results = list(pool.map(work, sample[:warm_up]))
         start = time.perf_counter()

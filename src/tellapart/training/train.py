@@ -150,6 +150,7 @@ def train_network(
     state = saved or planner.begin()
     if head:
         state.history, state.best = [head], Best(0, head.get("val_loss"))
+        # The head counts as training: a resumed run reads from here how much of its budget is spent.
         state.seconds_training = head["seconds"]
     if head and (not recipe.model.unfreeze or not planner.has_time()):
         observer.announce("The fitted head is kept as it is: nothing is fine-tuned.")
@@ -185,6 +186,8 @@ def _fit_segments(
 ) -> None:
     """Train one segment after the other, until the schedule is over or no further epoch fits the time."""
     while state.goes_on:
+        # A run that was killed at the end of a segment still stands in it: no epoch is trained then, but `leave` must
+        # be called before the next segment is entered.
         if state.segment is None and not planner.enter_next(state, int(trainee.model.optimizer.iterations)):
             break
         started, first_epoch = time.perf_counter(), state.epoch
@@ -242,6 +245,7 @@ def _be_deterministic(announce: Announce) -> None:
 
 def _finish(run: RunFolder, inputs: Inputs, state: TrainingState) -> Training:
     """Write the best weights as a model of plain Keras layers, for any Keras to open, and say how it went."""
+    # From the file: the network that was trained has the weights of its last step, not those that were kept.
     model = plain_network(inputs.recipe, inputs.num_classes, run.best_weights)
     save_network(model, run.model_path)
     seconds, best = state.seconds_training, state.best or Best(state.epoch, None)
@@ -297,6 +301,7 @@ def _fit_segment(
         batches,
         initial_epoch=state.epoch,
         epochs=state.last_epoch,
+        # Keras would shuffle by Python's own random numbers, which no checkpoint holds. The order is random already.
         shuffle=False,
         validation_data=inputs.validation if inputs.num_validation else None,
         validation_freq=validation_epochs,

@@ -32,6 +32,8 @@ from tellapart.training.state import Best
 
 Floats = NDArray[np.float32]
 
+# From strong to weak: each fit begins where the one before ended, the weakest take most of the time, and the search
+# ends at the first that is worse (docs/decisions.md).
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
 """Of the head's squared weights, per photo; the one with the lowest validation loss is kept."""
 _ENOUGH_FOR_A_PENALTY = 8000

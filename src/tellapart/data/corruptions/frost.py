@@ -77,6 +77,7 @@ def frost_sheet(number: int) -> NDArray[np.uint8]:
                 _grow_fronds(ice, taken, random, roots, headings, length * random.uniform(0.45, 1.1, FANS_AT_ONCE))
                 headings = headings + random.uniform(0.45, 0.8, FANS_AT_ONCE)
     sheet = _lit(ice, random)
+    # All calls and threads share it: nobody may draw into it.
     sheet.flags.writeable = False
     return sheet
 

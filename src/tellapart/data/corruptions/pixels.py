@@ -30,4 +30,5 @@ def draw_signed(rng: np.random.Generator, shape: tuple[int, ...]) -> Plane:
 
 def levels(values: Any) -> Picture:
     """Return float `values`, none below 0, as uint8: rounded, at most 255."""
+    # OpenCV takes the size of a number before it rounds: -20 would become 20, not 0.
     return np.asarray(cv2.convertScaleAbs(values), np.uint8)

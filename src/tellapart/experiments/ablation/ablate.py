@@ -123,6 +123,8 @@ def ablate(
 
 
 def _run_folder(folder: Path, variant: Variant, seed: int) -> Path:
+    # By these two alone a finished run is found again: a variant that is renamed is trained anew, and one that changes
+    # under its name is not.
     return folder / "runs" / f"{variant.name}-seed{seed}"
 
 

@@ -19,6 +19,7 @@ PLAIN_RATE = 1e-3
 _MOMENTUM = 0.9
 """Of BatchNorm's running statistics, where a variant takes the place of those of clean photos: a short run has too few
 steps for 0.99."""
+# A part that is missing here stays on in the ladder and in "no-augmentation".
 _AUGMENT = {
     "flip": False, "rotation": 0.0, "zoom": 0.0, "translation": 0.0, "brightness": 0.0, "contrast": 0.0,
     "randaugment_ops": 0, "erase": 0.0, "mixup": 0.0, "cutmix": 0.0,

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tellapart.data.cache import default_cache
 from tellapart.data.scan import find_photos
@@ -26,7 +28,7 @@ from tellapart.experiments.ensembling.distill import student_recipe
 from tellapart.experiments.ensembling.ensemble_run import write_joined
 from tellapart.experiments.ensembling.members import Member
 from tellapart.experiments.ensembling.weighting import choose
-from tellapart.experiments.finished_run import open_finished_run
+from tellapart.experiments.finished_run import FinishedRun, open_finished_run
 from tellapart.experiments.racing.backbone_choice import try_backbones
 from tellapart.experiments.racing.begin import BALANCE, FIRST_BACKBONE, SECONDS, backbone_at_hand, pretrained_recipe
 from tellapart.experiments.racing.candidates import ENSEMBLE, Entry, GivenUpError, Watch, best_of, entry_line, measured
@@ -45,6 +47,7 @@ from tellapart.training.network import forget_networks
 from tellapart.training.schedule import stages_of
 from tellapart.training.time_plan import TimePlan, at_size, plan_for_time
 
+# Folders are called so too: under another name a race that was interrupted would not find what it has done.
 _NAMES = ("head", "from scratch", "fine-tuned", "student")
 _CHOOSING = 0.1
 """Of the time, in which pretrained networks are tried on a few photos, where several are at hand."""
@@ -267,19 +270,8 @@ class _Race:
         began = time.time()
         candidates = [self._folder_of(entry.name) for entry in finished]
         runs = [open_finished_run(candidate.path, candidate.path.name) for candidate in candidates]
-        # All candidates copied one table, so the first one's row numbers hold for all.
-        photos = runs[0].photos[runs[0].photos["split"] == "validation"]
-        true = np.array([runs[0].classes.index(label) for label in photos["label"]], np.int64)
-        probabilities = np.stack([run.probabilities[photos.index] for run in runs])
-        # Clipped: a probability of 0 has no finite logarithm.
-        of_truth = probabilities[:, np.arange(len(true)), true].clip(1e-7, 1.0)
-        weights = choose(of_truth, photos["unit"].tolist(), seed=self.folder.record().seed).chosen.weights
-        # By what decides who is kept: where classes are ten to one, photos named rightly would be the large classes'.
-        predicted = np.tensordot(weights, probabilities, 1).argmax(axis=1)
-        if self._is_balanced():
-            gain = float((predicted == true).mean()) - (best.accuracy or 0.0)
-        else:
-            gain = f1_macro(true, predicted, len(runs[0].classes)).value - (best.f1 or 0.0)
+        weights, gain = self._weighed(runs, best)
+        # Asked of tables, before any network is built. Whether the ensemble is kept is decided by what it says itself.
         if gain < _PAYS:
             self.observer.announce(f"An ensemble would bring {points(gain)} points on validation: not worth its time.")
             return
@@ -298,6 +290,7 @@ class _Race:
                 progress=self.observer.progress,
             )  # fmt: skip
         except RunError as error:  # the best single candidate is there all the same
+            shutil.rmtree(ensemble.path, ignore_errors=True)  # it looks finished
             self.observer.announce(f"warning: {error}")
             return
         networks = " + ".join(entry.network for entry, weight in zip(finished, weights, strict=True) if weight > 0)
@@ -305,6 +298,21 @@ class _Race:
         self.entries.append(measured(entry, ensemble))
         self.observer.announce(entry_line(self.entries[-1]))
         self._save()
+
+    def _weighed(self, runs: Sequence[FinishedRun], best: Entry) -> tuple[NDArray[np.float64], float]:
+        """Return weights for the runs, chosen on validation, and what their mean gains there over the best of them."""
+        # All candidates copied one table, so the first one's row numbers hold for all.
+        photos = runs[0].photos[runs[0].photos["split"] == "validation"]
+        true = np.array([runs[0].classes.index(label) for label in photos["label"]], np.int64)
+        probabilities = np.stack([run.probabilities[photos.index] for run in runs])
+        # Clipped: a probability of 0 has no finite logarithm.
+        of_truth = probabilities[:, np.arange(len(true)), true].clip(1e-7, 1.0)
+        weights = choose(of_truth, photos["unit"].tolist(), seed=self.folder.record().seed).chosen.weights
+        # By what decides who is kept: where classes are ten to one, photos named rightly would be the large classes'.
+        predicted = np.tensordot(weights, probabilities, 1).argmax(axis=1)
+        if self._is_balanced():
+            return weights, float((predicted == true).mean()) - (best.accuracy or 0.0)
+        return weights, f1_macro(true, predicted, len(runs[0].classes)).value - (best.f1 or 0.0)
 
     def _student(self) -> None:
         """A network like the best single one that learns what the ensemble says, where as much time is left again.
@@ -364,9 +372,10 @@ class _Race:
 
     def _best_backbone(self, first: str) -> str:
         """Return which of the networks whose weights are at hand to begin from, by a head on a few photos."""
-        if self._folder_of("head").is_begun:
-            # The choice was made before the race was interrupted.
-            return str(self._folder_of("head").recipe().model.name)
+        for candidate in ("head", "fine-tuned"):
+            if self._folder_of(candidate).is_begun:
+                # The choice was made before the race was interrupted.
+                return str(self._folder_of(candidate).recipe().model.name)
         names = [first, *(weights.name for weights in listed() if weights.path and weights.name != first)]
         if len(names) == 1:
             return first

@@ -93,6 +93,7 @@ class Measured:
 def trial_recipe(search: Search, values: Mapping[str, Value]) -> Recipe:
     """Return the recipe of a trial: the values, and what makes trials comparable and cheap."""
     recipe = recipe_with(search.recipe, values)
+    # Chosen once for all: "auto" may choose otherwise from run to run, and trials could not be compared.
     train = {"precision": search.precision, "validate_every": search.validate_every}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
 

@@ -107,6 +107,7 @@ def tune(
     )  # fmt: skip
     # From here on, so that scanning and decoding the photos count.
     deadline = None if time_limit is None else time.time() + time_limit
+    # Before the lock, whose file would make a new folder look like one that holds something else.
     _claim(search, os.path.abspath(photos), storage)
 
     # Search

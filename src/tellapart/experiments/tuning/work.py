@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _TIMES = "seconds of worker "
 
 
+# Sent to workers by pickle: nothing in it may hold a connection, a lock or a network.
 @dataclass(frozen=True)
 class SearchJob:
     """What is wanted of the workers of a search.

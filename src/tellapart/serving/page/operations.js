@@ -36,7 +36,7 @@ async function fill() {
   if (busy || ended) return;
   busy = true;
   try {
-    const answer = await ask(about("operations/review", { count: 30 }));
+    const answer = await ask(about("operations/review", { count: Math.min(100, 30 + skipped.size) }));
     if (classes.join("\n") !== answer.classes.join("\n")) drawClasses((classes = answer.classes));
     const known = new Set([...waiting.map((one) => one.id), ...done.map((one) => one.question.id), ...skipped]);
     waiting.push(...answer.questions.filter((one) => !known.has(one.id)));
@@ -229,7 +229,7 @@ function drawWatch({ watch, no_watch: why, labelled }) {
   if (watch) {
     facts.unshift(fact(watch.num_photos.toLocaleString(), `photos since ${when(watch.first)}`));
     if (watch.accuracy) {
-      facts.push(fact(`at most about ${whole(watch.accuracy.value)}`, `right, estimated without labels; ${whole(watch.accuracy_before)} of the validation photos`));
+      facts.push(fact(`about ${whole(watch.accuracy.value)}`, `right, estimated without labels; ${whole(watch.accuracy_before)} of the validation photos`));
     }
     for (const [name, { now, usual }] of Object.entries(watch.signals)) facts.push(fact(now.toFixed(3), `${name}; usual: at most ${usual.toFixed(3)}`));
     facts.push(fact(watch.evidence.toPrecision(2), `evidence of drift; an alarm is raised at 1, and there were ${watch.alarms.length}`));
