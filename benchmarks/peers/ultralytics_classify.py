@@ -35,6 +35,8 @@ from cpu_torchvision import torchvision
 
 NETWORK = "yolo26n-cls"
 IMAGE_PX = 224
+_WARM_UP = 10
+"""Batches."""
 
 
 class Until:
@@ -53,10 +55,16 @@ class Until:
         self.leave(trainer, 0.0)
 
     def after_batch(self, trainer: Any) -> None:
-        """Guess at the first validation: half of what training takes for a photo."""
+        """Guess at the first validation: half of what training takes for a photo, when that is known.
+
+        Not by the first batches, which start readers and allocate memory: by them a validation would take minutes, and
+        the trainer would be told that its time is over.
+        """
         self.batches += 1
-        if not self.epochs:
-            per_photo = (time.time() - trainer.train_time_start) / (self.batches * trainer.batch_size)
+        if self.batches == _WARM_UP:
+            self.warm = time.time()
+        if not self.epochs and self.batches >= 2 * _WARM_UP:
+            per_photo = (time.time() - self.warm) / ((self.batches - _WARM_UP) * trainer.batch_size)
             self.leave(trainer, per_photo / 2 * len(trainer.test_loader.dataset))
 
     def leave(self, trainer: Any, validation: float) -> None:
