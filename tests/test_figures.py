@@ -93,13 +93,14 @@ def test_the_story_is_that_of_its_file():
     assert found["roll_back"].split("after ")[1].split(" labels")[0] in near
 
 
-def test_peers_of_a_race_are_those_of_its_file():
-    found, near = result("race-antsbees-1m"), numbers_near("docs/race.md", "race-antsbees-1m")
+@pytest.mark.parametrize("name", ["race-photos9-2m", "race-antsbees-1m"])
+def test_peers_of_a_race_are_those_of_its_file(name: str):
+    found, near = result(name), numbers_near("docs/race.md", name)
     peers = {name: values for name, values in found.items() if ", " in name}
     assert len(peers) == 5
-    for name, values in peers.items():
+    for peer, values in peers.items():
         shown = {f"{value:.3f}" for value in (values["test"], *values["interval_over_test_photos"])}
-        assert not shown - near, name
+        assert not shown - near, peer
 
 
 def test_the_reference_recipes_accuracy_is_that_of_its_file():

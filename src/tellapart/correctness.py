@@ -25,7 +25,7 @@ class CorrectnessModel:
     """A logistic regression from four signs of a photo to the probability that its answer is right.
 
     A network stays confident where photos are damaged, but what it makes of them lies further from all that it learned
-    from: confidence alone was 7 to 15 points of accuracy off, the mean over 75 kinds of damage, and with this 5 to 8
+    from: by confidence alone the accuracy was 8 to 15 points off, the mean over 75 kinds of damage, and by this 5 to 9
     (docs/drift.md).
 
     Attributes:
