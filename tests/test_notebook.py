@@ -33,7 +33,7 @@ def test_what_the_tour_imports_of_tellapart_exists():
         assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_tour_runs_from_top_to_bottom(tmp_path: Path):
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     assert all(cell.get("outputs", []) == [] for cell in cells), "kept without outputs"
