@@ -35,21 +35,12 @@ class CorrectnessModel:
 
     coefficients: Floats
 
-    def probability(self, probabilities: Floats, similarity: Floats) -> Floats:
-        """Return how likely each answer is right, (num_photos,) float64 in [0, 1].
-
-        Args:
-            probabilities: (num_photos, num_classes) that the network gave.
-            similarity: (num_photos,) to the nearest reference, as `UnknownDetector.similarity` gives it.
-        """
-        return _logistic(signs(probabilities, similarity), self.coefficients[0])
-
     def mean_with_redraws(self, probabilities: Floats, similarity: Floats, *, seed: int = 0) -> tuple[float, Floats]:
-        """Return the mean probability, and (num_redraws,) others: of redrawn coefficients on redrawn photos.
+        """Return how likely answers are right on average, 0 to 1, and (num_redraws,) others from redrawn photos.
 
         Args:
-            probabilities: as in `probability`, of one photo at least.
-            similarity: likewise.
+            probabilities: (num_photos, num_classes) that the network gave, of one photo at least.
+            similarity: (num_photos,) to the nearest reference, as `UnknownDetector.similarity` gives it.
             seed: of the draws.
         """
         rows, rng = signs(probabilities, similarity), generator(seed, "correctness")
@@ -90,7 +81,7 @@ def learn_correctness(
     learned: list[Floats] = []
     while len(learned) <= _REDRAWS:
         count = numbers.max() + 1
-        # The first of all from the photos as they are: `probability` takes row 0. Then whole photos are redrawn, for
+        # First from the photos as they are: these coefficients are the estimate's. Then whole photos are redrawn, for
         # the damaged copies of one are no observations of their own.
         times = np.ones(count) if not learned else np.bincount(rng.integers(0, count, count), minlength=count)
         weights = times[numbers].astype(np.float64)

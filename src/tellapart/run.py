@@ -253,8 +253,9 @@ def run_stages(
     with photos.pictures, photos.sources:
         training = train_network(folder, recipe, photos, request=asked, observer=observer)
         cached = photos.pictures.num_cached  # before the pictures close: a closed cache counts no photos
-        about = (photos.pictures, photos.frame, photos.classes)
-        metrics = measure(folder, training.model, *about, progress=observer.progress)
+        metrics = measure(
+            folder, training.model, photos.pictures, photos.frame, photos.classes, progress=observer.progress
+        )
     # Before `metrics.json`: a finished run must have what it is reproduced from.
     folder.update_record(**_how(recipe, training, cached))
     if reason := metrics["unknown"].get("missing"):

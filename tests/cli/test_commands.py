@@ -267,6 +267,21 @@ def test_a_resumed_run_refuses_what_it_would_have_to_drop(command, given: list[s
     assert (run / "recipe.toml").read_bytes() == before
 
 
+def test_a_database_that_fails_after_it_was_opened_is_a_message(command, tmp_path: Path):
+    import sqlalchemy as sa
+
+    from tellapart.request_store import RequestStore
+
+    store = RequestStore(f"sqlite:///{tmp_path / 'requests.db'}")
+    with store.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE retrainings"))
+    store.close()
+    ended = command("retrain", "history", "--store", tmp_path / "requests.db")
+    assert ended.code == 4
+    assert "error: the database failed: no such table: retrainings" in ended.err
+    assert "Traceback" not in ended.err
+
+
 def test_doctor_names_what_is_used(command, tmp_path: Path):
     from tellapart.training.environment import environment
 

@@ -12,8 +12,10 @@ import pytest
 import tellapart
 from drawing import make_classes
 from tellapart.errors import InputError, RunError
-from tellapart.experiments.extend import extended_photos
-from tellapart.run_folder import RunFolder
+from tellapart.experiments.extend import extended_photos, extended_request
+from tellapart.run import begin
+from tellapart.run_folder import RunFolder, RunRequest
+from tellapart.settings import load_recipe
 
 QUICK = ["data.image_px=32", "train.epochs=2", "train.batch_size=16", "train.precision=float32"]
 
@@ -48,6 +50,19 @@ def test_a_new_class_joins_and_old_photos_keep_their_split(earlier: Path, tmp_pa
         right = pd.Series(named == photos["label"].to_numpy(object), photos["sha256"])
         assert share == pytest.approx(right[test].mean())
     assert found["interval"][0] <= found["after"] - found["before"] <= found["interval"][1]
+
+
+def test_a_run_that_learned_from_a_teacher_is_extended_without_it(tmp_path: Path):
+    """The teacher has said nothing of the new photos: training would refuse them."""
+    make_classes(tmp_path / "photos", {"a": 3, "b": 3})
+    recipe = load_recipe(changes=["distill.teacher=runs/teacher", "train.epochs=7"])
+    for race, expected in ((None, ("", 7)), ([], None)):
+        request = RunRequest(photos=str(tmp_path / "photos"), race=race)
+        run = begin(recipe, request, tmp_path / ("alone" if race is None else "race"))
+        run.metrics_path.write_text("{}")
+        again, asked = extended_request(tmp_path / "table.csv", run, None)
+        assert (None if again is None else (again.distill.teacher, again.train.epochs)) == expected
+        assert asked.extends == str(run.path)
 
 
 def test_photos_that_are_gone_or_a_run_that_is_not_finished_are_refused(earlier: Path, tmp_path: Path):

@@ -59,7 +59,7 @@ def test_nothing_is_learned_where_all_answers_are_alike_and_probabilities_of_0_a
     came[::3] = [1.0, 0.0]
     model = learn_correctness(came, similarity, is_right, np.arange(50))
     assert np.isfinite(model.coefficients).all()
-    assert np.isfinite(model.probability(came, similarity)).all()
+    assert np.isfinite(model.mean_with_redraws(came, similarity)[1]).all()
 
 
 def test_shares_of_classes_are_found_behind_their_confusions():

@@ -33,8 +33,9 @@ SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTED_PX = 224
 """Pictures are corrupted at this size, for which the corruptions are defined, and then shrunk for the network."""
 _BINS = 5
-NUM_DAMAGED = 300
-"""Damaged photos from which it is learned how likely answers are right; more tell no more (docs/experiments.md)."""
+_NUM_DAMAGED = 300
+"""Damaged photos, the same ones again where there are fewer, from which it is learned how likely answers are right;
+more tell no more (docs/experiments.md)."""
 _CLEAN_FOR_EACH_DAMAGED = 0.3
 _AT_ONCE = 64
 
@@ -122,7 +123,6 @@ def learn_under_corruption(
     *,
     max_pixels: int,
     corruptions: Sequence[str] = tuple(CORRUPTIONS),
-    num_damaged: int = NUM_DAMAGED,
     progress: Progress = no_progress,
 ) -> CorrectnessModel | None:
     """Learn how likely a network's answers are right, from photos as they are and damaged in many ways.
@@ -135,7 +135,6 @@ def learn_under_corruption(
         image_px: side of the pictures that `outputs` takes.
         max_pixels: photos that declare more are left out.
         corruptions: names of `CORRUPTIONS`, each at five severities.
-        num_damaged: photos in all, the same ones again where there are fewer.
         progress: called with ("damaging photos", done, total).
 
     Returns:
@@ -144,9 +143,9 @@ def learn_under_corruption(
     kinds = [(name, severity) for name in corruptions for severity in SEVERITIES]
     rng = generator(0, "learn-under-corruption")
     # Photos are in the order of their classes: each kind of damage must meet all of them.
-    positions = np.resize(rng.permutation(len(photos)), num_damaged)
-    damage: list[tuple[str, int] | None] = [kinds[at] for at in rng.permutation(np.arange(num_damaged) % len(kinds))]
-    num_clean = min(len(photos), round(_CLEAN_FOR_EACH_DAMAGED * num_damaged))
+    positions = np.resize(rng.permutation(len(photos)), _NUM_DAMAGED)
+    damage: list[tuple[str, int] | None] = [kinds[at] for at in rng.permutation(np.arange(_NUM_DAMAGED) % len(kinds))]
+    num_clean = min(len(photos), round(_CLEAN_FOR_EACH_DAMAGED * _NUM_DAMAGED))
     positions, damage = np.concatenate([positions, positions[:num_clean]]), damage + [None] * num_clean
     large_px = max(CORRUPTED_PX, image_px)
 

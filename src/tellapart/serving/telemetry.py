@@ -62,7 +62,7 @@ class Telemetry:
         self.feedback = counter("tellapart_feedback", "Verdicts of users.", ("model", "verdict"))
         kept, seen = (
             "Predictions for the request store: stored, or lost.",
-            "Images for a challenger: predicted, or dropped.",
+            "Images for a challenger in shadow: predicted, or dropped.",
         )
         self.stored = counter("tellapart_stored_predictions", kept, ("outcome",))
         self.shadows = counter("tellapart_shadow_images", seen, ("outcome",))

@@ -104,8 +104,10 @@ def write_joined(
     save_weights(run.best_weights, model.get_weights(), {"epoch": 0, "score": None})
 
     # What is said of the photos
-    options = {"folder": cache, "limit_bytes": limit_bytes, "max_pixels": recipe.data.max_pixels}
-    with open_rows(root, frame, image_px, **options, progress=progress) as pictures:
+    with open_rows(
+        root, frame, image_px, folder=cache, limit_bytes=limit_bytes, max_pixels=recipe.data.max_pixels,
+        progress=progress,
+    ) as pictures:  # fmt: skip
         features, predicted = _asked(model, members, weights, frame, pictures, progress)
     probabilities, calibration = calibrate(run, model, predicted, frame, classes)
     save_outputs(run, features, probabilities)
