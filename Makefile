@@ -53,7 +53,7 @@ test: lint .venv-jax/installed
 test-slow: install-dev .venv-jax/installed
 	$(BIN)/python -m pytest -m 'slow and not by_hand' -n 2 --dist loadfile --durations=12 -rs
 
-# Five minutes and more each: no part of `.ci/run`, which must end within thirty.
+# Minutes each, and in their parts covered above: no part of `.ci/run`, which must end within thirty.
 test-by-hand: install-dev .venv-jax/installed
 	$(BIN)/python -m pytest -m by_hand -rs
 

@@ -92,7 +92,8 @@ def test_the_wheel_trains_in_an_environment_of_its_own(wheel: Path, tmp_path: Pa
     packages = subprocess.run([commands / "pip", "list", "--format=json"], capture_output=True, check=True).stdout
     names = {package["name"].lower().replace("_", "-") for package in json.loads(packages)}
     assert len(names & {"tensorflow", "tensorflow-cpu"}) == 1, "two packages that bring the same files"
-    for words in (["draw", "photos", "--images", "120"], ["train", "photos", "--time", "40s", "--out", "run"]):
+    quick = [word for setting in QUICK for word in ("--set", setting)]
+    for words in (["draw", "photos", "--images", "120"], ["train", "photos", *quick, "--out", "run"]):
         done = subprocess.run(
             [commands / "tellapart", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
             env=clean_environment(TELLAPART_CACHE=str(tmp_path / "cache"), TF_CPP_MIN_LOG_LEVEL="3"),

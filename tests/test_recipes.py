@@ -19,9 +19,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tellapart.draw(tmp_path_factory.mktemp("drawn") / "photos", num_images=240)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "reference" else pytest.mark.slow) for name in RECIPE_NAMES]
-)
+TIERS = {"fast": pytest.mark.slow, "transfer": pytest.mark.by_hand}
+"""A run of `transfer` is gone through in training/test_transfer.py."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=TIERS.get(name, [])) for name in RECIPE_NAMES])
 def test_a_recipe_trains_and_measures(name: str, photos: Path, tmp_path: Path):
     recipe = load_recipe(name)
     changes: dict[str, Any] = {"data.image_px": 32, "train.epochs": 2, "train.precision": "float32"}

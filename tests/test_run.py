@@ -162,7 +162,7 @@ def test_killed_while_a_checkpoint_is_written_resumes_to_the_same_weights(
     assert same_weights(run, uninterrupted)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_killed_while_caching_resumes_to_the_same_weights(uninterrupted: Path, photos: Path, tmp_path: Path):
     run, cache = tmp_path / "run", tmp_path / "cache"
     process = start_training(photos, run, cache)

@@ -236,7 +236,7 @@ def test_a_damaged_model_makes_no_bundle_and_leaves_the_old_one(place: Path, mon
     assert not list(place.glob(".bundle*"))
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_gate_catches_what_keras_own_export_does_to_efficientnet(tmp_path: Path):
     """By way of a SavedModel it is right."""
     inputs = keras.Input((64, 64, 3), dtype="uint8")

@@ -404,7 +404,7 @@ def test_the_command_weighs_speed_and_begins_no_trial_after_its_time(
     assert 1 <= len(short["trials"]) < 100
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_killed_workers_cost_no_trial(photos: Path, tmp_path: Path):
     """A search is killed in a trial; run again with two workers, one of them is killed as well."""
     out = tmp_path / "search"
