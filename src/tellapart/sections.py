@@ -5,9 +5,9 @@ Which of them act beside which others only stands in `tellapart.conditions`.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -60,6 +60,15 @@ class Augment(Section):
     mix_probability: Fraction = Field(1.0, description="share of the batches that mixup or cutmix mixes")
 
 
+Channels = dict[str, Annotated[int, Field(ge=1)]]
+_CHANNELS: Any = Field(
+    {},
+    # Recipes of networks that are whole stay as they were: a search that goes on compares them with saved ones.
+    exclude_if=lambda channels: not channels,
+    description="how many channels of a layer are left, by its name, as tellapart compress writes it",
+)
+
+
 class ConvNet(Section):
     """The convnet, which is trained from scratch."""
 
@@ -73,6 +82,15 @@ class ConvNet(Section):
     l2: float = Field(1e-4, ge=0, description="L2 penalty on all kernels")
     batchnorm: bool = Field(True, description="BatchNormalization after each convolution")
     batchnorm_momentum: float = Field(0.99, gt=0, lt=1, description="of the running mean and variance")
+    channels: Channels = _CHANNELS
+
+    @field_validator("channels")
+    @classmethod
+    def _layers_exist(cls, channels: dict[str, int]) -> dict[str, int]:
+        layers = ("conv1", "conv2", "conv3", "hidden")
+        if unknown := sorted(set(channels) - set(layers)):
+            raise ValueError(f"convnet has no layer {unknown[0]!r} to narrow. Expected any of {', '.join(layers)}")
+        return channels
 
 
 class Backbone(Section):
@@ -89,6 +107,7 @@ class Backbone(Section):
     )
     dropout: float = Field(0.5, ge=0, lt=1, description="share of the features that are dropped in training")
     l2: float = Field(1e-4, ge=0, description="L2 penalty on the kernel of the head")
+    channels: Channels = _CHANNELS
 
 
 # In this order defaults are looked up (`settings._default`): a recipe that names no network means the convnet.

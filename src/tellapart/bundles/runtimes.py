@@ -46,7 +46,8 @@ class Runtime:
         format: of the artefacts that it opens.
         precision: of their weights.
         package: that must be installed.
-        tolerance: how far what it says may be from the Keras model.
+        tolerance: how far what it says may be from the Keras model; of weights that are not float32, from what the
+            bundle says of its reference images, which is the shipped model's.
         opens: (file, threads) → predictor.
         opens_several: (file, callers) → as many predictors, on one processor each, to be called at the same time; None:
             it is the same as to open it several times.
@@ -106,16 +107,44 @@ def _openvino_streams(precision: str) -> Callable[[Path, int], list[Predictor]]:
     return opens
 
 
-def _openvino_model(path: Path, precision: str, settings: dict[str, Any]) -> Any:
+def _openvino_one_by_one(path: Path, threads: int) -> Predictor:
+    """Open an int8 graph for one picture at a time, whatever comes: of a free batch size it can crash on AMX."""
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
+    return _each_alone(_openvino_request(_openvino_model(path, "f32", settings, batch=1)))
+
+
+def _openvino_one_by_one_streams(path: Path, callers: int) -> list[Predictor]:
+    settings = {"NUM_STREAMS": callers, "INFERENCE_NUM_THREADS": callers}
+    model = _openvino_model(path, "f32", settings, batch=1)
+    return [_each_alone(_openvino_request(model)) for _ in range(callers)]
+
+
+def _each_alone(predict: Predictor) -> Predictor:
+    """Return a predictor that hands on one picture at a time."""
+
+    def predict_all(images: NDArray[np.uint8]) -> Outputs:
+        parts = [predict(images[at : at + 1]) for at in range(len(images))]
+        embeddings = [part.embeddings for part in parts if part.embeddings is not None]
+        return Outputs(
+            np.concatenate([part.probabilities for part in parts]), np.concatenate(embeddings) if embeddings else None
+        )
+
+    return predict_all
+
+
+def _openvino_model(path: Path, precision: str, settings: dict[str, Any], *, batch: int | None = None) -> Any:
     import openvino
 
     core = openvino.Core()
+    model = core.read_model(path)
+    if batch is not None:
+        model.reshape([batch, *list(model.inputs[0].partial_shape)[1:]])
     # Pinning helps a single process (265 requests/s, 247 without), but OpenVINO pins several processes to the same
     # processors: two of them did 139 requests/s with pinning and 275 without.
     is_alone = settings["INFERENCE_NUM_THREADS"] >= (os.cpu_count() or 1)
     common = {"INFERENCE_PRECISION_HINT": precision, "ENABLE_CPU_PINNING": is_alone}
     with signal_stack_kept():
-        return core.compile_model(core.read_model(path), "CPU", common | settings)
+        return core.compile_model(model, "CPU", common | settings)
 
 
 def _openvino_request(model: Any) -> Predictor:
@@ -152,6 +181,10 @@ def _litert(path: Path, threads: int) -> Predictor:
         return _outputs([interpreter.get_tensor(index) for index in output_indices])
 
     return predict
+
+
+def _litert_one_by_one(path: Path, threads: int) -> Predictor:
+    return _each_alone(_litert(path, threads))
 
 
 def _tensorflow(path: Path, threads: int) -> Predictor:
@@ -194,6 +227,10 @@ RUNTIMES: dict[str, Runtime] = {
     "onnxruntime": Runtime("onnx", "float32", "onnxruntime", EXACT, _onnxruntime),
     "openvino-ir": Runtime("openvino", "float32", "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
     "litert": Runtime("litert", "float32", "ai_edge_litert", EXACT, _litert),
+    "openvino-int8": Runtime("onnx", "int8", "openvino", REDUCED, _openvino_one_by_one, _openvino_one_by_one_streams),
+    "onnxruntime-int8": Runtime("onnx", "int8", "onnxruntime", REDUCED, _onnxruntime),
+    "litert-int8": Runtime("litert", "int8", "ai_edge_litert", REDUCED, _litert_one_by_one),
+    "litert-f16": Runtime("litert", "float16", "ai_edge_litert", REDUCED, _litert_one_by_one),
     "tensorflow": Runtime("saved_model", "float32", "tensorflow", EXACT, _tensorflow),
     "keras": Runtime("keras", "float32", "keras", EXACT, _keras),
 }

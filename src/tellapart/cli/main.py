@@ -47,7 +47,8 @@ _GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "explain": evaluation.explain, "compare": comparison.compare,
     },
     "Ship": {
-        "predict": prediction.predict, "export": shipping.export, "benchmark": shipping.benchmark,
+        "predict": prediction.predict, "export": shipping.export, "compress": shipping.compress,
+        "benchmark": shipping.benchmark,
         "serve": serving.serve, "watch": watch.watch, "review": review.review,
     },
 }  # fmt: skip

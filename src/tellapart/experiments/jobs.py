@@ -24,11 +24,13 @@ class Job:
         folder: of the run.
         recipe: what to do.
         prepared: a folder with the table of photos and their split; nothing else is looked at.
+        begin_from: a run folder whose weights training begins with; None: as the recipe says.
     """
 
     folder: Path
     recipe: Recipe
     prepared: Path
+    begin_from: Path | None = None
 
     @property
     def run(self) -> RunFolder:
@@ -65,7 +67,8 @@ def run_job(
             return run_stages(reopen(job.folder, None), cache, observer, machine=machine).metrics
         # A kill before its table was there may have left a part, and `begin` refuses a folder that is not empty.
         shutil.rmtree(job.folder, ignore_errors=True)
-        request = RunRequest(photos=RunFolder(job.prepared).record().request.photos)
+        begin_from = None if job.begin_from is None else str(job.begin_from)
+        request = RunRequest(photos=RunFolder(job.prepared).record().request.photos, begin_from=begin_from)
         folder = begin(job.recipe, request, job.folder, prepared=job.prepared)
         return run_stages(folder, cache, observer, machine=machine).metrics
     finally:

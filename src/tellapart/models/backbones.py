@@ -21,8 +21,11 @@ import keras
 
 from tellapart.data.cache import default_cache
 from tellapart.errors import InputError
+from tellapart.models.channels import channels_of
 from tellapart.settings import Backbone
 
+_ANY_PX = 64
+"""Where the channels of a network of any size are followed."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pictures, from 0 to 1; red, green, blue."""
 
@@ -145,7 +148,8 @@ def backbone_network(
         kernel_regularizer=keras.regularizers.L2(settings.l2) if settings.l2 else None,
         name="probabilities",
     )(x)
-    return keras.Model(inputs, outputs, name=settings.name)
+    model = keras.Model(inputs, outputs, name=settings.name)
+    return channels_of(model, image_px or _ANY_PX).narrowed(model, settings.channels) if settings.channels else model
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def convnet(
     uint8 picture → [-1, 1] → three times (Conv2D 3×3 "same" + ReLU → BatchNormalization), with 32, 64 and
     128 channels and MaxPooling 2×2 after the first two → GlobalAveragePooling → Dense 256 + ReLU →
     Dropout → Dense + Softmax. 130,000 parameters; one of its last features sees 18 × 18 pixels.
-    ``settings.width`` multiplies the channels, 256 among them.
+    ``settings.width`` multiplies the channels, 256 among them; ``settings.channels`` says how many single layers have.
 
     Args:
         settings: width, dropout, L2, whether there is BatchNormalization, and its momentum.
@@ -62,8 +62,8 @@ def convnet(
 
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype=dtype, name="normalise")(inputs)
-    widths = (_times(settings.width, channels) for channels in (32, 64, 128))
-    for block, channels in enumerate(widths, start=1):
+    for block, full in enumerate((32, 64, 128), start=1):
+        channels = settings.channels.get(f"conv{block}", _times(settings.width, full))
         # Averaging is in float32 even where convolutions are not: it adds thousands of values.
         pool = (
             keras.layers.MaxPooling2D(2, dtype=dtype, name=f"pool{block}")
@@ -82,7 +82,7 @@ def convnet(
             pool,
             name=f"block{block}",
         )
-    hidden = _times(settings.width, 256)
+    hidden = settings.channels.get("hidden", _times(settings.width, 256))
     x = keras.layers.Dense(hidden, activation="relu", dtype="float32", name="hidden", **kernel())(x)
     # Out of reach of the kernels' seeds.
     x = keras.layers.Dropout(settings.dropout, seed=seed + 50, dtype="float32", name="dropout")(x)

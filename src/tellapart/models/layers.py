@@ -6,7 +6,7 @@ The one place for gradients outside training, on TensorFlow and JAX alike. Knows
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -316,3 +316,48 @@ def _with_gradient(look: Callable[..., tuple[Any, Any, Any]], model: keras.Model
 
         return run_jax
     raise InputError(f"Explanations need TensorFlow or JAX; the Keras backend is {backend}.")
+
+
+def kernel_gradients(model: keras.Model, layers: Sequence[keras.layers.Layer]) -> Callable[[Images, Any], list[Any]]:
+    """Compile (images, class numbers) → gradients of the mean cross-entropy with respect to the layers' kernels.
+
+    The network is as in prediction: no dropout, and normalisations with the statistics that they have.
+
+    Raises:
+        InputError: the Keras backend is neither TensorFlow nor JAX.
+    """
+    kernels, backend = [layer.weights[0] for layer in layers], keras.backend.backend()
+
+    def loss(images: Any, targets: Any) -> Any:
+        probabilities = keras.ops.cast(model(images, training=False), "float32")
+        return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(targets, probabilities))
+
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+        def run(images: Any, targets: Any) -> Any:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                values = [kernel.value for kernel in kernels]
+                for value in values:
+                    tape.watch(value)
+                total = loss(images, targets)
+            return tape.gradient(total, values)
+
+        return lambda images, targets: list(run(tf.convert_to_tensor(images), tf.convert_to_tensor(targets)))
+    if backend == "jax":
+        import jax
+
+        chosen = {id(kernel) for kernel in kernels}
+        others = [variable for variable in model.variables if id(variable) not in chosen]
+
+        def total(values: Any, rest: Any, images: Any, targets: Any) -> Any:
+            mapping = [*zip(kernels, values, strict=True), *zip(others, rest, strict=True)]
+            with keras.StatelessScope(state_mapping=mapping):
+                return loss(images, targets)
+
+        compiled = jax.jit(jax.grad(total))
+        return lambda images, targets: list(
+            compiled([kernel.value for kernel in kernels], [variable.value for variable in others], images, targets)
+        )
+    raise InputError(f"Gradients need TensorFlow or JAX; the Keras backend is {backend}.")

@@ -35,7 +35,7 @@ from tellapart.bundles.bundle import (
     strange_files,
     write_record,
 )
-from tellapart.bundles.runtimes import RUNTIMES
+from tellapart.bundles.runtimes import RUNTIMES, Predictor
 from tellapart.correctness import CorrectnessModel
 from tellapart.data.cache import Pictures, default_cache, open_rows
 from tellapart.data.decode import DECODER_VERSION, decode, decode_square
@@ -45,7 +45,7 @@ from tellapart.data.quality import UNKNOWN, measure_quality
 from tellapart.errors import BundleError, DecodeError, InputError, nearest
 from tellapart.evaluation.calibration import conformal_threshold, fit_temperature
 from tellapart.evaluation.features import features_and_probabilities
-from tellapart.evaluation.measure import groups_of
+from tellapart.evaluation.measure import class_numbers, groups_of, measure_sides
 from tellapart.evaluation.predict import Classifier, load, predict_pictures
 from tellapart.evaluation.robustness import find_quality_range, learn_under_corruption
 from tellapart.explain.maps import grad_cam_values
@@ -65,7 +65,9 @@ from tellapart.shipping.formats import (
     save_saved_model,
 )
 from tellapart.shipping.proofs import prove
-from tellapart.unknown import load_detector
+from tellapart.shipping.quantize import equalised, litert_int8, quantize_onnx, weights_to_int8
+from tellapart.shipping.reduced import answers_to, calibration_pictures, fit_shipped_detector, shipped_predictor
+from tellapart.unknown import UnknownDetector, load_detector
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,11 @@ _REFERENCE_IMAGES = 8
 _REFERENCE_BYTES = 500_000
 _EMBEDDINGS = 2000
 _EXPLAINED = 8
-_SAME_HEAT = 1e-3
+FULL = "float32"
+_HEAT = {FULL: 1e-3, "int8": 0.1}
+"""How far heat maps may be from Keras', of the strongest heat, by precision of the weights."""
+MARGIN = 0.005
+"""Share of the validation photos by which a bundle in int8 may be less accurate."""
 _PNG = b"\x89PNG"
 
 
@@ -87,11 +93,16 @@ def export(
     name: str | None = None,
     formats: Sequence[str] = (),
     coverage: float = COVERAGE,
+    precision: str = FULL,
+    margin: float = MARGIN,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
     announce: Callable[[str], None] = logger.info,
 ) -> Bundle:
     """Make a bundle of a finished run, and prove that it says what the run's model says.
+
+    In int8 it is another model: metrics, thresholds, references and what tells unknown photos are those of the file
+    that ships, and the proof is that it is not less accurate than the run's on validation photos by more than a margin.
 
     Args:
         run: a finished run folder; its validation and test photos are read.
@@ -99,6 +110,9 @@ def export(
         name: of the model; None: the run folder's.
         formats: any of "openvino", "litert", "saved_model", "keras", beside ONNX.
         coverage: that the prediction sets promise, 0 to 1.
+        precision: "float32" or "int8", of weights and activations.
+        margin: share of the validation photos by which int8 may be less accurate, 0 to 1: the upper end of the 95 %
+            interval of the loss must lie below it.
         cache: the folder for decoded pictures; None: the user's.
         progress: called often with (what, done, total).
         announce: called with single lines.
@@ -109,12 +123,13 @@ def export(
         BundleError: `to` is something else, or an artefact failed the parity gate.
     """
     run_folder, target = Path(run), Path(to)
+    cache_folder = default_cache() if cache is None else Path(cache)
     name = re.sub(r"[^\w.-]+", "-", run_folder.resolve().name)[:100] if name is None else name
     # Cheap checks first: a wrong name must not surface after minutes of proofs.
-    _check(target, name, formats, coverage)
+    _check(target, name, formats, coverage, precision, margin)
     classifier = load(run_folder)
     classifier.max_pixels = RunFolder(run_folder).recipe().data.max_pixels
-    photos = _photos(run_folder, classifier, default_cache() if cache is None else Path(cache), progress)
+    photos = _photos(run_folder, classifier, cache_folder, progress)
     # Hidden, so that a server ignores it; beside the target, so that a rename stays on one file system.
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -127,7 +142,14 @@ def export(
                 f"Temperature {known.temperature:.3f}; a class belongs to the answer from a probability of "
                 f"{known.threshold or 0:.3f}."
             )
-            artefacts = _artefacts(part, known, photos, formats, progress, announce)
+            detector, of_run = load_detector(RunFolder(run_folder).unknown_path), _of_run(run_folder)
+            if precision == FULL:
+                artefacts = _artefacts(part, known, photos, formats, progress, announce)
+            else:
+                request = _Reduction(RunFolder(run_folder), classifier, cache_folder, margin, coverage)
+                artefacts = _reduced_artefacts(part, known, request, formats, progress, announce)
+                known, detector = _as_shipped(part, artefacts[0], known, photos, request, progress)
+                of_run["metrics"] = measure_sides(photos.frame, known.probabilities, classifier.classes)
             record = BundleRecord(
                 name=name,
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -138,15 +160,16 @@ def export(
                 coverage=coverage,
                 threshold=known.threshold,
                 quality_range=_quality_range(known, photos, progress),
-                **_of_run(run_folder),
+                **of_run,
                 artefacts=artefacts,
-                explains=_prove_explanation(known.model, part, photos, announce),
+                explains=_prove_explanation(known.model, part, photos, _HEAT[precision], announce),
                 reference_images=_write_reference_images(part, known, photos),
             )
-            _write_reference(part, known, photos, _correctness(part, run_folder, photos, classifier, progress))
-            _write_unknown(part, run_folder, formats, announce)
+            predict = shipped_predictor(artefacts[0], part / artefacts[0].path)
+            _write_reference(part, known, photos, _correctness(predict, detector, photos, classifier, progress))
+            _write_unknown(part, detector, run_folder, formats, announce)
         # The card before the record: `write_record` takes the checksums of all files that are there.
-        write_text(part / "card.md", model_card(record, classifier.detector))
+        write_text(part / "card.md", model_card(record, detector))
         write_record(part, record)
         # Open it before it replaces the old one: a bundle that cannot be opened here cannot be opened anywhere.
         bundle = open_bundle(part)
@@ -199,7 +222,34 @@ class _Known:
     features: NDArray[np.float32]
 
 
-def _check(target: Path, name: str, formats: Sequence[str], coverage: float) -> None:
+@dataclass(frozen=True)
+class _Reduction:
+    """What a bundle of another precision is made of, beside the network.
+
+    Attributes:
+        run: the run.
+        classifier: its model.
+        cache: the folder for decoded pictures.
+        margin: share of the validation photos by which it may be less accurate.
+        coverage: that the prediction sets promise.
+    """
+
+    run: RunFolder
+    classifier: Classifier
+    cache: Path
+    margin: float
+    coverage: float
+
+
+def _check(target: Path, name: str, formats: Sequence[str], coverage: float, precision: str, margin: float) -> None:
+    if precision not in _HEAT:
+        raise InputError(
+            f"There is no precision {precision!r}.{nearest(precision, _HEAT)} Expected {' or '.join(_HEAT)}."
+        )
+    if precision != FULL and (others := sorted(set(formats) - {"litert"})):
+        raise InputError(f"{precision} comes as ONNX and LiteRT. Leave the format {others[0]} out.")
+    if not 0 < margin < 1:
+        raise InputError(f"The margin is {margin:g}. Expected a share between 0 and 1, such as 0.005.")
     for format_ in formats:
         if format_ not in FORMATS:
             raise InputError(
@@ -276,6 +326,71 @@ def _artefacts(
     return tuple(artefacts)
 
 
+def _reduced_artefacts(
+    part: Path,
+    known: _Known,
+    request: _Reduction,
+    formats: Sequence[str],
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> tuple[Artefact, ...]:
+    """Write the model in int8, and prove that it is not less accurate on validation photos by more than the margin."""
+    run, classifier = request.run, request.classifier
+    options = {"folder": request.cache, "max_pixels": classifier.max_pixels}
+    pictures = calibration_pictures(run, classifier.image_px, request.cache, classifier.max_pixels)
+    model = equalised(known.model)
+    floats = _write_formats(model, part, (), announce)["onnx"]
+    progress("quantizing", 0, 1)
+    quantize_onnx(floats, floats, pictures)
+    if (part / EXPLAIN_FILE).is_file():
+        weights_to_int8(part / EXPLAIN_FILE, part / EXPLAIN_FILE)
+    paths = {"onnx": floats}
+    if "litert" in formats:
+        paths["litert"] = part / "formats" / "model.tflite"
+        paths["litert"].parent.mkdir()
+        paths["litert"].write_bytes(litert_int8(model, pictures, classifier.image_px))
+    progress("quantizing", 1, 1)
+    # Validation photos alone: a search chooses between such bundles, and must not do it by test photos.
+    frame = run.readable()
+    held_out = frame[frame["split"] == "validation"].reset_index(drop=True)
+    if not len(held_out):
+        raise BundleError("int8 is proved on validation photos, and the run has none.")
+    numbers = class_numbers(held_out, classifier.classes)
+    artefacts: list[Artefact] = []
+    with open_rows(run.root, held_out, classifier.image_px, **options) as photos:
+        expected = predict_pictures(known.model, photos, progress)
+        for format_, path in paths.items():
+            inside = path.relative_to(part).as_posix()
+            artefact = Artefact(id=format_, format=format_, precision="int8", path=inside, bytes=_size(path), proofs={})
+            try:
+                artefact = prove(artefact, path, expected, photos, numbers, progress, announce, margin=request.margin)
+            except BundleError as error:
+                if not artefacts:
+                    raise
+                announce(f"warning: {error} It is left out.")
+                shutil.rmtree(path.parent)  # of which it is the only file
+                continue
+            artefacts.append(artefact)
+    return tuple(artefacts)
+
+
+def _as_shipped(
+    part: Path, artefact: Artefact, known: _Known, photos: _Photos, request: _Reduction, progress: Progress
+) -> tuple[_Known, UnknownDetector | None]:
+    """Return what the shipped model says of the photos, and what tells unknown ones by its embeddings."""
+    predict, classifier = shipped_predictor(artefact, part / artefact.path), request.classifier
+    probabilities, features = answers_to(predict, photos.pictures, progress)
+    held_out = photos.at("validation")
+    threshold = conformal_threshold(
+        photos.numbers[held_out], probabilities[held_out].astype(np.float64), request.coverage
+    )
+    detector = fit_shipped_detector(
+        request.run, predict, classifier.classes, features[held_out], classifier.image_px, request.cache,
+        classifier.max_pixels, progress,
+    )  # fmt: skip
+    return replace(known, threshold=threshold, probabilities=probabilities, features=features), detector
+
+
 def _write_formats(
     model: keras.Model, part: Path, formats: Sequence[str], announce: Callable[[str], None]
 ) -> dict[str, Path]:
@@ -299,7 +414,9 @@ def _write_formats(
         return {"onnx": network.onnx, **{format_: FORMATS[format_](network, extra) for format_ in formats}}
 
 
-def _prove_explanation(model: keras.Model, part: Path, photos: _Photos, announce: Callable[[str], None]) -> str | None:
+def _prove_explanation(
+    model: keras.Model, part: Path, photos: _Photos, tolerance: float, announce: Callable[[str], None]
+) -> str | None:
     """Hold the heat maps of the graph that explains against Keras' on a few photos, and name its method."""
     import onnxruntime
 
@@ -311,12 +428,12 @@ def _prove_explanation(model: keras.Model, part: Path, photos: _Photos, announce
     (heat,) = session.run(["heat"], {"image": pictures, "target": targets})
     expected = grad_cam_values(LayerReader(heaviest(model)).read(pictures, targets))
     difference = float(np.abs(heat - expected).max() / max(float(np.abs(expected).max()), 1e-12))
-    if not difference <= _SAME_HEAT:  # NaN is no agreement either
+    if not difference <= tolerance:  # NaN is no agreement either
         raise BundleError(
-            f"The explanation graph differs from Keras by {difference:.2g} of the strongest heat; {_SAME_HEAT:g} is "
+            f"The explanation graph differs from Keras by {difference:.2g} of the strongest heat; {tolerance:g} is "
             "allowed. No bundle was made."
         )
-    announce(f"Grad-CAM by ONNX Runtime: equal to Keras on {len(at)} photos.")
+    announce(f"Grad-CAM by ONNX Runtime: within {tolerance:g} of Keras' strongest heat on {len(at)} photos.")
     return "grad-cam"
 
 
@@ -347,17 +464,20 @@ def _quality_range(known: _Known, photos: _Photos, progress: Progress) -> dict[s
 
 
 def _correctness(
-    part: Path, run: Path, photos: _Photos, classifier: Classifier, progress: Progress
+    predict: Predictor,
+    detector: UnknownDetector | None,
+    photos: _Photos,
+    classifier: Classifier,
+    progress: Progress,
 ) -> CorrectnessModel | None:
     """Learn how likely answers are right, by the very file that is shipped; None where nothing can be learned."""
-    at, detector = photos.at("validation"), load_detector(RunFolder(run).unknown_path)
+    at = photos.at("validation")
     if detector is None or not len(at):
         return None
-    predict = RUNTIMES["onnxruntime"].opens(part / "model.onnx", os.cpu_count() or 1)
 
     def outputs(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         probabilities, embeddings = predict(images)
-        assert embeddings is not None  # `convert_to_onnx` writes both
+        assert embeddings is not None  # every file that is written here has both
         return probabilities, embeddings
 
     return learn_under_corruption(
@@ -387,14 +507,19 @@ def _write_reference(part: Path, known: _Known, photos: _Photos, correctness: Co
     np.savez_compressed(part / REFERENCE, **arrays)
 
 
-def _write_unknown(part: Path, run: Path, formats: Sequence[str], announce: Callable[[str], None]) -> None:
-    """Copy what tells photos of no known class, or say that the bundle cannot, or one of its formats."""
-    folder = RunFolder(run)
-    if not folder.unknown_path.is_file():
-        why = (folder.metrics().get("unknown") or {}).get("missing", "The run has no unknown.npz: train it again.")
+def _write_unknown(
+    part: Path,
+    detector: UnknownDetector | None,
+    run: Path,
+    formats: Sequence[str],
+    announce: Callable[[str], None],
+) -> None:
+    """Write what tells photos of no known class, or say that the bundle cannot, or one of its formats."""
+    if detector is None:
+        why = (RunFolder(run).metrics().get("unknown") or {}).get("missing", "The run has no unknown.npz: train again.")
         announce(f"No photo will be called none of the known classes. {why}")
         return
-    shutil.copyfile(folder.unknown_path, part / UNKNOWN_FILE)
+    detector.save(part / UNKNOWN_FILE)
     for format_ in formats:
         if format_ in WITHOUT_EMBEDDING:
             announce(f"The {format_} model gives no embeddings: it alone cannot call a photo unknown.")

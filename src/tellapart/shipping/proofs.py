@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Artefact, Proof
-from tellapart.bundles.parity import EXACT, parity
+from tellapart.bundles.parity import EXACT, Tolerance, no_worse, parity
 from tellapart.bundles.runtimes import RUNTIMES, answers
 from tellapart.data.cache import Pictures
 from tellapart.errors import BundleError
@@ -26,6 +26,8 @@ def prove(
     numbers: NDArray[np.int64],
     progress: Progress,
     announce: Callable[[str], None],
+    *,
+    margin: float | None = None,
 ) -> Artefact:
     """Run an artefact in every runtime that opens it, on all photos, and compare.
 
@@ -37,34 +39,58 @@ def prove(
         numbers: (num_images,) their class numbers.
         progress: called often with (what, done, total).
         announce: called with a line for each runtime.
+        margin: for an artefact with other weights than the Keras model's: the share of the photos by which it may be
+            less accurate. A runtime that does not run it is refused, and the others go on.
 
     Returns:
         The artefact with its proofs.
 
     Raises:
-        BundleError: one of its runtimes at full precision does not say what Keras says.
+        BundleError: one of its runtimes at full precision does not say what Keras says; or, with a margin, none passed.
     """
     proofs: dict[str, Proof] = {}
     for name, runtime in RUNTIMES.items():
         # A runtime that is not installed here gets no proof, and is not chosen elsewhere (`usable`); by name it opens.
         if not (runtime.runs(artefact) and runtime.installed):
             continue
-        # All photos, not a sample: the card gives the accuracy on them.
-        probabilities: list[NDArray[np.float32]] = []
-        for part in answers(runtime, path, _batches(pictures)):
-            probabilities.append(part)
-            progress(f"comparing {name} with Keras", sum(map(len, probabilities)), len(pictures))
-        proof = proofs[name] = parity(expected, np.concatenate(probabilities), numbers, runtime.tolerance)
+        tolerance = runtime.tolerance if margin is None else no_worse(margin)
+        proof = proofs[name] = _proof(name, path, expected, pictures, numbers, tolerance, progress)
         verdict = "passed" if proof.passed else f"refused: {proof.reason}"
         announce(f"{name}: {verdict} ({proof.agreement:.2%} of {len(pictures):,} photos agree).")
         # At full precision a difference means that the conversion failed, so no bundle is made. At reduced precision
         # only this runtime is excluded (`usable`).
-        if not proof.passed and runtime.tolerance == EXACT:
+        if not proof.passed and tolerance == EXACT:
             raise BundleError(
                 f"The {artefact.id} model does not say what the Keras model says, in {name}: {proof.reason}. "
                 "No bundle was made."
             )
+    if margin is not None and not any(proof.passed for proof in proofs.values()):
+        reasons = "; ".join(f"{name}: {proof.reason}" for name, proof in proofs.items()) or "no runtime here opens it"
+        raise BundleError(f"The {artefact.precision} {artefact.format} model is refused. {reasons}.")
     return artefact.model_copy(update={"proofs": proofs})
+
+
+def _proof(
+    name: str,
+    path: Path,
+    expected: NDArray[np.float32],
+    pictures: Pictures,
+    numbers: NDArray[np.int64],
+    tolerance: Tolerance,
+    progress: Progress,
+) -> Proof:
+    """Return what one runtime's comparison found; with a margin, also where it does not run the artefact at all."""
+    # All photos, not a sample: the card gives the accuracy on them.
+    probabilities: list[NDArray[np.float32]] = []
+    try:
+        for part in answers(RUNTIMES[name], path, _batches(pictures)):
+            probabilities.append(part)
+            progress(f"comparing {name} with Keras", sum(map(len, probabilities)), len(pictures))
+    except BundleError as error:
+        if tolerance.margin is None or tolerance == RUNTIMES[name].tolerance:
+            raise
+        return Proof(passed=False, reason=str(error), num_images=len(pictures), agreement=0.0, largest_difference=1.0)
+    return parity(expected, np.concatenate(probabilities), numbers, tolerance)
 
 
 def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:

@@ -1,0 +1,1 @@
+"""A smaller and faster network that is no worse than a budget allows, and the proof of it."""

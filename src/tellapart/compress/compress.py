@@ -1,0 +1,357 @@
+"""The story of a compression: narrower networks, in float32 and int8, each a bundle; then the smallest and the fastest.
+
+Reads top to bottom. Every network is trained, exported and measured once: an interrupted compression goes on with what
+is missing. Choices are made on validation photos; test photos are looked at once, for those that were chosen.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.bundles.bundle import Artefact, Bundle, is_bundle, open_bundle
+from tellapart.bundles.latency import benchmark
+from tellapart.bundles.runtimes import FRAMEWORKS, RUNTIMES
+from tellapart.compress.narrowing import narrow_recipe, narrow_start
+from tellapart.compress.picture import draw_pareto
+from tellapart.data.cache import default_cache, open_rows
+from tellapart.errors import BundleError, InputError, RunError
+from tellapart.evaluation.calibration import calibration
+from tellapart.evaluation.measure import class_numbers
+from tellapart.experiments.jobs import Job, run_job
+from tellapart.files import read_json, write_json
+from tellapart.proportions import difference_interval
+from tellapart.records import Observer, Progress, plain
+from tellapart.run_folder import RunFolder
+from tellapart.settings import Machine
+from tellapart.shipping.export import export
+from tellapart.shipping.reduced import answers_to, shipped_predictor
+
+BUDGET = 0.005
+"""Share of the photos by which a compressed model may be less accurate."""
+SHARES = (0.75, 0.55, 0.4)
+"""Of the network's cost, that narrower networks have; each is made from the one before."""
+PRECISIONS = ("float32", "int8")
+RESULT = "compression.json"
+_ROUNDS, _SECONDS = 3, 0.5
+"""Times that each runtime is measured, and for how long at each batch size."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One bundle in one runtime.
+
+    Attributes:
+        name: of its network and precision.
+        share: of the whole network's cost, as it was asked for.
+        precision: of the weights.
+        runtime: that was measured.
+        bytes: of the file that the runtime opens.
+        p50_ms: median milliseconds for one picture on one thread.
+        memory_mb: that a process takes more with the model open, MB (10^6 bytes).
+        accuracy: on validation photos, 0 to 1.
+        loss: of accuracy against the whole network, on validation photos; `loss_low` and `loss_high` are the ends of
+            its 95 % interval (Newcombe 1998, paired, method 10).
+        calibration_error: debiased expected calibration error on validation photos, 0 to 1.
+        agreement: share of validation photos that it classifies as the whole network does.
+        bundle: its folder, inside the compression's.
+        error: why there is no such bundle, or why the runtime could not be measured; "" where there is.
+    """
+
+    name: str
+    share: float
+    precision: str
+    runtime: str = ""
+    bytes: int = 0
+    p50_ms: float = float("nan")
+    memory_mb: float = float("nan")
+    accuracy: float = float("nan")
+    loss: float = float("nan")
+    loss_low: float = float("nan")
+    loss_high: float = float("nan")
+    calibration_error: float = float("nan")
+    agreement: float = float("nan")
+    bundle: str = ""
+    error: str = ""
+
+    def within(self, budget: float) -> bool:
+        """Whether it was shown to lose less than the budget."""
+        return not self.error and self.loss_high < budget
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What a chosen candidate does on test photos, which took no part in the choice.
+
+    Attributes:
+        accuracy: 0 to 1.
+        whole: accuracy of the whole network on the same photos.
+        loss: the difference; `low` and `high` are the ends of its 95 % interval.
+    """
+
+    accuracy: float
+    whole: float
+    loss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What came of a compression.
+
+    Attributes:
+        folder: with ``compression.json``, ``pareto.png``, ``runs/`` and ``bundles/``.
+        budget: share of the photos by which a model may be less accurate.
+        candidates: all, the whole network first.
+        smallest: position of the smallest candidate within the budget; None: there is none.
+        fastest: of the fastest one.
+        confirmations: position of a chosen candidate → what it does on test photos; empty without test photos.
+    """
+
+    folder: Path
+    budget: float
+    candidates: tuple[Candidate, ...]
+    smallest: int | None
+    fastest: int | None
+    confirmations: dict[int, Confirmation]
+
+
+def compress(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    budget: float = BUDGET,
+    shares: Sequence[float] = SHARES,
+    epochs: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    machine: Machine | None = None,
+    observer: Observer | None = None,
+) -> Compression:
+    """Find the smallest and the fastest model that is not less accurate than a run's by more than a budget.
+
+    Channels are taken out of the network in several steps, each trained with the whole network as its teacher; each
+    network becomes a bundle in float32 and one in int8, which is measured in every runtime that is installed.
+
+    Args:
+        run: a finished run folder with its weights.
+        out: the folder to make, or that of an interrupted compression of the same run.
+        budget: share of the photos by which a model may be less accurate, 0 to 1. That it loses less must be shown: the
+            upper end of the 95 % interval of its loss lies below the budget.
+        shares: of the network's cost (mean of the shares of multiplications and weights), each from 0 to 1.
+        epochs: that each narrower network is trained for; None: by its recipe.
+        cache: the folder for decoded pictures; None: the user's.
+        machine: threads and disk space, as `tellapart.train` takes it.
+        observer: whom to tell.
+
+    Raises:
+        RunError: the run is an ensemble, or has no weights, or `out` is of another run.
+        InputError: the budget or the shares are out of range, or there are no validation photos.
+    """
+    original, folder, observer = RunFolder(Path(run)), Path(out), observer or Observer()
+    cache_folder = default_cache() if cache is None else Path(cache)
+    shares = tuple(sorted(set(shares), reverse=True))
+    _check(original, folder, budget, shares)
+    settings = _Settings(original, folder, budget, epochs, cache_folder, machine, observer)
+
+    networks = [("whole", 1.0, original)]
+    for share in shares:
+        parent_share, parent = networks[-1][1], networks[-1][2]
+        name = f"{round(100 * share)}-percent"
+        observer.announce(f"Network: {share:.0%} of the cost.")
+        networks.append((name, share, _narrowed(settings, name, parent, share / parent_share)))
+
+    whole = _whole_is_right(settings, "validation")
+    candidates: list[Candidate] = []
+    for name, share, network in networks:
+        for precision in PRECISIONS:
+            candidates += _candidates(settings, f"{name}-{precision}", share, network, precision, whole)
+            _save(folder, Compression(folder, budget, tuple(candidates), None, None, {}))
+    candidates = _timed(settings, candidates)
+    smallest = _best(candidates, budget, lambda candidate: (candidate.bytes, candidate.p50_ms))
+    fastest = _best(candidates, budget, lambda candidate: (candidate.p50_ms, candidate.bytes))
+    confirmations = {
+        at: confirmation
+        for at in sorted({at for at in (smallest, fastest) if at is not None})
+        if (confirmation := _confirmed(settings, candidates[at])) is not None
+    }
+    result = Compression(folder, budget, tuple(candidates), smallest, fastest, confirmations)
+    draw_pareto(result, folder / "pareto.png")
+    _save(folder, result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What every step needs."""
+
+    original: RunFolder
+    folder: Path
+    budget: float
+    epochs: int | None
+    cache: Path
+    machine: Machine | None
+    observer: Observer
+
+
+def _check(original: RunFolder, folder: Path, budget: float, shares: Sequence[float]) -> None:
+    original.refuse_ensemble()
+    if not original.is_finished:
+        raise RunError(f"{original.path} is not a finished run. Expected one made by tellapart train.")
+    if not 0 < budget < 1:
+        raise InputError(f"The budget is {budget:g}. Expected a share of the photos between 0 and 1, such as 0.005.")
+    if not all(0 < share < 1 for share in shares):
+        raise InputError(f"The shares are {', '.join(map(str, shares))}. Expected each between 0 and 1.")
+    if not (original.readable()["split"] == "validation").any():
+        raise InputError(f"{original.path} has no validation photos: nothing could be chosen or proved.")
+    if folder.exists() and any(folder.iterdir()):
+        known = read_json(folder / RESULT).get("run_id") if (folder / RESULT).is_file() else None
+        if known != original.record().run_id:
+            raise RunError(f"{folder} is not empty, and not a compression of {original.path}. Name a new folder.")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RESULT, {"run_id": original.record().run_id, "run": str(original.path.resolve())})
+
+
+def _narrowed(settings: _Settings, name: str, parent: RunFolder, share: float) -> RunFolder:
+    """Take channels out of a network and train what is left, with the whole one as its teacher."""
+    run = RunFolder(settings.folder / "runs" / name)
+    if run.is_finished:
+        return run
+    progress = settings.observer.progress
+    start = narrow_start(parent, share, settings.folder / "starts" / name, settings.cache, progress)
+    recipe = narrow_recipe(start, settings.original, settings.epochs)
+    job = Job(run.path, recipe, settings.original.path, start.path)
+    run_job(job, cache=settings.cache, progress=progress, watch=settings.observer.watch, machine=settings.machine)
+    # Its weights are in the run; what is left of it takes as much space again.
+    shutil.rmtree(start.path, ignore_errors=True)
+    return run
+
+
+def _candidates(
+    settings: _Settings, name: str, share: float, network: RunFolder, precision: str, whole: NDArray[np.int64]
+) -> list[Candidate]:
+    """Export a network in one precision, and say how accurate it is in each runtime; not how fast yet."""
+    target, blank = settings.folder / "bundles" / name, Candidate(name, share, precision)
+    if not is_bundle(target):
+        formats = ("litert",) if precision == "int8" and RUNTIMES["litert-int8"].installed else ()
+        try:
+            export(
+                network.path, target, name=name, formats=formats, precision=precision, margin=settings.budget,
+                cache=settings.cache, progress=settings.observer.progress, announce=lambda line: None,
+            )  # fmt: skip
+        except BundleError as error:
+            settings.observer.announce(f"{name}: {error}")
+            return [replace(blank, error=str(error))]
+    bundle = open_bundle(target)
+    inside = target.relative_to(settings.folder).as_posix()
+    found = []
+    for artefact in bundle.record.artefacts:
+        probabilities, true = _probabilities(settings, bundle, artefact, "validation")
+        predicted = probabilities.argmax(axis=1)
+        counts = _pairs(predicted == true, whole == true)
+        interval = difference_interval(*counts)
+        known = replace(
+            blank,
+            bytes=artefact.bytes,
+            accuracy=float((predicted == true).mean()),
+            loss=float((whole == true).mean() - (predicted == true).mean()),
+            loss_low=interval.low,
+            loss_high=interval.high,
+            calibration_error=calibration(true, probabilities.astype(np.float64)).ece,
+            agreement=float((predicted == whole).mean()),
+            bundle=inside,
+        )
+        for runtime, proof in artefact.proofs.items():
+            if runtime not in FRAMEWORKS:
+                found.append(replace(known, runtime=runtime, error="" if proof.passed else proof.reason))
+    best = min(candidate.loss_high for candidate in found)
+    settings.observer.announce(f"{name}: {found[0].accuracy:.3f} on validation, loses {best:.2%} at most.")
+    return found
+
+
+def _pairs(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return how many photos both got right, only the first, only the second, and neither."""
+    return tuple(int(part.sum()) for part in (first & second, first & ~second, ~first & second, ~first & ~second))  # type: ignore[return-value]
+
+
+def _whole_is_right(settings: _Settings, split: str) -> NDArray[np.int64]:
+    """Return what the whole network, calibrated, says of a split's photos: (num_photos,) class numbers."""
+    photos, _, probabilities = settings.original.predictions()
+    return np.asarray(probabilities[(photos["split"] == split).to_numpy()].argmax(axis=1), np.int64)
+
+
+def _probabilities(
+    settings: _Settings, bundle: Bundle, artefact: Artefact, split: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return (num_photos, num_classes) probabilities that a bundle's model gives for a split, and the true classes."""
+    run, classes = settings.original, list(bundle.record.classes)
+    frame = run.readable()
+    frame = frame[frame["split"] == split].reset_index(drop=True)
+    if not len(frame):
+        return np.zeros((0, len(classes)), np.float32), np.zeros(0, np.int64)
+    options = {"folder": settings.cache, "max_pixels": bundle.record.max_pixels}
+    with open_rows(run.root, frame, bundle.record.image_px, **options) as pictures:
+        predict = shipped_predictor(artefact, bundle.path(artefact))
+        answers = answers_to(predict, pictures, _named(settings.observer.progress, bundle.record.name))
+    return answers.probabilities, class_numbers(frame, classes)
+
+
+def _named(progress: Progress, name: str) -> Progress:
+    return lambda _, done, total: progress(f"measuring {name}", done, total)
+
+
+def _timed(settings: _Settings, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Measure every bundle in every runtime, in turns: whatever else the machine does slows all alike."""
+    folders = list(dict.fromkeys(candidate.bundle for candidate in candidates if candidate.bundle))
+    laps: dict[tuple[str, str], list[tuple[float, float, str]]] = {}
+    for done in range(_ROUNDS):
+        for number, folder in enumerate(folders):
+            settings.observer.progress("timing", done * len(folders) + number, _ROUNDS * len(folders))
+            for speed in benchmark(settings.folder / folder, threads=1, seconds=_SECONDS):
+                laps.setdefault((folder, speed.runtime), []).append((speed.p50_ms, speed.memory_mb, speed.error))
+    settings.observer.progress("timing", 1, 1)
+    timed = []
+    for candidate in candidates:
+        of_runtime = laps.get((candidate.bundle, candidate.runtime), [])
+        errors = [error for _, _, error in of_runtime if error]
+        if candidate.error or errors or not of_runtime:
+            timed.append(replace(candidate, error=candidate.error or (errors or ["it was not measured"])[0]))
+            continue
+        p50, memory = (float(np.median([lap[at] for lap in of_runtime])) for at in (0, 1))
+        timed.append(replace(candidate, p50_ms=p50, memory_mb=memory))
+    return timed
+
+
+def _best(
+    candidates: Sequence[Candidate], budget: float, key: Callable[[Candidate], tuple[float, float]]
+) -> int | None:
+    """Return the position of the best candidate that keeps the budget; None: no compressed one does."""
+    allowed = [at for at, candidate in enumerate(candidates) if candidate.within(budget)]
+    return min(allowed, key=lambda at: key(candidates[at]), default=None)
+
+
+def _confirmed(settings: _Settings, candidate: Candidate) -> Confirmation | None:
+    """Look at the test photos, once; None: there are none."""
+    bundle = open_bundle(settings.folder / candidate.bundle)
+    artefact = next(artefact for artefact in bundle.record.artefacts if RUNTIMES[candidate.runtime].runs(artefact))
+    probabilities, true = _probabilities(settings, bundle, artefact, "test")
+    if not len(true):
+        return None
+    predicted = probabilities.argmax(axis=1)
+    whole = _whole_is_right(settings, "test")
+    interval = difference_interval(*_pairs(predicted == true, whole == true))
+    accuracies = float((predicted == true).mean()), float((whole == true).mean())
+    return Confirmation(*accuracies, accuracies[1] - accuracies[0], interval.low, interval.high)
+
+
+def _save(folder: Path, result: Compression) -> None:
+    known = {name: value for name, value in read_json(folder / RESULT).items() if name in ("run_id", "run")}
+    values = {name: value for name, value in asdict(result).items() if name != "folder"}
+    write_json(folder / RESULT, known | plain(values))

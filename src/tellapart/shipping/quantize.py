@@ -1,0 +1,352 @@
+"""Turns a network's files into smaller ones: int8 where convolutions allow it. Knows nothing about bundles or labels.
+
+ONNX by ONNX Runtime's own `quantize_static`: activations in uint8, weights in int8 with a scale for each channel, as
+pairs of QuantizeLinear and DequantizeLinear that runtimes fuse into integer kernels. LiteRT by its converter. Both look
+at pictures to learn the range of each activation; neither looks at labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from tellapart.errors import InputError
+from tellapart.models.embedding import feature_model
+from tellapart.models.layers import first_layer, layers_of
+
+NUM_CALIBRATION = 256
+"""Pictures that the ranges of activations are learned from."""
+_BATCH = 32
+_NEWEST_OPSET = 20
+"""ONNX Runtime does not load quantized graphs of later ones (docs/experiments.md)."""
+_KEPT = 0.9999
+"""Share of a convolution's values that LiteRT's eight bits hold; larger ones are cut off."""
+_INTEGER_OPS = ("Conv", "Add", "Mul", "Clip", "Relu", "MaxPool", "Pad")
+
+
+def equalised(model: keras.Model) -> keras.Model:
+    """Return a network that says the same, whose convolutions give channels of like range.
+
+    Where a normalisation follows a ReLU it cannot be folded into the convolution before it, and 8 bits must hold
+    channels of very different ranges. ReLU passes on a positive factor, so that the normalisation's scales can go into
+    the convolution's weights; what is left of it is a sign and an offset (cross-layer equalization: Nagel et al. 2019,
+    "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1).
+    """
+    copy = _copy(model)
+    for convolution, normalisation in _normalised_late(copy):
+        gamma, beta, mean, variance = (np.asarray(value, np.float64) for value in normalisation.get_weights())
+        scale = gamma / np.sqrt(variance + normalisation.epsilon)
+        size = np.maximum(np.abs(scale), 1e-12)
+        convolution.set_weights([weights * size for weights in convolution.get_weights()])
+        # With this variance the normalisation divides by 1.
+        rest = np.zeros_like(mean), np.full_like(mean, 1 - normalisation.epsilon)
+        normalisation.set_weights([np.sign(scale), beta - mean * scale, *rest])
+    return copy
+
+
+def clipped(model: keras.Model, pictures: NDArray[np.uint8]) -> keras.Model:
+    """Return a network whose convolutions before a normalisation are cut off above almost all that they give.
+
+    LiteRT's converter takes the largest value for the range of eight bits: where one in ten thousand is seven times as
+    large as the others, little is left for those (docs/experiments.md). Cut off by ReLU6, which the kernels have, at a
+    scale that the normalisation takes back.
+
+    Args:
+        model: as `equalised` gives it.
+        pictures: (num_images, image_px, image_px, 3) uint8, to see what convolutions give.
+    """
+    copy = _copy(model)
+    for convolution, normalisation in _normalised_late(copy):
+        outputs = keras.Model(copy.inputs, convolution.output).predict(pictures, batch_size=_BATCH, verbose=0)
+        factor = 6 / max(float(np.quantile(outputs, _KEPT)), 1e-12)
+        convolution.set_weights([weights * factor for weights in convolution.get_weights()])
+        convolution.activation = keras.activations.relu6
+        gamma, *others = normalisation.get_weights()
+        normalisation.set_weights([gamma / factor, *others])
+    return copy
+
+
+def _copy(model: keras.Model) -> keras.Model:
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _normalised_late(model: keras.Model) -> Iterator[tuple[keras.layers.Conv2D, keras.layers.BatchNormalization]]:
+    """Yield the convolutions with a ReLU that a normalisation follows, with it."""
+    for before, after in itertools.pairwise(layers_of(model)):
+        is_followed = isinstance(after, keras.layers.BatchNormalization) and after.input is before.output
+        if type(before) is keras.layers.Conv2D and is_followed and before.activation is keras.activations.relu:
+            yield before, after
+
+
+def quantize_onnx(source: Path, target: Path, pictures: NDArray[np.uint8], *, keep_float: Sequence[str] = ()) -> None:
+    """Write an int8 ONNX file of a float32 one.
+
+    What comes before the first convolution and after the last is computed in float32: the picture's scaling, the pooled
+    features and the head, which take no time and decide on probabilities. The head's weights are int8 in the file.
+
+    Args:
+        source: with an input "image", of opset 20 at most.
+        target: to write.
+        pictures: (num_images, image_px, image_px, 3) uint8, to learn the ranges of activations from.
+        keep_float: names of convolutions that stay in float32, as `convolutions` gives them.
+
+    Raises:
+        InputError: there are no pictures, or the graph has no convolution.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    if not len(pictures):
+        raise InputError("int8 takes photos to learn the range of activations from, and there are none.")
+    with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder) / "folded.onnx"
+        graph = fold(source, folded)
+        integer = _between_convolutions(graph)
+        if not integer:
+            raise InputError(f"{source.name} has no convolutions: int8 would gain nothing.")
+        onnx.save(graph, folded)
+        with _quiet():
+            quantize_static(
+                folded,
+                target,
+                _Reader(pictures),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(_INTEGER_OPS),
+                nodes_to_quantize=sorted(integer - set(keep_float)),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+        weights_to_int8(target, target)  # of the layers after the last convolution
+
+
+def weights_to_int8(source: Path, target: Path) -> None:
+    """Write an ONNX file whose kernels are int8 with a scale for each output channel; all arithmetic stays float32.
+
+    Runtimes make float32 of them when they open the file, which is a quarter as large.
+    """
+    import onnx
+
+    graph = onnx.load(source)
+    _kernels_to_int8(graph)
+    _shorten(graph)
+    onnx.save(graph, target)
+
+
+def _kernels_to_int8(graph: Any) -> None:
+    """Put a DequantizeLinear before each kernel that is float32 yet."""
+    import onnx
+    from onnx import numpy_helper
+
+    kernels: dict[str, int] = {}  # name → axis of the output channels
+    for node in graph.graph.node:
+        if node.op_type == "Conv":
+            kernels[node.input[1]] = 0
+        elif node.op_type == "MatMul":
+            kernels[node.input[1]] = 1
+        elif node.op_type == "Gemm":
+            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            kernels[node.input[1]] = 0 if transposed else 1
+    nodes, tensors = [], []
+    for tensor in graph.graph.initializer:
+        values, axis = numpy_helper.to_array(tensor), kernels.get(tensor.name)
+        if axis is None or values.dtype != np.float32 or values.ndim < 2:
+            tensors.append(tensor)
+            continue
+        largest = np.abs(values).max(axis=tuple(at for at in range(values.ndim) if at != axis))
+        scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
+        shape = [-1 if at == axis else 1 for at in range(values.ndim)]
+        integers = np.clip(np.rint(values / scale.reshape(shape)), -127, 127).astype(np.int8)
+        names = f"{tensor.name}_int8", f"{tensor.name}_scale"
+        tensors += [numpy_helper.from_array(integers, names[0]), numpy_helper.from_array(scale, names[1])]
+        nodes.append(onnx.helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis))
+    nodes += graph.graph.node
+    for field, values in ((graph.graph.initializer, tensors), (graph.graph.node, nodes)):
+        del field[:]
+        field.extend(values)
+
+
+def _shorten(graph: Any) -> None:
+    """Give tensors short names: those of Keras' paths, several for each layer, are a tenth of a small file."""
+    kept = {value.name for value in (*graph.graph.input, *graph.graph.output)}
+    short: dict[str, str] = {"": ""}  # an input that is left out has no name
+
+    def renamed(name: str) -> str:
+        return name if name in kept else short.setdefault(name, f"t{len(short):x}")
+
+    for node in graph.graph.node:
+        node.name = ""
+        for field in (node.input, node.output):
+            names = [renamed(name) for name in field]
+            del field[:]
+            field.extend(names)
+    for tensor in graph.graph.initializer:
+        tensor.name = renamed(tensor.name)
+    del graph.graph.value_info[:]
+
+
+def fold(source: Path, target: Path) -> Any:
+    """Return the graph with normalisations folded into convolutions, every node with a name; `target` is overwritten.
+
+    ONNX Runtime would fold them itself when it opens the file, but between a convolution and its normalisation the
+    quantizer would round.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath, options.log_severity_level = str(target), 3
+    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(target)
+    for number, node in enumerate(graph.graph.node):
+        node.name = node.name or f"node{number}"
+    opset = next(entry.version for entry in graph.opset_import if not entry.domain)
+    assert opset <= _NEWEST_OPSET, f"opset {opset}: quantized graphs of it do not load"
+    return graph
+
+
+def convolutions(source: Path) -> list[str]:
+    """Return the names of the convolutions of an ONNX file after `fold`, from input to output."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph = fold(source, Path(folder) / "folded.onnx")
+    return [node.name for node in graph.graph.node if node.op_type == "Conv"]
+
+
+def _between_convolutions(graph: Any) -> set[str]:
+    """Return the names of the nodes that have a convolution before them and after them, and of the convolutions."""
+    nodes = list(graph.graph.node)  # in the order in which they are computed
+    after: set[str] = set()
+    tensors: set[str] = set()
+    for node in nodes:
+        if node.op_type == "Conv" or tensors & set(node.input):
+            after.add(node.name)
+            tensors |= set(node.output)
+    chosen: set[str] = set()
+    tensors = set()
+    for node in reversed(nodes):
+        if node.op_type == "Conv" or (tensors & set(node.output) and node.name in after):
+            chosen.add(node.name)
+            tensors |= set(node.input)
+    last = next((node for node in reversed(nodes) if node.op_type == "Conv"), None)
+    # The last convolution's activation too, so that its output is not made in float32.
+    if last is not None:
+        chosen |= {
+            node.name for node in nodes if node.op_type in ("Clip", "Relu") and set(node.input) & set(last.output)
+        }
+    return {node.name for node in nodes if node.name in chosen and node.op_type in _INTEGER_OPS}
+
+
+class _Reader:
+    """Hands out pictures in batches, as ONNX Runtime's calibrators ask for them."""
+
+    def __init__(self, pictures: NDArray[np.uint8]) -> None:
+        self._batches = iter(np.array_split(pictures, max(1, len(pictures) // _BATCH)))
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"image": batch}
+
+
+def litert_int8(network: keras.Model, pictures: NDArray[np.uint8], image_px: int) -> bytes:
+    """Return a LiteRT file whose activations and weights are int8, from uint8 pictures to float32 outputs.
+
+    Args:
+        network: as `equalised` gives it; its first layer scales the picture.
+        pictures: (num_images, image_px, image_px, 3) uint8, to learn the ranges of activations from.
+        image_px: side of the pictures.
+    """
+    return _litert(clipped(network, pictures), image_px, lambda converter: _fully_int8(converter, pictures))
+
+
+def litert_float16(network: keras.Model, image_px: int) -> bytes:
+    """Return a LiteRT file with weights in float16; runtimes compute in float32, or in float16 where they can."""
+
+    def change(converter: Any) -> None:
+        import tensorflow as tf
+
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.target_spec.supported_types = [tf.float16]
+
+    return _litert(network, image_px, change)
+
+
+def litert_weights_int8(network: keras.Model, image_px: int) -> bytes:
+    """Return a LiteRT file with weights in int8 and activations in float32 ("dynamic range")."""
+
+    def change(converter: Any) -> None:
+        import tensorflow as tf
+
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+    return _litert(network, image_px, change)
+
+
+def _fully_int8(converter: Any, pictures: NDArray[np.uint8]) -> None:
+    import tensorflow as tf
+
+    def representative() -> Iterator[list[NDArray[np.float32]]]:
+        for picture in pictures:
+            yield [picture[None].astype(np.float32)]
+        # So that the input's scale is 1 and its zero 0: a byte of a picture is the number that goes in.
+        levels = np.linspace(0, 255, pictures[0].size, dtype=np.float32)
+        yield [levels.reshape(1, *pictures[0].shape)]
+
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = representative
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = tf.uint8
+    converter.inference_output_type = tf.float32
+
+
+def _litert(network: keras.Model, image_px: int, change: Callable[[Any], None]) -> bytes:
+    import tensorflow as tf
+
+    # From the scaled picture on: the network's own input is uint8, and would round what the converter hands in.
+    scale = first_layer(network)
+    rest = keras.Model(scale.output, feature_model(network).outputs)
+    module = tf.Module()
+    module.variables_of_the_network = [variable.value for variable in network.variables]  # or they would not be saved
+
+    @tf.function(input_signature=[tf.TensorSpec((1, image_px, image_px, 3), tf.float32, name="image")])  # type: ignore[untyped-decorator]
+    def served(image: Any) -> dict[str, Any]:
+        features, probabilities = rest(scale(image), training=False)
+        flat = tf.reshape(features, (1, int(np.prod(features.shape[1:]))))
+        return {"probabilities": tf.identity(probabilities), "embedding": tf.identity(flat)}
+
+    module.served = served
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        tf.saved_model.save(module, folder, signatures={"serving_default": served})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        change(converter)
+        content: bytes = converter.convert()
+    return content
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the converters' talk out of the way."""
+    loggers = [logging.getLogger(), logging.getLogger("tensorflow")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
