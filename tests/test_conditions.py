@@ -94,8 +94,8 @@ def test_a_head_alone_has_no_use_for_anything_of_training():
     sections = {"augment": Augment, "train": Train, "model": Backbone}
     known = {f"{section}.{key}" for section, each in sections.items() for key in each.model_fields}
     assert known - of_training == {
-        "model.name", "model.weights", "model.unfreeze", "model.l2", "model.channels", "train.label_smoothing", "train.precision",
-        "train.balance", "train.deterministic", "train.seed",
+        "model.name", "model.weights", "model.unfreeze", "model.l2", "model.channels", "train.label_smoothing",
+        "train.precision", "train.balance", "train.deterministic", "train.seed",
     }  # fmt: skip
     assert of_training <= known
 

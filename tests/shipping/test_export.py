@@ -36,6 +36,7 @@ from tellapart.explain.maps import grad_cam, grad_cam_values
 from tellapart.models.layers import LayerReader
 from tellapart.report.bundle import evaluate_bundle
 from tellapart.settings import load_recipe, save_recipe
+from tellapart.shipping import artefacts as artefacts_module
 from tellapart.shipping import export as export_module
 from tellapart.shipping import formats
 from tellapart.training.network import plain_network
@@ -229,7 +230,7 @@ def test_a_damaged_model_makes_no_bundle_and_leaves_the_old_one(place: Path, mon
                 weight.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), weight.name))
         onnx.save(model, path)
 
-    monkeypatch.setattr(export_module, "convert_to_onnx", swapped)
+    monkeypatch.setattr(artefacts_module, "convert_to_onnx", swapped)
     with pytest.raises(BundleError, match="The onnx model does not say what the Keras model says"):
         tellapart.export(place / "run", place / "bundle", cache=place / "cache")
     assert open_bundle(place / "bundle").version == before
@@ -271,7 +272,7 @@ def test_an_explanation_that_differs_from_keras_makes_no_bundle(place: Path, mon
         other.set_weights([weight[::-1] for weight in model.get_weights()])
         plain(other, folder)
 
-    monkeypatch.setattr(export_module, "save_explanation", of_another_network)
+    monkeypatch.setattr(artefacts_module, "save_explanation", of_another_network)
     with pytest.raises(BundleError, match="The explanation graph differs from Keras"):
         tellapart.export(place / "run", place / "other", cache=place / "cache")
     assert not (place / "other").exists()

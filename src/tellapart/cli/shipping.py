@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    run: Annotated[Path, typer.Argument(help="A finished run folder; with --format web a bundle.")],
     to: Annotated[Path, typer.Option(help="Output folder; an existing bundle is replaced.")],
     format_: Annotated[
-        str, typer.Option("--format", help="Formats beside ONNX, comma-separated: openvino,litert,saved_model,keras.")
+        str,
+        typer.Option(
+            "--format", help="Formats beside ONNX, comma-separated: openvino,litert,saved_model,keras; or web alone."
+        ),
     ] = "",
     name: Annotated[str | None, typer.Option(help="Model name [default: the run folder's name].")] = None,
     coverage: Annotated[float, typer.Option(help="Target coverage of the prediction sets.")] = 0.95,
@@ -32,12 +35,19 @@ def export(
 ) -> None:
     """Export a run to a self-contained bundle.
 
-    Verified against the Keras model.
+    Verified against the Keras model. --format web makes a static page of a bundle, which runs in the browser.
 
     Example: tellapart export runs/pets --to bundle
     """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
+    if format_.strip() == "web":
+        from tellapart.shipping.web import export_web
+
+        folder = export_web(run, to)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        typer.echo(f"{folder}: a page for any web server, {size / 1e6:.1f} MB")
+        return
     import_quietly("keras")
     from tellapart.shipping.export import export as export_run
 

@@ -7,7 +7,6 @@ is missing. Choices are made on validation photos; test photos are looked at onc
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from tellapart.evaluation.measure import class_numbers
 from tellapart.experiments.jobs import Job, run_job
 from tellapart.files import read_json, write_json
 from tellapart.proportions import difference_interval
-from tellapart.records import Observer, Progress, plain
+from tellapart.records import Announce, Observer, Progress, plain
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Machine
 from tellapart.shipping.export import export
@@ -167,7 +166,7 @@ def compress(
         observer.announce(f"Network: {share:.0%} of the cost.")
         networks.append((name, share, _narrowed(settings, name, parent, share / parent_share)))
 
-    whole = _whole_is_right(settings, "validation")
+    whole = _whole_predictions(settings, "validation")
     candidates: list[Candidate] = []
     for name, share, network in networks:
         for precision in PRECISIONS:
@@ -201,9 +200,9 @@ class _Settings:
 
 
 def _check(original: RunFolder, folder: Path, budget: float, shares: Sequence[float]) -> None:
-    original.refuse_ensemble()
     if not original.is_finished:
         raise RunError(f"{original.path} is not a finished run. Expected one made by tellapart train.")
+    original.refuse_ensemble()
     if not 0 < budget < 1:
         raise InputError(f"The budget is {budget:g}. Expected a share of the photos between 0 and 1, such as 0.005.")
     if not all(0 < share < 1 for share in shares):
@@ -229,8 +228,7 @@ def _narrowed(settings: _Settings, name: str, parent: RunFolder, share: float) -
     recipe = narrow_recipe(start, settings.original, settings.epochs)
     job = Job(run.path, recipe, settings.original.path, start.path)
     run_job(job, cache=settings.cache, progress=progress, watch=settings.observer.watch, machine=settings.machine)
-    # Its weights are in the run; what is left of it takes as much space again.
-    shutil.rmtree(start.path, ignore_errors=True)
+    # What it began from stays: who reproduces the run begins there again.
     return run
 
 
@@ -244,7 +242,7 @@ def _candidates(
         try:
             export(
                 network.path, target, name=name, formats=formats, precision=precision, margin=settings.budget,
-                cache=settings.cache, progress=settings.observer.progress, announce=lambda line: None,
+                cache=settings.cache, progress=settings.observer.progress, announce=_warnings(settings.observer),
             )  # fmt: skip
         except BundleError as error:
             settings.observer.announce(f"{name}: {error}")
@@ -276,12 +274,17 @@ def _candidates(
     return found
 
 
+def _warnings(observer: Observer) -> Announce:
+    """Hand on what an export warns of; the rest would drown what the search says."""
+    return lambda line: observer.announce(line) if line.startswith("warning") else None
+
+
 def _pairs(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Return how many photos both got right, only the first, only the second, and neither."""
     return tuple(int(part.sum()) for part in (first & second, first & ~second, ~first & second, ~first & ~second))  # type: ignore[return-value]
 
 
-def _whole_is_right(settings: _Settings, split: str) -> NDArray[np.int64]:
+def _whole_predictions(settings: _Settings, split: str) -> NDArray[np.int64]:
     """Return what the whole network, calibrated, says of a split's photos: (num_photos,) class numbers."""
     photos, _, probabilities = settings.original.predictions()
     return np.asarray(probabilities[(photos["split"] == split).to_numpy()].argmax(axis=1), np.int64)
@@ -332,8 +335,12 @@ def _timed(settings: _Settings, candidates: Sequence[Candidate]) -> list[Candida
 def _best(
     candidates: Sequence[Candidate], budget: float, key: Callable[[Candidate], tuple[float, float]]
 ) -> int | None:
-    """Return the position of the best candidate that keeps the budget; None: no compressed one does."""
-    allowed = [at for at, candidate in enumerate(candidates) if candidate.within(budget)]
+    """Return the position of the best compressed candidate that keeps the budget; None: none does."""
+    allowed = [
+        at
+        for at, candidate in enumerate(candidates)
+        if candidate.within(budget) and (candidate.share, candidate.precision) != (1.0, "float32")
+    ]
     return min(allowed, key=lambda at: key(candidates[at]), default=None)
 
 
@@ -345,7 +352,7 @@ def _confirmed(settings: _Settings, candidate: Candidate) -> Confirmation | None
     if not len(true):
         return None
     predicted = probabilities.argmax(axis=1)
-    whole = _whole_is_right(settings, "test")
+    whole = _whole_predictions(settings, "test")
     interval = difference_interval(*_pairs(predicted == true, whole == true))
     accuracies = float((predicted == true).mean()), float((whole == true).mean())
     return Confirmation(*accuracies, accuracies[1] - accuracies[0], interval.low, interval.high)

@@ -21,7 +21,7 @@ from tellapart.models.channels import channels_of
 from tellapart.randomness import generator
 from tellapart.records import Progress
 from tellapart.run_folder import RunFolder
-from tellapart.settings import Recipe, with_settings
+from tellapart.settings import Recipe, load_recipe, saved_values, with_settings
 from tellapart.training.checkpoint import save_weights
 from tellapart.training.network import plain_network
 
@@ -80,18 +80,29 @@ def narrow_recipe(start: RunFolder, teacher: RunFolder, epochs: int | None) -> R
         epochs: times over the training photos; None: a third of those of a network from scratch, as many as the recipe
             has for fine-tuning.
     """
-    recipe = start.recipe()
-    changes: dict[str, Any] = {"distill.teacher": str(teacher.path.resolve())}
+    # The teacher's recipe, also for a network that is narrowed again: its parent's rate was lowered already.
+    recipe = teacher.recipe()
+    changes: dict[str, Any] = {
+        "distill.teacher": str(teacher.path.resolve()), "model.channels": start.recipe().model.channels
+    }  # fmt: skip
     if recipe.model.weights:
-        # All layers learn, statistics too: those of the photos that the whole network was trained on fit no more.
+        if not recipe.model.unfreeze:  # a head alone: its recipe says nothing of training
+            fine_tuning = saved_values(load_recipe("transfer"))
+            for section in ("augment", "train"):
+                changes |= {f"{section}.{key}": value for key, value in fine_tuning[section].items()}
+            changes["train.seed"] = recipe.train.seed
+        # All layers learn, normalisations too: with fewer channels their statistics are others. Those of
+        # keras.applications move by a thousandth a step, so that they are measured anew in the end.
         changes["model.weights"] = ""
-        changes["train.epochs"] = epochs or recipe.train.epochs
+        if recipe.model.name != "convnext_tiny":  # which has none
+            changes["train.recalibrate_photos"] = _WEIGHED
+        changes["train.epochs"] = epochs or changes.get("train.epochs", recipe.train.epochs)
     else:
         changes["train.learning_rate"] = recipe.train.learning_rate * _SCRATCH_RATE
         changes["train.epochs"] = epochs or max(1, round(recipe.train.epochs * _SCRATCH_EPOCHS))
         changes["train.warmup_epochs"] = min(1.0, recipe.train.warmup_epochs)
-    # Pictures that grow help a network that begins with nothing.
-    changes["train.stages"] = ()
+        # Pictures that grow help a network that begins with nothing.
+        changes["train.stages"] = ()
     return with_settings(recipe, changes)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from tellapart.evaluation.wording import percent
 from tellapart.report.part import Advice, Examination, Part
 from tellapart.report.parts.metrics import Metrics
@@ -21,7 +19,8 @@ class Verdict:
 
     Attributes:
         headline: one sentence with the accuracy.
-        trust: "trust", "with care" or "no": whether the accuracy can be believed as it stands.
+        trust: "trust", "with care" or "no": whether the accuracy can be believed as it stands; "guess": it can, and is
+            not shown to be better than a guess.
         sentences: what it means.
         problems: what is wrong with the data, worst first.
         steps: what to do next, in order of what it should bring.
@@ -68,14 +67,15 @@ def verdict(examination: Examination, parts: Sequence[Part]) -> Verdict:
     shortcuts = examination.found["shortcuts"]
     is_doubtful = is_falsified or (shortcuts is not None and shortcuts.alarm)
     trust = "no" if subject.num_not_finite else "with care" if is_doubtful else "trust"
+    if trust == "trust" and not metrics.beats_guessing:
+        trust = "guess"
     steps = steps or ["Nothing stands out. Watch the model on new photos."]
     return Verdict(headline, trust, tuple(_sentences(examination, metrics)), tuple(problems), tuple(steps))
 
 
 def _sentences(examination: Examination, metrics: Metrics) -> list[str]:
     measured = metrics.of_main
-    chance = float(np.bincount(examination.true).max() / measured["num_images"])
-    baselines = f"Always predicting the most frequent class would be right in {percent(chance)}"
+    baselines = f"Always predicting the most frequent class would be right in {percent(metrics.guessing)}"
     if metrics.baseline is not None:
         value, limits = metrics.baseline
         between = f"{percent(limits.low)} to {percent(limits.high)}"

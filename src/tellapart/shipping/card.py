@@ -116,10 +116,13 @@ def _quality_lines(quality_range: dict[str, tuple[float | None, float | None]]) 
 def _proof_lines(record: BundleRecord) -> list[str]:
     lines = []
     for artefact in record.artefacts:
-        lines.append(f"- {artefact.id} (`{artefact.path}`, {artefact.bytes / 1e6:.2f} MB)")
+        precision = "" if artefact.precision == "float32" else f", {artefact.precision}"
+        lines.append(f"- {artefact.id} (`{artefact.path}`, {artefact.bytes / 1e6:.2f} MB{precision})")
+        # Other weights are another model: it was shown to be as accurate within a margin, not to be equal.
+        verdict = "as accurate as Keras within the margin" if precision else "equal to Keras"
         for runtime, proof in artefact.proofs.items():
             lines.append(
-                f"  - {runtime}: {'equal to Keras' if proof.passed else 'refused'}; {proof.agreement:.2%} of "
+                f"  - {runtime}: {verdict if proof.passed else 'refused'}; {proof.agreement:.2%} of "
                 f"{proof.num_images:,} photos agree, probabilities differ by at most {proof.largest_difference:.1g}"
                 + ("" if proof.passed else f" ({proof.reason})")
             )

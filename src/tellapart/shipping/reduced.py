@@ -1,30 +1,65 @@
 """A bundle whose weights are not float32: what it says is measured on the file that ships, not on the Keras model.
 
-Knows nothing about how the file was made (`tellapart.shipping.quantize`).
+Knows nothing about how the file is made (`tellapart.shipping.quantize`).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from tellapart.bundles.bundle import Artefact
+from tellapart.bundles.bundle import EXPLAIN_FILE, Artefact
 from tellapart.bundles.runtimes import RUNTIMES, Predictor
 from tellapart.data.cache import Pictures, open_rows
-from tellapart.errors import InputError
-from tellapart.evaluation.measure import class_numbers
+from tellapart.errors import BundleError, InputError
+from tellapart.evaluation.calibration import conformal_threshold
+from tellapart.evaluation.measure import class_numbers, measure_sides
+from tellapart.evaluation.predict import Classifier, predict_pictures
+from tellapart.models.ensemble import members_of
 from tellapart.randomness import generator
-from tellapart.records import Progress
+from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
-from tellapart.shipping.quantize import NUM_CALIBRATION
-from tellapart.unknown import UnknownDetector, fit_detector
+from tellapart.shipping.artefacts import size_of, write_formats
+from tellapart.shipping.proofs import prove
+from tellapart.shipping.quantize import NUM_CALIBRATION, equalised, litert_int8, quantize_onnx, weights_to_int8
+from tellapart.shipping.subject import HeldOut, Shipped
+from tellapart.unknown import fit_detector
 
+SIMILAR_HEAT = 0.1
+"""How far heat maps may be from Keras', of the strongest heat."""
 _BATCH = 32
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What a bundle of another precision is made of, beside the network.
+
+    Attributes:
+        run: the run.
+        classifier: its model.
+        cache: the folder for decoded pictures.
+        margin: share of the validation photos by which it may be less accurate.
+        coverage: that the prediction sets promise.
+    """
+
+    run: RunFolder
+    classifier: Classifier
+    cache: Path
+    margin: float
+    coverage: float
+
+    def open(self, frame: pd.DataFrame, progress: Progress = no_progress) -> Pictures:
+        """Open photos of the run as the network sees them."""
+        options = {"folder": self.cache, "max_pixels": self.classifier.max_pixels, "progress": progress}
+        return open_rows(self.run.root, frame, self.classifier.image_px, **options)
 
 
 class Answers(NamedTuple):
@@ -39,23 +74,83 @@ class Answers(NamedTuple):
     features: NDArray[np.float32]
 
 
-def calibration_pictures(run: RunFolder, image_px: int, cache: Path, max_pixels: int) -> NDArray[np.uint8]:
-    """Return training photos to learn the ranges of activations from: (num_images, image_px, image_px, 3) uint8.
-
-    No label is looked at, and no photo that anything is measured on.
+def write_reduced_artefacts(
+    part: Path,
+    shipped: Shipped,
+    request: Reduction,
+    formats: Sequence[str],
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> tuple[Artefact, ...]:
+    """Write the model in int8, and prove that it is not less accurate on validation photos by more than the margin.
 
     Raises:
-        InputError: the run's training photos cannot be read any more.
+        InputError: the run has no photos to calibrate or prove it on, or is an ensemble.
+        BundleError: the ONNX file lost more. A LiteRT file that did is left out, with a warning.
     """
-    frame = run.readable()
-    learned = np.flatnonzero((frame["split"] == "train").to_numpy())
-    # Drawn, and in their order: photos are in the order of their classes.
-    chosen = np.sort(generator(0, "calibration").permutation(learned)[:NUM_CALIBRATION])
-    if not len(chosen):
-        raise InputError(f"{run.path} has no training photos to learn the ranges of activations from.")
-    options = {"folder": cache, "max_pixels": max_pixels}
-    with open_rows(run.root, frame.iloc[chosen].reset_index(drop=True), image_px, **options) as pictures:
-        return pictures.batch(np.arange(len(pictures)))
+    classifier, frame = request.classifier, request.run.readable()
+    # Validation photos alone: a search chooses between such bundles, and must not do it by test photos.
+    held_out = frame[frame["split"] == "validation"].reset_index(drop=True)
+    if not len(held_out):
+        raise InputError(f"int8 is proved on validation photos, and {request.run.path} has none.")
+    if members_of(shipped.model):
+        raise InputError("An ensemble has no int8. Export one of its members, or a student of it.")
+    pictures = _calibration_pictures(request, progress)
+    model = equalised(shipped.model)
+    floats = write_formats(model, part, (), announce)["onnx"]
+    progress("quantizing", 0, 1)
+    quantize_onnx(floats, floats, pictures)
+    if (part / EXPLAIN_FILE).is_file():
+        weights_to_int8(part / EXPLAIN_FILE, part / EXPLAIN_FILE)
+    paths = {"onnx": floats}
+    if "litert" in formats:
+        paths["litert"] = part / "formats" / "model.tflite"
+        paths["litert"].parent.mkdir()
+        paths["litert"].write_bytes(litert_int8(model, pictures, classifier.image_px))
+    progress("quantizing", 1, 1)
+    numbers = class_numbers(held_out, classifier.classes)
+    artefacts: list[Artefact] = []
+    with request.open(held_out, progress) as photos:
+        expected = predict_pictures(shipped.model, photos, progress)
+        for format_, path in paths.items():
+            inside = path.relative_to(part).as_posix()
+            artefact = Artefact(
+                id=format_, format=format_, precision="int8", path=inside, bytes=size_of(path), proofs={}
+            )
+            try:
+                artefact = prove(artefact, path, expected, photos, numbers, progress, announce, margin=request.margin)
+            except BundleError as error:
+                if not artefacts:
+                    raise
+                announce(f"warning: {error} It is left out.")
+                shutil.rmtree(path.parent)  # of which it is the only file
+                continue
+            artefacts.append(artefact)
+    return tuple(artefacts)
+
+
+def as_shipped(
+    part: Path, artefact: Artefact, shipped: Shipped, photos: HeldOut, request: Reduction, progress: Progress
+) -> Shipped:
+    """Return what the reduced model says of the photos, its metrics, and what tells unknown ones by its embeddings."""
+    predict, classifier = shipped_predictor(artefact, part / artefact.path), request.classifier
+    probabilities, features = answers_to(predict, photos.pictures, progress)
+    held_out = photos.at("validation")
+    threshold = conformal_threshold(
+        photos.numbers[held_out], probabilities[held_out].astype(np.float64), request.coverage
+    )
+    frame = request.run.readable()
+    frame = frame[frame["split"] == "train"].reset_index(drop=True)
+    with request.open(frame, progress) as pictures:
+        learned = answers_to(predict, pictures, progress).features
+    try:
+        detector = fit_detector(learned, class_numbers(frame, classifier.classes), features[held_out])
+    except InputError:  # too few validation photos, as the run had
+        detector = None
+    metrics = measure_sides(photos.frame, probabilities, classifier.classes)
+    return replace(
+        shipped, threshold=threshold, probabilities=probabilities, features=features, detector=detector, metrics=metrics
+    )
 
 
 def shipped_predictor(artefact: Artefact, path: Path) -> Predictor:
@@ -68,47 +163,28 @@ def shipped_predictor(artefact: Artefact, path: Path) -> Predictor:
 def answers_to(predict: Predictor, pictures: Pictures, progress: Progress) -> Answers:
     """Return what a shipped model says of all pictures."""
     probabilities, features = [], []
-    for batch in _batches(pictures):
-        outputs = predict(batch)
-        assert outputs.embeddings is not None  # every file of `quantize` has them
+    for start in range(0, len(pictures), _BATCH):
+        outputs = predict(pictures.batch(range(start, min(start + _BATCH, len(pictures)))))
+        assert outputs.embeddings is not None  # every file that is written here has them
         probabilities.append(outputs.probabilities)
         features.append(outputs.embeddings)
-        progress("predicting", sum(map(len, probabilities)), len(pictures))
+        progress("predicting", min(start + _BATCH, len(pictures)), len(pictures))
     return Answers(np.concatenate(probabilities), np.concatenate(features))
 
 
-def fit_shipped_detector(
-    run: RunFolder,
-    predict: Predictor,
-    classes: list[str],
-    held_out: NDArray[np.float32],
-    image_px: int,
-    cache: Path,
-    max_pixels: int,
-    progress: Progress,
-) -> UnknownDetector | None:
-    """Fit what tells photos of no known class, by the embeddings of the shipped model; None: there are too few photos.
+def _calibration_pictures(request: Reduction, progress: Progress) -> NDArray[np.uint8]:
+    """Return training photos to learn the ranges of activations from: (num_images, image_px, image_px, 3) uint8.
 
-    Args:
-        run: whose training photos are the references.
-        predict: the shipped model.
-        classes: in the order of its outputs.
-        held_out: (num_images, num_features), its embeddings of the validation photos, which set the threshold.
-        image_px: side of its pictures.
-        cache: the folder for decoded pictures.
-        max_pixels: photos that declare more were left out.
-        progress: called often with (what, done, total).
+    No label is looked at, and no photo that anything is measured on.
+
+    Raises:
+        InputError: the run has no training photos.
     """
-    frame = run.readable()
-    frame = frame[frame["split"] == "train"].reset_index(drop=True)
-    with open_rows(run.root, frame, image_px, folder=cache, max_pixels=max_pixels, progress=progress) as pictures:
-        features = answers_to(predict, pictures, progress).features
-    try:
-        return fit_detector(features, class_numbers(frame, classes), held_out)
-    except InputError:
-        return None
-
-
-def _batches(pictures: Pictures) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(pictures), _BATCH):
-        yield pictures.batch(range(start, min(start + _BATCH, len(pictures))))
+    frame = request.run.readable()
+    learned = np.flatnonzero((frame["split"] == "train").to_numpy())
+    # Drawn, and in their order: photos are in the order of their classes.
+    chosen = np.sort(generator(0, "calibration").permutation(learned)[:NUM_CALIBRATION])
+    if not len(chosen):
+        raise InputError(f"{request.run.path} has no training photos to learn the ranges of activations from.")
+    with request.open(frame.iloc[chosen].reset_index(drop=True), progress) as pictures:
+        return pictures.batch(np.arange(len(pictures)))

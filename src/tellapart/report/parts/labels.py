@@ -36,9 +36,9 @@ def _view(e: Examination, value: pd.DataFrame | None) -> dict[str, Any]:
 
 
 def _advice(e: Examination, value: pd.DataFrame | None) -> Sequence[Advice]:
-    del e
     count = 0 if value is None else int(value["suspected"].sum())
-    if count < _WORTH_A_LOOK:
+    # What a network that knows no better than a guess holds against labels is not worth a person's time.
+    if count < _WORTH_A_LOOK or not e.found["metrics"].beats_guessing:
         return ()
     return (Advice(3, f"Look through the {count:,} labels that look wrong, worst first."),)
 

@@ -46,6 +46,18 @@ class Metrics:
         return metrics
 
     @property
+    def guessing(self) -> float:
+        """The accuracy of always naming the most frequent class of the split that the report is about."""
+        counts = [int(values["num_images"]) for values in self.of_main["per_class"].values()]
+        return max(counts) / sum(counts)
+
+    @property
+    def beats_guessing(self) -> bool:
+        """Whether the accuracy was shown to be higher than that."""
+        low = self.of_main["intervals"]["accuracy"][0] if "intervals" in self.of_main else self.of_main["accuracy"]
+        return bool(low > self.guessing)
+
+    @property
     def overfits(self) -> bool:
         """Whether accuracy in training is higher than the interval of held-out photos explains."""
         if "train" not in self.metrics or "intervals" not in self.of_main or self.main == "train":
@@ -126,6 +138,10 @@ def _view(e: Examination, value: Metrics) -> dict[str, Any]:
 def _advice(e: Examination, value: Metrics) -> Sequence[Advice]:
     del e
     steps = []
+    if not value.beats_guessing:
+        steps.append(
+            Advice(1, "Train longer, with more photos, or from pretrained weights: it is not shown to beat guessing.")
+        )
     low, high = value.of_main["intervals"]["accuracy"] if "intervals" in value.of_main else (0.0, 1.0)
     if high - low > _WIDE:
         steps.append(Advice(5, f"Collect more test photos: the interval is {100 * (high - low):.0f} points wide."))

@@ -1,0 +1,200 @@
+"""What `tellapart compress` makes of a run, beside other quantizers with their defaults.
+
+    python benchmarks/compression.py RUN --name mobilenet_v2 --shares 0.75,0.55,0.4
+
+The whole search: sizes, milliseconds on one thread (three rounds in turns, medians), accuracy on validation and, for
+what was chosen, on test photos. Ratios are against the whole network's file and its fastest runtime. Peers, on the same
+ONNX file, the same calibration photos and the same processor: ONNX Runtime's `quantize_static` and `quantize_dynamic`
+as they come, and NNCF where it is installed, each in ONNX Runtime and OpenVINO. A finished search is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from numpy.typing import NDArray
+
+from machine import write_result
+from tellapart.bundles.bundle import open_bundle
+from tellapart.bundles.parity import difference_interval
+from tellapart.bundles.runtimes import RUNTIMES
+from tellapart.compress.compress import Candidate, Compression, compress
+from tellapart.data.cache import default_cache, open_rows
+from tellapart.evaluation.measure import class_numbers
+from tellapart.randomness import generator
+from tellapart.records import Observer, plain
+from tellapart.run_folder import RunFolder
+
+ROUNDS, SECONDS = 3, 1.0
+Pictures = NDArray[np.uint8]
+
+
+def pictures_of(
+    run: RunFolder, split: str, image_px: int, most: int | None = None
+) -> tuple[Pictures, NDArray[np.int64]]:
+    """Return a split's photos as the network sees them, or some of them, drawn; and their class numbers."""
+    frame = run.readable()
+    frame = frame[frame["split"] == split].reset_index(drop=True)
+    if most is not None and most < len(frame):
+        chosen = np.sort(generator(0, "calibration").permutation(len(frame))[:most])
+        frame = frame.iloc[chosen].reset_index(drop=True)
+    with open_rows(run.root, frame, image_px, folder=default_cache()) as pictures:
+        return pictures.batch(np.arange(len(frame))), class_numbers(frame, run.record().classes)
+
+
+class Reader:
+    """Hands out pictures one by one, as ONNX Runtime's documentation shows it."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = iter(pictures)
+
+    def get_next(self) -> dict[str, Pictures] | None:
+        """Return the next input; None: there is none."""
+        picture = next(self._pictures, None)
+        return None if picture is None else {"image": picture[None]}
+
+
+def by_onnxruntime_static(source: Path, target: Path, pictures: Pictures) -> None:
+    """As it comes: int8 by tensor, after the preparation that its documentation asks for."""
+    from onnxruntime.quantization import quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = target.with_suffix(".prepared.onnx")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    quantize_static(prepared, target, Reader(pictures))
+    prepared.unlink()
+
+
+def by_onnxruntime_dynamic(source: Path, target: Path, pictures: Pictures) -> None:
+    """As it comes; it needs no pictures."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    del pictures
+    quantize_dynamic(source, target)
+
+
+def by_nncf(source: Path, target: Path, pictures: Pictures) -> None:
+    """As it comes, on the ONNX file."""
+    import nncf
+    import onnx
+
+    dataset = nncf.Dataset(list(pictures), lambda picture: {"image": picture[None]})
+    onnx.save(nncf.quantize(onnx.load(source), dataset), target)
+
+
+QUANTIZERS: dict[str, Callable[[Path, Path, Pictures], None]] = {
+    "onnxruntime quantize_static": by_onnxruntime_static,
+    "onnxruntime quantize_dynamic": by_onnxruntime_dynamic,
+    **({"nncf": by_nncf} if importlib.util.find_spec("nncf") else {}),
+}
+
+
+def laps(predict: Callable[[Pictures], Any], picture: Pictures) -> float:
+    """Return the median milliseconds of a call."""
+    times: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end or len(times) < 15:
+        begin = time.perf_counter()
+        predict(picture)
+        times.append(time.perf_counter() - begin)
+    return 1000 * float(np.median(times[5:]))
+
+
+def peers(folder: Path, run: RunFolder, result: Compression) -> list[dict[str, Any]]:
+    """Quantize the whole network's ONNX file with each peer, and measure what comes of it."""
+    bundle = open_bundle(result.folder / result.candidates[0].bundle)
+    source, image_px = bundle.folder / "model.onnx", bundle.record.image_px
+    calibration, _ = pictures_of(run, "train", image_px, 256)
+    validation, true = pictures_of(run, "validation", image_px)
+    whole = predicted(RUNTIMES["onnxruntime"].opens(source, os.cpu_count() or 1), validation) == true
+    rows: list[dict[str, Any]] = []
+    opened: dict[int, Callable[[Pictures], Any]] = {}
+    for name, quantize in QUANTIZERS.items():
+        path = folder / f"{name.replace(' ', '-')}.onnx"
+        for runtime in ("onnxruntime-int8", "openvino-int8"):
+            row: dict[str, Any] = {"quantizer": name, "runtime": runtime}
+            rows.append(row)
+            try:
+                if not path.exists():
+                    quantize(source, path, calibration)
+                right = predicted(RUNTIMES[runtime].opens(path, os.cpu_count() or 1), validation) == true
+                opened[len(rows) - 1] = RUNTIMES[runtime].opens(path, 1)
+            except Exception as error:  # noqa: BLE001  that it does not work is a result
+                row["error"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+                continue
+            counts = [int(part.sum()) for part in (right & whole, right & ~whole, ~right & whole, ~right & ~whole)]
+            interval = difference_interval(*counts)
+            row |= {
+                "bytes": path.stat().st_size, "accuracy": float(right.mean()),
+                "loss": float(whole.mean() - right.mean()), "interval": [interval.low, interval.high], "p50_ms": [],
+            }  # fmt: skip
+    for _ in range(ROUNDS):
+        for at, predict in opened.items():
+            rows[at]["p50_ms"].append(laps(predict, validation[:1]))
+    return rows
+
+
+def predicted(predict: Callable[[Pictures], Any], pictures: Pictures) -> NDArray[np.int64]:
+    """Return the class numbers of all pictures."""
+    parts = [predict(pictures[at : at + 32])[0].argmax(axis=1) for at in range(0, len(pictures), 32)]
+    return np.concatenate(parts)
+
+
+def ratios(result: Compression) -> dict[str, Any]:
+    """Return how much smaller and faster the chosen candidates are than the whole network in its fastest runtime."""
+    whole = [c for c in result.candidates if c.share == 1 and c.precision == "float32" and not c.error]
+    fastest = min(whole, key=lambda candidate: candidate.p50_ms)
+
+    def beside(at: int | None) -> dict[str, Any] | None:
+        if at is None:
+            return None
+        candidate: Candidate = result.candidates[at]
+        return {
+            "name": candidate.name, "runtime": candidate.runtime, "times_smaller": fastest.bytes / candidate.bytes,
+            "times_faster": fastest.p50_ms / candidate.p50_ms,
+        }  # fmt: skip
+
+    return {"whole": fastest.runtime, "smallest": beside(result.smallest), "fastest": beside(result.fastest)}
+
+
+def main() -> None:
+    """Search, measure the peers and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--name", required=True, help="of the result: compression-NAME.json")
+    parser.add_argument("--budget", type=float, default=0.005)
+    parser.add_argument("--shares", default="0.75,0.55,0.4", help="empty: the whole network alone")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--work", type=Path, default=Path("runs/compression"))
+    arguments = parser.parse_args()
+    run, shares = RunFolder(arguments.run), [float(part) for part in arguments.shares.split(",") if part]
+    result = compress(
+        run.path, arguments.work / arguments.name, budget=arguments.budget, shares=shares, epochs=arguments.epochs,
+        observer=Observer(announce=print),
+    )  # fmt: skip
+    others = arguments.work / f"{arguments.name}-peers"
+    others.mkdir(parents=True, exist_ok=True)
+    values = {
+        "network": run.recipe().model.name, "image_px": run.recipe().data.image_px, "budget": result.budget,
+        "ratios": ratios(result), "candidates": plain(list(result.candidates)),
+        "confirmations": {result.candidates[at].name: plain(part) for at, part in result.confirmations.items()},
+        "peers": peers(others, run, result),
+    }  # fmt: skip
+    print(json.dumps(values["ratios"], indent=2), json.dumps(values["confirmations"], indent=2))
+    for row in values["peers"]:
+        print(row)
+    print(f"Written to {write_result(f'compression-{arguments.name}', values)}")
+
+
+if __name__ == "__main__":
+    main()

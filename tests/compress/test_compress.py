@@ -1,0 +1,112 @@
+"""A run becomes smaller and faster bundles that are proved, chosen on validation and looked at once on test photos."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tellapart
+from tellapart.bundles.bundle import open_bundle
+from tellapart.bundles.predictor import explain_bundle, open_classifier
+from tellapart.compress import compress as compress_module
+from tellapart.compress.compress import RESULT, compress
+from tellapart.errors import InputError, RunError
+from tellapart.run_folder import RunFolder
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def _timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which runtime is the fastest is not tested here."""
+    monkeypatch.setattr(compress_module, "_ROUNDS", 1)
+
+
+QUICK = ["data.image_px=32", "train.epochs=4", "train.precision=float32", "train.learning_rate=2e-3"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compress")
+    photos = tellapart.draw(folder / "photos", num_images=400)
+    tellapart.train(photos, changes=QUICK, out=folder / "run", cache=folder / "cache")
+    return folder
+
+
+def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: Path, tmp_path: Path):
+    out = tmp_path / "small"
+    command = [
+        sys.executable, "-m", "tellapart", "compress", str(place / "run"), "--out", str(out), "--budget", "40pp",
+        "--shares", "60%", "--epochs", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "bundles" / "whole-float32" / "bundle.json").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    trained = (out / "runs" / "60-percent" / "metrics.json").stat().st_mtime_ns
+
+    result = compress(place / "run", out, budget=0.4, shares=[0.6], epochs=2, cache=place / "cache")
+    assert (out / "runs" / "60-percent" / "metrics.json").stat().st_mtime_ns == trained, "nothing is trained twice"
+    assert {(candidate.share, candidate.precision) for candidate in result.candidates} == {
+        (share, precision) for share in (1.0, 0.6) for precision in ("float32", "int8")
+    }
+    assert all(candidate.p50_ms > 0 and candidate.bytes > 0 for candidate in result.candidates if not candidate.error)
+    whole = next(candidate for candidate in result.candidates if candidate.share == 1)
+    assert whole.loss == 0
+    assert whole.agreement == 1
+    assert result.smallest is not None
+    assert result.fastest is not None
+    smallest = result.candidates[result.smallest]
+    assert smallest.share == 0.6
+    assert smallest.bytes < whole.bytes / 4
+    assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((out / RESULT).read_text())["smallest"] == result.smallest
+
+    # What was chosen answers, explains and knows unknown photos, by its own measurements.
+    bundle = open_bundle(out / smallest.bundle)
+    classifier = open_classifier(bundle.folder)
+    run = RunFolder(place / "run")
+    frame = run.readable()
+    test = frame[frame["split"] == "test"]
+    predictions = classifier.predict([run.root / path for path in test["path"]])
+    accuracy = np.mean([p.label == label for p, label in zip(predictions, test["label"], strict=True)])
+    confirmation = result.confirmations[result.smallest]
+    assert accuracy == pytest.approx(confirmation.accuracy, abs=1.5 / len(test))
+    assert bundle.record.metrics["test"]["accuracy"] == pytest.approx(confirmation.accuracy, abs=1.5 / len(test))
+    assert confirmation.low <= confirmation.loss <= confirmation.high
+    assert bundle.detector is not None
+    assert predictions[0].similarity is not None
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    assert explain_bundle(bundle)(pictures, np.array([0, 1])).shape[0] == 2
+    assert "as accurate as Keras within the margin" in (bundle.folder / "card.md").read_text()
+
+
+def test_a_budget_that_nothing_meets_says_so(place: Path, tmp_path: Path):
+    result = compress(place / "run", tmp_path / "none", budget=1e-6, shares=[], cache=place / "cache")
+    assert result.smallest is None
+    assert result.fastest is None
+    assert result.confirmations == {}
+    assert any("may be less accurate" in candidate.error for candidate in result.candidates)
+
+
+def test_what_cannot_be_compressed_is_a_clear_error(place: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"budget is 5\. Expected"):
+        compress(place / "run", tmp_path / "out", budget=5)
+    with pytest.raises(InputError, match="shares are"):
+        compress(place / "run", tmp_path / "out", shares=[0.5, 1.5])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    with pytest.raises(RunError, match="not empty"):
+        compress(place / "run", tmp_path / "full")
+    with pytest.raises(RunError, match="not a finished run"):
+        compress(tmp_path / "nothing", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,154 @@
+"""int8 files say nearly what the float32 network says, and hold int8 where it counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from tellapart.bundles.runtimes import RUNTIMES
+from tellapart.errors import InputError
+from tellapart.models.build import build
+from tellapart.settings import Backbone, ConvNet
+from tellapart.shipping import quantize
+from tellapart.shipping.formats import convert_to_onnx, save_saved_model
+from tellapart.shipping.quantize import clipped, equalised, litert_int8, quantize_onnx, weights_to_int8
+
+pytestmark = pytest.mark.integration
+IMAGE_PX = 32
+
+
+def network(settings: ConvNet | Backbone) -> keras.Model:
+    """Build a network whose normalisations differ from channel to channel, as after a training."""
+    keras.utils.set_random_seed(0)
+    model = build(settings, 5, IMAGE_PX)
+    random = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = layer.get_weights()
+            layer.set_weights([
+                gamma * random.choice([-1, 1], gamma.shape) * random.uniform(0.1, 3, gamma.shape),
+                beta + random.normal(0, 0.2, beta.shape),
+                mean + 0.1,
+                variance * random.uniform(0.01, 2, gamma.shape),
+            ])  # fmt: skip
+    return model
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    random = np.random.default_rng(1)
+    # Smooth ones, of any brightness: noise would make all of them alike.
+    small = random.integers(0, 256, (64, 4, 4, 3)).astype(np.float32)
+    return keras.ops.convert_to_numpy(keras.ops.image.resize(small, (IMAGE_PX, IMAGE_PX))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[keras.Model, Path]]:
+    folder = tmp_path_factory.mktemp("float")
+    models = {"convnet": equalised(network(ConvNet())), "mobilenet_v2": network(Backbone(name="mobilenet_v2"))}
+    for name, model in models.items():
+        save_saved_model(model, folder / name)
+    convert_to_onnx({folder / name: folder / f"{name}.onnx" for name in models})
+    return {name: (model, folder / f"{name}.onnx") for name, model in models.items()}
+
+
+def test_an_equalised_network_says_the_same_and_its_normalisations_only_turn_signs(pictures: np.ndarray):
+    model = network(ConvNet())
+    equal = equalised(model)
+    np.testing.assert_allclose(equal.predict_on_batch(pictures), model.predict_on_batch(pictures), atol=2e-6)
+    for layer in equal.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, _, mean, variance = layer.get_weights()
+            assert set(np.unique(gamma)) == {-1.0, 1.0}
+            assert not mean.any()
+            np.testing.assert_allclose(variance + layer.epsilon, 1)
+    assert [layer.name for layer in equal.layers] == [layer.name for layer in model.layers]
+
+
+def test_clipping_cuts_one_value_in_ten_thousand(pictures: np.ndarray):
+    equal = equalised(network(ConvNet()))
+    cut = clipped(equal, pictures)
+    np.testing.assert_allclose(cut.predict_on_batch(pictures), equal.predict_on_batch(pictures), atol=0.02)
+    outputs = [
+        keras.Model(model.inputs, model.get_layer("batchnorm1").output).predict_on_batch(pictures)
+        for model in (equal, cut)
+    ]
+    changed = np.abs(outputs[0] - outputs[1]) > 1e-4
+    assert 0 < changed.mean() < 2e-4
+
+
+@pytest.mark.parametrize("name", ["convnet", "mobilenet_v2"])
+def test_onnx_in_int8_is_near_a_quarter_as_large_and_runs(
+    name: str, files: dict[str, tuple[keras.Model, Path]], pictures: np.ndarray, tmp_path: Path
+):
+    model, source = files[name]
+    target = tmp_path / "int8.onnx"
+    quantize_onnx(source, target, pictures)
+    graph = onnx.load(target)
+    kinds = [node.op_type for node in graph.graph.node]
+    kernels = [numpy_helper.to_array(tensor) for tensor in graph.graph.initializer]
+    large = [kernel for kernel in kernels if kernel.size > 1000]
+    assert {kernel.dtype for kernel in large if kernel.ndim > 1} == {np.dtype(np.int8)}
+    # MobileNet's ReLU6: as Max and Min it would ruin int8. Its limits go into the ranges of the activations.
+    assert not {"Max", "Min", "Clip"} & set(kinds)
+    assert kinds.count("Conv") == {"convnet": 3, "mobilenet_v2": 52}[name]
+    assert target.stat().st_size < 0.35 * source.stat().st_size
+    expected = model.predict_on_batch(pictures)
+    for runtime in ("onnxruntime-int8", "openvino-int8"):
+        outputs = RUNTIMES[runtime].opens(target, 1)(pictures)
+        assert outputs.embeddings is not None
+        assert np.abs(outputs.probabilities - expected).mean() < 0.02, runtime
+        np.testing.assert_allclose(outputs.probabilities.sum(axis=1), 1, atol=1e-5)
+        # One picture at a time or many, it is the same model.
+        alone = np.concatenate([RUNTIMES[runtime].opens(target, 1)(pictures[:2])[0]])
+        np.testing.assert_allclose(alone, outputs.probabilities[:2], atol=1e-5)
+
+
+def test_kernels_in_int8_alone_give_nearly_the_same(
+    files: dict[str, tuple[keras.Model, Path]], tmp_path: Path, pictures
+):
+    model, source = files["convnet"]
+    weights_to_int8(source, tmp_path / "small.onnx")
+    assert (tmp_path / "small.onnx").stat().st_size < 0.35 * source.stat().st_size
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["probabilities"], {"image": pictures})
+    np.testing.assert_allclose(found, model.predict_on_batch(pictures), atol=0.02)
+
+
+def test_litert_takes_bytes_and_gives_float32(
+    files: dict[str, tuple[keras.Model, Path]], pictures: np.ndarray, tmp_path: Path
+):
+    model, _ = files["convnet"]
+    path = tmp_path / "model.tflite"
+    path.write_bytes(litert_int8(model, pictures, IMAGE_PX))
+    outputs = RUNTIMES["litert-int8"].opens(path, 1)(pictures)
+    assert np.abs(outputs.probabilities - model.predict_on_batch(pictures)).mean() < 0.03
+    assert outputs.embeddings.shape == (64, 256)
+    assert path.stat().st_size < 160_000
+
+
+def test_what_cannot_be_quantized_is_a_clear_error(
+    files: dict[str, tuple[keras.Model, Path]], pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, source = files["convnet"]
+    with pytest.raises(InputError, match="photos to learn the range"):
+        quantize_onnx(source, tmp_path / "no.onnx", pictures[:0])
+    tensor = onnx.helper.make_tensor_value_info
+    image = tensor("image", onnx.TensorProto.FLOAT, ["n", 4])
+    node = onnx.helper.make_node("Relu", ["image"], ["probabilities"])
+    graph = onnx.helper.make_graph([node], "g", [image], [tensor("probabilities", onnx.TensorProto.FLOAT, ["n", 4])])
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9),
+        tmp_path / "flat.onnx",
+    )
+    with pytest.raises(InputError, match="no convolutions"):
+        quantize_onnx(tmp_path / "flat.onnx", tmp_path / "no.onnx", pictures)
+    monkeypatch.setattr(quantize, "_NEWEST_OPSET", 17)
+    with pytest.raises(AssertionError, match="opset 18"):
+        quantize_onnx(source, tmp_path / "no.onnx", pictures)
