@@ -93,7 +93,7 @@ def test_the_story_is_that_of_its_file():
     assert found["roll_back"].split("after ")[1].split(" labels")[0] in near
 
 
-@pytest.mark.parametrize("name", ["race-photos9-2m", "race-antsbees-1m"])
+@pytest.mark.parametrize("name", ["race-photos9-2m", "race-trash6-3m", "race-antsbees-1m"])
 def test_peers_of_a_race_are_those_of_its_file(name: str):
     found, near = result(name), numbers_near("docs/race.md", name)
     peers = {name: values for name, values in found.items() if ", " in name}

@@ -22,7 +22,7 @@ def demo(
 ) -> None:
     """Run the whole story on drawn pictures.
 
-    Train, measure, classify new ones, export, serve.
+    Train, measure, classify new ones, report, export, serve.
 
     Example: tellapart demo
     """
@@ -33,6 +33,7 @@ def demo(
     from tellapart.data.listing import image_files
     from tellapart.evaluation.predict import load
     from tellapart.records import Observer
+    from tellapart.report.evaluate import evaluate as evaluate_run
     from tellapart.shipping.export import export as export_run
     from tellapart.verbs import train as train_run
 
@@ -50,6 +51,9 @@ def demo(
     from tellapart.cli.prediction import prediction_lines
 
     console().print(prediction_lines(predictions))
+    with progress_bar() as progress:
+        report = evaluate_run(run.path, cache=cache_of_user(), progress=progress)
+    typer.echo(f"The report, one page for your browser: {report.page}")
     announce(f"One folder with all that is needed to run it: {bundle}")
     with progress_bar() as progress:
         export_run(run.path, bundle, name="demo", cache=cache_of_user(), progress=progress, announce=announce)

@@ -32,6 +32,9 @@ def export(
     margin: Annotated[
         float, typer.Option(help="Largest loss of accuracy that int8 must be shown to stay below, as a share.")
     ] = 0.005,
+    int8_epochs: Annotated[
+        int, typer.Option(help="Epochs of training with rounded weights and activations before int8.", min=0)
+    ] = 0,
 ) -> None:
     """Export a run to a self-contained bundle.
 
@@ -55,7 +58,7 @@ def export(
     with progress_bar() as progress:
         bundle = export_run(
             run, to, name=name, formats=formats, coverage=coverage, precision=precision, margin=margin,
-            cache=cache_of_user(), progress=progress, announce=announce,
+            int8_epochs=int8_epochs, cache=cache_of_user(), progress=progress, announce=announce,
         )  # fmt: skip
     size = sum(path.stat().st_size for path in bundle.folder.rglob("*") if path.is_file())
     typer.echo(f"{bundle.folder}: {bundle.record.name} {bundle.version}, {size / 1e6:.1f} MB")

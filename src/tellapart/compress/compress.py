@@ -37,6 +37,8 @@ BUDGET = 0.005
 SHARES = (0.75, 0.55, 0.4)
 """Of the network's cost, that narrower networks have; each is made from the one before."""
 PRECISIONS = ("float32", "int8")
+INT8_EPOCHS = 3
+"""That a network is trained with rounding for, where rounding alone loses more than the budget in some runtime."""
 RESULT = "compression.json"
 _ROUNDS, _SECONDS = 3, 0.5
 """Times that each runtime is measured, and for how long at each batch size."""
@@ -172,6 +174,10 @@ def compress(
         for precision in PRECISIONS:
             candidates += _candidates(settings, f"{name}-{precision}", share, network, precision, whole)
             _save(folder, Compression(folder, budget, tuple(candidates), None, None, {}))
+        if _rounding_lost(candidates, f"{name}-int8"):
+            observer.announce(f"{name}: rounding alone loses too much: trained with rounding.")
+            trained = f"{name}-int8-trained"
+            candidates += _candidates(settings, trained, share, network, "int8", whole, int8_epochs=INT8_EPOCHS)
     candidates = _timed(settings, candidates)
     smallest = _best(candidates, budget, lambda candidate: (candidate.bytes, candidate.p50_ms))
     fastest = _best(candidates, budget, lambda candidate: (candidate.p50_ms, candidate.bytes))
@@ -233,7 +239,14 @@ def _narrowed(settings: _Settings, name: str, parent: RunFolder, share: float) -
 
 
 def _candidates(
-    settings: _Settings, name: str, share: float, network: RunFolder, precision: str, whole: NDArray[np.int64]
+    settings: _Settings,
+    name: str,
+    share: float,
+    network: RunFolder,
+    precision: str,
+    whole: NDArray[np.int64],
+    *,
+    int8_epochs: int = 0,
 ) -> list[Candidate]:
     """Export a network in one precision, and say how accurate it is in each runtime; not how fast yet."""
     target, blank = settings.folder / "bundles" / name, Candidate(name, share, precision)
@@ -242,7 +255,8 @@ def _candidates(
         try:
             export(
                 network.path, target, name=name, formats=formats, precision=precision, margin=settings.budget,
-                cache=settings.cache, progress=settings.observer.progress, announce=_warnings(settings.observer),
+                int8_epochs=int8_epochs, cache=settings.cache, progress=settings.observer.progress,
+                announce=_warnings(settings.observer),
             )  # fmt: skip
         except BundleError as error:
             settings.observer.announce(f"{name}: {error}")
@@ -272,6 +286,14 @@ def _candidates(
     best = min(candidate.loss_high for candidate in found)
     settings.observer.announce(f"{name}: {found[0].accuracy:.3f} on validation, loses {best:.2%} at most.")
     return found
+
+
+def _rounding_lost(candidates: Sequence[Candidate], name: str) -> bool:
+    """Whether int8 was refused in a runtime that is installed here."""
+    passed = {candidate.runtime for candidate in candidates if candidate.name == name and not candidate.error}
+    return any(
+        runtime.precision == "int8" and runtime.installed and known not in passed for known, runtime in RUNTIMES.items()
+    )
 
 
 def _warnings(observer: Observer) -> Announce:

@@ -62,6 +62,7 @@ def export(
     coverage: float = COVERAGE,
     precision: str = FULL,
     margin: float = MARGIN,
+    int8_epochs: int = 0,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
     announce: Callable[[str], None] = logger.info,
@@ -80,6 +81,7 @@ def export(
         precision: "float32" or "int8", of weights and activations.
         margin: share of the validation photos by which int8 may be less accurate, 0 to 1: the upper end of the 95 %
             interval of the loss must lie below it.
+        int8_epochs: that the network is trained for with rounded weights and activations first; 0: it is only rounded.
         cache: the folder for decoded pictures; None: the user's.
         progress: called often with (what, done, total).
         announce: called with single lines.
@@ -93,7 +95,7 @@ def export(
     cache_folder = default_cache() if cache is None else Path(cache)
     name = re.sub(r"[^\w.-]+", "-", run_folder.resolve().name)[:100] if name is None else name
     # Cheap checks first: a wrong name must not surface after minutes of proofs.
-    _check(target, name, formats, coverage, precision, margin)
+    _check(target, name, formats, coverage, precision, margin, int8_epochs)
     classifier = load(run_folder)
     classifier.max_pixels = RunFolder(run_folder).recipe().data.max_pixels
     heat = SAME_HEAT if precision == FULL else SIMILAR_HEAT
@@ -113,8 +115,9 @@ def export(
             if precision == FULL:
                 artefacts = write_artefacts(part, shipped, photos, formats, progress, announce)
             else:
-                request = Reduction(RunFolder(run_folder), classifier, cache_folder, margin, coverage)
-                artefacts = write_reduced_artefacts(part, shipped, request, formats, progress, announce)
+                request = Reduction(RunFolder(run_folder), classifier, cache_folder, margin, coverage, int8_epochs)
+                model, artefacts = write_reduced_artefacts(part, shipped, request, formats, progress, announce)
+                shipped = replace(shipped, model=model)
                 shipped = as_shipped(part, artefacts[0], shipped, photos, request, progress)
             record = BundleRecord(
                 name=name,
@@ -146,13 +149,23 @@ def export(
     return replace(bundle, folder=target)
 
 
-def _check(target: Path, name: str, formats: Sequence[str], coverage: float, precision: str, margin: float) -> None:
+def _check(
+    target: Path,
+    name: str,
+    formats: Sequence[str],
+    coverage: float,
+    precision: str,
+    margin: float,
+    int8_epochs: int,
+) -> None:
     if precision not in PRECISIONS:
         raise InputError(
             f"There is no precision {precision!r}.{nearest(precision, PRECISIONS)} Expected {' or '.join(PRECISIONS)}."
         )
     if precision != FULL and (others := sorted(set(formats) - {"litert"})):
         raise InputError(f"{precision} comes as ONNX and LiteRT. Leave the format {others[0]} out.")
+    if int8_epochs < 0 or (int8_epochs and precision == FULL):
+        raise InputError(f"int8 epochs are {int8_epochs}. Expected 0, or more for the precision int8.")
     if not 0 < margin < 1:
         raise InputError(f"The margin is {margin:g}. Expected a share between 0 and 1, such as 0.005.")
     for format_ in formats:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -29,7 +30,8 @@ from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
 from tellapart.shipping.artefacts import size_of, write_formats
 from tellapart.shipping.proofs import prove
-from tellapart.shipping.quantize import NUM_CALIBRATION, equalised, litert_int8, quantize_onnx, weights_to_int8
+from tellapart.shipping.quantize import NUM_CALIBRATION, clipped, equalised, litert_int8, quantize_onnx, weights_to_int8
+from tellapart.shipping.rounding import folded, trained_for_int8
 from tellapart.shipping.subject import HeldOut, Shipped
 from tellapart.unknown import fit_detector
 
@@ -48,6 +50,7 @@ class Reduction:
         cache: the folder for decoded pictures.
         margin: share of the validation photos by which it may be less accurate.
         coverage: that the prediction sets promise.
+        epochs: that the network is trained for with rounded weights and activations before it becomes int8.
     """
 
     run: RunFolder
@@ -55,6 +58,7 @@ class Reduction:
     cache: Path
     margin: float
     coverage: float
+    epochs: int = 0
 
     def open(self, frame: pd.DataFrame, progress: Progress = no_progress) -> Pictures:
         """Open photos of the run as the network sees them."""
@@ -81,8 +85,11 @@ def write_reduced_artefacts(
     formats: Sequence[str],
     progress: Progress,
     announce: Callable[[str], None],
-) -> tuple[Artefact, ...]:
+) -> tuple[keras.Model, tuple[Artefact, ...]]:
     """Write the model in int8, and prove that it is not less accurate on validation photos by more than the margin.
+
+    Returns:
+        The network whose weights are in the files, and the artefacts.
 
     Raises:
         InputError: the run has no photos to calibrate or prove it on, or is an ensemble.
@@ -97,6 +104,8 @@ def write_reduced_artefacts(
         raise InputError("An ensemble has no int8. Export one of its members, or a student of it.")
     pictures = _calibration_pictures(request, progress)
     model = equalised(shipped.model)
+    if request.epochs:
+        model = _trained(clipped(model, pictures), request, pictures, progress)
     floats = write_formats(model, part, (), announce)["onnx"]
     progress("quantizing", 0, 1)
     quantize_onnx(floats, floats, pictures)
@@ -126,7 +135,7 @@ def write_reduced_artefacts(
                 shutil.rmtree(path.parent)  # of which it is the only file
                 continue
             artefacts.append(artefact)
-    return tuple(artefacts)
+    return model, tuple(artefacts)
 
 
 def as_shipped(
@@ -170,6 +179,28 @@ def answers_to(predict: Predictor, pictures: Pictures, progress: Progress) -> An
         features.append(outputs.embeddings)
         progress("predicting", min(start + _BATCH, len(pictures)), len(pictures))
     return Answers(np.concatenate(probabilities), np.concatenate(features))
+
+
+def _trained(model: keras.Model, request: Reduction, calibration: NDArray[np.uint8], progress: Progress) -> keras.Model:
+    """Train the network with rounding on the run's training photos, half of them mirrored."""
+    frame = request.run.readable()
+    frame = frame[frame["split"] == "train"].reset_index(drop=True)
+    random = generator(0, "rounding")
+    with request.open(frame, progress) as pictures:
+
+        def batches() -> Iterator[NDArray[np.uint8]]:
+            order = random.permutation(len(pictures))
+            # Whole batches only: a short one at the end would compile the step anew.
+            for start in range(0, len(order) - _BATCH + 1, _BATCH):
+                batch = pictures.batch(np.sort(order[start : start + _BATCH]))
+                mirrored = random.random(len(batch)) < 0.5
+                batch[mirrored] = batch[mirrored, :, ::-1]
+                yield batch
+
+        return trained_for_int8(
+            folded(model), batches, calibration, epochs=request.epochs, num_batches=len(pictures) // _BATCH,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _calibration_pictures(request: Reduction, progress: Progress) -> NDArray[np.uint8]:

@@ -72,15 +72,13 @@ function between(size, count) {
 function bilinear({ width, height, values }, px) {
   if (width === px && height === px) return new Uint8Array(values);
   const columns = between(width, px), rows = between(height, px), square = new Uint8ClampedArray(px * px * 3);
-  for (let y = 0; y < px; y++) {
-    const { low: above, high: below, share: down } = rows[y];
-    for (let x = 0; x < px; x++) {
-      const { low: left, high: right, share: across } = columns[x];
-      for (let channel = 0; channel < 3; channel++) {
-        const value = (row, column) => values[3 * (row * width + column) + channel];
-        const top = value(above, left) * (1 - across) + value(above, right) * across;
-        const bottom = value(below, left) * (1 - across) + value(below, right) * across;
-        square[3 * (y * px + x) + channel] = top * (1 - down) + bottom * down;
+  let to = 0;
+  for (const { low: above, high: below, share: down } of rows) {
+    const top = 3 * above * width, bottom = 3 * below * width, up = 1 - down;
+    for (const { low: left, high: right, share: across } of columns) {
+      const back = 1 - across;
+      for (let l = 3 * left, r = 3 * right, end = l + 3; l < end; l++, r++) {
+        square[to++] = up * (back * values[top + l] + across * values[top + r]) + down * (back * values[bottom + l] + across * values[bottom + r]);
       }
     }
   }
