@@ -39,7 +39,7 @@ def folded(model: keras.Model) -> keras.Model:
 
     def clone(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
-            return keras.models.clone_model(layer, clone_function=clone)
+            return keras.models.clone_model(layer, clone_function=clone, call_function=_called)
         if layer.name in pairs:
             return keras.layers.Identity(name=layer.name)
         config = layer.get_config()
@@ -47,7 +47,7 @@ def folded(model: keras.Model) -> keras.Model:
             config["use_bias"] = True
         return layer.__class__.from_config(config)
 
-    copy = keras.models.clone_model(model, clone_function=clone)
+    copy = keras.models.clone_model(model, clone_function=clone, call_function=_called)
     normalisations = {before.name: layer for layer in layers_of(model) if (before := pairs.get(layer.name)) is not None}
     sources = {layer.name: layer for layer in layers_of(model)}
     for layer in layers_of(copy):
@@ -63,6 +63,11 @@ def folded(model: keras.Model) -> keras.Model:
             weights = [kernel * (scale[:, None] if is_depthwise else scale), beta + (bias - mean) * scale]
         layer.set_weights(weights)
     return copy
+
+
+def _called(layer: Any, *inputs: Any, **options: Any) -> Any:
+    """Call a layer in place of another: one that does nothing takes none of the options, such as masks, of that one."""
+    return layer(*inputs) if isinstance(layer, keras.layers.Identity) else layer(*inputs, **options)
 
 
 def _vectors(normalisation: keras.layers.BatchNormalization) -> list[NDArray[np.float64]]:
@@ -174,7 +179,7 @@ class _RoundedDense(keras.layers.Dense):
         return self.activation(outputs + self.bias if self.use_bias else outputs)
 
 
-_ROUNDED = {
+_ROUNDED: dict[Any, Any] = {
     keras.layers.Conv2D: _RoundedConv2D,
     keras.layers.DepthwiseConv2D: _RoundedDepthwiseConv2D,
     keras.layers.Dense: _RoundedDense,
@@ -206,7 +211,7 @@ def _rounded(model: keras.Model) -> keras.Model:
         return copy
 
     def call(layer: Any, *inputs: Any, **options: Any) -> Any:
-        outputs = layer(*inputs, **options)
+        outputs = _called(layer, *inputs, **options)
         return RoundedActivation(name=f"{layer.name}_rounded")(outputs) if layer.name in names else outputs
 
     student = keras.models.clone_model(model, clone_function=clone, call_function=call)
