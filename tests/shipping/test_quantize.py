@@ -19,7 +19,7 @@ from tellapart.shipping import quantize
 from tellapart.shipping.formats import convert_to_onnx, save_saved_model
 from tellapart.shipping.quantize import clipped, equalised, litert_int8, quantize_onnx, weights_to_int8
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 IMAGE_PX = 32
 
 

@@ -11,7 +11,7 @@ from tellapart.models.layers import layers_of
 from tellapart.settings import Backbone, ConvNet
 from tellapart.shipping.rounding import RoundedActivation, _rounded, folded, trained_for_int8
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 IMAGE_PX = 32
 
 
