@@ -230,7 +230,6 @@ RUNTIMES: dict[str, Runtime] = {
     "openvino-int8": Runtime("onnx", "int8", "openvino", REDUCED, _openvino_one_by_one, _openvino_one_by_one_streams),
     "onnxruntime-int8": Runtime("onnx", "int8", "onnxruntime", REDUCED, _onnxruntime),
     "litert-int8": Runtime("litert", "int8", "ai_edge_litert", REDUCED, _litert_one_by_one),
-    "litert-f16": Runtime("litert", "float16", "ai_edge_litert", REDUCED, _litert_one_by_one),
     "tensorflow": Runtime("saved_model", "float32", "tensorflow", EXACT, _tensorflow),
     "keras": Runtime("keras", "float32", "keras", EXACT, _keras),
 }

@@ -46,7 +46,7 @@ def save_saved_model(model: keras.Model, folder: Path) -> None:
         return {"probabilities": tf.identity(probabilities), "embedding": tf.identity(flat)}
 
     module.served = served
-    with _quiet():
+    with quiet():
         tf.saved_model.save(module, str(folder), signatures={"serving_default": served})
 
 
@@ -81,7 +81,7 @@ def save_explanation(model: keras.Model, folder: Path) -> None:
         return {"heat": tf.reduce_sum(features * weights[:, None, None, :], axis=-1)}
 
     module.served = served
-    with _quiet():
+    with quiet():
         tf.saved_model.save(module, str(folder), signatures={"serving_default": served})
 
 
@@ -161,7 +161,7 @@ def _to_litert(network: Network, folder: Path) -> Path:
     import tensorflow as tf
 
     path = folder / "model.tflite"
-    with _quiet():
+    with quiet():
         path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(network.saved_model)).convert())
     return path
 
@@ -218,7 +218,7 @@ def convert_to_onnx(files: Mapping[Path, Path]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the converters' talk out of the way; what matters is checked by the parity gate."""
     logger = logging.getLogger("tensorflow")
     level = logger.level

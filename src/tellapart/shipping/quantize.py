@@ -7,12 +7,9 @@ at pictures to learn the range of each activation; neither looks at labels.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from tellapart.errors import InputError
 from tellapart.models.embedding import feature_model
 from tellapart.models.layers import first_layer, layers_of
+from tellapart.shipping.formats import quiet
 
 NUM_CALIBRATION = 256
 """Pictures that the ranges of activations are learned from."""
@@ -90,7 +88,7 @@ def _normalised_late(model: keras.Model) -> Iterator[tuple[keras.layers.Conv2D, 
             yield before, after
 
 
-def quantize_onnx(source: Path, target: Path, pictures: NDArray[np.uint8], *, keep_float: Sequence[str] = ()) -> None:
+def quantize_onnx(source: Path, target: Path, pictures: NDArray[np.uint8]) -> None:
     """Write an int8 ONNX file of a float32 one.
 
     What comes before the first convolution and after the last is computed in float32: the picture's scaling, the pooled
@@ -100,7 +98,6 @@ def quantize_onnx(source: Path, target: Path, pictures: NDArray[np.uint8], *, ke
         source: with an input "image", of opset 20 at most.
         target: to write.
         pictures: (num_images, image_px, image_px, 3) uint8, to learn the ranges of activations from.
-        keep_float: names of convolutions that stay in float32, as `convolutions` gives them.
 
     Raises:
         InputError: there are no pictures, or the graph has no convolution.
@@ -117,14 +114,14 @@ def quantize_onnx(source: Path, target: Path, pictures: NDArray[np.uint8], *, ke
         if not integer:
             raise InputError(f"{source.name} has no convolutions: int8 would gain nothing.")
         onnx.save(graph, folded)
-        with _quiet():
+        with quiet():
             quantize_static(
                 folded,
                 target,
                 _Reader(pictures),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(_INTEGER_OPS),
-                nodes_to_quantize=sorted(integer - set(keep_float)),
+                nodes_to_quantize=sorted(integer),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -219,13 +216,6 @@ def fold(source: Path, target: Path) -> Any:
     return graph
 
 
-def convolutions(source: Path) -> list[str]:
-    """Return the names of the convolutions of an ONNX file after `fold`, from input to output."""
-    with tempfile.TemporaryDirectory() as folder:
-        graph = fold(source, Path(folder) / "folded.onnx")
-    return [node.name for node in graph.graph.node if node.op_type == "Conv"]
-
-
 def _between_convolutions(graph: Any) -> set[str]:
     """Return the names of the nodes that have a convolution before them and after them, and of the convolutions."""
     nodes = list(graph.graph.node)  # in the order in which they are computed
@@ -272,29 +262,6 @@ def litert_int8(network: keras.Model, pictures: NDArray[np.uint8], image_px: int
     return _litert(clipped(network, pictures), image_px, lambda converter: _fully_int8(converter, pictures))
 
 
-def litert_float16(network: keras.Model, image_px: int) -> bytes:
-    """Return a LiteRT file with weights in float16; runtimes compute in float32, or in float16 where they can."""
-
-    def change(converter: Any) -> None:
-        import tensorflow as tf
-
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.target_spec.supported_types = [tf.float16]
-
-    return _litert(network, image_px, change)
-
-
-def litert_weights_int8(network: keras.Model, image_px: int) -> bytes:
-    """Return a LiteRT file with weights in int8 and activations in float32 ("dynamic range")."""
-
-    def change(converter: Any) -> None:
-        import tensorflow as tf
-
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-
-    return _litert(network, image_px, change)
-
-
 def _fully_int8(converter: Any, pictures: NDArray[np.uint8]) -> None:
     import tensorflow as tf
 
@@ -328,25 +295,9 @@ def _litert(network: keras.Model, image_px: int, change: Callable[[Any], None]) 
         return {"probabilities": tf.identity(probabilities), "embedding": tf.identity(flat)}
 
     module.served = served
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         tf.saved_model.save(module, folder, signatures={"serving_default": served})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         change(converter)
         content: bytes = converter.convert()
     return content
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converters' talk out of the way."""
-    loggers = [logging.getLogger(), logging.getLogger("tensorflow")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -74,8 +74,6 @@ def export_web(bundle: str | os.PathLike[str], to: str | os.PathLike[str]) -> Pa
     """
     opened, target = open_bundle(bundle), Path(to)
     artefact = _litert(opened)
-    if target.exists() and any(target.iterdir()) and not (target / "model.tflite").is_file():
-        raise InputError(f"{target} is not empty, and not a page made by tellapart. Name a new folder.")
     packages = {name: _package(name, *known) for name, known in PACKAGES.items()}
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -86,11 +84,20 @@ def export_web(bundle: str | os.PathLike[str], to: str | os.PathLike[str]) -> Pa
         shutil.copyfile(opened.path(artefact), part / "model.tflite")
         _write_model(part, opened)
         _write_worker(part, opened.version)
+        # An older page has these files and no others: whatever else lies there would be lost.
+        if target.exists() and (foreign := sorted(_files(target) - _files(part))):
+            raise InputError(
+                f"{target} holds {foreign[0]}, which is not of a page made by tellapart. Name a new folder."
+            )
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
 
 
 def _litert(bundle: Bundle) -> Artefact:
