@@ -45,6 +45,8 @@ def export(
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
     if format_.strip() == "web":
+        if name is not None or coverage != 0.95 or precision != "float32" or int8_epochs:
+            raise typer.BadParameter("A page is made of a bundle as it is: give the other options when it is exported.")
         from tellapart.shipping.web import export_web
 
         folder = export_web(run, to)

@@ -80,11 +80,9 @@ async function runtime(name) {
 }
 
 async function start() {
-  const [about, bytes, unknown] = await Promise.all([
-    fetched("model.json").then((response) => response.json()),
-    fetched("model.tflite").then((response) => response.arrayBuffer()),
-    fetch("unknown.bin").then((response) => (response.ok ? response.arrayBuffer() : null)).catch(() => null),
-  ]);
+  const about = await (await fetched("model.json")).json();
+  const bytes = await (await fetched("model.tflite")).arrayBuffer();
+  const unknown = about.unknown && (await (await fetched("unknown.bin")).arrayBuffer());
   try {
     const relaxed = await supportsFeature("relaxedSimd");
     // Memory that threads share is there only where the service worker has set the headers for it.
