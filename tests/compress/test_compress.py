@@ -15,6 +15,7 @@ import pytest
 import tellapart
 from tellapart.bundles.bundle import open_bundle
 from tellapart.bundles.predictor import explain_bundle, open_classifier
+from tellapart.bundles.runtimes import RUNTIMES, artefact_for
 from tellapart.compress import compress as compress_module
 from tellapart.compress.compress import RESULT, compress
 from tellapart.errors import InputError, RunError
@@ -60,6 +61,12 @@ def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: 
         (share, precision) for share in (1.0, 0.6) for precision in ("float32", "int8")
     }
     assert all(candidate.p50_ms > 0 and candidate.bytes > 0 for candidate in result.candidates if not candidate.error)
+    for candidate in result.candidates:
+        if candidate.precision != "float32" and candidate.bundle:
+            artefact = artefact_for(open_bundle(out / candidate.bundle), RUNTIMES[candidate.runtime])
+            assert artefact is not None
+            # The proof of int8 is of the validation photos too.
+            assert candidate.accuracy == artefact.proofs[candidate.runtime].accuracy, "each runtime's own accuracy"
     whole = next(candidate for candidate in result.candidates if candidate.share == 1)
     assert whole.loss == 0
     assert whole.agreement == 1

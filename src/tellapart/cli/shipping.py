@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,9 +123,9 @@ def _table_of_candidates(result: Compression) -> Table:
     for at, candidate in enumerate(result.candidates):
         if not candidate.error:
             table.add_row(
-                f"{candidate.share:.0%} {candidate.precision}", candidate.runtime, f"{candidate.bytes / 1e6:.2f}",
-                f"{candidate.p50_ms:.2f}", f"{candidate.accuracy:.3f}", f"{100 * candidate.loss:+.2f}",
-                f"{100 * candidate.loss_high:+.2f}", marks.get(at, ""),
+                candidate.name, candidate.runtime, f"{candidate.bytes / 1e6:.2f}", f"{candidate.p50_ms:.2f}",
+                f"{candidate.accuracy:.3f}", f"{100 * candidate.loss:+.2f}", f"{100 * candidate.loss_high:+.2f}",
+                marks.get(at, ""),
             )  # fmt: skip
     return table
 
@@ -133,7 +134,8 @@ def _verdicts(result: Compression) -> list[str]:
     """Return what was chosen, in sentences."""
     lines = [f"{candidate.name}: {candidate.error}" for candidate in result.candidates if candidate.error]
     if result.smallest is None or result.fastest is None:
-        losses = [candidate.loss_high for candidate in result.candidates if not candidate.error]
+        compressed = [candidate for candidate in result.candidates if candidate.name != result.candidates[0].name]
+        losses = [candidate.loss_high for candidate in compressed if not math.isnan(candidate.loss_high)]
         near = f" The nearest loses {100 * min(losses):.2f} points at most." if losses else ""
         return [*lines, f"None was shown to lose less than {100 * result.budget:g} points on validation.{near}"]
     for at, confirmation in result.confirmations.items():

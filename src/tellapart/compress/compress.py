@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.bundles.bundle import Artefact, Bundle, is_bundle, open_bundle
+from tellapart.bundles.bundle import Bundle, is_bundle, open_bundle
 from tellapart.bundles.latency import benchmark
-from tellapart.bundles.runtimes import FRAMEWORKS, RUNTIMES
+from tellapart.bundles.runtimes import FRAMEWORKS, RUNTIMES, answers, artefact_for
 from tellapart.compress.narrowing import narrow_recipe, narrow_start
 from tellapart.compress.picture import draw_pareto
 from tellapart.data.cache import default_cache, open_rows
@@ -26,17 +26,19 @@ from tellapart.evaluation.measure import class_numbers
 from tellapart.experiments.jobs import Job, run_job
 from tellapart.files import read_json, write_json
 from tellapart.proportions import difference_interval
-from tellapart.records import Announce, Observer, Progress, plain
+from tellapart.records import Announce, Observer, plain
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Machine
 from tellapart.shipping.export import export
-from tellapart.shipping.reduced import answers_to, shipped_predictor
+from tellapart.shipping.proofs import batches_of
 
 BUDGET = 0.005
 """Share of the photos by which a compressed model may be less accurate."""
 SHARES = (0.75, 0.55, 0.4)
 """Of the network's cost, that narrower networks have; each is made from the one before."""
 PRECISIONS = ("float32", "int8")
+TRAINED = "int8-trained"
+"""The precision of networks that were trained with rounding, beside those of `PRECISIONS`."""
 INT8_EPOCHS = 3
 """That a network is trained with rounding for, where rounding alone loses more than the budget in some runtime."""
 RESULT = "compression.json"
@@ -51,7 +53,7 @@ class Candidate:
     Attributes:
         name: of its network and precision.
         share: of the whole network's cost, as it was asked for.
-        precision: of the weights.
+        precision: of the weights; `TRAINED` where the network was trained with rounding.
         runtime: that was measured.
         bytes: of the file that the runtime opens.
         p50_ms: median milliseconds for one picture on one thread.
@@ -176,8 +178,7 @@ def compress(
             _save(folder, Compression(folder, budget, tuple(candidates), None, None, {}))
         if _rounding_lost(candidates, f"{name}-int8"):
             observer.announce(f"{name}: rounding alone loses too much: trained with rounding.")
-            trained = f"{name}-int8-trained"
-            candidates += _candidates(settings, trained, share, network, "int8", whole, int8_epochs=INT8_EPOCHS)
+            candidates += _candidates(settings, f"{name}-{TRAINED}", share, network, TRAINED, whole)
     candidates = _timed(settings, candidates)
     smallest = _best(candidates, budget, lambda candidate: (candidate.bytes, candidate.p50_ms))
     fastest = _best(candidates, budget, lambda candidate: (candidate.p50_ms, candidate.bytes))
@@ -245,47 +246,56 @@ def _candidates(
     network: RunFolder,
     precision: str,
     whole: NDArray[np.int64],
-    *,
-    int8_epochs: int = 0,
 ) -> list[Candidate]:
     """Export a network in one precision, and say how accurate it is in each runtime; not how fast yet."""
     target, blank = settings.folder / "bundles" / name, Candidate(name, share, precision)
     if not is_bundle(target):
-        formats = ("litert",) if precision == "int8" and RUNTIMES["litert-int8"].installed else ()
+        is_int8 = precision != "float32"
+        formats = ("litert",) if is_int8 and RUNTIMES["litert-int8"].installed else ()
         try:
             export(
-                network.path, target, name=name, formats=formats, precision=precision, margin=settings.budget,
-                int8_epochs=int8_epochs, cache=settings.cache, progress=settings.observer.progress,
-                announce=_warnings(settings.observer),
+                network.path, target, name=name, formats=formats, precision="int8" if is_int8 else precision,
+                margin=settings.budget, int8_epochs=INT8_EPOCHS if precision == TRAINED else 0, cache=settings.cache,
+                progress=settings.observer.progress, announce=_warnings(settings.observer),
             )  # fmt: skip
         except BundleError as error:
             settings.observer.announce(f"{name}: {error}")
             return [replace(blank, error=str(error))]
     bundle = open_bundle(target)
-    inside = target.relative_to(settings.folder).as_posix()
-    found = []
-    for artefact in bundle.record.artefacts:
-        probabilities, true = _probabilities(settings, bundle, artefact, "validation")
-        predicted = probabilities.argmax(axis=1)
-        counts = _pairs(predicted == true, whole == true)
-        interval = difference_interval(*counts)
-        known = replace(
-            blank,
-            bytes=artefact.bytes,
-            accuracy=float((predicted == true).mean()),
-            loss=float((whole == true).mean() - (predicted == true).mean()),
-            loss_low=interval.low,
-            loss_high=interval.high,
-            calibration_error=calibration(true, probabilities.astype(np.float64)).ece,
-            agreement=float((predicted == whole).mean()),
-            bundle=inside,
-        )
-        for runtime, proof in artefact.proofs.items():
-            if runtime not in FRAMEWORKS:
-                found.append(replace(known, runtime=runtime, error="" if proof.passed else proof.reason))
-    best = min(candidate.loss_high for candidate in found)
-    settings.observer.announce(f"{name}: {found[0].accuracy:.3f} on validation, loses {best:.2%} at most.")
+    found = [
+        _measured(settings, bundle, runtime, replace(blank, bytes=artefact.bytes, error=proof.reason), whole)
+        for artefact in bundle.record.artefacts
+        for runtime, proof in artefact.proofs.items()
+        if runtime not in FRAMEWORKS
+    ]
+    # Not a number where a runtime did not run it: that is never the best.
+    best = min(found, key=lambda candidate: float(np.nan_to_num(candidate.loss_high, nan=1)))
+    settings.observer.announce(
+        f"{name}: {best.accuracy:.3f} on validation in {best.runtime}, loses {best.loss_high:.2%} at most."
+    )
     return found
+
+
+def _measured(
+    settings: _Settings, bundle: Bundle, runtime: str, known: Candidate, whole: NDArray[np.int64]
+) -> Candidate:
+    """Say how accurate a bundle is in one runtime, also where that was refused: the user sees how near it came."""
+    known = replace(known, runtime=runtime, bundle=bundle.folder.relative_to(settings.folder).as_posix())
+    try:
+        probabilities, true = _probabilities(settings, bundle, runtime, "validation")
+    except BundleError as error:
+        return replace(known, error=known.error or str(error))
+    predicted = probabilities.argmax(axis=1)
+    interval = difference_interval(*_pairs(predicted == true, whole == true))
+    return replace(
+        known,
+        accuracy=float((predicted == true).mean()),
+        loss=float((whole == true).mean() - (predicted == true).mean()),
+        loss_low=interval.low,
+        loss_high=interval.high,
+        calibration_error=calibration(true, probabilities.astype(np.float64)).ece,
+        agreement=float((predicted == whole).mean()),
+    )
 
 
 def _rounding_lost(candidates: Sequence[Candidate], name: str) -> bool:
@@ -313,23 +323,23 @@ def _whole_predictions(settings: _Settings, split: str) -> NDArray[np.int64]:
 
 
 def _probabilities(
-    settings: _Settings, bundle: Bundle, artefact: Artefact, split: str
+    settings: _Settings, bundle: Bundle, runtime: str, split: str
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return (num_photos, num_classes) probabilities that a bundle's model gives for a split, and the true classes."""
+    """Return (num_photos, num_classes) probabilities that a runtime gives for a split, and the true classes."""
     run, classes = settings.original, list(bundle.record.classes)
     frame = run.readable()
     frame = frame[frame["split"] == split].reset_index(drop=True)
-    if not len(frame):
-        return np.zeros((0, len(classes)), np.float32), np.zeros(0, np.int64)
+    parts = [np.zeros((0, len(classes)), np.float32)]
+    artefact = artefact_for(bundle, RUNTIMES[runtime])
+    assert artefact is not None  # its proof is where the runtime's name came from
     options = {"folder": settings.cache, "max_pixels": bundle.record.max_pixels}
-    with open_rows(run.root, frame, bundle.record.image_px, **options) as pictures:
-        predict = shipped_predictor(artefact, bundle.path(artefact))
-        answers = answers_to(predict, pictures, _named(settings.observer.progress, bundle.record.name))
-    return answers.probabilities, class_numbers(frame, classes)
-
-
-def _named(progress: Progress, name: str) -> Progress:
-    return lambda _, done, total: progress(f"measuring {name}", done, total)
+    if len(frame):
+        with open_rows(run.root, frame, bundle.record.image_px, **options) as pictures:
+            for part in answers(RUNTIMES[runtime], bundle.path(artefact), batches_of(pictures)):
+                parts.append(part)
+                done = sum(map(len, parts))
+                settings.observer.progress(f"measuring {bundle.record.name} in {runtime}", done, len(frame))
+    return np.concatenate(parts), class_numbers(frame, classes)
 
 
 def _timed(settings: _Settings, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -369,8 +379,7 @@ def _best(
 def _confirmed(settings: _Settings, candidate: Candidate) -> Confirmation | None:
     """Look at the test photos, once; None: there are none."""
     bundle = open_bundle(settings.folder / candidate.bundle)
-    artefact = next(artefact for artefact in bundle.record.artefacts if RUNTIMES[candidate.runtime].runs(artefact))
-    probabilities, true = _probabilities(settings, bundle, artefact, "test")
+    probabilities, true = _probabilities(settings, bundle, candidate.runtime, "test")
     if not len(true):
         return None
     predicted = probabilities.argmax(axis=1)

@@ -11,7 +11,8 @@ from tellapart.files import atomic_file
 if TYPE_CHECKING:
     from tellapart.compress.compress import Candidate, Compression
 
-_COLOURS = {"float32": "#0072b2", "int8": "#d55e00"}  # told apart by the colour-blind (Okabe & Ito 2008)
+# Told apart by the colour-blind (Okabe & Ito 2008).
+_COLOURS = {"float32": "#0072b2", "int8": "#d55e00", "int8-trained": "#009e73"}
 _GREY = "#666666"
 
 

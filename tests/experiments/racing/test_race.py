@@ -188,20 +188,20 @@ def test_a_killed_race_goes_on_with_what_is_left(photos, cache, tmp_path):
         [sys.executable, "-m", "tellapart", "train", str(photos), "--time", "45s", "--out", str(run)],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    # Few photos: their first candidate begins with the head, and fine-tunes it.
-    first = run / "race" / "fine-tuned" / "metrics.json"
-    while not first.exists():
+    # Which candidate comes first depends on how fast the machine is: any will do.
+    done: list[Path] = []
+    while not done:
         assert process.poll() is None
+        done = sorted((run / "race").glob("*/metrics.json"))
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    measured = first.read_bytes()
+    measured = done[0].read_bytes()
     resumed = tellapart.resume(run, cache=cache)
     names = [entry["name"] for entry in resumed.metrics["race"]]
-    assert names[0] == "fine-tuned"
-    assert "head" not in names
+    assert done[0].read_bytes() == measured, "what was done is not done again"
+    assert names[0] == done[0].parent.name
     assert len(names) == len(set(names))
-    kept = json.loads(measured)["validation"]["accuracy"]
-    assert resumed.metrics["race"][0]["accuracy"] == kept, "what was done is not done again"
+    assert resumed.metrics["race"][0]["accuracy"] == json.loads(measured)["validation"]["accuracy"]
     best = max(entry["accuracy"] for entry in resumed.metrics["race"] if entry["correct"] is not None)
     assert resumed.metrics["validation"]["accuracy"] >= best - race._PAYS, "an ensemble must gain that much"
