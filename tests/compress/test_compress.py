@@ -97,6 +97,7 @@ def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: 
     assert "as accurate as Keras within the margin" in (bundle.folder / "card.md").read_text()
 
 
+@pytest.mark.by_hand
 def test_a_budget_that_nothing_meets_says_so(place: Path, tmp_path: Path):
     result = compress(place / "run", tmp_path / "none", budget=1e-6, shares=[], cache=place / "cache")
     assert result.smallest is None

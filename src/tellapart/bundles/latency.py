@@ -35,7 +35,7 @@ class Speed:
         agreement: with Keras, when the bundle was made; NaN where it was not compared.
         p50_ms: median milliseconds for one picture.
         p99_ms: of one picture.
-        images_per_second: of one picture at a time, and of 32 at once.
+        images_per_second: for each batch size that was measured: by default one picture at a time, and 32 at once.
         memory_mb: that the process took more with the model open and used, MB (10^6 bytes).
         error: why it could not be measured; "" when it was.
     """
@@ -45,7 +45,7 @@ class Speed:
     agreement: float
     p50_ms: float = _NAN
     p99_ms: float = _NAN
-    images_per_second: tuple[float, float] = (_NAN, _NAN)
+    images_per_second: tuple[float, ...] = (_NAN, _NAN)
     memory_mb: float = _NAN
     error: str = ""
 
@@ -55,6 +55,7 @@ def benchmark(
     *,
     threads: int | None = None,
     seconds: float = 2.0,
+    batches: Sequence[int] = BATCHES,
     progress: Progress = no_progress,
 ) -> list[Speed]:
     """Measure every runtime that is installed, each in a process of its own.
@@ -63,6 +64,7 @@ def benchmark(
         folder: the bundle.
         threads: for one call; None: all processors.
         seconds: to measure each batch size for.
+        batches: sizes to measure, 1 first.
         progress: called with ("measuring", done, total).
 
     Raises:
@@ -82,7 +84,7 @@ def benchmark(
             # How fast it is wrong does not matter.
             speeds.append(Speed(name, error=f"refused when the bundle was made: {proof.reason}", **values))
             continue
-        values |= _measured_apart(Path(folder), name, threads or os.cpu_count() or 1, seconds)
+        values |= _measured_apart(Path(folder), name, threads or os.cpu_count() or 1, seconds, batches)
         speeds.append(Speed(name, **values))
     progress("measuring", len(artefacts), len(artefacts))
     return sorted(speeds, key=lambda speed: (bool(speed.error), speed.p50_ms))
@@ -107,7 +109,7 @@ def median_latencies(
     for done in range(rounds):
         progress("measuring", done, rounds)
         for bundle, name, times in zip(bundles, names, laps, strict=True):
-            values = _measured_apart(bundle.folder, name, 1, seconds)
+            values = _measured_apart(bundle.folder, name, 1, seconds, BATCHES[:1])
             if "error" in values:
                 raise BundleError(f"{bundle.folder} cannot be measured in {name}: {values['error']}.")
             times.append(values["p50_ms"])
@@ -115,10 +117,11 @@ def median_latencies(
     return [float(np.median(times)) for times in laps]
 
 
-def _measured_apart(folder: Path, name: str, threads: int, seconds: float) -> dict[str, Any]:
+def _measured_apart(folder: Path, name: str, threads: int, seconds: float, batches: Sequence[int]) -> dict[str, Any]:
     """Return what `measure` finds in a process of its own."""
     # In one process, memory that a runtime keeps would be counted for the next one, and their threads would compete.
-    command = [sys.executable, "-m", "tellapart.bundles.latency", str(folder), name, str(threads), str(seconds)]
+    numbers = [str(number) for number in (threads, seconds, *batches)]
+    command = [sys.executable, "-m", "tellapart.bundles.latency", str(folder), name, *numbers]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
     if completed.returncode:
         return {"error": (completed.stderr.strip().splitlines() or ["no reason given"])[-1]}
@@ -127,18 +130,18 @@ def _measured_apart(folder: Path, name: str, threads: int, seconds: float) -> di
     return values | {"images_per_second": tuple(values["images_per_second"])}
 
 
-def measure(folder: Path, name: str, threads: int, seconds: float) -> dict[str, Any]:
+def measure(folder: Path, name: str, threads: int, seconds: float, batches: Sequence[int] = BATCHES) -> dict[str, Any]:
     """Measure one runtime in this process: the measured attributes of `Speed`."""
     bundle = open_bundle(folder)
     # Before the runtime is imported: its libraries are part of what it takes.
     before = _resident_mb()
     predict = open_runtime(bundle, name, threads=threads)
-    pictures = _pictures(bundle.record.image_px, max(BATCHES))
-    laps = {count: _laps(lambda count=count: predict(pictures[:count]), seconds) for count in BATCHES}  # type: ignore[misc]
+    pictures = _pictures(bundle.record.image_px, max(batches))
+    laps = {count: _laps(lambda count=count: predict(pictures[:count]), seconds) for count in batches}  # type: ignore[misc]
     return {
         "p50_ms": 1000 * float(np.median(laps[1])),
         "p99_ms": 1000 * float(np.quantile(laps[1], 0.99)),
-        "images_per_second": (1 / float(np.median(laps[1])), max(BATCHES) / float(np.median(laps[max(BATCHES)]))),
+        "images_per_second": tuple(count / float(np.median(laps[count])) for count in batches),
         "memory_mb": _resident_mb() - before,
     }
 
@@ -168,4 +171,7 @@ def _resident_mb() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))))  # noqa: T201
+    found = measure(
+        Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), [int(n) for n in sys.argv[5:]]
+    )
+    print(json.dumps(found))  # noqa: T201

@@ -261,7 +261,7 @@ def choose(bundle: Bundle, runtime: str | None, *, threads: int | None = None) -
     if runtime is None:
         return _fastest(bundle, threads=threads)
     predict = open_runtime(bundle, runtime, threads=threads)
-    if wrong := check_reference_images(bundle, predict, RUNTIMES[runtime].tolerance):
+    if wrong := check_reference_images(bundle, predict, runtime):
         raise BundleError(
             f"{runtime} does not give the reference images' probabilities of {bundle.folder} here: {wrong}."
         )
@@ -285,7 +285,7 @@ def _fastest(bundle: Bundle, *, threads: int | None = None) -> tuple[str, Predic
         if times and time.perf_counter() - began > _CHOICE_SECONDS:
             break
         predict = open_runtime(bundle, name, threads=threads)
-        if wrong := check_reference_images(bundle, predict, RUNTIMES[name].tolerance):
+        if wrong := check_reference_images(bundle, predict, name):
             refused.append(f"{name}: {wrong}")
             continue
         laps = []

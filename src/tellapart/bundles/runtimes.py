@@ -40,21 +40,20 @@ Predictor = Callable[[NDArray[np.uint8]], Outputs]
 
 @dataclass(frozen=True)
 class Runtime:
-    """A way to run artefacts of one format and precision.
+    """A way to run artefacts of one format.
 
     Attributes:
         format: of the artefacts that it opens.
-        precision: of their weights.
+        precisions: of their weights.
         package: that must be installed.
-        tolerance: how far what it says may be from the Keras model; of weights that are not float32, from what the
-            bundle says of its reference images, which is the shipped model's.
+        tolerance: how far what it says may be from the Keras model (`tolerance_of` other weights).
         opens: (file, threads) → predictor.
         opens_several: (file, callers) → as many predictors, on one processor each, to be called at the same time; None:
             it is the same as to open it several times.
     """
 
     format: str
-    precision: str
+    precisions: tuple[str, ...]
     package: str
     tolerance: Tolerance
     opens: Callable[[Path, int], Predictor]
@@ -67,10 +66,19 @@ class Runtime:
 
     def runs(self, artefact: Artefact) -> bool:
         """Whether it opens an artefact."""
-        return (artefact.format, artefact.precision) == (self.format, self.precision)
+        return artefact.format == self.format and artefact.precision in self.precisions
+
+    def tolerance_of(self, artefact: Artefact) -> Tolerance:
+        """Return how far what it says may be from what the bundle says of its reference images."""
+        # Runtimes round smaller weights back in ways of their own.
+        return self.tolerance if artefact.precision == _FLOAT[0] else REDUCED
 
 
-def _onnxruntime(path: Path, threads: int) -> Predictor:
+def _onnxruntime_int8(path: Path, threads: int) -> Predictor:
+    return _onnxruntime(path, threads, integers=True)
+
+
+def _onnxruntime(path: Path, threads: int, *, integers: bool = False) -> Predictor:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -79,6 +87,9 @@ def _onnxruntime(path: Path, threads: int) -> Predictor:
     # Idle threads spin for the next picture, and where two networks answer in turns those of one take the processors
     # from the other: 12 to 17 ms a picture instead of 6 to 7 (docs/experiments.md). Alone nothing is lost without it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if not integers:
+        # Weights alone are int8: make floats of them once, when the file is opened, not for every picture.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     input_name = session.get_inputs()[0].name
     output_names = [output for output in _OUTPUTS if output in {node.name for node in session.get_outputs()}]
@@ -220,18 +231,21 @@ def _outputs(tensors: Sequence[Any]) -> Outputs:
     return Outputs(probabilities, rest[0] if rest else None)
 
 
-# In bfloat16 only the arithmetic is reduced: the file holds the same float32 weights.
+_FLOAT = "float32", "float16", "int8-weights"
+"""Precisions of weights that are computed with in float32, or in bfloat16."""
+_INT8 = ("int8",)
+
 RUNTIMES: dict[str, Runtime] = {
-    "openvino-bf16": Runtime("onnx", "float32", "openvino", REDUCED, _openvino("bf16"), _openvino_streams("bf16")),
-    "openvino-f32": Runtime("onnx", "float32", "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
-    "onnxruntime": Runtime("onnx", "float32", "onnxruntime", EXACT, _onnxruntime),
-    "openvino-ir": Runtime("openvino", "float32", "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
-    "litert": Runtime("litert", "float32", "ai_edge_litert", EXACT, _litert),
-    "openvino-int8": Runtime("onnx", "int8", "openvino", REDUCED, _openvino_one_by_one, _openvino_one_by_one_streams),
-    "onnxruntime-int8": Runtime("onnx", "int8", "onnxruntime", REDUCED, _onnxruntime),
-    "litert-int8": Runtime("litert", "int8", "ai_edge_litert", REDUCED, _litert_one_by_one),
-    "tensorflow": Runtime("saved_model", "float32", "tensorflow", EXACT, _tensorflow),
-    "keras": Runtime("keras", "float32", "keras", EXACT, _keras),
+    "openvino-bf16": Runtime("onnx", _FLOAT, "openvino", REDUCED, _openvino("bf16"), _openvino_streams("bf16")),
+    "openvino-f32": Runtime("onnx", _FLOAT, "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
+    "onnxruntime": Runtime("onnx", _FLOAT, "onnxruntime", EXACT, _onnxruntime),
+    "openvino-ir": Runtime("openvino", _FLOAT[:1], "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
+    "litert": Runtime("litert", _FLOAT, "ai_edge_litert", EXACT, _litert),
+    "openvino-int8": Runtime("onnx", _INT8, "openvino", REDUCED, _openvino_one_by_one, _openvino_one_by_one_streams),
+    "onnxruntime-int8": Runtime("onnx", _INT8, "onnxruntime", REDUCED, _onnxruntime_int8),
+    "litert-int8": Runtime("litert", _INT8, "ai_edge_litert", REDUCED, _litert_one_by_one),
+    "tensorflow": Runtime("saved_model", _FLOAT[:1], "tensorflow", EXACT, _tensorflow),
+    "keras": Runtime("keras", _FLOAT[:1], "keras", EXACT, _keras),
 }
 """Every way to run a bundle, those first that are mostly the fastest: a choice that takes too long stops early."""
 
@@ -322,8 +336,8 @@ def answers(
         raise BundleError(f"{path.name} does not run in {runtime.package}: {first}") from error
 
 
-def check_reference_images(bundle: Bundle, predict: Predictor, tolerance: Tolerance) -> str:
-    """Run the reference images from their files and return what is wrong; "" when all is as it was."""
+def check_reference_images(bundle: Bundle, predict: Predictor, name: str) -> str:
+    """Run the reference images from their files in a runtime and return what is wrong; "" when all is as it was."""
     from tellapart.data.decode import decode_square
     from tellapart.data.image_file import read_file
 
@@ -335,6 +349,9 @@ def check_reference_images(bundle: Bundle, predict: Predictor, tolerance: Tolera
     ])  # fmt: skip
     expected = np.array([record.reference_images[name] for name in names], np.float32)
     probabilities = np.concatenate([predict(picture[None]).probabilities for picture in pictures])
+    artefact = artefact_for(bundle, RUNTIMES[name])
+    assert artefact is not None  # `predict` is of it
     # Without the margin: a handful of images says nothing about accuracy.
-    proof = parity(expected, probabilities, None, replace(tolerance, margin=None))
+    tolerance = replace(RUNTIMES[name].tolerance_of(artefact), margin=None)
+    proof = parity(expected, probabilities, None, tolerance)
     return "" if proof.passed else proof.reason

@@ -28,10 +28,10 @@ def export(
     name: Annotated[str | None, typer.Option(help="Model name [default: the run folder's name].")] = None,
     coverage: Annotated[float, typer.Option(help="Target coverage of the prediction sets.")] = 0.95,
     precision: Annotated[
-        str, typer.Option(help="float32, or int8: a quarter as large, faster on most processors.")
+        str, typer.Option(help="float32; float16 (half as large); int8-weights, int8 (a quarter; int8 is faster too).")
     ] = "float32",
     margin: Annotated[
-        float, typer.Option(help="Largest loss of accuracy that int8 must be shown to stay below, as a share.")
+        float, typer.Option(help="Largest loss of accuracy that fewer bits must be shown to stay below, as a share.")
     ] = 0.005,
     int8_epochs: Annotated[
         int, typer.Option(help="Epochs of training with rounded weights and activations before int8.", min=0)

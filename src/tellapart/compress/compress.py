@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.bundles.bundle import Bundle, is_bundle, open_bundle
+from tellapart.bundles.bundle import Bundle, Proof, is_bundle, open_bundle
 from tellapart.bundles.latency import benchmark
 from tellapart.bundles.runtimes import FRAMEWORKS, RUNTIMES, answers, artefact_for
 from tellapart.compress.narrowing import narrow_recipe, narrow_start
@@ -37,13 +37,16 @@ BUDGET = 0.005
 SHARES = (0.75, 0.55, 0.4)
 """Of the network's cost, that narrower networks have; each is made from the one before."""
 PRECISIONS = ("float32", "int8")
+"""That every network is made in."""
 TRAINED = "int8-trained"
-"""The precision of networks that were trained with rounding, beside those of `PRECISIONS`."""
+"""The precision of networks that were trained with rounding: where rounding loses more than the budget in a runtime."""
+WEIGHTS = "int8-weights"
+"""As small as int8 and as accurate as float32, and as slow: where only float32 keeps the budget."""
 INT8_EPOCHS = 3
 """That a network is trained with rounding for, where rounding alone loses more than the budget in some runtime."""
 RESULT = "compression.json"
 _ROUNDS, _SECONDS = 3, 0.5
-"""Times that each runtime is measured, and for how long at each batch size."""
+"""Times that each runtime is measured, and for how long."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Candidate:
     Attributes:
         name: of its network and precision.
         share: of the whole network's cost, as it was asked for.
-        precision: of the weights; `TRAINED` where the network was trained with rounding.
+        precision: of the weights: one of `PRECISIONS`, `TRAINED` or `WEIGHTS`.
         runtime: that was measured.
         bytes: of the file that the runtime opens.
         p50_ms: median milliseconds for one picture on one thread.
@@ -179,6 +182,12 @@ def compress(
         if _rounding_lost(candidates, f"{name}-int8"):
             observer.announce(f"{name}: rounding alone loses too much: trained with rounding.")
             candidates += _candidates(settings, f"{name}-{TRAINED}", share, network, TRAINED, whole)
+        kept = {
+            candidate.precision for candidate in candidates if candidate.share == share and candidate.within(budget)
+        }
+        if kept == {"float32"}:
+            observer.announce(f"{name}: int8 loses too much: the weights alone.")
+            candidates += _candidates(settings, f"{name}-{WEIGHTS}", share, network, WEIGHTS, whole)
     candidates = _timed(settings, candidates)
     smallest = _best(candidates, budget, lambda candidate: (candidate.bytes, candidate.p50_ms))
     fastest = _best(candidates, budget, lambda candidate: (candidate.p50_ms, candidate.bytes))
@@ -250,12 +259,12 @@ def _candidates(
     """Export a network in one precision, and say how accurate it is in each runtime; not how fast yet."""
     target, blank = settings.folder / "bundles" / name, Candidate(name, share, precision)
     if not is_bundle(target):
-        is_int8 = precision != "float32"
-        formats = ("litert",) if is_int8 and RUNTIMES["litert-int8"].installed else ()
+        is_trained = precision == TRAINED
+        formats = ("litert",) if precision != "float32" and RUNTIMES["litert-int8"].installed else ()
         try:
             export(
-                network.path, target, name=name, formats=formats, precision="int8" if is_int8 else precision,
-                margin=settings.budget, int8_epochs=INT8_EPOCHS if precision == TRAINED else 0, cache=settings.cache,
+                network.path, target, name=name, formats=formats, precision="int8" if is_trained else precision,
+                margin=settings.budget, int8_epochs=INT8_EPOCHS if is_trained else 0, cache=settings.cache,
                 progress=settings.observer.progress, announce=_warnings(settings.observer),
             )  # fmt: skip
         except BundleError as error:
@@ -263,7 +272,7 @@ def _candidates(
             return [replace(blank, error=str(error))]
     bundle = open_bundle(target)
     found = [
-        _measured(settings, bundle, runtime, replace(blank, bytes=artefact.bytes, error=proof.reason), whole)
+        _measured(settings, bundle, runtime, replace(blank, bytes=artefact.bytes, error=_refused(proof)), whole)
         for artefact in bundle.record.artefacts
         for runtime, proof in artefact.proofs.items()
         if runtime not in FRAMEWORKS
@@ -274,6 +283,10 @@ def _candidates(
         f"{name}: {best.accuracy:.3f} on validation in {best.runtime}, loses {best.loss_high:.2%} at most."
     )
     return found
+
+
+def _refused(proof: Proof) -> str:
+    return "" if proof.passed else proof.reason
 
 
 def _measured(
@@ -302,7 +315,8 @@ def _rounding_lost(candidates: Sequence[Candidate], name: str) -> bool:
     """Whether int8 was refused in a runtime that is installed here."""
     passed = {candidate.runtime for candidate in candidates if candidate.name == name and not candidate.error}
     return any(
-        runtime.precision == "int8" and runtime.installed and known not in passed for known, runtime in RUNTIMES.items()
+        "int8" in runtime.precisions and runtime.installed and known not in passed
+        for known, runtime in RUNTIMES.items()
     )
 
 
@@ -349,7 +363,7 @@ def _timed(settings: _Settings, candidates: Sequence[Candidate]) -> list[Candida
     for done in range(_ROUNDS):
         for number, folder in enumerate(folders):
             settings.observer.progress("timing", done * len(folders) + number, _ROUNDS * len(folders))
-            for speed in benchmark(settings.folder / folder, threads=1, seconds=_SECONDS):
+            for speed in benchmark(settings.folder / folder, threads=1, seconds=_SECONDS, batches=(1,)):
                 laps.setdefault((folder, speed.runtime), []).append((speed.p50_ms, speed.memory_mb, speed.error))
     settings.observer.progress("timing", 1, 1)
     timed = []

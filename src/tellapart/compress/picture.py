@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tellapart.compress.compress import Candidate, Compression
 
 # Told apart by the colour-blind (Okabe & Ito 2008).
-_COLOURS = {"float32": "#0072b2", "int8": "#d55e00", "int8-trained": "#009e73"}
+_COLOURS = {"float32": "#0072b2", "int8": "#d55e00", "int8-trained": "#009e73", "int8-weights": "#cc79a7"}
 _GREY = "#666666"
 
 
@@ -55,7 +55,8 @@ def draw_pareto(result: Compression, path: Path) -> None:
     axes[0].annotate(
         "budget", (0, -100 * result.budget), xytext=(3, -11), textcoords="offset points", fontsize=8, color=_GREY
     )
-    axes[0].legend(frameon=False, loc="lower right")
+    if drawn:
+        axes[0].legend(frameon=False, loc="lower right")
     with atomic_file(path) as stream:
         figure.savefig(stream, format="png", dpi=110)
 

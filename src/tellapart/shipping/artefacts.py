@@ -16,6 +16,7 @@ from tellapart.models.ensemble import heaviest
 from tellapart.models.layers import LayerReader
 from tellapart.records import Progress
 from tellapart.shipping.formats import FORMATS, Network, convert_to_onnx, save_explanation, save_saved_model
+from tellapart.shipping.litert_metadata import with_metadata
 from tellapart.shipping.proofs import prove
 from tellapart.shipping.subject import HeldOut, Shipped
 
@@ -35,6 +36,7 @@ def write_artefacts(
     """Write the model in every format that was asked for, and prove each."""
     artefacts = []
     for format_, path in write_formats(shipped.model, part, formats, announce).items():
+        describe(format_, path, shipped)
         inside = path.relative_to(part).as_posix()
         artefact = Artefact(id=format_, format=format_, path=inside, bytes=size_of(path), proofs={})
         artefacts.append(
@@ -44,13 +46,20 @@ def write_artefacts(
 
 
 def write_formats(
-    model: keras.Model, part: Path, formats: Sequence[str], announce: Callable[[str], None]
+    model: keras.Model,
+    part: Path,
+    formats: Sequence[str],
+    announce: Callable[[str], None],
+    precision: str = "float32",
 ) -> dict[str, Path]:
-    """Write the graph that explains, ONNX and what was asked for; return format → file or folder of the classifiers."""
+    """Write the graph that explains, ONNX and what was asked for; return format → file or folder of the classifiers.
+
+    Of other precisions than float32 only LiteRT's converter knows; ONNX files are float32 here in any case.
+    """
     # All formats are made from the SavedModel; it goes into the bundle only if it was asked for.
     with tempfile.TemporaryDirectory() as folder:
         saved_model, explanation = Path(folder) / "saved_model", Path(folder) / "explanation"
-        network = Network(model, saved_model, part / "model.onnx")
+        network = Network(model, saved_model, part / "model.onnx", precision)
         save_saved_model(model, saved_model)
         files = {saved_model: network.onnx}
         try:
@@ -64,6 +73,12 @@ def write_formats(
         if formats:
             extra.mkdir()
         return {"onnx": network.onnx, **{format_: FORMATS[format_](network, extra) for format_ in formats}}
+
+
+def describe(format_: str, path: Path, shipped: Shipped) -> None:
+    """Write into a LiteRT file what phones look for in it; others have no place for it."""
+    if format_ == "litert":
+        path.write_bytes(with_metadata(path.read_bytes(), shipped.classes, int(shipped.model.input_shape[1])))
 
 
 def prove_explanation(

@@ -48,9 +48,9 @@ logger = logging.getLogger(__name__)
 COVERAGE = 0.95
 """Of the prediction sets, and with them of the answer "I am not sure"."""
 FULL = "float32"
-PRECISIONS = (FULL, "int8")
+PRECISIONS = (FULL, "float16", "int8-weights", "int8")
 MARGIN = 0.005
-"""Share of the validation photos by which a bundle in int8 may be less accurate."""
+"""Share of the validation photos by which a bundle in fewer bits may be less accurate."""
 
 
 def export(
@@ -69,8 +69,8 @@ def export(
 ) -> Bundle:
     """Make a bundle of a finished run, and prove that it says what the run's model says.
 
-    In int8 it is another model: metrics, thresholds, references and what tells unknown photos are those of the file
-    that ships, and the proof is that it is not less accurate than the run's on validation photos by more than a margin.
+    In fewer bits it is another model: metrics, thresholds, references and what tells unknown photos are those of the
+    file that ships, and the proof is that on validation photos it loses no more accuracy than a margin.
 
     Args:
         run: a finished run folder; its validation and test photos are read.
@@ -78,9 +78,10 @@ def export(
         name: of the model; None: the run folder's.
         formats: any of "openvino", "litert", "saved_model", "keras", beside ONNX.
         coverage: that the prediction sets promise, 0 to 1.
-        precision: "float32" or "int8", of weights and activations.
-        margin: share of the validation photos by which int8 may be less accurate, 0 to 1: the upper end of the 95 %
-            interval of the loss must lie below it.
+        precision: of the weights: "float32", "float16", "int8-weights", whose arithmetic stays float32, or "int8", of
+            weights and activations.
+        margin: share of the validation photos by which fewer bits may be less accurate, 0 to 1: the upper end of the
+            95 % interval of the loss must lie below it.
         int8_epochs: that the network is trained for with rounded weights and activations first; 0: it is only rounded.
         cache: the folder for decoded pictures; None: the user's.
         progress: called often with (what, done, total).
@@ -115,7 +116,9 @@ def export(
             if precision == FULL:
                 artefacts = write_artefacts(part, shipped, photos, formats, progress, announce)
             else:
-                request = Reduction(RunFolder(run_folder), classifier, cache_folder, margin, coverage, int8_epochs)
+                request = Reduction(
+                    RunFolder(run_folder), classifier, cache_folder, margin, coverage, precision, int8_epochs
+                )
                 model, artefacts = write_reduced_artefacts(part, shipped, request, formats, progress, announce)
                 shipped = replace(shipped, model=model)
                 shipped = as_shipped(part, artefacts[0], shipped, photos, request, progress)
@@ -160,11 +163,12 @@ def _check(
 ) -> None:
     if precision not in PRECISIONS:
         raise InputError(
-            f"There is no precision {precision!r}.{nearest(precision, PRECISIONS)} Expected {' or '.join(PRECISIONS)}."
+            f"There is no precision {precision!r}.{nearest(precision, PRECISIONS)} Expected one of "
+            f"{', '.join(PRECISIONS)}."
         )
     if precision != FULL and (others := sorted(set(formats) - {"litert"})):
         raise InputError(f"{precision} comes as ONNX and LiteRT. Leave the format {others[0]} out.")
-    if int8_epochs < 0 or (int8_epochs and precision == FULL):
+    if int8_epochs < 0 or (int8_epochs and precision != "int8"):
         raise InputError(f"int8 epochs are {int8_epochs}. Expected 0, or more for the precision int8.")
     if not 0 < margin < 1:
         raise InputError(f"The margin is {margin:g}. Expected a share between 0 and 1, such as 0.005.")

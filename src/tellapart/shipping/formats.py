@@ -138,11 +138,13 @@ class Network:
         model: the Keras model.
         saved_model: the folder that `save_saved_model` wrote.
         onnx: the file that `convert_to_onnx` wrote.
+        precision: of the weights in a LiteRT file: "float32", "float16" or "int8-weights"; the others hold float32.
     """
 
     model: keras.Model
     saved_model: Path
     onnx: Path
+    precision: str = "float32"
 
 
 def _to_openvino(network: Network, folder: Path) -> Path:
@@ -162,7 +164,12 @@ def _to_litert(network: Network, folder: Path) -> Path:
 
     path = folder / "model.tflite"
     with quiet():
-        path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(network.saved_model)).convert())
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(network.saved_model))
+        if network.precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]  # without calibration: of the weights, in int8
+        if network.precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        path.write_bytes(converter.convert())
     return path
 
 

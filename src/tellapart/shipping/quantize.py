@@ -29,6 +29,8 @@ _NEWEST_OPSET = 20
 """ONNX Runtime does not load quantized graphs of later ones (docs/experiments.md)."""
 _KEPT = 0.9999
 """Share of a convolution's values that LiteRT's eight bits hold; larger ones are cut off."""
+_Store = Callable[[str, NDArray[np.float32], int], tuple[list[Any], Any]]
+"""(name, values, axis of the output channels) → the tensors that hold a kernel, and the node that makes it of them."""
 _INTEGER_OPS = ("Conv", "Add", "Mul", "Clip", "Relu", "MaxPool", "Pad")
 
 
@@ -135,19 +137,20 @@ def weights_to_int8(source: Path, target: Path) -> None:
 
     Runtimes make float32 of them when they open the file, which is a quarter as large.
     """
-    import onnx
-
-    graph = onnx.load(source)
-    _kernels_to_int8(graph)
-    _shorten(graph)
-    onnx.save(graph, target)
+    _with_kernels(source, target, _in_int8)
 
 
-def _kernels_to_int8(graph: Any) -> None:
-    """Put a DequantizeLinear before each kernel that is float32 yet."""
+def weights_to_float16(source: Path, target: Path) -> None:
+    """Write an ONNX file whose kernels are float16; all arithmetic stays float32, and the file is half as large."""
+    _with_kernels(source, target, _in_float16)
+
+
+def _with_kernels(source: Path, target: Path, store: _Store) -> None:
+    """Write an ONNX file whose float32 kernels are stored in another way, from which a node makes float32 again."""
     import onnx
     from onnx import numpy_helper
 
+    graph = onnx.load(source)
     kernels: dict[str, int] = {}  # name → axis of the output channels
     for node in graph.graph.node:
         if node.op_type == "Conv":
@@ -163,17 +166,39 @@ def _kernels_to_int8(graph: Any) -> None:
         if axis is None or values.dtype != np.float32 or values.ndim < 2:
             tensors.append(tensor)
             continue
-        largest = np.abs(values).max(axis=tuple(at for at in range(values.ndim) if at != axis))
-        scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
-        shape = [-1 if at == axis else 1 for at in range(values.ndim)]
-        integers = np.clip(np.rint(values / scale.reshape(shape)), -127, 127).astype(np.int8)
-        names = f"{tensor.name}_int8", f"{tensor.name}_scale"
-        tensors += [numpy_helper.from_array(integers, names[0]), numpy_helper.from_array(scale, names[1])]
-        nodes.append(onnx.helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis))
+        stored, node = store(tensor.name, values, axis)
+        tensors += stored
+        nodes.append(node)
     nodes += graph.graph.node
-    for field, values in ((graph.graph.initializer, tensors), (graph.graph.node, nodes)):
+    for field, changed in ((graph.graph.initializer, tensors), (graph.graph.node, nodes)):
         del field[:]
-        field.extend(values)
+        field.extend(changed)
+    _shorten(graph)
+    onnx.save(graph, target)
+
+
+def _in_int8(name: str, values: NDArray[np.float32], axis: int) -> tuple[list[Any], Any]:
+    import onnx
+    from onnx import numpy_helper
+
+    largest = np.abs(values).max(axis=tuple(at for at in range(values.ndim) if at != axis))
+    scale = np.maximum(largest / 127, np.finfo(np.float32).tiny).astype(np.float32)
+    shape = [-1 if at == axis else 1 for at in range(values.ndim)]
+    integers = np.clip(np.rint(values / scale.reshape(shape)), -127, 127).astype(np.int8)
+    names = f"{name}_int8", f"{name}_scale"
+    node = onnx.helper.make_node("DequantizeLinear", names, [name], axis=axis)
+    return [numpy_helper.from_array(integers, names[0]), numpy_helper.from_array(scale, names[1])], node
+
+
+def _in_float16(name: str, values: NDArray[np.float32], axis: int) -> tuple[list[Any], Any]:
+    import onnx
+    from onnx import numpy_helper
+
+    del axis
+    stored, limit = f"{name}_float16", float(np.finfo(np.float16).max)
+    node = onnx.helper.make_node("Cast", [stored], [name], to=onnx.TensorProto.FLOAT)
+    # A value beyond the range would become infinite.
+    return [numpy_helper.from_array(np.clip(values, -limit, limit).astype(np.float16), stored)], node
 
 
 def _shorten(graph: Any) -> None:

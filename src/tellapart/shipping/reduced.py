@@ -28,9 +28,17 @@ from tellapart.models.ensemble import members_of
 from tellapart.randomness import generator
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
-from tellapart.shipping.artefacts import size_of, write_formats
+from tellapart.shipping.artefacts import describe, size_of, write_formats
 from tellapart.shipping.proofs import prove
-from tellapart.shipping.quantize import NUM_CALIBRATION, clipped, equalised, litert_int8, quantize_onnx, weights_to_int8
+from tellapart.shipping.quantize import (
+    NUM_CALIBRATION,
+    clipped,
+    equalised,
+    litert_int8,
+    quantize_onnx,
+    weights_to_float16,
+    weights_to_int8,
+)
 from tellapart.shipping.rounding import folded, trained_for_int8
 from tellapart.shipping.subject import HeldOut, Shipped
 from tellapart.unknown import fit_detector
@@ -50,6 +58,7 @@ class Reduction:
         cache: the folder for decoded pictures.
         margin: share of the validation photos by which it may be less accurate.
         coverage: that the prediction sets promise.
+        precision: "float16", "int8-weights" or "int8", of weights and activations.
         epochs: that the network is trained for with rounded weights and activations before it becomes int8.
     """
 
@@ -58,6 +67,7 @@ class Reduction:
     cache: Path
     margin: float
     coverage: float
+    precision: str
     epochs: int = 0
 
     def open(self, frame: pd.DataFrame, progress: Progress = no_progress) -> Pictures:
@@ -86,45 +96,37 @@ def write_reduced_artefacts(
     progress: Progress,
     announce: Callable[[str], None],
 ) -> tuple[keras.Model, tuple[Artefact, ...]]:
-    """Write the model in int8, and prove that it is not less accurate on validation photos by more than the margin.
+    """Write the model in fewer bits, and prove on validation photos that it loses no more accuracy than the margin.
 
     Returns:
         The network whose weights are in the files, and the artefacts.
 
     Raises:
-        InputError: the run has no photos to calibrate or prove it on, or is an ensemble.
+        InputError: the run has no photos to calibrate or prove it on, or is an ensemble and this is int8.
         BundleError: the ONNX file lost more. A LiteRT file that did is left out, with a warning.
     """
     classifier, frame = request.classifier, request.run.readable()
     # Validation photos alone: a search chooses between such bundles, and must not do it by test photos.
     held_out = frame[frame["split"] == "validation"].reset_index(drop=True)
     if not len(held_out):
-        raise InputError(f"int8 is proved on validation photos, and {request.run.path} has none.")
-    if members_of(shipped.model):
-        raise InputError("An ensemble has no int8. Export one of its members, or a student of it.")
-    pictures = _calibration_pictures(request, progress)
-    model = equalised(shipped.model)
-    if request.epochs:
-        model = _trained(clipped(model, pictures), request, pictures, progress)
-    floats = write_formats(model, part, (), announce)["onnx"]
-    progress("quantizing", 0, 1)
-    quantize_onnx(floats, floats, pictures)
-    if (part / EXPLAIN_FILE).is_file():
-        weights_to_int8(part / EXPLAIN_FILE, part / EXPLAIN_FILE)
-    paths = {"onnx": floats}
-    if "litert" in formats:
-        paths["litert"] = part / "formats" / "model.tflite"
-        paths["litert"].parent.mkdir()
-        paths["litert"].write_bytes(litert_int8(model, pictures, classifier.image_px))
-    progress("quantizing", 1, 1)
+        raise InputError(f"{request.precision} is proved on validation photos, and {request.run.path} has none.")
+    if request.precision == "int8":
+        model, paths = _int8_files(part, shipped.model, request, formats, progress, announce)
+    else:
+        model, paths = shipped.model, write_formats(shipped.model, part, formats, announce, request.precision)
+        reduce = weights_to_float16 if request.precision == "float16" else weights_to_int8
+        reduce(paths["onnx"], paths["onnx"])
+        if (part / EXPLAIN_FILE).is_file():
+            reduce(part / EXPLAIN_FILE, part / EXPLAIN_FILE)
     numbers = class_numbers(held_out, classifier.classes)
     artefacts: list[Artefact] = []
     with request.open(held_out, progress) as photos:
         expected = predict_pictures(shipped.model, photos, progress)
         for format_, path in paths.items():
+            describe(format_, path, shipped)
             inside = path.relative_to(part).as_posix()
             artefact = Artefact(
-                id=format_, format=format_, precision="int8", path=inside, bytes=size_of(path), proofs={}
+                id=format_, format=format_, precision=request.precision, path=inside, bytes=size_of(path), proofs={}
             )
             try:
                 artefact = prove(artefact, path, expected, photos, numbers, progress, announce, margin=request.margin)
@@ -136,6 +138,34 @@ def write_reduced_artefacts(
                 continue
             artefacts.append(artefact)
     return model, tuple(artefacts)
+
+
+def _int8_files(
+    part: Path,
+    whole: keras.Model,
+    request: Reduction,
+    formats: Sequence[str],
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> tuple[keras.Model, dict[str, Path]]:
+    """Write weights and activations in int8; return the network whose weights those are, and format → file."""
+    if members_of(whole):
+        raise InputError("An ensemble has no int8. Export one of its members, or a student of it.")
+    pictures = _calibration_pictures(request, progress)
+    model = equalised(whole)
+    if request.epochs:
+        model = _trained(clipped(model, pictures), request, pictures, progress)
+    paths = write_formats(model, part, (), announce)
+    progress("quantizing", 0, 1)
+    quantize_onnx(paths["onnx"], paths["onnx"], pictures)
+    if (part / EXPLAIN_FILE).is_file():
+        weights_to_int8(part / EXPLAIN_FILE, part / EXPLAIN_FILE)
+    if "litert" in formats:
+        paths["litert"] = part / "formats" / "model.tflite"
+        paths["litert"].parent.mkdir()
+        paths["litert"].write_bytes(litert_int8(model, pictures, request.classifier.image_px))
+    progress("quantizing", 1, 1)
+    return model, paths
 
 
 def as_shipped(

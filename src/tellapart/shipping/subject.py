@@ -54,6 +54,7 @@ class Shipped:
 
     Attributes:
         model: the calibrated network.
+        classes: in the order of its outputs.
         temperature: that went into it.
         threshold: of the prediction sets, or None.
         probabilities: (num_images, num_classes) float32, of the file that ships: Keras' own at full precision.
@@ -63,6 +64,7 @@ class Shipped:
     """
 
     model: keras.Model
+    classes: tuple[str, ...]
     temperature: float
     threshold: float | None
     probabilities: NDArray[np.float32]
@@ -106,4 +108,5 @@ def calibrated(run: Path, classifier: Classifier, photos: HeldOut, coverage: flo
     detector = load_detector(RunFolder(run).unknown_path)
     of_splits = {split: values for split, values in metrics.items() if split in SPLITS}
     # `features` hold for both networks: the temperature is in the last layer, and they are what it sees.
-    return Shipped(model, temperature, threshold, probabilities, features, detector, of_splits)
+    classes = tuple(classifier.classes)
+    return Shipped(model, classes, temperature, threshold, probabilities, features, detector, of_splits)

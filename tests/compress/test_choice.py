@@ -1,0 +1,60 @@
+"""Which candidate of a compression is chosen, and what the command line says of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tellapart.cli.shipping import _table_of_candidates, _verdicts
+from tellapart.compress.compress import Candidate, Compression, Confirmation, _best
+
+WHOLE = Candidate("whole-float32", 1.0, "float32", "onnxruntime", 9_000_000, 12.0, 50.0, 0.95, 0.0, -0.001, 0.001)
+
+
+def candidate(name: str, megabytes: float, ms: float, loss_high: float, error: str = "") -> Candidate:
+    return replace(
+        WHOLE, name=name, share=0.5, precision="int8", runtime="openvino-int8", bytes=int(1e6 * megabytes), p50_ms=ms,
+        loss=loss_high - 0.002, loss_high=loss_high, bundle=f"bundles/{name}", error=error,
+    )  # fmt: skip
+
+
+SMALL = candidate("small", 1.0, 4.0, 0.004)
+FAST = candidate("fast", 2.0, 3.0, 0.0049)
+LOSSY = candidate("lossy", 0.5, 1.0, 0.0051)
+REFUSED = candidate("refused", 0.1, float("nan"), 0.001, "openvino-int8: it does not run")
+ALL = (WHOLE, SMALL, FAST, LOSSY, REFUSED)
+
+
+def chosen(candidates: tuple[Candidate, ...], budget: float) -> tuple[int | None, int | None]:
+    smallest = _best(candidates, budget, lambda each: (each.bytes, each.p50_ms))
+    return smallest, _best(candidates, budget, lambda each: (each.p50_ms, each.bytes))
+
+
+def test_only_what_was_shown_to_keep_the_budget_is_chosen():
+    assert chosen(ALL, 0.005) == (1, 2)
+    assert chosen(ALL, 0.0052) == (3, 3)
+    assert chosen(ALL, 0.0045) == (1, 1)
+    assert chosen(ALL, 0.003) == (None, None), "the whole network is no compression, and what does not run is none"
+
+
+def test_what_was_chosen_is_said_with_its_test_photos():
+    confirmation = Confirmation(0.940, 0.950, 0.010, -0.002, 0.022)
+    result = Compression(Path("out"), 0.005, ALL, 1, 2, {1: confirmation})
+    lines = _verdicts(result)
+    assert lines[0] == "refused: openvino-int8: it does not run"
+    assert lines[1].endswith(
+        "0.940, the whole network 0.950; it loses 1.0 points (-0.2 to 2.2): not shown to be within the budget."
+    )
+    assert lines[2:] == [
+        f"A bundle like any other: {Path('out/bundles/fast')}",
+        f"A bundle like any other: {Path('out/bundles/small')}",
+    ]
+    assert _table_of_candidates(result).row_count == 4
+
+
+@pytest.mark.parametrize(("candidates", "near"), [(ALL, " The nearest loses 0.10 points at most."), ((WHOLE,), "")])
+def test_a_budget_that_nothing_meets_says_how_near_it_came(candidates: tuple[Candidate, ...], near: str):
+    *_, last = _verdicts(Compression(Path("out"), 0.0005, candidates, None, None, {}))
+    assert last == f"None was shown to lose less than 0.05 points on validation.{near}"
