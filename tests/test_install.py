@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,18 @@ def test_serving_alone_is_small_and_serves_and_predicts(wheel: Path, tmp_path: P
             server.terminate()
 
 
+def test_the_wheel_has_every_file_of_the_package(wheel: Path):
+    package = ROOT / "src" / "tellapart"
+    wanted = {
+        path.relative_to(package.parent).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    } | {f"tellapart/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name for name in archive.namelist() if name.startswith("tellapart/")} == wanted
+
+
+@pytest.mark.by_hand
 def test_the_wheel_trains_in_an_environment_of_its_own(wheel: Path, tmp_path: Path):
     commands = environment(tmp_path / "training", f"{wheel}[train]", "--no-compile")
     packages = subprocess.run([commands / "pip", "list", "--format=json"], capture_output=True, check=True).stdout

@@ -177,6 +177,7 @@ def test_other_photos_with_missing_classes_a_bad_file_and_a_class_that_is_never_
     assert "Of the run's photos." not in page, "what was found there says nothing of others"
 
 
+@pytest.mark.by_hand
 def test_probabilities_that_are_not_numbers_are_counted_and_the_rest_stands(place: Path):
     model = tellapart.load(place / "run").model
     model.set_weights([np.full_like(weight, np.nan) for weight in model.get_weights()])
@@ -188,6 +189,7 @@ def test_probabilities_that_are_not_numbers_are_counted_and_the_rest_stands(plac
     assert report.values["metrics"]["test"]["accuracy"] == pytest.approx(0.1)  # all even: the first class
 
 
+@pytest.mark.by_hand
 def test_a_network_nested_in_another_gets_the_same_report(place: Path):
     """As transfer learning has it: the convolutions are a model of their own."""
     model = tellapart.load(place / "run").model

@@ -315,6 +315,7 @@ def test_a_part_of_the_photos_has_all_classes_and_is_the_same_each_time(tmp_path
 
 
 @pytest.mark.integration
+@pytest.mark.by_hand
 def test_real_clocks_give_a_plan(tmp_path: Path):
     paths = [save_photo(tmp_path / f"{n}.jpg", n, (80, 60)) for n in range(30)]
     plan = plan_for_time(paths, 3, FAST, 600)

@@ -150,7 +150,7 @@ class Late:
     ("changes", "known"),
     [
         ([], None),
-        pytest.param(FULL, None, marks=pytest.mark.slow),
+        pytest.param(FULL, None, marks=pytest.mark.by_hand),
         pytest.param(
             ["train.stages=[]", *FULL],
             Precision("float32", {"float32": 1.0}, "measured before", 1.0),

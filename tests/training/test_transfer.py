@@ -274,6 +274,7 @@ def test_a_head_alone_is_a_whole_run_and_no_photo_goes_through_the_network_twice
 
 
 @pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_pretrained_student_learns_from_a_teacher(weights: Path, tmp_path: Path):
     """The loss of a student is a function that returns one value a picture, and not one number."""
     photos, cache = tellapart.draw(tmp_path / "photos", num_images=120), tmp_path / "cache"

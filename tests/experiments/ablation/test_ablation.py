@@ -141,6 +141,7 @@ def test_rows_insights_and_tables_say_what_the_runs_say():
 
 
 @pytest.mark.slow
+@pytest.mark.by_hand
 def test_an_ablation_goes_on_where_it_stopped_and_grows(tmp_path: Path):
     photos = tellapart.draw(tmp_path / "photos", num_images=120)
     changes = [

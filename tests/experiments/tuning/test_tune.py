@@ -372,6 +372,7 @@ def test_a_finished_search_is_whole_small_and_goes_on_to_the_answer(
 
 
 @pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_command_weighs_speed_and_begins_no_trial_after_its_time(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
