@@ -1,11 +1,12 @@
 """What `tellapart compress` makes of a run, beside other quantizers with their defaults.
 
-    python benchmarks/compression.py RUN --name mobilenet_v2 --shares 0.75,0.55,0.4
+    python benchmarks/compression.py RUN [RUN ...] --name mobilenet_v2 --shares 0.75,0.55,0.4
 
-The whole search: sizes, milliseconds on one thread (three rounds in turns, medians), accuracy on validation and, for
-what was chosen, on test photos. Ratios are against the whole network's file and its fastest runtime. Peers, on the same
-ONNX file, the same calibration photos and the same processor: ONNX Runtime's `quantize_static` and `quantize_dynamic`
-as they come, and NNCF where it is installed, each in ONNX Runtime and OpenVINO. A finished search is not repeated.
+The whole search, of each run (further ones are of other seeds): sizes, milliseconds on one thread (three rounds in
+turns, medians), accuracy on validation and, for what was chosen, on test photos. Ratios are against the whole network's
+file and its fastest runtime. Peers, on the same network, calibration photos and processor: ONNX Runtime's
+`quantize_static` and `quantize_dynamic` as they come and NNCF, each in ONNX Runtime and OpenVINO, and ai-edge-quantizer
+in LiteRT; the last two where they are installed. A finished search is not repeated.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from machine import write_result
-from tellapart.bundles.bundle import open_bundle
-from tellapart.bundles.parity import difference_interval
 from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.compress.compress import Candidate, Compression, compress
 from tellapart.data.cache import default_cache, open_rows
 from tellapart.evaluation.measure import class_numbers
+from tellapart.proportions import difference_interval
 from tellapart.randomness import generator
 from tellapart.records import Observer, plain
 from tellapart.run_folder import RunFolder
+from tellapart.shipping.export import export
 
 ROUNDS, SECONDS = 3, 1.0
 Pictures = NDArray[np.uint8]
@@ -92,11 +93,36 @@ def by_nncf(source: Path, target: Path, pictures: Pictures) -> None:
     onnx.save(nncf.quantize(onnx.load(source), dataset), target)
 
 
-QUANTIZERS: dict[str, Callable[[Path, Path, Pictures], None]] = {
-    "onnxruntime quantize_static": by_onnxruntime_static,
-    "onnxruntime quantize_dynamic": by_onnxruntime_dynamic,
-    **({"nncf": by_nncf} if importlib.util.find_spec("nncf") else {}),
+def by_ai_edge_quantizer(source: Path, target: Path, pictures: Pictures) -> None:
+    """Its recipe for weights and activations in int8, on the LiteRT file."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    made = quantizer.Quantizer(str(source))
+    made.load_quantization_recipe(recipe.static_wi8_ai8())
+    found = made.calibrate({"serving_default": [{"image": picture[None]} for picture in pictures]})
+    made.quantize(found).export_model(str(target), overwrite=True)
+
+
+def by_ai_edge_quantizer_dynamic(source: Path, target: Path, pictures: Pictures) -> None:
+    """Its recipe for weights alone; it needs no pictures."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    del pictures
+    made = quantizer.Quantizer(str(source))
+    made.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    made.quantize().export_model(str(target), overwrite=True)
+
+
+Quantizer = Callable[[Path, Path, Pictures], None]
+ONNX, LITERT = ("onnxruntime-int8", "openvino-int8"), ("litert-int8",)
+QUANTIZERS: dict[str, tuple[str, Quantizer, tuple[str, ...]]] = {
+    "onnxruntime quantize_static": ("", by_onnxruntime_static, ONNX),
+    "onnxruntime quantize_dynamic": ("", by_onnxruntime_dynamic, ONNX),
+    "nncf": ("nncf", by_nncf, ONNX),
+    "ai-edge-quantizer static": ("ai_edge_quantizer", by_ai_edge_quantizer, LITERT),
+    "ai-edge-quantizer dynamic": ("ai_edge_quantizer", by_ai_edge_quantizer_dynamic, LITERT),
 }
+"""Name → the package beside ours that it needs, how it is called, and the runtimes that open what it makes."""
 
 
 def laps(predict: Callable[[Pictures], Any], picture: Pictures) -> float:
@@ -111,22 +137,26 @@ def laps(predict: Callable[[Pictures], Any], picture: Pictures) -> float:
 
 
 def peers(folder: Path, run: RunFolder, result: Compression) -> list[dict[str, Any]]:
-    """Quantize the whole network's ONNX file with each peer, and measure what comes of it."""
-    bundle = open_bundle(result.folder / result.candidates[0].bundle)
-    source, image_px = bundle.folder / "model.onnx", bundle.record.image_px
+    """Quantize the whole network's file with each peer, and measure what comes of it."""
+    whole_bundle = export(run.path, folder / "whole", formats=["litert"])
+    sources = {artefact.format: whole_bundle.path(artefact) for artefact in whole_bundle.record.artefacts}
+    image_px = whole_bundle.record.image_px
     calibration, _ = pictures_of(run, "train", image_px, 256)
     validation, true = pictures_of(run, "validation", image_px)
-    whole = predicted(RUNTIMES["onnxruntime"].opens(source, os.cpu_count() or 1), validation) == true
+    whole = predicted(RUNTIMES["onnxruntime"].opens(sources["onnx"], os.cpu_count() or 1), validation) == true
     rows: list[dict[str, Any]] = []
     opened: dict[int, Callable[[Pictures], Any]] = {}
-    for name, quantize in QUANTIZERS.items():
-        path = folder / f"{name.replace(' ', '-')}.onnx"
-        for runtime in ("onnxruntime-int8", "openvino-int8"):
+    for name, (package, quantize, runtimes) in QUANTIZERS.items():
+        if package and not importlib.util.find_spec(package):
+            continue
+        format_ = "litert" if runtimes == LITERT else "onnx"
+        path = folder / f"{name.replace(' ', '-')}{sources[format_].suffix}"
+        for runtime in runtimes:
             row: dict[str, Any] = {"quantizer": name, "runtime": runtime}
             rows.append(row)
             try:
                 if not path.exists():
-                    quantize(source, path, calibration)
+                    quantize(sources[format_], path, calibration)
                 right = predicted(RUNTIMES[runtime].opens(path, os.cpu_count() or 1), validation) == true
                 opened[len(rows) - 1] = RUNTIMES[runtime].opens(path, 1)
             except Exception as error:  # noqa: BLE001  that it does not work is a result
@@ -134,6 +164,7 @@ def peers(folder: Path, run: RunFolder, result: Compression) -> list[dict[str, A
                 continue
             counts = [int(part.sum()) for part in (right & whole, right & ~whole, ~right & whole, ~right & ~whole)]
             interval = difference_interval(*counts)
+            # Of the loss, as for our own: positive where it is less accurate.
             row |= {
                 "bytes": path.stat().st_size, "accuracy": float(right.mean()),
                 "loss": float(whole.mean() - right.mean()), "interval": [interval.low, interval.high], "p50_ms": [],
@@ -170,27 +201,33 @@ def ratios(result: Compression) -> dict[str, Any]:
 def main() -> None:
     """Search, measure the peers and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="+", help="the same recipe with other seeds after the first")
     parser.add_argument("--name", required=True, help="of the result: compression-NAME.json")
     parser.add_argument("--budget", type=float, default=0.005)
     parser.add_argument("--shares", default="0.75,0.55,0.4", help="empty: the whole network alone")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--work", type=Path, default=Path("runs/compression"))
     arguments = parser.parse_args()
-    run, shares = RunFolder(arguments.run), [float(part) for part in arguments.shares.split(",") if part]
-    result = compress(
-        run.path, arguments.work / arguments.name, budget=arguments.budget, shares=shares, epochs=arguments.epochs,
-        observer=Observer(announce=print),
-    )  # fmt: skip
-    others = arguments.work / f"{arguments.name}-peers"
+    shares = [float(part) for part in arguments.shares.split(",") if part]
+    searches, first = [], None
+    for number, path in enumerate(arguments.run):
+        result = compress(
+            path, arguments.work / f"{arguments.name}-{number}", budget=arguments.budget, shares=shares,
+            epochs=arguments.epochs, observer=Observer(announce=print),
+        )  # fmt: skip
+        first = first or result
+        searches.append({
+            "ratios": ratios(result), "candidates": plain(list(result.candidates)),
+            "confirmations": {result.candidates[at].name: plain(part) for at, part in result.confirmations.items()},
+        })  # fmt: skip
+        print(json.dumps(searches[-1]["ratios"], indent=2), json.dumps(searches[-1]["confirmations"], indent=2))
+    assert first is not None  # at least one run
+    run, others = RunFolder(arguments.run[0]), arguments.work / f"{arguments.name}-peers"
     others.mkdir(parents=True, exist_ok=True)
     values = {
-        "network": run.recipe().model.name, "image_px": run.recipe().data.image_px, "budget": result.budget,
-        "ratios": ratios(result), "candidates": plain(list(result.candidates)),
-        "confirmations": {result.candidates[at].name: plain(part) for at, part in result.confirmations.items()},
-        "peers": peers(others, run, result),
+        "network": run.recipe().model.name, "image_px": run.recipe().data.image_px, "budget": arguments.budget,
+        "searches": searches, "peers": peers(others, run, first),
     }  # fmt: skip
-    print(json.dumps(values["ratios"], indent=2), json.dumps(values["confirmations"], indent=2))
     for row in values["peers"]:
         print(row)
     print(f"Written to {write_result(f'compression-{arguments.name}', values)}")

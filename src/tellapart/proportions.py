@@ -35,7 +35,7 @@ def wilson(successes: float, trials: float) -> Interval:
 
 
 def difference_interval(both: float, only_first: float, only_second: float, neither: float) -> Interval:
-    """Return the interval of a difference of accuracies on the same photos (Newcombe 1998, paired, method 10).
+    """Return the interval of the second accuracy less the first, on the same photos (Newcombe 1998, paired, method 10).
 
     Made of both models' Wilson intervals and of how much they agree, so that it keeps its width where a bootstrap has
     none: in a small slice without a single photo on which they differ.

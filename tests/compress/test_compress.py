@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tellapart
+from serving.process import running
 from tellapart.bundles.bundle import open_bundle
 from tellapart.bundles.predictor import explain_bundle, open_classifier
 from tellapart.bundles.runtimes import RUNTIMES, artefact_for
 from tellapart.compress import compress as compress_module
-from tellapart.compress.compress import RESULT, compress
+from tellapart.compress.compress import RESULT, Compression, compress
 from tellapart.errors import InputError, RunError
+from tellapart.monitoring.ab_test import SHADOW, TEST_NOTE, ABTest
+from tellapart.registry import Registry
+from tellapart.report.bundle import evaluate_bundle
+from tellapart.request_store import RequestStore
 from tellapart.run_folder import RunFolder
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
-@pytest.fixture(autouse=True)
-def _timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _timed_once() -> Iterator[None]:
     """Which runtime is the fastest is not tested here."""
-    monkeypatch.setattr(compress_module, "_ROUNDS", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compress_module, "_ROUNDS", 1)
+        yield
 
 
 QUICK = ["data.image_px=32", "train.epochs=4", "train.precision=float32", "train.learning_rate=2e-3"]
@@ -41,8 +51,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: Path, tmp_path: Path):
-    out = tmp_path / "small"
+@dataclass
+class Compressed:
+    """A compression that was killed on its way, and when its narrow network had been trained by then."""
+
+    result: Compression
+    trained: int
+
+
+@pytest.fixture(scope="module")
+def compressed(place: Path) -> Compressed:
+    out = place / "small"
     command = [
         sys.executable, "-m", "tellapart", "compress", str(place / "run"), "--out", str(out), "--budget", "40pp",
         "--shares", "60%", "--epochs", "2",
@@ -54,9 +73,14 @@ def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: 
     process.send_signal(signal.SIGKILL)
     process.wait()
     trained = (out / "runs" / "60-percent" / "metrics.json").stat().st_mtime_ns
+    return Compressed(compress(place / "run", out, budget=0.4, shares=[0.6], epochs=2, cache=place / "cache"), trained)
 
-    result = compress(place / "run", out, budget=0.4, shares=[0.6], epochs=2, cache=place / "cache")
-    assert (out / "runs" / "60-percent" / "metrics.json").stat().st_mtime_ns == trained, "nothing is trained twice"
+
+def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: Path, compressed: Compressed):
+    result, out = compressed.result, compressed.result.folder
+    assert (out / "runs" / "60-percent" / "metrics.json").stat().st_mtime_ns == compressed.trained, (
+        "nothing is trained twice"
+    )
     assert {(candidate.share, candidate.precision) for candidate in result.candidates} == {
         (share, precision) for share in (1.0, 0.6) for precision in ("float32", "int8")
     }
@@ -95,6 +119,41 @@ def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: 
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     assert explain_bundle(bundle)(pictures, np.array([0, 1])).shape[0] == 2
     assert "as accurate as Keras within the margin" in (bundle.folder / "card.md").read_text()
+
+
+def test_a_small_bundle_is_registered_served_tried_and_measured_like_any_other(
+    place: Path, compressed: Compressed, empty_registry: Path, tmp_path: Path
+):
+    shutil.copy(empty_registry, tmp_path / "models.db")
+    registry, result = Registry(tmp_path / "models.db"), compressed.result
+    assert result.smallest is not None
+    small = result.folder / result.candidates[result.smallest].bundle
+    folders = [result.folder / "bundles" / "whole-float32", small]
+    runs = [place / "run", result.folder / "runs" / "60-percent"]
+    whole, other = (registry.add(bundle, name="shapes", run=run) for bundle, run in zip(folders, runs, strict=True))
+    registry.promote(whole, "")
+    test = ABTest("shadow00", whole.digest, other.digest, SHADOW, 1.0, "salt", 0.0)
+    registry.write_note("shapes", TEST_NOTE, test.to_json())
+    photo = next((place / "photos").rglob("*.jpg")).read_bytes()
+    url = f"sqlite:///{tmp_path / 'requests.db'}"
+    options = ["--registry", "shapes", "--registry-url", tmp_path / "models.db", "--store", tmp_path / "requests.db"]
+    with running(tmp_path / "server", *options) as server:
+        status, said = server.json("/predict", photo)
+        assert (status, said["version"]) == (200, whole.digest)
+        store, until = RequestStore(url), time.monotonic() + 20
+        while not (pairs := list(store.in_test("shadow00"))) and time.monotonic() < until:
+            time.sleep(0.1)
+        store.close()
+        ((_, shadow, _),) = pairs
+        assert shadow is not None, "the small one saw the photo too"
+        registry.write_note("shapes", TEST_NOTE, None)
+        registry.promote(other, "smaller")
+        while (said := server.json("/predict", photo)[1])["version"] != other.digest and time.monotonic() < until + 20:
+            time.sleep(0.1)
+        assert said["predictions"][0]["label"] == open_classifier(small).predict([photo])[0].label
+        assert server.stop() == 0
+    measured = evaluate_bundle(small, place / "photos", out=tmp_path / "measured", cache=place / "cache")
+    assert measured["test"]["num_images"] == 400
 
 
 @pytest.mark.by_hand

@@ -18,8 +18,8 @@ from tensorflow.lite.python import schema_py_generated as schema
 from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.errors import InputError
 from tellapart.models.build import build
+from tellapart.models.embedding import feature_model
 from tellapart.settings import Backbone, ConvNet
-from tellapart.shipping import quantize
 from tellapart.shipping.formats import convert_to_onnx, save_saved_model
 from tellapart.shipping.litert_metadata import with_metadata
 from tellapart.shipping.quantize import (
@@ -29,6 +29,7 @@ from tellapart.shipping.quantize import (
     quantize_onnx,
     weights_to_float16,
     weights_to_int8,
+    without_last_normalisation,
 )
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -112,7 +113,18 @@ def test_an_equalised_network_says_the_same_and_its_normalisations_only_turn_sig
     assert [layer.name for layer in equal.layers] == [layer.name for layer in model.layers]
 
 
-def test_clipping_cuts_one_value_in_ten_thousand(pictures: np.ndarray):
+def test_the_last_normalisation_goes_into_the_dense_layer_and_nothing_else_changes(pictures: np.ndarray):
+    model = network(ConvNet())
+    without = without_last_normalisation(model)
+    assert not isinstance(without.get_layer("batchnorm3"), keras.layers.BatchNormalization)
+    found, expected = (feature_model(each).predict_on_batch(pictures) for each in (without, model))
+    for part, whole in zip(found, expected, strict=True):
+        np.testing.assert_allclose(part, whole, atol=2e-5)
+    backbone = network(Backbone(name="mobilenet_v2"))
+    assert without_last_normalisation(backbone) is backbone, "it has none there"
+
+
+def test_clipping_cuts_few_values(pictures: np.ndarray):
     equal = equalised(network(ConvNet()))
     cut = clipped(equal, pictures)
     np.testing.assert_allclose(cut.predict_on_batch(pictures), equal.predict_on_batch(pictures), atol=0.02)
@@ -121,7 +133,7 @@ def test_clipping_cuts_one_value_in_ten_thousand(pictures: np.ndarray):
         for model in (equal, cut)
     ]
     changed = np.abs(outputs[0] - outputs[1]) > 1e-4
-    assert 0 < changed.mean() < 2e-4
+    assert 0 < changed.mean() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["convnet", "mobilenet_v2"])
@@ -198,7 +210,7 @@ def test_litert_takes_bytes_and_gives_float32(
 
 
 def test_what_cannot_be_quantized_is_a_clear_error(
-    files: dict[str, tuple[keras.Model, Path]], pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, tuple[keras.Model, Path]], pictures: np.ndarray, tmp_path: Path
 ):
     _, source = files["convnet"]
     with pytest.raises(InputError, match="photos to learn the range"):
@@ -213,6 +225,3 @@ def test_what_cannot_be_quantized_is_a_clear_error(
     )
     with pytest.raises(InputError, match="no convolutions"):
         quantize_onnx(tmp_path / "flat.onnx", tmp_path / "no.onnx", pictures)
-    monkeypatch.setattr(quantize, "_NEWEST_OPSET", 17)
-    with pytest.raises(AssertionError, match="opset 18"):
-        quantize_onnx(source, tmp_path / "no.onnx", pictures)

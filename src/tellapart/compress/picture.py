@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from tellapart.compress.compress import Candidate, Compression
 
 # Told apart by the colour-blind (Okabe & Ito 2008).
-_COLOURS = {"float32": "#0072b2", "int8": "#d55e00", "int8-trained": "#009e73", "int8-weights": "#cc79a7"}
-_GREY = "#666666"
+COLOURS = {"float32": "#0072b2", "int8": "#d55e00", "int8-trained": "#009e73", "int8-weights": "#cc79a7"}
+GREY = "#666666"
 
 
 def draw_pareto(result: Compression, path: Path) -> None:
@@ -26,7 +26,7 @@ def draw_pareto(result: Compression, path: Path) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     drawn = [candidate for candidate in result.candidates if not candidate.error]
     for axis, title in zip(axes, ("milliseconds a photo, one thread", "megabytes"), strict=True):
-        for precision, colour in _COLOURS.items():
+        for precision, colour in COLOURS.items():
             chosen = _fastest_of_each(candidate for candidate in drawn if candidate.precision == precision)
             if not chosen:
                 continue
@@ -45,15 +45,15 @@ def draw_pareto(result: Compression, path: Path) -> None:
                     f"{candidate.share:.0%}", (place, height), xytext=(5, 5), textcoords="offset points",
                     fontsize=8, color=colour,
                 )  # fmt: skip
-        axis.axhline(0, color=_GREY, linewidth=1)
-        axis.axhline(-100 * result.budget, color=_GREY, linewidth=1, linestyle=":")
+        axis.axhline(0, color=GREY, linewidth=1)
+        axis.axhline(-100 * result.budget, color=GREY, linewidth=1, linestyle=":")
         axis.set_xlabel(title)
         axis.set_xlim(left=0)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#eeeeee")
     axes[0].set_ylabel("accuracy against the whole network, points")
     axes[0].annotate(
-        "budget", (0, -100 * result.budget), xytext=(3, -11), textcoords="offset points", fontsize=8, color=_GREY
+        "budget", (0, -100 * result.budget), xytext=(3, -11), textcoords="offset points", fontsize=8, color=GREY
     )
     if drawn:
         axes[0].legend(frameon=False, loc="lower right")

@@ -361,3 +361,18 @@ def kernel_gradients(model: keras.Model, layers: Sequence[keras.layers.Layer]) -
             compiled([kernel.value for kernel in kernels], [variable.value for variable in others], images, targets)
         )
     raise InputError(f"Gradients need TensorFlow or JAX; the Keras backend is {backend}.")
+
+
+def called(layer: Any, *inputs: Any, **options: Any) -> Any:
+    """Call a layer in place of another: one that does nothing takes none of the options, such as masks, of that one."""
+    return layer(*inputs) if isinstance(layer, keras.layers.Identity) else layer(*inputs, **options)
+
+
+def plain_clone(layer: Any) -> Any:
+    """Return a layer of the same kind without its weights, for `keras.models.clone_model`."""
+    if isinstance(layer, keras.Model):
+        return keras.models.clone_model(layer, clone_function=plain_clone)
+    copy = layer.__class__.from_config(layer.get_config())
+    if hasattr(layer, "activation"):  # a change after the layer was made is not in its configuration
+        copy.activation = layer.activation
+    return copy

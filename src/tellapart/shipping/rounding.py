@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.models.layers import layers_of
+from tellapart.models.layers import called, layers_of, plain_clone
 from tellapart.records import Progress, no_progress
 
 Pictures = NDArray[np.uint8]
@@ -39,7 +39,7 @@ def folded(model: keras.Model) -> keras.Model:
 
     def clone(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
-            return keras.models.clone_model(layer, clone_function=clone, call_function=_called)
+            return keras.models.clone_model(layer, clone_function=clone, call_function=called)
         if layer.name in pairs:
             return keras.layers.Identity(name=layer.name)
         config = layer.get_config()
@@ -47,7 +47,7 @@ def folded(model: keras.Model) -> keras.Model:
             config["use_bias"] = True
         return layer.__class__.from_config(config)
 
-    copy = keras.models.clone_model(model, clone_function=clone, call_function=_called)
+    copy = keras.models.clone_model(model, clone_function=clone, call_function=called)
     normalisations = {before.name: layer for layer in layers_of(model) if (before := pairs.get(layer.name)) is not None}
     sources = {layer.name: layer for layer in layers_of(model)}
     for layer in layers_of(copy):
@@ -63,11 +63,6 @@ def folded(model: keras.Model) -> keras.Model:
             weights = [kernel * (scale[:, None] if is_depthwise else scale), beta + (bias - mean) * scale]
         layer.set_weights(weights)
     return copy
-
-
-def _called(layer: Any, *inputs: Any, **options: Any) -> Any:
-    """Call a layer in place of another: one that does nothing takes none of the options, such as masks, of that one."""
-    return layer(*inputs) if isinstance(layer, keras.layers.Identity) else layer(*inputs, **options)
 
 
 def _vectors(normalisation: keras.layers.BatchNormalization) -> list[NDArray[np.float64]]:
@@ -114,20 +109,11 @@ def trained_for_int8(
         for number, pictures in enumerate(batches()):
             student.train_on_batch(pictures, np.asarray(model(pictures, training=False)))
             progress("training for int8", epoch * num_batches + number + 1, epochs * num_batches)
-    copy = keras.models.clone_model(model, clone_function=_plain_clone)
+    copy = keras.models.clone_model(model, clone_function=plain_clone)
     trained = {layer.name: layer for layer in layers_of(student)}
     for layer in layers_of(copy):
         if layer.weights:
             layer.set_weights(trained[layer.name].get_weights())
-    return copy
-
-
-def _plain_clone(layer: Any) -> Any:
-    if isinstance(layer, keras.Model):
-        return keras.models.clone_model(layer, clone_function=_plain_clone)
-    copy = layer.__class__.from_config(layer.get_config())
-    if hasattr(layer, "activation"):  # a change after the layer was made is not in its configuration
-        copy.activation = layer.activation
     return copy
 
 
@@ -211,7 +197,7 @@ def _rounded(model: keras.Model) -> keras.Model:
         return copy
 
     def call(layer: Any, *inputs: Any, **options: Any) -> Any:
-        outputs = _called(layer, *inputs, **options)
+        outputs = called(layer, *inputs, **options)
         return RoundedActivation(name=f"{layer.name}_rounded")(outputs) if layer.name in names else outputs
 
     student = keras.models.clone_model(model, clone_function=clone, call_function=call)
@@ -223,16 +209,21 @@ def _rounded(model: keras.Model) -> keras.Model:
 
 
 def _rounded_after(model: keras.Model) -> set[str]:
-    """Return the layers whose output int8 rounds: all but those whose activation follows, and the probabilities."""
+    """Return the layers whose output int8 rounds: all but those whose activation follows, and the probabilities.
+
+    A normalisation after the last convolution is computed in float32 (`tellapart.shipping.quantize`).
+    """
     layers = list(layers_of(model))
+    last = max((at for at, layer in enumerate(layers) if isinstance(layer, keras.layers.Conv2D)), default=0)
     kinds = (
         keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.BatchNormalization, keras.layers.ReLU,
         keras.layers.Activation, keras.layers.Add, keras.layers.Multiply, keras.layers.Rescaling,
         keras.layers.GlobalAveragePooling2D,
     )  # fmt: skip
     names = set()
-    for layer, after in itertools.pairwise(layers):
+    for at, (layer, after) in enumerate(itertools.pairwise(layers)):
         is_activated = isinstance(after, keras.layers.ReLU | keras.layers.Activation) and after.input is layer.output
-        if isinstance(layer, kinds) and not is_activated:
+        is_late = at > last and isinstance(layer, keras.layers.BatchNormalization)
+        if isinstance(layer, kinds) and not is_activated and not is_late:
             names.add(layer.name)
     return names

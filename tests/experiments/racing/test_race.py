@@ -74,6 +74,11 @@ def test_most_photos_named_rightly_win_then_the_lower_loss():
     assert best_of(rare, balanced=False).name == "a", "where classes are ten to one the macro F1 decides"
 
 
+def test_an_ensemble_takes_no_more_than_half_of_what_is_left():
+    assert race.kept_for_ensemble(30.0, 100.0) == 30.0
+    assert race.kept_for_ensemble(158.0, 240.0) == 0.0
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "request_", "expected"),
     [

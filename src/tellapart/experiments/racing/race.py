@@ -75,6 +75,15 @@ _RESERVE = 1.5
 """Seconds for the winner to be put in its place."""
 
 
+def kept_for_ensemble(needed: float, left: float) -> float:
+    """Return the seconds that training from scratch leaves for an ensemble, of those that are left in all.
+
+    None where it would take most of them: of 100,000 photos it did, and a network that was still learning got one
+    epoch.
+    """
+    return 0.0 if needed > left / 2 else needed
+
+
 def run_race(
     folder: RunFolder,
     cache: str | os.PathLike[str] | None = None,
@@ -181,10 +190,8 @@ class _Race:
         best, target = self._best(), None
         if best is not None and best.accuracy is not None:
             target = _USEFUL * (1 - best.accuracy)
-        # With another candidate there may be an ensemble: leave the time to build it. But not where that is most of the
-        # time: of 100,000 photos it was, and a network that was still learning got one epoch.
-        reserve = self._seconds_to_join() if best is not None else 0.0
-        reserve = 0.0 if reserve > self.left / 2 else reserve
+        # With another candidate there may be an ensemble.
+        reserve = kept_for_ensemble(self._seconds_to_join(), self.left) if best is not None else 0.0
         self._run(name, recipe, plan, target, reserve)
 
     def _fine_tuned(self, backbone: str, *, is_first: bool = False) -> None:
