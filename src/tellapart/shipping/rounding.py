@@ -20,7 +20,7 @@ from tellapart.models.layers import called, layers_of, plain_clone
 from tellapart.records import Progress, no_progress
 
 Pictures = NDArray[np.uint8]
-_RATE = 1e-4
+_RATE = 2e-5
 """Highest rate of Adam; it falls to nothing along a cosine."""
 _TINY = 1e-7
 
