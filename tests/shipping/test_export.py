@@ -64,6 +64,34 @@ def test_the_limit_of_pixels_goes_from_the_recipe_into_the_bundle_and_holds(plac
     assert BundleRecord.model_validate_json(json.dumps(old)).max_pixels == 100_000_000, "bundles from before"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "share"), [("int8-weights", 0.4), pytest.param("float16", 0.6, marks=pytest.mark.by_hand)]
+)
+def test_weights_in_fewer_bits_make_a_smaller_bundle_like_any_other(
+    place: Path, tmp_path: Path, precision: str, share: float
+):
+    whole = open_bundle(place / "bundle")
+    options = {"precision": precision, "margin": 0.5, "cache": place / "cache"}
+    bundle = tellapart.export(place / "run", tmp_path / "bundle", formats=["litert"], **options)
+    onnx, litert = bundle.record.artefacts
+    assert (onnx.precision, litert.precision) == (precision, precision)
+    assert onnx.bytes < share * next(part for part in whole.record.artefacts if part.format == "onnx").bytes
+    assert {name for part in bundle.record.artefacts for name in part.proofs} == {
+        "openvino-bf16", "openvino-f32", "onnxruntime", "litert",
+    }  # fmt: skip
+    files = image_files([place / "photos"])[:40]
+    expected = tellapart.load(place / "run").predict(files)
+    for runtime in ("onnxruntime", "openvino-f32", "litert"):
+        found = open_classifier(bundle.folder, runtime=runtime).predict(files)
+        assert sum(a.label == b.label for a, b in zip(found, expected, strict=True)) >= 38, runtime
+    assert bundle.record.explains == "grad-cam"
+    with pytest.raises(InputError, match="Leave the format openvino out"):
+        tellapart.export(place / "run", tmp_path / "no", formats=["openvino"], **options)
+    with pytest.raises(InputError, match="more for the precision int8"):
+        tellapart.export(place / "run", tmp_path / "no", int8_epochs=1, **options)
+
+
 def test_table_run_and_bundle_give_one_probability_and_it_is_calibrated(place: Path):
     table = pd.read_csv(place / "run" / "predictions.csv")
     table = table[table["split"] == "test"]
