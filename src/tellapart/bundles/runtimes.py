@@ -232,7 +232,7 @@ def _outputs(tensors: Sequence[Any]) -> Outputs:
 
 
 _FLOAT = "float32", "float16", "int8-weights"
-"""Precisions of weights that are computed with in float32, or in bfloat16."""
+"""Precisions of weights that are computed with in float32, in bfloat16, or as LiteRT chooses."""
 _INT8 = ("int8",)
 
 RUNTIMES: dict[str, Runtime] = {
