@@ -1,11 +1,14 @@
 """Draws docs/pictures/compression.png: what compressions found, and what other quantizers make of the same networks.
 
-Run it from the repository's root, after benchmarks/compression.py: python docs/make_compression_picture.py
+Prints the tables of docs/compress.md too: each bundle in its fastest runtime. Run it from the repository's root, after
+benchmarks/compression.py: python docs/make_compression_picture.py
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,38 @@ def main() -> None:
             _draw(axis, result, in_bytes=unit == "MB")
             axis.set_title(title, fontsize=10, loc="left")
             axis.set_xlabel(unit)
+        sys.stdout.write(f"\n{title}\n{table(result)}\n")
         row[0].set_ylabel("accuracy against the\nwhole network, points")
     grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(Path(__file__).parent / "pictures" / "compression.png", dpi=110)
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the rows of a Markdown table: network, runtime, MB, milliseconds, accuracy lost with its interval."""
+    search = result["searches"][0]
+    chosen = {row["name"]: what for what, row in search["ratios"].items() if isinstance(row, dict)}
+    best: dict[str, dict[str, Any]] = {}
+    for row in search["candidates"]:
+        known = best.get(row["name"])
+        if not row["error"] and (known is None or row["p50_ms"] < known["p50_ms"]):
+            best[row["name"]] = row
+    lines = [
+        _row(name, row["runtime"], row, row["p50_ms"], (row["loss_low"], row["loss_high"]), chosen.get(name, ""))
+        for name, row in best.items()
+    ]
+    for row in result["peers"]:
+        if row.get("error"):
+            lines.append(f"| {row['quantizer']} | {row['runtime']} | fails | | | |")
+        else:
+            milliseconds = float(np.median(row["p50_ms"]))
+            lines.append(_row(row["quantizer"], row["runtime"], row, milliseconds, row["interval"], ""))
+    return "\n".join(lines)
+
+
+def _row(name: str, runtime: str, row: dict[str, Any], ms: float, interval: Sequence[float], mark: str) -> str:
+    low, high = (100 * end for end in interval)
+    loss = f"{100 * row['loss']:.1f} ({low:.1f} to {high:.1f})"
+    return f"| {name} | {runtime} | {row['bytes'] / 1e6:.2f} | {ms:.2f} | {loss} | {mark} |"
 
 
 def _draw(axis: Any, result: dict[str, Any], *, in_bytes: bool) -> None:
