@@ -81,7 +81,8 @@ def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: 
     assert (out / "runs" / "60-percent" / "metrics.json").stat().st_mtime_ns == compressed.trained, (
         "nothing is trained twice"
     )
-    assert {(candidate.share, candidate.precision) for candidate in result.candidates} == {
+    # More where rounding lost too much in a runtime, which depends on what was learned.
+    assert {(candidate.share, candidate.precision) for candidate in result.candidates} >= {
         (share, precision) for share in (1.0, 0.6) for precision in ("float32", "int8")
     }
     assert all(candidate.p50_ms > 0 and candidate.bytes > 0 for candidate in result.candidates if not candidate.error)
