@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,13 @@ from tellapart.proportions import difference_interval
 from tellapart.records import Announce, Observer, plain
 from tellapart.run_folder import RunFolder
 from tellapart.settings import Machine
-from tellapart.shipping.export import export
+from tellapart.shipping.export import FULL, export
 from tellapart.shipping.proofs import batches_of
 
 BUDGET = 0.005
 """Share of the photos by which a compressed model may be less accurate."""
 SHARES = (0.75, 0.55, 0.4)
 """Of the network's cost, that narrower networks have; each is made from the one before."""
-PRECISIONS = ("float32", "int8")
-"""That every network is made in."""
 TRAINED = "int8-trained"
 """The precision of networks that were trained with rounding: where rounding loses more than the budget in a runtime."""
 WEIGHTS = "int8-weights"
@@ -56,7 +55,7 @@ class Candidate:
     Attributes:
         name: of its network and precision.
         share: of the whole network's cost, as it was asked for.
-        precision: of the weights: one of `PRECISIONS`, `TRAINED` or `WEIGHTS`.
+        precision: "float32", "int8", `TRAINED` or `WEIGHTS`.
         runtime: that was measured.
         bytes: of the file that the runtime opens.
         p50_ms: median milliseconds for one picture on one thread.
@@ -166,28 +165,21 @@ def compress(
     _check(original, folder, budget, shares)
     settings = _Settings(original, folder, budget, epochs, cache_folder, machine, observer)
 
-    networks = [("whole", 1.0, original)]
-    for share in shares:
-        parent_share, parent = networks[-1][1], networks[-1][2]
-        name = f"{round(100 * share)}-percent"
-        observer.announce(f"Network: {share:.0%} of the cost.")
-        networks.append((name, share, _narrowed(settings, name, parent, share / parent_share)))
-
     whole = _whole_predictions(settings, "validation")
     candidates: list[Candidate] = []
-    for name, share, network in networks:
-        for precision in PRECISIONS:
-            candidates += _candidates(settings, f"{name}-{precision}", share, network, precision, whole)
-            _save(folder, Compression(folder, budget, tuple(candidates), None, None, {}))
-        if _rounding_lost(candidates, f"{name}-int8"):
-            observer.announce(f"{name}: rounding alone loses too much: trained with rounding.")
-            candidates += _candidates(settings, f"{name}-{TRAINED}", share, network, TRAINED, whole)
-        kept = {
-            candidate.precision for candidate in candidates if candidate.share == share and candidate.within(budget)
-        }
-        if kept == {"float32"}:
-            observer.announce(f"{name}: int8 loses too much: the weights alone.")
-            candidates += _candidates(settings, f"{name}-{WEIGHTS}", share, network, WEIGHTS, whole)
+    above, network = 1.0, original
+    for share in (1.0, *shares):
+        name = "whole" if share == 1 else f"{round(100 * share)}-percent"
+        if share < 1:
+            observer.announce(f"Network: {share:.0%} of the cost.")
+            network = _narrowed(settings, name, network, share / above)
+        found = _of_network(settings, name, share, network, whole)
+        candidates += found
+        _save(folder, Compression(folder, budget, tuple(candidates), None, None, {}))
+        if share < 1 and not any(candidate.within(budget) for candidate in found):
+            observer.announce(f"{name} was not shown to keep the budget: narrower ones would lose more.")
+            break
+        above = share
     candidates = _timed(settings, candidates)
     smallest = _best(candidates, budget, lambda candidate: (candidate.bytes, candidate.p50_ms))
     fastest = _best(candidates, budget, lambda candidate: (candidate.p50_ms, candidate.bytes))
@@ -248,9 +240,29 @@ def _narrowed(settings: _Settings, name: str, parent: RunFolder, share: float) -
     return run
 
 
+def _of_network(
+    settings: _Settings, name: str, share: float, network: RunFolder, whole: NDArray[np.int64]
+) -> list[Candidate]:
+    """Export a network in float32 and in fewer bits, those that may still keep the budget."""
+    made = partial(_candidates, settings, share=share, network=network, whole=whole)
+    found = made(f"{name}-{FULL}", precision=FULL)
+    # Of the whole network int8 is made in any case: with few photos nothing is shown, and the user sees how near it is.
+    if share < 1 and not any(candidate.within(settings.budget) for candidate in found):
+        return found
+    found += made(f"{name}-int8", precision="int8")
+    if _rounding_lost(found, f"{name}-int8"):
+        settings.observer.announce(f"{name}: rounding alone loses too much: trained with rounding.")
+        found += made(f"{name}-{TRAINED}", precision=TRAINED)
+    if {candidate.precision for candidate in found if candidate.within(settings.budget)} == {FULL}:
+        settings.observer.announce(f"{name}: int8 loses too much: the weights alone.")
+        found += made(f"{name}-{WEIGHTS}", precision=WEIGHTS)
+    return found
+
+
 def _candidates(
     settings: _Settings,
     name: str,
+    *,
     share: float,
     network: RunFolder,
     precision: str,
@@ -260,7 +272,7 @@ def _candidates(
     target, blank = settings.folder / "bundles" / name, Candidate(name, share, precision)
     if not is_bundle(target):
         is_trained = precision == TRAINED
-        formats = ("litert",) if precision != "float32" and RUNTIMES["litert-int8"].installed else ()
+        formats = ("litert",) if precision != FULL and RUNTIMES["litert-int8"].installed else ()
         try:
             export(
                 network.path, target, name=name, formats=formats, precision="int8" if is_trained else precision,
@@ -385,7 +397,7 @@ def _best(
     allowed = [
         at
         for at, candidate in enumerate(candidates)
-        if candidate.within(budget) and (candidate.share, candidate.precision) != (1.0, "float32")
+        if candidate.within(budget) and (candidate.share, candidate.precision) != (1.0, FULL)
     ]
     return min(allowed, key=lambda at: key(candidates[at]), default=None)
 
