@@ -15,7 +15,8 @@ from tellapart.training import environment
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-PEERS = ("torch", "litserve", "bentoml", "fastapi", "starlette", "uvicorn", "uvloop", "httptools")
+PEERS = ("torch", "litserve", "bentoml", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "nncf", "onnx",
+         "ai-edge-quantizer", "ai-edge-litert")  # fmt: skip
 """What tellapart is measured against or on, beside the packages that every run names."""
 
 
