@@ -208,7 +208,6 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.by_hand
 def test_a_time_budget_is_kept_and_the_run_can_be_done_again(photos: Path, tmp_path: Path):
     lines: list[str] = []
     run = tellapart.train(

@@ -135,6 +135,7 @@ def test_predict_in_all_forms_agrees(command, run: Path, photos: Path):
     assert all(Path(row["path"]).name in shown.out.replace("\n", "") for row in rows[:3])
 
 
+@pytest.mark.slow
 def test_predict_names_a_file_whose_name_is_not_utf_8_by_its_bytes(run: Path, photos: Path, tmp_path: Path):
     odd = tmp_path / os.fsdecode(b"caf\xe9.jpg")
     shutil.copy(next((photos / "star").iterdir()), odd)

@@ -271,6 +271,7 @@ def test_table_and_json_hold_all_findings(tmp_path):
     assert value["findings"][0]["examples"] == ["a/0.jpg", "b/copy.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_photos9_tells_its_classes_by_size(shared_data):
     health = health_of(shared_data("photos9"))

@@ -195,6 +195,7 @@ def test_the_setting_is_the_share_of_pictures_that_are_erased():
     assert np.mean(changed) == pytest.approx(0.3, abs=0.06)
 
 
+@pytest.mark.slow
 def test_loss_and_accuracy_under_soft_targets_are_what_numpy_says_and_validation_is_never_mixed():
     recipe = recipe_from(
         {

@@ -39,6 +39,7 @@ def test_the_interval_of_a_mean_is_students():
     assert mean_interval(np.array([2.5])).low == mean_interval(np.array([2.5])).high == 2.5
 
 
+@pytest.mark.slow
 def test_the_intervals_of_averaged_metrics_cover_them_95_times_in_100():
     """2,000 test sets of 1,000 photos of one world, whose true precision, recall and F1 are known."""
     rates = np.array([[0.30, 0.02, 0.01], [0.03, 0.40, 0.02], [0.02, 0.03, 0.17]])

@@ -70,6 +70,7 @@ def test_what_was_said_does_not_change_when_more_arrive(seed: int, early: int, m
     assert (whole.lower <= whole.upper).all()
 
 
+@pytest.mark.slow
 def test_of_two_models_that_are_alike_at_most_one_in_twenty_is_ever_called_better():
     """With a look after every label. An ordinary interval, looked at as often, errs several times as often."""
     alarms = peeked = 0

@@ -35,6 +35,7 @@ def damaged(rng: np.random.Generator, count: int, damage: float | None) -> tuple
     return np.stack([sure, 1 - sure], axis=1), similarity, is_right
 
 
+@pytest.mark.slow
 def test_accuracy_is_estimated_where_photos_leave_those_that_are_known_and_a_network_stays_sure():
     rng, covered, errors = np.random.default_rng(0), 0, []
     for number in range(10):

@@ -216,6 +216,7 @@ def test_heat_maps_without_tensorflow_are_grad_cam(place: Path):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_heat_maps_of_a_nested_network_are_grad_cam(tmp_path: Path):
     keras.utils.set_random_seed(1)
     inner_input = keras.Input((None, None, 3))

@@ -360,6 +360,7 @@ def values(model: keras.Model) -> list[np.ndarray]:
     return [np.array(keras.ops.convert_to_numpy(each)) for each in (*model.weights, *model.optimizer.variables)]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_real_steps_are_timed_and_the_step_that_is_kept_is_not_traced_again():
     inputs = Inputs(recipe_of("train.stages=[]"), PHOTOS)

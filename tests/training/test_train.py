@@ -32,6 +32,7 @@ from tellapart.training.timing import Deadline, Precision
 from tellapart.training.train import Training, TrainingRequest, train_network
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 @pytest.mark.parametrize("budget", [None, pytest.param(25.0, marks=pytest.mark.slow)], ids=["epochs", "budget"])
 def test_every_stage_trains_in_the_fused_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: float | None):
