@@ -67,12 +67,12 @@ def compressed(place: Path) -> Compressed:
         "--shares", "60%", "--epochs", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (out / "bundles" / "whole-float32" / "bundle.json").is_file() and time.monotonic() < deadline:
+    metrics, deadline = out / "runs" / "60-percent" / "metrics.json", time.monotonic() + 240
+    while not metrics.is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    trained = (out / "runs" / "60-percent" / "metrics.json").stat().st_mtime_ns
+    trained = metrics.stat().st_mtime_ns
     return Compressed(compress(place / "run", out, budget=0.4, shares=[0.6], epochs=2, cache=place / "cache"), trained)
 
 
