@@ -51,7 +51,7 @@ test: lint .venv-jax/installed
 
 # Minutes: whole reports, kills of every kind, wheels in empty environments. `.ci/run` runs them after `make test`.
 # A thread for each of the two workers: their networks are small, and with more threads the workers wait for one another
-# (14 % longer). `make test` and `make test-by-hand` train with several.
+# (226 s, 194 s with one, docs/decisions.md). `make test` and `make test-by-hand` train with several.
 test-slow: install-dev .venv-jax/installed
 	TF_NUM_INTRAOP_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not by_hand' -n 2 --dist loadfile --durations=12 -rs
 

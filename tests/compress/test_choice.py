@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.cli.shipping import _table_of_candidates, _verdicts
+from tellapart.compress import compress as compress_module
 from tellapart.compress.compress import Candidate, Compression, Confirmation, _best
+from tellapart.records import Observer
 
 WHOLE = Candidate("whole-float32", 1.0, "float32", "onnxruntime", 9_000_000, 12.0, 50.0, 0.95, 0.0, -0.001, 0.001)
 
@@ -52,6 +56,36 @@ def test_what_was_chosen_is_said_with_its_test_photos():
         f"A bundle like any other: {Path('out/bundles/small')}",
     ]
     assert _table_of_candidates(result).row_count == 4
+
+
+@pytest.mark.parametrize(
+    ("share", "lost", "made"),
+    [
+        (0.6, {"float32": 0.01}, ["float32"]),
+        (0.6, {"float32": 0.001, "int8": 0.001}, ["float32", "int8"]),
+        (0.6, {"float32": 0.001, "int8": 0.02, "int8-trained": 0.001}, ["float32", "int8", "int8-trained"]),
+        (1.0, {"float32": 0.001, "int8": 0.02, "int8-trained": 0.01, "int8-weights": 0.001},
+         ["float32", "int8", "int8-trained", "int8-weights"]),
+        (1.0, {"float32": 0.01, "int8": 0.02, "int8-trained": 0.02}, ["float32", "int8", "int8-trained"]),
+    ],
+)  # fmt: skip
+def test_fewer_bits_are_tried_as_long_as_they_may_keep_the_budget(
+    share: float, lost: dict[str, float], made: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """What is exported takes minutes; here each precision loses what is said, in every runtime of int8."""
+
+    def told(settings: object, name: str, *, precision: str, **_: object) -> list[Candidate]:
+        error = "it may be less accurate" if lost[precision] > 0.005 else ""
+        return [
+            replace(WHOLE, name=name, share=share, precision=precision, runtime=runtime, loss_high=lost[precision],
+                    error="" if precision == "float32" else error)
+            for runtime, known in RUNTIMES.items() if "int8" in known.precisions
+        ]  # fmt: skip
+
+    monkeypatch.setattr(compress_module, "_candidates", told)
+    settings = SimpleNamespace(budget=0.005, observer=Observer())
+    found = compress_module._of_network(settings, "n", share, None, None)
+    assert list(dict.fromkeys(candidate.precision for candidate in found)) == made
 
 
 @pytest.mark.parametrize(("candidates", "near"), [(ALL, " The nearest loses 0.10 points at most."), ((WHOLE,), "")])

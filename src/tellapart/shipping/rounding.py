@@ -211,7 +211,8 @@ def _rounded(model: keras.Model) -> keras.Model:
 def _rounded_after(model: keras.Model) -> set[str]:
     """Return the layers whose output int8 rounds: all but those whose activation follows, and the probabilities.
 
-    A normalisation after the last convolution is computed in float32 (`tellapart.shipping.quantize`).
+    A normalisation after the last convolution is computed in float32 in ONNX, and folded in LiteRT
+    (`tellapart.shipping.quantize`).
     """
     layers = list(layers_of(model))
     last = max((at for at, layer in enumerate(layers) if isinstance(layer, keras.layers.Conv2D)), default=0)
