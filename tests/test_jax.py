@@ -24,7 +24,7 @@ import importlib.util, json, numpy, sys
 assert importlib.util.find_spec("tensorflow") is None
 import keras, tellapart
 assert keras.backend.backend() == "jax"
-changes = ["train.epochs=8", "train.stages=[{image_px=24, share=1}, {image_px=32, share=1}]", "data.image_px=32",
+changes = ["train.epochs=4", "train.stages=[{image_px=24, share=1}, {image_px=32, share=1}]", "data.image_px=32",
            "train.precision=float32", "train.validate_every=2"]
 run = tellapart.train(sys.argv[1], recipe="demo", changes=changes, out=sys.argv[2], cache=sys.argv[3])
 from tellapart.explain.maps import METHODS

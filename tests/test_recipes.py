@@ -19,7 +19,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tellapart.draw(tmp_path_factory.mktemp("drawn") / "photos", num_images=240)
 
 
-TIERS = {"fast": pytest.mark.slow, "transfer": pytest.mark.by_hand}
+TIERS = {"fast": pytest.mark.slow, "demo": pytest.mark.slow, "transfer": pytest.mark.by_hand}
 """A run of `transfer` is gone through in training/test_transfer.py."""
 
 

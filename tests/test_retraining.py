@@ -254,6 +254,7 @@ def test_it_is_not_begun_without_a_reason_labels_or_a_champion(registry, store, 
     assert new.place.endswith(str(tmp_path / "work"))
 
 
+@pytest.mark.by_hand
 def test_a_database_that_dies_is_waited_for_and_nothing_is_done_twice(postgresql, registry, drawn, tmp_path):
     """PostgreSQL is killed while the network is trained, and starts again when it has been missed."""
     store, said, starts = RequestStore(postgresql("dies")), [], []

@@ -150,7 +150,7 @@ def test_ctrl_c_ends_with_a_hint(photos: Path, tmp_path: Path):
     assert "Traceback" not in errors
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_killed_while_a_checkpoint_is_written_resumes_to_the_same_weights(
     uninterrupted: Path, photos: Path, tmp_path: Path
 ):
@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_checkpoint_goes_on(
     assert same_weights(run, uninterrupted)
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_time_budget_is_kept_and_the_run_can_be_done_again(photos: Path, tmp_path: Path):
     lines: list[str] = []
     run = tellapart.train(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tellapart.data.cache import default_cache
 from tellapart.data.scan import find_photos
-from tellapart.errors import RunError
+from tellapart.errors import InputError, RunError
 from tellapart.evaluation.measure import measure
 from tellapart.evaluation.wording import duration
 from tellapart.files import write_json
@@ -125,6 +125,10 @@ def begin(
         RunError: `out` is not empty.
     """
     find_photos(Path(request.photos))  # a wrong folder is found out before a run folder exists
+    if not (recipe.train.epochs or recipe.model.weights or request.begin_from):
+        raise InputError(
+            "train.epochs is 0, and there are no weights to keep. Expected 1 or more, or a run to begin from."
+        )
     origin = None if request.begin_from is None else RunFolder(Path(request.begin_from))
     if origin is not None and not origin.best_weights.is_file():
         raise RunError(f"{origin.path} has no weights to begin from. Expected a finished run with its checkpoints.")

@@ -125,7 +125,9 @@ class Train(Section):
     """The optimisation."""
 
     # A new setting of training belongs into `conditions._OF_TRAINING` too, or a fitted head takes it and ignores it.
-    epochs: int = Field(45, ge=1, description="times over the training photos")
+    epochs: int = Field(
+        45, ge=0, description="times over the training photos; 0: what it begins with, or its fitted head, is kept"
+    )
     batch_size: int = Field(32, ge=1, description="pictures per step")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="which optimiser")
     learning_rate: float = Field(1e-3, gt=0, description="highest rate")

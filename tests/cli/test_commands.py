@@ -89,7 +89,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(command, photos: P
     assert re.search(r"A photo takes [\d.e-]+ ms to scan, [\d.e-]+ ms to decode, [\d.e-]+ ms to train on", text)
     assert re.search(r"about \d+ s. Nothing was written", text)
     assert not (tmp_path / "run").exists()
-    timed = command("train", photos, "--time", "5m", *small[:2], "--set", "train.precision=float32", "--dry-run")
+
+
+@pytest.mark.slow
+def test_a_dry_run_within_a_time_says_so(command, photos: Path):
+    words = ["--time", "5m", "--image-px", 32, "--set", "train.precision=float32"]
+    timed = command("train", photos, *words, "--dry-run")
     assert "as many epochs as fit" in " ".join(timed.err.split())
 
 

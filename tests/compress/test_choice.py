@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tellapart.bundles.runtimes import RUNTIMES
@@ -13,6 +14,7 @@ from tellapart.cli.shipping import _table_of_candidates, _verdicts
 from tellapart.compress import compress as compress_module
 from tellapart.compress.compress import Candidate, Compression, Confirmation, _best
 from tellapart.records import Observer
+from tellapart.run_folder import RunFolder
 
 WHOLE = Candidate("whole-float32", 1.0, "float32", "onnxruntime", 9_000_000, 12.0, 50.0, 0.95, 0.0, -0.001, 0.001)
 
@@ -92,3 +94,22 @@ def test_fewer_bits_are_tried_as_long_as_they_may_keep_the_budget(
 def test_a_budget_that_nothing_meets_says_how_near_it_came(candidates: tuple[Candidate, ...], near: str):
     *_, last = _verdicts(Compression(Path("out"), 0.0005, candidates, None, None, {}))
     assert last == f"None was shown to lose less than 0.05 points on validation.{near}"
+
+
+@pytest.mark.parametrize(("wrong", "trained"), [(0, False), (9, True)])
+def test_a_narrow_network_is_trained_only_where_it_was_not_shown_to_keep_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int, trained: bool
+):
+    true, done = np.zeros(1000, np.int64), []
+    said = np.where(np.arange(1000) < wrong, 1, 0)
+    monkeypatch.setattr(compress_module, "narrow_start", lambda *_: RunFolder(tmp_path / "start"))
+    monkeypatch.setattr(compress_module, "narrow_recipe", lambda start, teacher, epochs: epochs)
+    monkeypatch.setattr(compress_module, "run_job", lambda job, **_: done.append((job.folder.name, job.recipe)))
+    monkeypatch.setattr(compress_module, "_predictions", lambda run, split: (said, true))
+    settings = compress_module._Settings(
+        RunFolder(tmp_path / "run"), tmp_path, 0.005, 3, tmp_path / "cache", None, Observer()
+    )
+    found = compress_module._narrowed(settings, "n", settings.original, 0.5, true)
+    expected = [("n-untrained", 0), ("n", 3)] if trained else [("n-untrained", 0)]
+    assert done == expected
+    assert found.path.name == expected[-1][0]

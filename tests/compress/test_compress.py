@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import tellapart
 from serving.process import running
 from tellapart.bundles.bundle import open_bundle
 from tellapart.bundles.predictor import explain_bundle, open_classifier
@@ -40,46 +39,37 @@ def _timed_once() -> Iterator[None]:
         yield
 
 
-QUICK = ["data.image_px=32", "train.epochs=4", "train.precision=float32", "train.learning_rate=2e-3"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compress")
-    photos = tellapart.draw(folder / "photos", num_images=400)
-    tellapart.train(photos, changes=QUICK, out=folder / "run", cache=folder / "cache")
-    return folder
-
-
 @dataclass
 class Compressed:
-    """A compression that was killed on its way, and when its narrow network had been trained by then."""
+    """A compression that was killed on its way, and when its narrow network had been measured by then."""
 
     result: Compression
-    trained: int
+    measured: int
 
 
 @pytest.fixture(scope="module")
-def compressed(place: Path) -> Compressed:
-    out = place / "small"
+def compressed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+    out = tmp_path_factory.mktemp("compressed") / "small"
     command = [
         sys.executable, "-m", "tellapart", "compress", str(place / "run"), "--out", str(out), "--budget", "40pp",
         "--shares", "60%", "--epochs", "2",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    metrics, deadline = out / "runs" / "60-percent" / "metrics.json", time.monotonic() + 240
-    while not metrics.is_file() and time.monotonic() < deadline:
+    # With such a budget the narrow network is good enough as it was cut (tests/compress/test_choice.py has the rest).
+    metrics = out / "runs" / "60-percent-untrained" / "metrics.json"
+    while not metrics.is_file():
+        assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    trained = metrics.stat().st_mtime_ns
-    return Compressed(compress(place / "run", out, budget=0.4, shares=[0.6], epochs=2, cache=place / "cache"), trained)
+    measured = metrics.stat().st_mtime_ns
+    return Compressed(compress(place / "run", out, budget=0.4, shares=[0.6], epochs=2, cache=place / "cache"), measured)
 
 
 def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: Path, compressed: Compressed):
     result, out = compressed.result, compressed.result.folder
-    assert (out / "runs" / "60-percent" / "metrics.json").stat().st_mtime_ns == compressed.trained, (
-        "nothing is trained twice"
+    assert (out / "runs" / "60-percent-untrained" / "metrics.json").stat().st_mtime_ns == compressed.measured, (
+        "nothing is done twice"
     )
     # More where rounding lost too much in a runtime, which depends on what was learned.
     assert {(candidate.share, candidate.precision) for candidate in result.candidates} >= {
@@ -119,7 +109,8 @@ def test_a_killed_compression_goes_on_and_its_bundles_are_like_any_other(place: 
     assert confirmation.low <= confirmation.loss <= confirmation.high
     assert bundle.detector is not None
     assert predictions[0].similarity is not None
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    shape = (2, bundle.record.image_px, bundle.record.image_px, 3)
+    pictures = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     assert explain_bundle(bundle)(pictures, np.array([0, 1])).shape[0] == 2
     assert "as accurate as Keras within the margin" in (bundle.folder / "card.md").read_text()
 
@@ -132,7 +123,7 @@ def test_a_small_bundle_is_registered_served_tried_and_measured_like_any_other(
     assert result.smallest is not None
     small = result.folder / result.candidates[result.smallest].bundle
     folders = [result.folder / "bundles" / "whole-float32", small]
-    runs = [place / "run", result.folder / "runs" / "60-percent"]
+    runs = [place / "run", result.folder / "runs" / "60-percent-untrained"]
     whole, other = (registry.add(bundle, name="shapes", run=run) for bundle, run in zip(folders, runs, strict=True))
     registry.promote(whole, "")
     test = ABTest("shadow00", whole.digest, other.digest, SHADOW, 1.0, "salt", 0.0)

@@ -227,7 +227,7 @@ def test_the_children_of_a_killed_parent_end(start: Callable[..., ServerProcess]
                 os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.by_hand)])
 @pytest.mark.slow
 def test_a_stop_ends_though_something_hangs(
     start: Callable[..., ServerProcess], bundle: Path, tmp_path: Path, workers: int

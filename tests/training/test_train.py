@@ -19,7 +19,7 @@ from drawing import make_classes
 from held import held_photos
 from tellapart.models import passes
 from tellapart.records import Observer
-from tellapart.run_folder import RunFolder
+from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.settings import Recipe, load_recipe
 from tellapart.training import train as training
 from tellapart.training.callbacks import recalibrate
@@ -194,6 +194,7 @@ def test_an_epoch_that_is_given_up_leaves_the_weights_of_the_last_whole_one(
     assert_same(first.model.get_weights(), kept(tmp_path / "late"))
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_run_that_was_cut_short_and_then_killed_ends_as_it_would_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -279,3 +280,19 @@ def test_a_run_in_a_given_time_is_reproduced_bit_for_bit(tmp_path: Path):
     assert again.same_weights
     assert again.largest_difference == 0.0
     assert again.accuracies[0] == again.accuracies[1]
+
+
+@pytest.mark.integration
+def test_without_epochs_what_it_begins_with_is_measured_and_kept(tmp_path: Path):
+    photos = held_photos()
+    train(tmp_path / "first", small("train.epochs=1"), photos)
+    first = RunFolder(tmp_path / "first")
+    first.create(small("train.epochs=1"), RunRequest(), {})
+    first.update_record(classes=photos.classes)
+    again = train(tmp_path / "again", small("train.epochs=0"), photos, begin_from=first)
+    assert_same(kept(tmp_path / "again"), kept(tmp_path / "first"))
+    assert (again.best_epoch, again.plan.segments) == (0, ())
+    before, after = (pd.read_csv(tmp_path / name / "history.csv") for name in ("first", "again"))
+    assert after["epoch"].tolist() == [0]
+    assert after["val_accuracy"][0] == before["val_accuracy"][0]
+    assert after["val_loss"][0] == pytest.approx(before["val_loss"][0], abs=1e-6)

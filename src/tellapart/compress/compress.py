@@ -165,21 +165,23 @@ def compress(
     _check(original, folder, budget, shares)
     settings = _Settings(original, folder, budget, epochs, cache_folder, machine, observer)
 
-    whole = _whole_predictions(settings, "validation")
+    whole, _ = _predictions(original, "validation")
     candidates: list[Candidate] = []
-    above, network = 1.0, original
+    above, parent, network = 1.0, original, original
     for share in (1.0, *shares):
         name = "whole" if share == 1 else f"{round(100 * share)}-percent"
         if share < 1:
             observer.announce(f"Network: {share:.0%} of the cost.")
-            network = _narrowed(settings, name, network, share / above)
+            network = _narrowed(settings, name, parent, share / above, whole)
+            # Errors of fits would add up: what was not trained is no parent.
+            if network.recipe().train.epochs:
+                above, parent = share, network
         found = _of_network(settings, name, share, network, whole)
         candidates += found
         _save(folder, Compression(folder, budget, tuple(candidates), None, None, {}))
         if share < 1 and not any(candidate.within(budget) for candidate in found):
             observer.announce(f"{name} was not shown to keep the budget: narrower ones would lose more.")
             break
-        above = share
     candidates = _timed(settings, candidates)
     smallest = _best(candidates, budget, lambda candidate: (candidate.bytes, candidate.p50_ms))
     fastest = _best(candidates, budget, lambda candidate: (candidate.p50_ms, candidate.bytes))
@@ -226,18 +228,27 @@ def _check(original: RunFolder, folder: Path, budget: float, shares: Sequence[fl
     write_json(folder / RESULT, {"run_id": original.record().run_id, "run": str(original.path.resolve())})
 
 
-def _narrowed(settings: _Settings, name: str, parent: RunFolder, share: float) -> RunFolder:
-    """Take channels out of a network and train what is left, with the whole one as its teacher."""
-    run = RunFolder(settings.folder / "runs" / name)
-    if run.is_finished:
-        return run
-    progress = settings.observer.progress
+def _narrowed(settings: _Settings, name: str, parent: RunFolder, share: float, whole: NDArray[np.int64]) -> RunFolder:
+    """Take channels out of a network, and train what is left where it has to be, with the whole one as its teacher."""
+    progress, runs = settings.observer.progress, settings.folder / "runs"
+    trained, untrained = RunFolder(runs / name), RunFolder(runs / f"{name}-untrained")
+    if trained.is_finished:
+        return trained
     start = narrow_start(parent, share, settings.folder / "starts" / name, settings.cache, progress)
-    recipe = narrow_recipe(start, settings.original, settings.epochs)
-    job = Job(run.path, recipe, settings.original.path, start.path)
-    run_job(job, cache=settings.cache, progress=progress, watch=settings.observer.watch, machine=settings.machine)
     # What it began from stays: who reproduces the run begins there again.
-    return run
+    for run, epochs in ((untrained, 0), (trained, settings.epochs)):
+        if not run.is_finished:
+            job = Job(run.path, narrow_recipe(start, settings.original, epochs), settings.original.path, start.path)
+            run_job(
+                job, cache=settings.cache, progress=progress, watch=settings.observer.watch, machine=settings.machine
+            )
+        if run is untrained:
+            predicted, true = _predictions(run, "validation")
+            interval = difference_interval(*_pairs(predicted == true, whole == true))
+            settings.observer.announce(f"{name}, not trained: loses {interval.high:.2%} at most.")
+            if interval.high < settings.budget:
+                return untrained
+    return trained
 
 
 def _of_network(
@@ -342,10 +353,11 @@ def _pairs(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, in
     return tuple(int(part.sum()) for part in (first & second, first & ~second, ~first & second, ~first & ~second))  # type: ignore[return-value]
 
 
-def _whole_predictions(settings: _Settings, split: str) -> NDArray[np.int64]:
-    """Return what the whole network, calibrated, says of a split's photos: (num_photos,) class numbers."""
-    photos, _, probabilities = settings.original.predictions()
-    return np.asarray(probabilities[(photos["split"] == split).to_numpy()].argmax(axis=1), np.int64)
+def _predictions(run: RunFolder, split: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return what a run's network says of a split's photos, and what they are: (num_photos,) class numbers each."""
+    photos, classes, probabilities = run.predictions()
+    chosen = (photos["split"] == split).to_numpy()
+    return np.asarray(probabilities[chosen].argmax(axis=1), np.int64), class_numbers(photos[chosen], classes)
 
 
 def _probabilities(
@@ -409,7 +421,7 @@ def _confirmed(settings: _Settings, candidate: Candidate) -> Confirmation | None
     if not len(true):
         return None
     predicted = probabilities.argmax(axis=1)
-    whole = _whole_predictions(settings, "test")
+    whole, _ = _predictions(settings.original, "test")
     interval = difference_interval(*_pairs(predicted == true, whole == true))
     accuracies = float((predicted == true).mean()), float((whole == true).mean())
     return Confirmation(*accuracies, accuracies[1] - accuracies[0], interval.low, interval.high)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellapart.compress.importance import importance, kept_channels, sizes_of
+from tellapart.compress.reconstruction import reconstructed
 from tellapart.data.cache import open_rows
 from tellapart.errors import RunError
 from tellapart.evaluation.measure import class_numbers
@@ -61,7 +62,9 @@ def narrow_start(parent: RunFolder, share: float, folder: Path, cache: Path, pro
     scores = importance(model, channels, _labelled(parent, recipe, cache), num_batches=batches, progress=progress)
     keep = kept_channels(channels, scores, share)
     narrow = channels.narrowed(model, sizes_of(keep))
-    channels.copy_kept(model, narrow, keep)
+    pictures = (images for images, _ in _labelled(parent, recipe, cache))
+    fitted = reconstructed(model, channels, keep, pictures, num_batches=batches, progress=progress)
+    channels.copy_kept(model, narrow, keep, fitted)
     shutil.rmtree(folder, ignore_errors=True)
     sizes = recipe.model.channels | sizes_of(keep)
     start.create(with_settings(recipe, {"model.channels": sizes}), record.request, {}, parents=(record.run_id,))
@@ -78,13 +81,13 @@ def narrow_recipe(start: RunFolder, teacher: RunFolder, epochs: int | None) -> R
         start: as `narrow_start` makes it.
         teacher: the run that was to be compressed.
         epochs: times over the training photos; None: a third of those of a network from scratch, as many as the recipe
-            has for fine-tuning.
+            has for fine-tuning; 0: it is kept as it is, and has no teacher.
     """
     # The teacher's recipe, also for a network that is narrowed again: its parent's rate was lowered already.
     recipe = teacher.recipe()
-    changes: dict[str, Any] = {
-        "distill.teacher": str(teacher.path.resolve()), "model.channels": start.recipe().model.channels
-    }  # fmt: skip
+    changes: dict[str, Any] = {"model.channels": start.recipe().model.channels}
+    if epochs != 0:
+        changes["distill.teacher"] = str(teacher.path.resolve())
     if recipe.model.weights:
         if not recipe.model.unfreeze:  # a head alone: its recipe says nothing of training
             fine_tuning = saved_values(load_recipe("transfer"))
@@ -96,10 +99,10 @@ def narrow_recipe(start: RunFolder, teacher: RunFolder, epochs: int | None) -> R
         changes["model.weights"] = ""
         if recipe.model.name != "convnext_tiny":  # which has none
             changes["train.recalibrate_photos"] = _WEIGHED
-        changes["train.epochs"] = epochs or changes.get("train.epochs", recipe.train.epochs)
+        changes["train.epochs"] = changes.get("train.epochs", recipe.train.epochs) if epochs is None else epochs
     else:
         changes["train.learning_rate"] = recipe.train.learning_rate * _SCRATCH_RATE
-        changes["train.epochs"] = epochs or max(1, round(recipe.train.epochs * _SCRATCH_EPOCHS))
+        changes["train.epochs"] = max(1, round(recipe.train.epochs * _SCRATCH_EPOCHS)) if epochs is None else epochs
         changes["train.warmup_epochs"] = min(1.0, recipe.train.warmup_epochs)
         # Pictures that grow help a network that begins with nothing.
         changes["train.stages"] = ()

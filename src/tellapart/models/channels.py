@@ -192,20 +192,27 @@ class Channels:
 
         return keras.models.clone_model(model, clone_function=cloned)
 
-    def copy_kept(self, model: keras.Model, narrow: keras.Model, keep: Keep) -> None:
+    def copy_kept(
+        self,
+        model: keras.Model,
+        narrow: keras.Model,
+        keep: Keep,
+        instead: Mapping[str, list[NDArray[Any]]] | None = None,
+    ) -> None:
         """Give the narrow network the weights of the channels that stay.
 
         Args:
             model: the network whose channels these are.
             narrow: it with fewer channels, as `narrowed` makes it; any build of the same layers.
             keep: name of a group → positions that stay.
+            instead: name of a layer → weights in the shapes of the whole network's, to be taken in place of those.
         """
         targets = {layer.name: layer for layer in layers_of(narrow)}
         uses = {use.layer.name: use for use in self._uses}
         for layer in layers_of(model):
             if not layer.weights:
                 continue
-            arrays = layer.get_weights()
+            arrays = (instead or {}).get(layer.name) or layer.get_weights()
             if layer.name in uses:
                 use = uses[layer.name]
                 reads, makes = (self._kept(space, keep) for space in (use.reads, use.makes))

@@ -194,6 +194,27 @@ def output_of(model: keras.Model, layer: keras.layers.Layer, images: Any) -> Any
     return seen[-1]
 
 
+@contextlib.contextmanager
+def inputs_noted(
+    layers: Sequence[keras.layers.Layer], note: Callable[[keras.layers.Layer, Any], None]
+) -> Iterator[None]:
+    """Call `note(layer, inputs)` each time that one of the layers is called, also inside nested models."""
+
+    def noting(layer: keras.layers.Layer) -> Callable[..., Any]:
+        plain = layer.call
+
+        def call(inputs: Any, *args: Any, **options: Any) -> Any:
+            note(layer, inputs)
+            return plain(inputs, *args, **options)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(_replaced(layer, "call", noting(layer)))
+        yield
+
+
 def feature_layer(model: keras.Model) -> keras.layers.Layer:
     """Return the last layer with feature maps: what class activation maps look at.
 

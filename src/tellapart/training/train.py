@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _PAUSE = 5.0
 """Seconds between two checkpoints on an accelerator, whose epochs may take less than a checkpoint does."""
+_FEW_BATCHES = 16
 _JAX_FLAG = "--xla_gpu_deterministic_ops"
 _SECONDS_TO_BUILD = 20.0
 """For the step of fine-tuning that is compiled and timed, 10 s of MobileNetV2 at 224 px, and for an epoch."""
@@ -138,7 +139,7 @@ def train_network(
     trainee = _Trainee(*compiled(recipe, inputs.num_classes, precision.name))
     # The head comes first: it is epoch 0, and the budget below divides the time that it leaves.
     head = None if saved or not recipe.model.weights else _fit_head(run, inputs, trainee.model, request, observer)
-    trains = recipe.model.unfreeze or not head
+    trains = bool(recipe.train.epochs) and (recipe.model.unfreeze or not head)
     # Before the budget: there the device times the steps.
     if trains and _is_accelerated():
         trainee.device = _on_device(inputs, trainee)
@@ -152,8 +153,12 @@ def train_network(
         state.history, state.best = [head], Best(0, head.get("val_loss"))
         # The head counts as training: a resumed run reads from here how much of its budget is spent.
         state.seconds_training = head["seconds"]
-    if head and (not recipe.model.unfreeze or not planner.has_time()):
+    if head and (not trains or not planner.has_time()):
         observer.announce("The fitted head is kept as it is: nothing is fine-tuned.")
+        return _finish(run, inputs, state)
+    if not trains and request.begin_from:
+        observer.announce("No epochs: the weights that it begins with are kept.")
+        _keep_first(run, inputs, trainee.model, state, request.begin_from)
         return _finish(run, inputs, state)
     observer.announce(f"Going on after epoch {state.epoch}." if saved else planner.describe())
 
@@ -361,6 +366,25 @@ def _keep_last(run: RunFolder, model: keras.Model, evaluated: EvaluatedWeights, 
     evaluated.on_test_end()
     state.best = Best(state.epoch, None)
     save_weights(run.best_weights, evaluated.weights, asdict(state.best))
+
+
+def _keep_first(run: RunFolder, inputs: Inputs, model: keras.Model, state: TrainingState, origin: RunFolder) -> None:
+    """Keep the weights of another run, which are epoch 0 of the history, as a fitted head is."""
+    began = time.perf_counter()
+    begin_with_weights_of(origin, model, inputs.photos.classes)
+    image_px = inputs.recipe.data.image_px
+    row: dict[str, Any] = {"epoch": 0, "image_px": image_px, "learning_rate": 0.0}
+    # A few batches of training photos are enough for a curve of one point.
+    seen = inputs.training(image_px, 0)
+    row |= model.evaluate(seen, steps=min(_FEW_BATCHES, len(seen)), verbose=0, return_dict=True)
+    if inputs.num_validation:
+        found = model.evaluate(inputs.validation, verbose=0, return_dict=True)
+        row |= {f"val_{name}": value for name, value in found.items()}
+    state.seconds_training = row["seconds"] = time.perf_counter() - began
+    state.history, state.best = [row], Best(0, row.get("val_loss"))
+    save_weights(run.best_weights, model.get_weights(), asdict(state.best))
+    run.write_history([row])
+    run.log("begun", **row)
 
 
 def _validation_epochs(validate_every: int, last_epoch: int, *, is_cut: bool = False) -> list[int]:

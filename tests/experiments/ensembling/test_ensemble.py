@@ -206,7 +206,7 @@ def test_members_of_two_sizes_and_snapshots_are_joined(place: Path, capfd, monke
     assert tellapart.load(place / "ac").predict(image_files([place / "photos"])[:1])[0].label
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_student_learns_survives_a_kill_and_can_be_done_again(place: Path, pair):
     words = [
         "ensemble",

@@ -136,7 +136,7 @@ def test_a_race_tries_all_and_keeps_what_it_says(photos, cache, tmp_path, monkey
     monkeypatch.setattr(race, "_PAYS", -1.0)
     monkeypatch.setattr(race, "best_of", student_or_ensemble)
     monkeypatch.setattr(race, "choose", alike)
-    monkeypatch.setattr(planning, "_MOST_EPOCHS", 0.2)  # time is left for the student
+    monkeypatch.setattr(planning, "_MOST_EPOCHS", 0.1)  # time is left for the student
     run = tellapart.train(photos, time_budget=300, out=tmp_path / "run", cache=cache)
     entries = {entry["name"]: entry for entry in run.metrics["race"]}
     assert list(entries) == ["head", "fine-tuned", "from scratch", "ensemble", "student"]
