@@ -5,8 +5,9 @@
 The whole search, of each run (further ones are of other seeds): sizes, milliseconds on one thread (three rounds in
 turns, medians), accuracy on validation and, for what was chosen, on test photos. Ratios are against the whole network's
 file and its fastest runtime. Peers, on the same network, calibration photos and processor: ONNX Runtime's
-`quantize_static` and `quantize_dynamic` as they come and NNCF, each in ONNX Runtime and OpenVINO, and ai-edge-quantizer
-in LiteRT; the last two where they are installed. A finished search is not repeated.
+`quantize_static` as it comes and with weights by channel, `quantize_dynamic` and NNCF as they come, each in ONNX
+Runtime and OpenVINO, and ai-edge-quantizer in LiteRT; the last two where they are installed. Peers, the whole network
+and what was chosen are timed alike: each in a process of its own, in turns. A finished search is not repeated.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import argparse
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from machine import write_result
-from tellapart.bundles.runtimes import RUNTIMES
+from tellapart.bundles.bundle import Bundle, open_bundle
+from tellapart.bundles.runtimes import FRAMEWORKS, RUNTIMES
 from tellapart.compress.compress import Candidate, Compression, compress
 from tellapart.data.cache import default_cache, open_rows
 from tellapart.evaluation.measure import class_numbers
@@ -76,6 +80,20 @@ def by_onnxruntime_static(source: Path, target: Path, pictures: Pictures) -> Non
     prepared.unlink()
 
 
+def by_onnxruntime_by_channel(source: Path, target: Path, pictures: Pictures) -> None:
+    """With a scale for each channel of the weights, and activations from 0 to 255, as its documentation advises."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = target.with_suffix(".prepared.onnx")
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    quantize_static(
+        prepared, target, Reader(pictures), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    prepared.unlink()
+
+
 def by_onnxruntime_dynamic(source: Path, target: Path, pictures: Pictures) -> None:
     """As it comes; it needs no pictures."""
     from onnxruntime.quantization import quantize_dynamic
@@ -117,6 +135,7 @@ Quantizer = Callable[[Path, Path, Pictures], None]
 ONNX, LITERT = ("onnxruntime-int8", "openvino-int8"), ("litert-int8",)
 QUANTIZERS: dict[str, tuple[str, Quantizer, tuple[str, ...]]] = {
     "onnxruntime quantize_static": ("", by_onnxruntime_static, ONNX),
+    "onnxruntime quantize_static by channel": ("", by_onnxruntime_by_channel, ONNX),
     "onnxruntime quantize_dynamic": ("", by_onnxruntime_dynamic, ONNX),
     "nncf": ("nncf", by_nncf, ONNX),
     "ai-edge-quantizer static": ("ai_edge_quantizer", by_ai_edge_quantizer, LITERT),
@@ -136,8 +155,15 @@ def laps(predict: Callable[[Pictures], Any], picture: Pictures) -> float:
     return 1000 * float(np.median(times[5:]))
 
 
-def peers(folder: Path, run: RunFolder, result: Compression) -> list[dict[str, Any]]:
-    """Quantize the whole network's file with each peer, and measure what comes of it."""
+def timed(path: Path, runtime: str, image_px: int) -> float:
+    """Return the median milliseconds of a call, measured in a process of its own."""
+    words = [sys.executable, __file__, str(path), "--lap", runtime, "--name", str(image_px)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def peers(folder: Path, run: RunFolder, ours: Sequence[Bundle]) -> list[dict[str, Any]]:
+    """Quantize the whole network's file with each peer, and measure what comes of it beside our bundles."""
     whole_bundle = export(run.path, folder / "whole", formats=["litert"])
     sources = {artefact.format: whole_bundle.path(artefact) for artefact in whole_bundle.record.artefacts}
     image_px = whole_bundle.record.image_px
@@ -145,33 +171,46 @@ def peers(folder: Path, run: RunFolder, result: Compression) -> list[dict[str, A
     validation, true = pictures_of(run, "validation", image_px)
     whole = predicted(RUNTIMES["onnxruntime"].opens(sources["onnx"], os.cpu_count() or 1), validation) == true
     rows: list[dict[str, Any]] = []
-    opened: dict[int, Callable[[Pictures], Any]] = {}
+    files: dict[int, Path] = {}
+
+    def add(name: str, runtime: str, path: Path) -> None:
+        row: dict[str, Any] = {"quantizer": name, "runtime": runtime}
+        rows.append(row)
+        try:
+            right = predicted(RUNTIMES[runtime].opens(path, os.cpu_count() or 1), validation) == true
+        except Exception as error:  # noqa: BLE001  that it does not work is a result
+            row["error"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            return
+        counts = [int(part.sum()) for part in (right & whole, right & ~whole, ~right & whole, ~right & ~whole)]
+        interval = difference_interval(*counts)
+        # Of the loss, as for our own: positive where it is less accurate.
+        row |= {
+            "bytes": path.stat().st_size, "accuracy": float(right.mean()),
+            "loss": float(whole.mean() - right.mean()), "interval": [interval.low, interval.high], "p50_ms": [],
+        }  # fmt: skip
+        files[len(rows) - 1] = path
+
+    for bundle in ours:
+        for artefact in bundle.record.artefacts:
+            for runtime in artefact.proofs:
+                if runtime not in FRAMEWORKS and artefact.proofs[runtime].passed:
+                    add(f"tellapart {bundle.record.name}", runtime, bundle.path(artefact))
     for name, (package, quantize, runtimes) in QUANTIZERS.items():
         if package and not importlib.util.find_spec(package):
             continue
         format_ = "litert" if runtimes == LITERT else "onnx"
         path = folder / f"{name.replace(' ', '-')}{sources[format_].suffix}"
-        for runtime in runtimes:
-            row: dict[str, Any] = {"quantizer": name, "runtime": runtime}
-            rows.append(row)
+        if not path.exists():
             try:
-                if not path.exists():
-                    quantize(sources[format_], path, calibration)
-                right = predicted(RUNTIMES[runtime].opens(path, os.cpu_count() or 1), validation) == true
-                opened[len(rows) - 1] = RUNTIMES[runtime].opens(path, 1)
-            except Exception as error:  # noqa: BLE001  that it does not work is a result
-                row["error"] = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+                quantize(sources[format_], path, calibration)
+            except Exception as error:  # noqa: BLE001
+                rows.append({"quantizer": name, "runtime": "", "error": f"{type(error).__name__}: {error}"[:300]})
                 continue
-            counts = [int(part.sum()) for part in (right & whole, right & ~whole, ~right & whole, ~right & ~whole)]
-            interval = difference_interval(*counts)
-            # Of the loss, as for our own: positive where it is less accurate.
-            row |= {
-                "bytes": path.stat().st_size, "accuracy": float(right.mean()),
-                "loss": float(whole.mean() - right.mean()), "interval": [interval.low, interval.high], "p50_ms": [],
-            }  # fmt: skip
+        for runtime in runtimes:
+            add(name, runtime, path)
     for _ in range(ROUNDS):
-        for at, predict in opened.items():
-            rows[at]["p50_ms"].append(laps(predict, validation[:1]))
+        for at, path in files.items():
+            rows[at]["p50_ms"].append(timed(path, rows[at]["runtime"], image_px))
     return rows
 
 
@@ -207,7 +246,12 @@ def main() -> None:
     parser.add_argument("--shares", default="0.75,0.55,0.4", help="empty: the whole network alone")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--work", type=Path, default=Path("runs/compression"))
+    parser.add_argument("--lap", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.lap:
+        picture = np.random.default_rng(0).integers(0, 256, (1, *(int(arguments.name),) * 2, 3)).astype(np.uint8)
+        print(laps(RUNTIMES[arguments.lap].opens(arguments.run[0], 1), picture))
+        return
     shares = [float(part) for part in arguments.shares.split(",") if part]
     searches, first = [], None
     for number, path in enumerate(arguments.run):
@@ -222,11 +266,14 @@ def main() -> None:
         })  # fmt: skip
         print(json.dumps(searches[-1]["ratios"], indent=2), json.dumps(searches[-1]["confirmations"], indent=2))
     assert first is not None  # at least one run
+    wanted = {"bundles/whole-float32", "bundles/whole-int8"}
+    wanted |= {first.candidates[at].bundle for at in (first.smallest, first.fastest) if at is not None}
+    ours = [open_bundle(first.folder / bundle) for bundle in sorted(wanted)]
     run, others = RunFolder(arguments.run[0]), arguments.work / f"{arguments.name}-peers"
     others.mkdir(parents=True, exist_ok=True)
     values = {
         "network": run.recipe().model.name, "image_px": run.recipe().data.image_px, "budget": arguments.budget,
-        "searches": searches, "peers": peers(others, run, first),
+        "searches": searches, "peers": peers(others, run, ours),
     }  # fmt: skip
     for row in values["peers"]:
         print(row)

@@ -88,7 +88,7 @@ def _draw(axis: Any, result: dict[str, Any], *, in_bytes: bool) -> None:
             )
     label = "other quantizers, whole network"
     for row in result["peers"]:
-        if row.get("error"):
+        if row.get("error") or row["quantizer"].startswith("tellapart"):  # ours are drawn above
             continue
         place = row["bytes"] / 1e6 if in_bytes else float(np.median(row["p50_ms"]))
         points = -100 * row["loss"]
