@@ -305,6 +305,12 @@ def test_a_variable_that_cannot_be_used_leaves_no_folder(photos: Path, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_no_epochs_and_no_weights_leave_no_folder(photos: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"train\.epochs is 0, and there are no weights to keep"):
+        tellapart.train(photos, changes=["train.epochs=0"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_has_the_verbs_of_the_package(uninterrupted: Path, photos: Path):
     run = tellapart.Run(uninterrupted, json.loads((uninterrupted / "metrics.json").read_text()))
     images = sorted(photos.glob("*/*.*"))[:3]

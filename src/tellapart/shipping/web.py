@@ -81,7 +81,7 @@ def export_web(bundle: str | os.PathLike[str], to: str | os.PathLike[str]) -> Pa
     try:
         _write_page(part)
         _write_runtime(part / "litert", packages)
-        shutil.copyfile(opened.path(artefact), part / "model.tflite")
+        _write_packed(part / "model.bin", opened.path(artefact).read_bytes())
         _write_model(part, opened)
         _write_worker(part, opened.version)
         # An older page has these files and no others: whatever else lies there would be lost.
@@ -161,10 +161,13 @@ def _write_runtime(folder: Path, packages: dict[str, Path]) -> None:
     wasm = packages["@litertjs/core"] / "wasm"
     for build in _BUILDS:
         shutil.copyfile(wasm / f"{build}.js", folder / f"{build}.js")
-        # Packed, and unpacked in the page: few servers pack such a file on the way, and it is most of what is loaded.
-        packed = gzip.compress((wasm / f"{build}.wasm").read_bytes(), 9, mtime=0)
-        (folder / f"{build}.bin").write_bytes(packed)
+        _write_packed(folder / f"{build}.bin", (wasm / f"{build}.wasm").read_bytes())
     write_text(folder / "LICENSE.txt", "LiteRT.js: Copyright Google LLC, Apache License 2.0.\n")
+
+
+def _write_packed(path: Path, data: bytes) -> None:
+    """Write what the page unpacks: few servers pack such files on the way, and they are most of what is loaded."""
+    path.write_bytes(gzip.compress(data, 9, mtime=0))
 
 
 def _write_model(part: Path, bundle: Bundle) -> None:
@@ -180,7 +183,7 @@ def _write_model(part: Path, bundle: Bundle) -> None:
         # Their length does not matter for cosines, so that a byte for each value is enough.
         rows = np.asarray(detector.references, np.float32)
         largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)
-        (part / "unknown.bin").write_bytes(np.rint(127 * rows / largest).astype(np.int8).tobytes())
+        _write_packed(part / "unknown.bin", np.rint(127 * rows / largest).astype(np.int8).tobytes())
     write_json(part / "model.json", about)
     icon = {"src": "icon.svg", "sizes": "any", "type": "image/svg+xml", "purpose": "any"}
     manifest = {

@@ -81,8 +81,8 @@ async function runtime(name) {
 
 async function start() {
   const about = await (await fetched("model.json")).json();
-  const bytes = await (await fetched("model.tflite")).arrayBuffer();
-  const unknown = about.unknown && (await (await fetched("unknown.bin")).arrayBuffer());
+  const bytes = await unpacked("model.bin");
+  const unknown = about.unknown && (await unpacked("unknown.bin"));
   try {
     const relaxed = await supportsFeature("relaxedSimd");
     // Memory that threads share is there only where the service worker has set the headers for it.
