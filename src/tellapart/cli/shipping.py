@@ -22,7 +22,8 @@ def export(
     format_: Annotated[
         str,
         typer.Option(
-            "--format", help="Formats beside ONNX, comma-separated: openvino,litert,saved_model,keras; or web alone."
+            "--format",
+            help="Formats beside ONNX, comma-separated: openvino,litert,saved_model,keras; or web or coreml alone.",
         ),
     ] = "",
     name: Annotated[str | None, typer.Option(help="Model name [default: the run folder's name].")] = None,
@@ -45,9 +46,15 @@ def export(
     """
     from tellapart.cli.show import announce, import_quietly, progress_bar
 
-    if format_.strip() == "web":
+    if (alone := format_.strip()) in ("web", "coreml"):
         if name is not None or coverage != 0.95 or precision != "float32" or int8_epochs:
-            raise typer.BadParameter("A page is made of a bundle as it is: give the other options when it is exported.")
+            raise typer.BadParameter(f"--format {alone} takes no other options: a page is made of a bundle as it is.")
+        if alone == "coreml":
+            import_quietly("keras")
+            from tellapart.shipping.coreml import export_coreml
+
+            typer.echo(f"{export_coreml(run, to)}: converted, not proved")
+            return
         from tellapart.shipping.web import export_web
 
         folder = export_web(run, to)
