@@ -78,7 +78,9 @@ def compress(
     run: Annotated[Path, typer.Argument(help="A finished run folder.")],
     out: Annotated[Path | None, typer.Option(help="Output folder [default: RUN-compressed].")] = None,
     budget: Annotated[str, typer.Option(help="Largest loss of accuracy: 0.5pp, or a share.")] = "0.5pp",
-    shares: Annotated[str, typer.Option(help="Shares of the network's cost to try, comma-separated.")] = "90%,75%,55%,40%",
+    shares: Annotated[
+        str, typer.Option(help="Shares of the network's cost to try, comma-separated.")
+    ] = "90%,75%,55%,40%",
     epochs: Annotated[
         int | None, typer.Option(help="Epochs for each narrower network [default: by its recipe].", min=1)
     ] = None,
