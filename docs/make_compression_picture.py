@@ -42,7 +42,7 @@ def main() -> None:
         sys.stdout.write(f"\n{title}\n{table(result)}\n")
         row[0].set_ylabel("accuracy against the\nwhole network, points")
     sys.stdout.write("\n" + "\n".join(summary(name, json.loads(files[name].read_text())) for name in measured) + "\n")
-    grid[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
+    grid[-1, 0].legend(frameon=False, fontsize=8, loc="center right")
     figure.savefig(Path(__file__).parent / "pictures" / "compression.png", dpi=110)
 
 
@@ -104,7 +104,10 @@ def _points(loss: float, low: float, high: float) -> str:
 
 
 def _row(name: str, runtime: str, row: dict[str, Any], ms: float, interval: Sequence[float], mark: str) -> str:
-    return f"| {name} | {runtime} | {row['bytes'] / 1e6:.2f} | {ms:.2f} | {_points(row['loss'], *interval)} | {mark} |"
+    return (
+        f"| {name} | {runtime} | {row['bytes'] / 1e6:.2f} | {ms:.2f} | {_points(row['loss'], *interval)} | {mark}".rstrip()
+        + " |"
+    )
 
 
 def _draw(axis: Any, result: dict[str, Any], *, in_bytes: bool) -> None:
