@@ -104,10 +104,8 @@ def _points(loss: float, low: float, high: float) -> str:
 
 
 def _row(name: str, runtime: str, row: dict[str, Any], ms: float, interval: Sequence[float], mark: str) -> str:
-    return (
-        f"| {name} | {runtime} | {row['bytes'] / 1e6:.2f} | {ms:.2f} | {_points(row['loss'], *interval)} | {mark}".rstrip()
-        + " |"
-    )
+    size, loss = row["bytes"] / 1e6, _points(row["loss"], *interval)
+    return f"| {name} | {runtime} | {size:.2f} | {ms:.2f} | {loss} | {mark}".rstrip() + " |"
 
 
 def _draw(axis: Any, result: dict[str, Any], *, in_bytes: bool) -> None:
