@@ -32,7 +32,7 @@ CHROMIUM = next((path for path in map(shutil.which, ("chromium", "google-chrome"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos, a run with twelve wrong labels among them, and its report."""
     here = tmp_path_factory.mktemp("report")
-    photos = tellapart.draw(here / "photos", num_images=450)
+    photos = tellapart.draw(here / "photos", num_images=600)
     classes = sorted(path.name for path in photos.iterdir() if path.is_dir())
     for number, path in enumerate(sorted((photos / classes[0]).iterdir())[:12]):
         path.rename(photos / classes[1 + number % 3] / f"moved-{path.name}")
@@ -95,7 +95,7 @@ def test_wrong_labels_are_suspected(place: Path, values: dict):
     assert section.count("moved-") >= 4
     assert values["suspected_labels"] >= 6
     table = pd.read_csv(place / "run" / "report" / "labels.csv")
-    assert len(table) == 450
+    assert len(table) == 600
     assert table["suspected"].sum() == values["suspected_labels"]
     assert table["path"].head(60).str.contains("moved-").sum() >= 5, "chance would find one of the twelve in a tenth"
     moved = table[table["path"].str.contains("moved-") & table["suspected"]]
