@@ -217,3 +217,12 @@ def test_what_mediapipe_says_is_that_of_its_file():
         assert (
             f"{found[how]['agreeing']} of {found['num_photos']} photos ({100 * low:.1f} to {100 * high:.0f} %)" in page
         )
+
+
+def test_what_the_page_without_a_server_takes_is_that_of_its_file():
+    found, page = result("web-page"), text_of("docs/compress.md")
+    assert f"loads {max(found['bytes_sent_until_first_answer']) / 1e6:.2f} MB" in page
+    assert f"the folder has {found['folder_bytes'] / 1e6:.1f} MB" in page
+    for values, digits, unit in ((found["first_answer_seconds"], 1, "s"), (found["p50_ms"], 1, "ms")):
+        assert f"{min(values):.{digits}f} to {max(values):.{digits}f} {unit}" in page
+    assert found["agrees_with_the_server"] == 1
