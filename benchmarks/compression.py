@@ -157,7 +157,7 @@ def laps(predict: Callable[[Pictures], Any], picture: Pictures) -> float:
 
 def timed(path: Path, runtime: str, image_px: int) -> float:
     """Return the median milliseconds of a call, measured in a process of its own."""
-    words = [sys.executable, __file__, str(path), "--lap", runtime, "--name", str(image_px)]
+    words = [sys.executable, __file__, str(path), "--name", "lap", "--lap", runtime, str(image_px)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
@@ -246,11 +246,12 @@ def main() -> None:
     parser.add_argument("--shares", default="0.75,0.55,0.4", help="empty: the whole network alone")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--work", type=Path, default=Path("runs/compression"))
-    parser.add_argument("--lap", help=argparse.SUPPRESS)
+    parser.add_argument("--lap", nargs=2, help=argparse.SUPPRESS)  # one file: its runtime, and the picture's side
     arguments = parser.parse_args()
     if arguments.lap:
-        picture = np.random.default_rng(0).integers(0, 256, (1, *(int(arguments.name),) * 2, 3)).astype(np.uint8)
-        print(laps(RUNTIMES[arguments.lap].opens(arguments.run[0], 1), picture))
+        runtime, side = arguments.lap[0], int(arguments.lap[1])
+        picture = np.random.default_rng(0).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
+        print(laps(RUNTIMES[runtime].opens(arguments.run[0], 1), picture))
         return
     shares = [float(part) for part in arguments.shares.split(",") if part]
     searches, first = [], None

@@ -151,8 +151,15 @@ def test_a_small_bundle_is_registered_served_tried_and_measured_like_any_other(
 
 
 @pytest.mark.by_hand
-def test_a_budget_that_nothing_meets_says_so(place: Path, tmp_path: Path):
-    result = compress(place / "run", tmp_path / "none", budget=1e-6, shares=[], cache=place / "cache")
+def test_a_budget_that_nothing_meets_trains_what_was_cut_and_says_so(place: Path, tmp_path: Path):
+    options = {"budget": 1e-6, "shares": [0.6, 0.4], "epochs": 1}
+    result = compress(place / "run", tmp_path / "none", **options, cache=place / "cache")
+    runs = tmp_path / "none" / "runs"
+    assert sorted(path.name for path in runs.iterdir()) == ["60-percent", "60-percent-untrained"], "and ends there"
+    trained, untrained = (RunFolder(path).recipe() for path in sorted(runs.iterdir()))
+    assert (trained.train.epochs, trained.distill.teacher) == (1, str(place / "run"))
+    assert (untrained.train.epochs, untrained.distill.teacher) == (0, "")
+    assert trained.model.channels == untrained.model.channels
     assert result.smallest is None
     assert result.fastest is None
     assert result.confirmations == {}

@@ -86,7 +86,9 @@ def narrow_recipe(start: RunFolder, teacher: RunFolder, epochs: int | None) -> R
     # The teacher's recipe, also for a network that is narrowed again: its parent's rate was lowered already.
     recipe = teacher.recipe()
     changes: dict[str, Any] = {"model.channels": start.recipe().model.channels}
-    if epochs != 0:
+    if epochs == 0:
+        changes["train.precision"] = "float32"  # or steps that nobody makes would be timed to choose one
+    else:
         changes["distill.teacher"] = str(teacher.path.resolve())
     if recipe.model.weights:
         if not recipe.model.unfreeze:  # a head alone: its recipe says nothing of training

@@ -123,6 +123,8 @@ def _fitted(
     has_bias = len(weights) > 1
     # The constant takes part where the layer has a bias to hold it.
     learns = np.append(stay, len(flat)) if has_bias else stay
+    # Behind a global mean a picture has one place, so that there may be fewer rows than inputs: without the ridge there
+    # would be many solutions, and the one found might fit these pictures alone.
     of_kept = moments[np.ix_(learns, learns)]
     of_kept += np.eye(len(learns)) * _RIDGE * np.trace(of_kept) / len(learns)
     change = np.linalg.solve(of_kept, moments[np.ix_(learns, gone)] @ flat[gone])

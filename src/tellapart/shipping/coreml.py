@@ -133,6 +133,9 @@ def _shrink(function: Any, operation: Any) -> None:
     if len(constants) != 1:
         return
     (name,) = constants
+    # Where the constant is what spreads the other input, a smaller one would make a smaller picture.
+    if tuple(inputs["y" if name == "x" else "x"].shape) != tuple(operation.outputs[0].shape):
+        return
     smaller = smallest_alike(np.asarray(inputs[name].val))
     if smaller.size == np.size(inputs[name].val):
         return

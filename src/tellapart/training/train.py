@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _PAUSE = 5.0
 """Seconds between two checkpoints on an accelerator, whose epochs may take less than a checkpoint does."""
 _FEW_BATCHES = 16
+"""Of training photos, to measure weights on that are kept without training: a curve of one point needs no more."""
 _JAX_FLAG = "--xla_gpu_deterministic_ops"
 _SECONDS_TO_BUILD = 20.0
 """For the step of fine-tuning that is compiled and timed, 10 s of MobileNetV2 at 224 px, and for an epoch."""
@@ -374,7 +375,6 @@ def _keep_first(run: RunFolder, inputs: Inputs, model: keras.Model, state: Train
     begin_with_weights_of(origin, model, inputs.photos.classes)
     image_px = inputs.recipe.data.image_px
     row: dict[str, Any] = {"epoch": 0, "image_px": image_px, "learning_rate": 0.0}
-    # A few batches of training photos are enough for a curve of one point.
     seen = inputs.training(image_px, 0)
     row |= model.evaluate(seen, steps=min(_FEW_BATCHES, len(seen)), verbose=0, return_dict=True)
     if inputs.num_validation:
