@@ -288,7 +288,7 @@ def test_a_database_that_fails_after_it_was_opened_is_a_message(command, tmp_pat
     assert "Traceback" not in ended.err
 
 
-def test_doctor_names_what_is_used(command, tmp_path: Path):
+def test_doctor_names_what_is_used(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from tellapart.training.environment import environment
 
     said, found = command("doctor"), environment()
@@ -299,6 +299,8 @@ def test_doctor_names_what_is_used(command, tmp_path: Path):
     assert rows["memory"] == f"{found['memory_mb']:,} MB"
     assert f"keras {found['packages']['keras']}" in said.out
     assert str(tmp_path) in said.out
+    monkeypatch.setenv("TELLAPART_CACHE", "not/there/yet")
+    assert re.search(r"not/there/yet: 0\.00 GB used, \d+ GB free", command("doctor").out)
 
 
 @pytest.mark.slow

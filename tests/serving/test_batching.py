@@ -6,12 +6,18 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from tellapart.serving.batching import Batcher, DeadlineError, QueueFullError, Seconds
-from tellapart.serving.options import BatchOptions
+from tellapart.serving.model_version import Image
+from tellapart.serving.options import BatchOptions, ServerOptions
+from tellapart.serving.service import _SHADOW_BYTES, Service
+from tellapart.serving.telemetry import Telemetry
 
 
 class Doubler:
@@ -200,3 +206,29 @@ def test_stopping_finishes_what_was_accepted():
 
     asyncio.run(main())
     assert answers == [[2 * number] for number in range(20, 60)]
+
+
+def test_shadows_take_so_many_bytes_and_no_more_however_the_images_come():
+    """Images of tensor protocols are arrays, whose length is their height."""
+    futures: list[asyncio.Future[list[Any]]] = []
+
+    def submit(worker: object, items: list[Image]) -> SimpleNamespace:
+        futures.append(asyncio.get_running_loop().create_future())
+        return SimpleNamespace(future=futures[-1])
+
+    async def work() -> None:
+        log, telemetry = Mock(), Telemetry()
+        service = Service(ServerOptions(()), Mock(), Mock(), Mock(), Mock(), Mock(submit=submit), telemetry, {}, log)
+        context = SimpleNamespace(id="r", test=Mock(), shadowed_by=Mock(is_large=lambda image: False))
+        half = _SHADOW_BYTES // 2 // 3
+        for data in (np.zeros((1, half, 3), np.uint8), bytes(3 * half), b"one too many"):
+            service._shadow(context, log, [Image(data)])
+        assert len(futures) == 2
+        futures[0].set_result(["an answer"])
+        await asyncio.sleep(0)
+        service._shadow(context, log, [Image(b"there is room again")])
+        assert len(futures) == 3
+        assert b'tellapart_shadow_images_total{outcome="dropped"} 1.0' in telemetry.expose()
+        log.record_shadow.assert_called_once_with(context.test, context.shadowed_by, ["r.0"], ["an answer"])
+
+    asyncio.run(work())

@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from tellapart.serving.http_server import Connection, Server
+from tellapart.serving.http_server import Connection, Server, address, bind
 
 CALLBACKS = {
     "connection_made": ["transport"], "connection_lost": ["exc"], "on_message_begin": [], "on_url": ["url"],
@@ -28,6 +28,13 @@ def connection() -> Iterator[HttpToolsProtocol]:
     config = uvicorn.Config(app=lambda: None, log_config=None)
     yield HttpToolsProtocol(config=config, server_state=ServerState(), app_state={}, _loop=loop)
     loop.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]"])
+def test_the_address_that_is_said_is_one_to_open(host: str):
+    with bind(host.strip("[]"), 0) as bound:
+        shown = host if "." in host else "[::1]"
+        assert address(bound, host) == f"http://{shown}:{bound.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(

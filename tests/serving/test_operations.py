@@ -114,6 +114,8 @@ def test_a_person_labels_photos_with_keys_and_fingers(browser: Any, server, file
     size = {"width": width, "height": 800}
     path = f"/operations.html#key={KEY}"
     with visit(browser, server.url, path, viewport=size, color_scheme=scheme, **phone) as page:
+        counts: list[str] = []
+        page.on("request", lambda request: counts.extend(re.findall(r"/review\?.*count=(\d+)", request.url)))
         page.locator("#photo[src^=blob]").wait_for()
         assert KEY not in page.url, "no key stays in the address bar"
         page.locator("#versions td").first.wait_for()
@@ -137,6 +139,7 @@ def test_a_person_labels_photos_with_keys_and_fingers(browser: Any, server, file
         page.locator("#skip").click()
         page.locator("#review-state", has_text="No photo waits").wait_for()
         page.wait_for_timeout(300)
+        assert counts[-1] == "31", "one more than usual, for the one that was skipped comes again"
     store = RequestStore(f"sqlite:///{file}")
     said = [feedback.verdict for _, feedback in store.predictions("shapes") if feedback]
     assert sorted(said) in (["right", "wrong", "wrong"], ["right", "right", "wrong"]), asked

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from tellapart.experiments.comparison import Comparison, Measured, Pair
 from tellapart.experiments.ensembling.ensemble_run import Agreement
 from tellapart.experiments.ensembling.result import Ensemble
 from tellapart.records import Interval
+from tellapart.run_folder import RunFolder
 from tellapart.training.checkpoint import load_weights
+from tellapart.unknown import load_detector
 from written_run import write_run, wrong_at
 
 QUICK = [
@@ -155,6 +159,13 @@ def test_an_ensemble_predicts_and_its_bundle_says_the_same(place: Path, pair):
         strict=True,
     ):
         assert dict(found.top) == pytest.approx(dict(run.top), abs=2e-3)
+    # Ensembles of older versions have a detector that looks at probabilities of the classes.
+    older = place / "older"
+    shutil.copytree(place / "ab", older)
+    detector = load_detector(RunFolder(older).unknown_path)
+    assert detector is not None
+    replace(detector, references=detector.references[:, :count]).save(RunFolder(older).unknown_path)
+    assert not any(found.unknown for found in tellapart.load(older).predict(photos))
 
 
 @pytest.mark.integration

@@ -26,6 +26,7 @@ from tellapart.experiments.racing.candidates import Entry, GivenUpError, Watch, 
 from tellapart.models.backbones import backbone_network, inside_of
 from tellapart.preparation import prepare
 from tellapart.records import Observer
+from tellapart.run import begin as begin_run
 from tellapart.run_folder import RunFolder, RunRequest
 from tellapart.sections import Backbone
 from tellapart.settings import Machine
@@ -210,3 +211,13 @@ def test_a_killed_race_goes_on_with_what_is_left(photos, cache, tmp_path):
     assert resumed.metrics["race"][0]["accuracy"] == json.loads(measured)["validation"]["accuracy"]
     best = max(entry["accuracy"] for entry in resumed.metrics["race"] if entry["correct"] is not None)
     assert resumed.metrics["validation"]["accuracy"] >= best - race._PAYS, "an ensemble must gain that much"
+
+
+@pytest.mark.parametrize("begun", ["head", "fine-tuned"])
+def test_a_race_that_goes_on_keeps_the_network_it_had_chosen(begun, photos, cache, tmp_path):
+    shelf = cache / "weights"
+    shutil.copyfile(shelf / "mobilenet_v3_small.weights.h5", shelf / "mobilenet_v2.weights.h5")
+    folder = begin_race([], RunRequest(photos=str(photos)), tmp_path / "run")
+    chosen = begin.pretrained_recipe("mobilenet_v2", [])
+    begin_run(chosen, RunRequest(photos=str(photos)), folder.path / "race" / begun)
+    assert race._Race(folder, cache, Observer(), Machine())._best_backbone("mobilenet_v3_small") == "mobilenet_v2"
