@@ -8,7 +8,7 @@ import pytest
 
 from tellapart.models.build import build_for_training, copy_weights
 from tellapart.models.convnet import convnet
-from tellapart.models.fused import FusedBlock
+from tellapart.models.fused import FusedBlock, FusedRescaling, softmax
 from tellapart.settings import ConvNet
 
 SETTINGS = ConvNet(dropout=0.0, l2=1e-2, batchnorm_momentum=0.9)
@@ -136,3 +136,32 @@ def test_a_frozen_normalisation_keeps_its_statistics_as_in_keras():
     plain.get_layer("batchnorm2").trainable = False
     np.testing.assert_allclose(fused(images, training=True), plain(images, training=True), atol=1e-4)
     assert (np.asarray(fused.get_layer("block2").batchnorm.moving_mean) == 0).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_levels_are_looked_up_as_keras_works_them_out(precision: str):
+    images = np.random.default_rng(0).permutation(np.arange(5 * 8 * 8 * 3) % 256).astype(np.uint8).reshape(5, 8, 8, 3)
+    ours, plain = (made(1 / 127.5, offset=-1.0, dtype=precision) for made in (FusedRescaling, keras.layers.Rescaling))
+    assert ours(images).dtype == plain(images).dtype
+    np.testing.assert_array_equal(ours(images), plain(images))
+    np.testing.assert_array_equal(ours(images.astype(np.float32)), plain(images.astype(np.float32)))
+
+
+def test_probabilities_and_their_loss_are_those_of_keras_softmax():
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    logits, targets = (
+        tf.constant(rng.normal(0, 30, (8, 5)), tf.float32),
+        np.eye(5, dtype=np.float32)[rng.integers(0, 5, 8)],
+    )
+    found = []
+    for activation in (softmax, keras.activations.softmax):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            probabilities = activation(logits)
+            loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.1)(targets, probabilities)
+        found.append((probabilities, loss, tape.gradient(loss, logits)))
+    for ours, keras_own in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, keras_own, rtol=1e-5, atol=1e-7)
+    assert float(found[0][1]) > 20, "clipped probabilities would have a loss of 16 at most"

@@ -42,6 +42,13 @@ def squares(values: NDArray) -> NDArray:
 
 
 @DTYPES
+def test_levels_are_looked_up(dtype: type):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, CHANNELS), np.uint8)
+    table = np.random.default_rng(1).normal(size=256).astype(dtype)
+    np.testing.assert_array_equal(passes.look_up(images, table), table[images])
+
+
+@DTYPES
 def test_max_pooling_goes_in_the_direction_of_the_slope_and_the_moments_are_of_all_pixels(dtype: type):
     raw, bias, scale = activations(dtype), per_channel(1), per_channel(2)
     pooled, mean, variance = passes.max_forward(raw, bias, scale)

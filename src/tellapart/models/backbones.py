@@ -103,6 +103,7 @@ def backbone_network(
     image_px: int | None,
     *,
     chain: Any = None,
+    rescaling: Any = None,
     dtype: str = "float32",
     seed: int = 0,
 ) -> keras.Model:
@@ -115,13 +116,14 @@ def backbone_network(
         num_classes: length of the output.
         image_px: side of the input, or None for any size.
         chain: not used: these networks are Keras' own.
+        rescaling: not used.
         dtype: "float32" or "mixed_bfloat16".
         seed: of all initial weights, of drop-connect and dropout.
 
     Returns:
         A model from (num_images, image_px, image_px, 3) uint8 to (num_images, num_classes) float32 probabilities.
     """
-    del chain
+    del chain, rescaling
     # The policy holds for the whole process: it is put back whatever happens in between.
     known, before = BACKBONES[settings.name], keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)  # the only way to tell keras.applications

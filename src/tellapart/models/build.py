@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -26,13 +27,18 @@ def build_for_training(settings: Model, num_classes: int, *, precision: str = "f
 
     Its variables are those of `build`, in the same order: `copy_weights` passes them on.
     """
+    options: dict[str, Any] = {"dtype": precision, "seed": seed}
     # Imported for the backend in use only: each of the two needs what the other backend does not have.
-    chain = one_by_one
     if keras.backend.backend() == "tensorflow":
-        from tellapart.models.fused import fused as chain
-    elif keras.backend.backend() == "jax":
+        from tellapart.models.fused import FusedRescaling, fused, softmax
+
+        model = NETWORKS[settings.name](settings, num_classes, None, chain=fused, rescaling=FusedRescaling, **options)
+        model.get_layer("probabilities").activation = softmax
+        return model
+    chain = one_by_one
+    if keras.backend.backend() == "jax":
         from tellapart.models.fused_jax import fused as chain
-    return NETWORKS[settings.name](settings, num_classes, None, chain=chain, dtype=precision, seed=seed)
+    return NETWORKS[settings.name](settings, num_classes, None, chain=chain, **options)
 
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:

@@ -28,6 +28,7 @@ def convnet(
     image_px: int | None,
     *,
     chain: Chain = one_by_one,
+    rescaling: type[keras.layers.Rescaling] = keras.layers.Rescaling,
     dtype: str = "float32",
     seed: int = 0,
 ) -> keras.Model:
@@ -43,6 +44,7 @@ def convnet(
         num_classes: length of the output.
         image_px: side of the input, or None for any size.
         chain: how the three layers of a block are applied; variables and their order are the same for all choices.
+        rescaling: the layer that scales pictures, made as Keras' own is.
         dtype: "float32" or "mixed_bfloat16".
         seed: of the initial weights and dropout.
 
@@ -61,7 +63,7 @@ def convnet(
         }
 
     inputs = keras.Input((image_px, image_px, 3), dtype="uint8", name="image")
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype=dtype, name="normalise")(inputs)
+    x = rescaling(1 / 127.5, offset=-1.0, dtype=dtype, name="normalise")(inputs)
     for block, full in enumerate((32, 64, 128), start=1):
         channels = settings.channels.get(f"conv{block}", _times(settings.width, full))
         # Averaging is in float32 even where convolutions are not: it adds thousands of values.

@@ -82,6 +82,38 @@ class FusedBlock(keras.layers.Layer):
         return tf.cast(outputs, self.pool.compute_dtype)
 
 
+class FusedRescaling(keras.layers.Rescaling):
+    """Keras' own layer, which works out each of the 256 levels once and then looks it up, in one pass.
+
+    Its cast, product and sum are three passes over numbers that TensorFlow multiplies slowly in bfloat16.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # By Keras itself: the same bits, whatever it rounds.
+        self._table = super().call(tf.range(256)).numpy()
+        self._looks_up = not tf.config.list_physical_devices("GPU")
+
+    def call(self, inputs: Any) -> Any:
+        """Map (num_images, height, width, channels) uint8 to scaled values of the layer's dtype."""
+        if not self._looks_up or inputs.dtype != tf.uint8:
+            return super().call(inputs)
+        return _operation(passes.look_up, (inputs, self._table), ((self._table.dtype, inputs.shape),))[0]
+
+
+def softmax(logits: Any) -> Any:
+    """Map (num_images, num_classes) logits to probabilities, as `keras.activations.softmax` does.
+
+    oneDNN's takes a millisecond for a few rows (docs/experiments.md).
+    """
+    # The largest is taken off: its power is 1, and no other one overflows. It changes nothing, its gradient neither.
+    powers = tf.exp(logits - tf.stop_gradient(tf.reduce_max(logits, -1, keepdims=True)))
+    probabilities = powers / tf.reduce_sum(powers, -1, keepdims=True)
+    # Where Keras' cross-entropy looks for logits: from probabilities it would lose digits.
+    probabilities._keras_logits = logits
+    return probabilities
+
+
 def fused(x: Any, conv: Any, batchnorm: Any, pool: Any, *, name: str) -> Any:
     """Apply the three layers as one `FusedBlock`."""
     return FusedBlock(conv, batchnorm, pool, name)(x)

@@ -70,6 +70,17 @@ def _overload_narrow(value, like):
     return rounded
 
 
+def look_up(channels: int) -> Any:
+    def kernel(images, table, out, first, last):
+        for i in range(first, last):
+            for y in range(images.shape[1]):
+                for x in range(images.shape[2]):
+                    for k in range(channels):
+                        out[i, y, x, k] = table[images[i, y, x, k]]
+
+    return kernel
+
+
 def max_forward(channels: int) -> Any:
     def kernel(raw, bias, sign, pooled, sums, first, last):
         zero = np.float32(0)

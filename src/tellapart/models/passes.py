@@ -37,6 +37,13 @@ _ALIGNMENT = 64
 """Bytes: TensorFlow takes over arrays that begin at such an address, and copies others."""
 
 
+def look_up(images: NDArray[np.uint8], table: Activations) -> Activations:
+    """Return the value in `table`, (256,), of each level in `images`, in their shape and the dtype of the table."""
+    out = _empty(images.shape, table.dtype)
+    _run(kernels.look_up, images, _bits(table), _bits(out))
+    return out
+
+
 def max_forward(raw: Activations, bias: Floats, scale: Floats) -> tuple[Activations, Floats, Floats]:
     """Pool sign(scale) · r over squares of 2 × 2.
 
