@@ -220,6 +220,47 @@ def predicted(predict: Callable[[Pictures], Any], pictures: Pictures) -> NDArray
     return np.concatenate(parts)
 
 
+def floors(run: RunFolder) -> dict[str, Any]:
+    """Return what no whole network in int8 goes below: a byte for each weight, and its products at int8 rate.
+
+    The rate is that of a product of two matrices of 1,024 × 1,024 in ONNX Runtime, on one thread, the fastest of many.
+    """
+    import keras
+    import onnx
+    import onnxruntime
+
+    from tellapart.models.channels import channels_of
+
+    image_px = run.recipe().data.image_px
+    cost = channels_of(keras.models.load_model(run.model_path), image_px).cost()
+    side = 1024
+    shapes = [
+        onnx.helper.make_tensor_value_info(name, kind, [side, side])
+        for name, kind in (("a", onnx.TensorProto.UINT8), ("b", onnx.TensorProto.INT8), ("c", onnx.TensorProto.INT32))
+    ]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["c"])], "product", shapes[:2], shapes[2:]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = {"a": np.ones((side, side), np.uint8), "b": np.ones((side, side), np.int8)}
+    seconds = min(timed_once(lambda: session.run(None, values)) for _ in range(100))
+    rate = 2 * side**3 / seconds
+    return {
+        "weights": cost.weights, "multiplications": cost.multiplications, "int8_operations_per_second": rate,
+        "megabytes": cost.weights / 1e6, "milliseconds": 2000 * cost.multiplications / rate,
+    }  # fmt: skip
+
+
+def timed_once(call: Callable[[], Any]) -> float:
+    """Return the seconds of a call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
 def ratios(result: Compression) -> dict[str, Any]:
     """Return how much smaller and faster the chosen candidates are than the whole network in its fastest runtime."""
     whole = [c for c in result.candidates if c.share == 1 and c.precision == "float32" and not c.error]
@@ -274,7 +315,7 @@ def main() -> None:
     others.mkdir(parents=True, exist_ok=True)
     values = {
         "network": run.recipe().model.name, "image_px": run.recipe().data.image_px, "budget": arguments.budget,
-        "searches": searches, "peers": peers(others, run, ours),
+        "searches": searches, "floors": floors(run), "peers": peers(others, run, ours),
     }  # fmt: skip
     for row in values["peers"]:
         print(row)

@@ -39,7 +39,7 @@ def main() -> None:
             _draw(axis, result, in_bytes=unit == "MB")
             axis.set_title(title, fontsize=10, loc="left")
             axis.set_xlabel(unit)
-        sys.stdout.write(f"\n{title}\n{table(result)}\n")
+        sys.stdout.write(f"\n{title}\n{table(result)}\n\n{seeds(result)}\n{result['floors']}\n")
         row[0].set_ylabel("accuracy against the\nwhole network, points")
     sys.stdout.write("\n" + "\n".join(summary(name, json.loads(files[name].read_text())) for name in measured) + "\n")
     grid[-1, 0].legend(frameon=False, fontsize=8, loc="center right")
@@ -96,6 +96,27 @@ def summary(name: str, result: dict[str, Any]) -> str:
             f"{_points(test['loss'], test['low'], test['high'])} |"
         )
     return "\n".join(rows)
+
+
+def seeds(result: dict[str, Any]) -> str:
+    """Return the rows of a Markdown table: what was chosen in each run, whose recipes differ in their seed alone."""
+    lines = []
+    for number, search in enumerate(result["searches"]):
+        for what in ("smallest", "fastest"):
+            chosen = search["ratios"][what]
+            if chosen is None or (what == "fastest" and chosen == search["ratios"]["smallest"]):
+                continue
+            row = next(
+                row for row in search["candidates"]
+                if (row["name"], row["runtime"]) == (chosen["name"], chosen["runtime"])
+            )  # fmt: skip
+            test = search["confirmations"][chosen["name"]]
+            lines.append(
+                f"| {number} | {what} | {row['name']}, {row['runtime']} | {chosen['times_smaller']:.2f}× | "
+                f"{chosen['times_faster']:.2f}× | {_points(row['loss'], row['loss_low'], row['loss_high'])} | "
+                f"{_points(test['loss'], test['low'], test['high'])} |"
+            )
+    return "\n".join(lines)
 
 
 def _points(loss: float, low: float, high: float) -> str:

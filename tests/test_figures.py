@@ -207,6 +207,7 @@ def test_what_a_compression_found_is_that_of_its_file(name: str):
     spec.loader.exec_module(made)
     found, page = result(f"compression-{name}"), text_of("docs/compress.md")
     assert [line for line in made.table(found).splitlines() if line not in page] == []
+    assert [line for line in made.seeds(found).splitlines() if line not in page] == []
     assert [line for line in made.summary(name, found).splitlines() if line not in text_of("README.md")] == []
 
 
