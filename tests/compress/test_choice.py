@@ -13,6 +13,7 @@ from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.cli.shipping import _table_of_candidates, _verdicts
 from tellapart.compress import compress as compress_module
 from tellapart.compress.compress import Candidate, Compression, Confirmation, _best
+from tellapart.errors import BundleError
 from tellapart.records import Observer
 from tellapart.run_folder import RunFolder
 
@@ -113,3 +114,22 @@ def test_a_narrow_network_is_trained_only_where_it_was_not_shown_to_keep_the_bud
     expected = [("n-untrained", 0), ("n", 3)] if trained else [("n-untrained", 0)]
     assert done == expected
     assert found.path.name == expected[-1][0]
+
+
+def test_a_search_that_goes_on_does_not_try_again_what_was_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tried = []
+
+    def export(run: Path, target: Path, **_: object) -> None:
+        tried.append(target.name)
+        raise BundleError("litert-int8: it may be less accurate by 0.60%")
+
+    monkeypatch.setattr(compress_module, "export", export)
+    run = RunFolder(tmp_path / "run")
+    (tmp_path / "bundles").mkdir()  # by then it holds the whole network's in float32
+    settings = compress_module._Settings(run, tmp_path, 0.005, 3, tmp_path / "cache", None, Observer())
+    for _ in range(2):
+        (found,) = compress_module._candidates(
+            settings, "n-int8-trained", share=0.9, network=run, precision="int8-trained", whole=np.zeros(0, np.int64)
+        )
+        assert (found.name, found.error) == ("n-int8-trained", "litert-int8: it may be less accurate by 0.60%")
+    assert tried == ["n-int8-trained"]

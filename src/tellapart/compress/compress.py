@@ -25,7 +25,7 @@ from tellapart.errors import BundleError, InputError, RunError
 from tellapart.evaluation.calibration import calibration
 from tellapart.evaluation.measure import class_numbers
 from tellapart.experiments.jobs import Job, run_job
-from tellapart.files import read_json, write_json
+from tellapart.files import read_json, write_json, write_text
 from tellapart.proportions import difference_interval
 from tellapart.records import Announce, Observer, plain
 from tellapart.run_folder import RunFolder
@@ -282,6 +282,10 @@ def _candidates(
 ) -> list[Candidate]:
     """Export a network in one precision, and say how accurate it is in each runtime; not how fast yet."""
     target, blank = settings.folder / "bundles" / name, Candidate(name, share, precision)
+    # Training with rounding may be what was refused: a search that goes on must not do it again.
+    refusal = target.with_name(f"{name}.refused.txt")
+    if refusal.is_file():
+        return [replace(blank, error=refusal.read_text("utf-8"))]
     if not is_bundle(target):
         is_trained = precision == TRAINED
         formats = ("litert",) if precision != FULL and RUNTIMES["litert-int8"].installed else ()
@@ -293,6 +297,7 @@ def _candidates(
             )  # fmt: skip
         except BundleError as error:
             settings.observer.announce(f"{name}: {error}")
+            write_text(refusal, str(error))
             return [replace(blank, error=str(error))]
     bundle = open_bundle(target)
     found = [
