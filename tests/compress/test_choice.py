@@ -133,3 +133,8 @@ def test_a_search_that_goes_on_does_not_try_again_what_was_refused(tmp_path: Pat
         )
         assert (found.name, found.error) == ("n-int8-trained", "litert-int8: it may be less accurate by 0.60%")
     assert tried == ["n-int8-trained"]
+    larger = replace(settings, budget=0.02)
+    compress_module._candidates(
+        larger, "n-int8-trained", share=0.9, network=run, precision="int8-trained", whole=np.zeros(0, np.int64)
+    )
+    assert tried == ["n-int8-trained"] * 2, "a larger budget may allow it"

@@ -282,8 +282,9 @@ def _candidates(
 ) -> list[Candidate]:
     """Export a network in one precision, and say how accurate it is in each runtime; not how fast yet."""
     target, blank = settings.folder / "bundles" / name, Candidate(name, share, precision)
-    # Training with rounding may be what was refused: a search that goes on must not do it again.
-    refusal = target.with_name(f"{name}.refused.txt")
+    # Training with rounding may be what was refused: a search that goes on must not do it again. With its budget in the
+    # name: a larger one may allow it.
+    refusal = target.with_name(f"{name}.refused-at-{100 * settings.budget:g}pp.txt")
     if refusal.is_file():
         return [replace(blank, error=refusal.read_text("utf-8"))]
     if not is_bundle(target):
