@@ -106,15 +106,16 @@ QUICK = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with `photos`, their `run` and its `bundle` in all formats. Do not change them: copy them.
 
-    TEST_PLACE names one that an earlier call made: it takes half a minute.
+    TEST_PLACE names a folder where it is kept for later calls: it takes half a minute.
     """
-    if ready := os.environ.get("TEST_PLACE"):
-        return Path(ready)
     import tellapart
     from tellapart.bundles.runtimes import RUNTIMES
     from tellapart.shipping.formats import FORMATS
 
-    if os.environ.get("PYTEST_XDIST_WORKER"):  # one of the processes makes it, for all
+    if kept := os.environ.get("TEST_PLACE"):
+        here = Path(kept)
+        here.mkdir(parents=True, exist_ok=True)
+    elif os.environ.get("PYTEST_XDIST_WORKER"):  # one of the processes makes it, for all
         here = tmp_path_factory.getbasetemp().parent / "place"
         here.mkdir(exist_ok=True)
     else:

@@ -134,7 +134,7 @@ def test_a_stop_says_so_finishes_what_was_accepted_and_ends_with_0(
     status, _, headers = server.call("/v2/health/ready")
     assert (status, headers["retry-after"]) == (503, "1")
     assert server.call("/v2/health/live")[0] == 200
-    assert server.process.wait(timeout=30) == 0
+    assert server.process.wait(timeout=60) == 0
     for asker in askers:
         asker.join()
     assert found == [200, 200, 200]

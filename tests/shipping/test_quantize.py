@@ -15,18 +15,23 @@ from flatbuffers.table import Table
 from onnx import numpy_helper
 from tensorflow.lite.python import schema_py_generated as schema
 
+from held import Held
+from tellapart.bundles.bundle import Artefact
 from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.errors import InputError
 from tellapart.models.build import build
 from tellapart.models.embedding import feature_model
+from tellapart.records import no_progress
 from tellapart.settings import Backbone, ConvNet
 from tellapart.shipping.formats import convert_to_onnx, save_saved_model
 from tellapart.shipping.litert_metadata import with_metadata
+from tellapart.shipping.proofs import prove
 from tellapart.shipping.quantize import (
+    OnnxQuantizer,
     clipped,
     equalised,
     litert_int8,
-    quantize_onnx,
+    scales_without_overflow,
     weights_to_float16,
     weights_to_int8,
     without_last_normalisation,
@@ -82,6 +87,21 @@ def network(settings: ConvNet | Backbone) -> keras.Model:
     return model
 
 
+def with_outlier(model: keras.Model, convolution: str, normalisation: str, factor: float) -> None:
+    """Make one channel between two layers so many times as large as it was; the network says the same."""
+    layers = [model.get_layer(name) for name in (convolution, normalisation)]
+    kernel, bias = layers[0].get_weights()
+    gamma, beta, mean, variance = layers[1].get_weights()
+    scale = np.sqrt(variance[0] + layers[1].epsilon)
+    kernel[..., 0] *= factor
+    bias[0] *= factor
+    mean[0] *= factor
+    # The normalisation's constant is part of what it divides by.
+    variance[0] = (scale * factor) ** 2 - layers[1].epsilon
+    layers[0].set_weights([kernel, bias])
+    layers[1].set_weights([gamma, beta, mean, variance])
+
+
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
     random = np.random.default_rng(1)
@@ -115,13 +135,14 @@ def test_an_equalised_network_says_the_same_and_its_normalisations_only_turn_sig
 
 def test_the_last_normalisation_goes_into_the_dense_layer_and_nothing_else_changes(pictures: np.ndarray):
     model = network(ConvNet())
-    without = without_last_normalisation(model)
+    without, offsets = without_last_normalisation(model)
+    assert offsets is not None
     assert not isinstance(without.get_layer("batchnorm3"), keras.layers.BatchNormalization)
     found, expected = (feature_model(each).predict_on_batch(pictures) for each in (without, model))
     for part, whole in zip(found, expected, strict=True):
         np.testing.assert_allclose(part, whole, atol=2e-5)
     backbone = network(Backbone(name="mobilenet_v2"))
-    assert without_last_normalisation(backbone) is backbone, "it has none there"
+    assert without_last_normalisation(backbone) == (backbone, None), "it has none there"
 
 
 def test_clipping_cuts_few_values(pictures: np.ndarray):
@@ -142,7 +163,8 @@ def test_onnx_in_int8_is_near_a_quarter_as_large_and_runs(
 ):
     model, source = files[name]
     target = tmp_path / "int8.onnx"
-    quantize_onnx(source, target, pictures)
+    with OnnxQuantizer(source, pictures) as quantizer:
+        quantizer.write(target)
     graph = onnx.load(target)
     kinds = [node.op_type for node in graph.graph.node]
     kernels = [numpy_helper.to_array(tensor) for tensor in graph.graph.initializer]
@@ -161,6 +183,72 @@ def test_onnx_in_int8_is_near_a_quarter_as_large_and_runs(
         # One picture at a time or many, it is the same model.
         alone = np.concatenate([RUNTIMES[runtime].opens(target, 1)(pictures[:2])[0]])
         np.testing.assert_allclose(alone, outputs.probabilities[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (16, 16, 1, 1), (4, 32, 3, 3), (4, 5, 1, 1), (4, 1, 1, 1)])
+def test_two_neighbouring_products_of_bytes_fit_in_sixteen_bits(shape: tuple[int, ...]):
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    kernel[0] = 0  # of a channel that was silenced
+    scales = scales_without_overflow(kernel)
+    bytes_ = np.rint(kernel / scales[:, None, None, None])
+    assert np.abs(bytes_).max() <= 127
+    rows = np.moveaxis(bytes_, 1, -1).reshape(len(kernel), -1)
+    # With the largest activations that unsigned bytes have, in the pairs that `vpmaddubsw` adds up.
+    for first in (0, 1) if shape[1] % 2 else (0,):
+        pairs = rows[:, first : first + (rows.shape[1] - first) // 2 * 2].reshape(len(rows), -1, 2)
+        highest = 255 * np.maximum(pairs, 0).sum(axis=2)
+        assert highest.max(initial=0) <= np.iinfo(np.int16).max
+        assert (-255 * np.minimum(pairs, 0).sum(axis=2)).max(initial=0) <= np.iinfo(np.int16).max
+    # No coarser than seven bits, which is the usual mend.
+    largest = np.abs(kernel).max(axis=(1, 2, 3))
+    assert (scales[1:] <= 2.01 * largest[1:] / 127).all()
+
+
+def test_a_convolution_with_one_channel_far_from_the_others_is_found_and_can_stay_in_float32(
+    pictures: np.ndarray, tmp_path: Path
+):
+    model = network(ConvNet())
+    expected = model.predict_on_batch(pictures)
+    with_outlier(model, "conv2", "batchnorm2", 500)
+    np.testing.assert_allclose(model.predict_on_batch(pictures), expected, atol=1e-4)
+    save_saved_model(model, tmp_path / "model")
+    convert_to_onnx({tmp_path / "model": tmp_path / "model.onnx"})
+    differences = {}
+    with OnnxQuantizer(tmp_path / "model.onnx", pictures) as quantizer:
+        damages = quantizer.damages()
+        worst = next(iter(damages))
+        assert set(damages) == set(quantizer.layers)
+        assert damages[worst] > 5 * sorted(damages.values())[-2], "the others suffer little"
+        for name, in_float in (("whole", ()), ("partly", (worst,))):
+            quantizer.write(tmp_path / f"{name}.onnx", in_float)
+            found = RUNTIMES["onnxruntime-int8"].opens(tmp_path / f"{name}.onnx", 1)(pictures).probabilities
+            differences[name] = np.abs(found - expected).mean()
+    assert differences["partly"] < differences["whole"] / 5
+    # What stays in float32 is still stored in a byte for each weight.
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("whole", "partly")]
+    assert sizes[1] < 1.02 * sizes[0]
+
+
+def test_a_runtime_that_ends_its_process_is_named_and_the_others_go_on(
+    files: dict[str, tuple[keras.Model, Path]], pictures: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, source = files["convnet"]
+    with OnnxQuantizer(source, pictures) as quantizer:
+        quantizer.write(tmp_path / "int8.onnx")
+    # In place of OpenVINO, in other processes alone: what dies as a kernel with a fault does.
+    (tmp_path / "openvino.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    expected, said = model.predict_on_batch(pictures), []
+    artefact = Artefact(id="onnx", format="onnx", precision="int8", path="int8.onnx", bytes=1, proofs={})
+    proved = prove(
+        artefact, tmp_path / "int8.onnx", expected, Held(pictures), expected.argmax(axis=1), no_progress, said.append,
+        margin=0.5,
+    )  # fmt: skip
+    assert {name: proof.passed for name, proof in proved.proofs.items()} == {
+        "openvino-int8": False, "onnxruntime-int8": True,
+    }  # fmt: skip
+    assert "SIGSEGV" in proved.proofs["openvino-int8"].reason
+    assert [line.split(":")[0] for line in said] == ["openvino-int8", "onnxruntime-int8"]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +302,7 @@ def test_what_cannot_be_quantized_is_a_clear_error(
 ):
     _, source = files["convnet"]
     with pytest.raises(InputError, match="photos to learn the range"):
-        quantize_onnx(source, tmp_path / "no.onnx", pictures[:0])
+        OnnxQuantizer(source, pictures[:0])
     tensor = onnx.helper.make_tensor_value_info
     image = tensor("image", onnx.TensorProto.FLOAT, ["n", 4])
     node = onnx.helper.make_node("Relu", ["image"], ["probabilities"])
@@ -224,4 +312,4 @@ def test_what_cannot_be_quantized_is_a_clear_error(
         tmp_path / "flat.onnx",
     )
     with pytest.raises(InputError, match="no convolutions"):
-        quantize_onnx(tmp_path / "flat.onnx", tmp_path / "no.onnx", pictures)
+        OnnxQuantizer(tmp_path / "flat.onnx", pictures)

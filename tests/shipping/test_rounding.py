@@ -9,7 +9,8 @@ import pytest
 from tellapart.models.build import build
 from tellapart.models.layers import layers_of
 from tellapart.settings import Backbone, ConvNet
-from tellapart.shipping.rounding import RoundedActivation, _rounded, folded, trained_for_int8
+from tellapart.shipping.quantize import scales_without_overflow
+from tellapart.shipping.rounding import RoundedActivation, _rounded, _rounded_kernel, folded, trained_for_int8
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 IMAGE_PX = 32
@@ -65,6 +66,13 @@ def test_kernels_and_activations_have_so_many_levels(pictures: np.ndarray):
     np.testing.assert_allclose(watched, model.predict_on_batch(pictures), atol=0.02)
     outputs = keras.Model(student.inputs, student.get_layer("conv1_rounded").output).predict_on_batch(pictures)
     assert 50 < len(np.unique(outputs)) <= 256
+
+
+def test_kernels_are_rounded_as_the_file_will_hold_them():
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 16, 8)).astype(np.float32)
+    scales = scales_without_overflow(kernel.transpose(3, 2, 0, 1))
+    found = np.asarray(_rounded_kernel(keras.ops.convert_to_tensor(kernel), 3))
+    np.testing.assert_allclose(found, np.rint(kernel / scales) * scales, atol=1e-6)
 
 
 def test_training_brings_the_rounded_network_nearer(pictures: np.ndarray):

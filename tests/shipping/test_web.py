@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import http.server
 import shutil
@@ -16,11 +17,13 @@ import pytest
 
 import tellapart
 from serving.in_browser import CHROMIUM, NAMELESS, TOO_WIDE, WEAK, visit
-from tellapart.bundles.predictor import open_classifier
+from tellapart.bundles.bundle import open_bundle, write_record
+from tellapart.bundles.predictor import explain_bundle, open_classifier
 from tellapart.data.decode import decode, decode_square
 from tellapart.errors import BundleError, InputError
 from tellapart.shipping import web
 from tellapart.shipping.web import export_web
+from tellapart.shipping.web_heat import lay_open
 
 pytest.importorskip("playwright.sync_api")
 pytest.importorskip("ai_edge_litert")
@@ -105,6 +108,49 @@ def test_a_phone_classifies_with_the_network_cut_off(
         page.get_by_text("This is no picture that can be read").first.wait_for()
     total = sum(path.stat().st_size for path in page_folder.rglob("*") if path.is_file())
     assert total < 13e6
+
+
+def test_heat_maps_are_the_bundles_and_are_drawn(served: str, place: Path, browser: Any):
+    photos = sorted((place / "photos").rglob("*.jpg"))[::100]
+    explain, classifier = explain_bundle(open_bundle(place / "bundle")), open_classifier(place / "bundle")
+    differences = []
+    script = """async ([text, label]) => {
+      const {ask} = await import('./ask.js'), body = await (await fetch(`data:image/jpeg;base64,${text}`)).blob();
+      return (await ask(`explain?label=${label}`, {body})).heat;
+    }"""
+    with visit(browser, served) as page:
+        page.get_by_text("On this device, also without a network").wait_for(timeout=30_000)
+        for photo in photos:
+            square = decode_square(photo.read_bytes(), 32)[None]
+            for number, label in enumerate(classifier.classes):
+                expected = explain(square, np.array([number]))[0]
+                found = page.evaluate(script, [base64.b64encode(photo.read_bytes()).decode(), label])
+                differences.append(np.abs(np.array(found) - expected).mean())
+        # Each is scaled to its own largest value; the network here is in int8.
+        assert np.mean(differences) < 0.05
+        assert np.median(differences) < 0.03
+        page.set_input_files("#files", photos[0])
+        page.get_by_text("Bright places speak most for").wait_for()
+        assert page.locator("#heat").evaluate("(canvas) => canvas.width") == 32
+        assert page.locator(".strength").is_visible()
+
+
+def test_a_network_that_ends_otherwise_draws_none(place: Path, page_folder: Path, tmp_path: Path):
+    (artefact,) = (each for each in open_bundle(place / "bundle").record.artefacts if each.format == "litert")
+    model = (place / "bundle" / artefact.path).read_bytes()
+    opened = lay_open(model)
+    assert opened.size == (8, 8)
+    assert [layer.rows.shape for layer in opened.layers] == [(256, 128), (10, 256)]
+    with pytest.raises(InputError, match="features"):
+        lay_open(opened.model)
+    said: list[str] = []
+    shutil.copytree(place / "bundle", tmp_path / "bundle")
+    record = open_bundle(tmp_path / "bundle").record.model_copy(update={"reference_images": {}})
+    write_record(tmp_path / "bundle", record)
+    page = export_web(tmp_path / "bundle", tmp_path / "page", announce=said.append)
+    assert "draws no heat maps" in said[0]
+    assert ".strength, #heat-text" in (page / "index.html").read_text()
+    assert not (page / "heat.bin").exists()
 
 
 def test_pictures_are_shrunk_as_they_are_here(served: str, browser: Any):

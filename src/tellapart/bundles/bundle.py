@@ -78,6 +78,7 @@ class Artefact(BaseModel):
         precision: of its weights, such as "float32".
         sparsity: share of its weights that are zero by pruning, 0 to 1.
         parent: id of the artefact that it was made from; None: made from the Keras model.
+        float_layers: of an artefact in int8, the convolutions that stayed in float32.
         path: inside the bundle, with "/".
         bytes: its size.
         proofs: runtime → what its comparison with Keras found.
@@ -90,6 +91,7 @@ class Artefact(BaseModel):
     precision: str = "float32"
     sparsity: float = Field(0.0, ge=0, lt=1)
     parent: str | None = None
+    float_layers: tuple[str, ...] = ()
     path: Inside
     bytes: int
     proofs: dict[str, Proof]

@@ -37,6 +37,8 @@ EXACT = Tolerance(agreement=0.999, largest_difference=1e-3)
 """For float32: sums in another order differ by about 1e-6."""
 REDUCED = Tolerance(agreement=0.995, near_tie=0.1, margin=0.0)
 """For the same weights in arithmetic of less than float32."""
+SAME_HEAT, SIMILAR_HEAT = 1e-3, 0.1
+"""How far heat maps in float32, or in fewer bits, may be from the whole network's: shares of the strongest heat."""
 
 
 def no_worse(margin: float) -> Tolerance:

@@ -336,18 +336,24 @@ def answers(
         raise BundleError(f"{path.name} does not run in {runtime.package}: {first}") from error
 
 
-def check_reference_images(bundle: Bundle, predict: Predictor, name: str) -> str:
-    """Run the reference images from their files in a runtime and return what is wrong; "" when all is as it was."""
+def reference_pictures(bundle: Bundle) -> NDArray[np.uint8]:
+    """Return the reference images as the network sees them: (num_images, image_px, image_px, 3) uint8."""
     from tellapart.data.decode import decode_square
     from tellapart.data.image_file import read_file
 
-    record, names = bundle.record, list(bundle.record.reference_images)
-    if not names:
+    record = bundle.record
+    return np.array([
+        decode_square(read_file(bundle.folder / name), record.image_px, max_pixels=record.max_pixels)
+        for name in record.reference_images
+    ], np.uint8)  # fmt: skip
+
+
+def check_reference_images(bundle: Bundle, predict: Predictor, name: str) -> str:
+    """Run the reference images from their files in a runtime and return what is wrong; "" when all is as it was."""
+    record = bundle.record
+    if not record.reference_images:
         return ""
-    pictures = np.stack([
-        decode_square(read_file(bundle.folder / name), record.image_px, max_pixels=record.max_pixels) for name in names
-    ])  # fmt: skip
-    expected = np.array([record.reference_images[name] for name in names], np.float32)
+    pictures, expected = reference_pictures(bundle), np.array(list(record.reference_images.values()), np.float32)
     probabilities = np.concatenate([predict(picture[None]).probabilities for picture in pictures])
     artefact = artefact_for(bundle, RUNTIMES[name])
     assert artefact is not None  # `predict` is of it

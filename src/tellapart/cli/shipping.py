@@ -57,7 +57,7 @@ def export(
             return
         from tellapart.shipping.web import export_web
 
-        folder = export_web(run, to)
+        folder = export_web(run, to, announce=announce)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         typer.echo(f"{folder}: a page for any web server, {size / 1e6:.1f} MB")
         return

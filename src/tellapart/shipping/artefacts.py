@@ -20,8 +20,6 @@ from tellapart.shipping.litert_metadata import with_metadata
 from tellapart.shipping.proofs import prove
 from tellapart.shipping.subject import HeldOut, Shipped
 
-SAME_HEAT = 1e-3
-"""How far heat maps may be from Keras', of the strongest heat."""
 _EXPLAINED = 8
 
 

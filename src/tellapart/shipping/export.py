@@ -22,6 +22,7 @@ from tellapart.bundles.bundle import (
     strange_files,
     write_record,
 )
+from tellapart.bundles.parity import SAME_HEAT, SIMILAR_HEAT
 from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.data.cache import default_cache
 from tellapart.data.decode import DECODER_VERSION
@@ -30,7 +31,7 @@ from tellapart.evaluation.predict import load
 from tellapart.files import write_text
 from tellapart.records import Progress, no_progress
 from tellapart.run_folder import RunFolder
-from tellapart.shipping.artefacts import SAME_HEAT, prove_explanation, write_artefacts
+from tellapart.shipping.artefacts import prove_explanation, write_artefacts
 from tellapart.shipping.card import model_card
 from tellapart.shipping.evidence import (
     learn_correctness_of,
@@ -40,7 +41,7 @@ from tellapart.shipping.evidence import (
     write_unknown,
 )
 from tellapart.shipping.formats import FORMATS
-from tellapart.shipping.reduced import SIMILAR_HEAT, Reduction, as_shipped, shipped_predictor, write_reduced_artefacts
+from tellapart.shipping.reduced import Reduction, as_shipped, shipped_predictor, write_reduced_artefacts
 from tellapart.shipping.subject import calibrated, open_held_out
 
 logger = logging.getLogger(__name__)

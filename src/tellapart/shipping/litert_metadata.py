@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 NAME = "TFLITE_METADATA"
+OFFSETS = "TELLAPART_FEATURE_OFFSETS"
+"""Float32 for each channel of the last feature maps: what a layer that was taken out before their average had added."""
 LABELS = "labels.txt"
 _ENTRY, _MODEL = b"M001", b"TFL3"
 """Identifiers of the two FlatBuffers."""
@@ -33,27 +35,35 @@ def with_metadata(model: bytes, classes: Sequence[str], image_px: int) -> bytes:
         classes: in the order of the probabilities.
         image_px: side of the pictures that it takes.
     """
-    import flatbuffers
     from tensorflow.lite.python import schema_py_generated as schema
 
     parsed = schema.ModelT.InitFromPackedBuf(bytearray(model), 0)
     signature = next(one for one in parsed.signatureDefs if one.signatureKey == b"serving_default")
     names = {tensor.tensorIndex: tensor.name.decode() for tensor in signature.outputs}
     outputs = [names[index] for index in parsed.subgraphs[0].outputs]
-    content = schema.BufferT()
-    content.data = list(_metadata(outputs, image_px))
-    parsed.buffers.append(content)
-    entry = schema.MetadataT()
-    entry.name, entry.buffer = NAME.encode(), len(parsed.buffers) - 1
-    parsed.metadata = [known for known in parsed.metadata or [] if known.name != NAME.encode()] + [entry]
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(parsed.Pack(builder), file_identifier=_MODEL)
-    file = io.BytesIO(bytes(builder.Output()))
+    file = io.BytesIO(with_buffer(model, NAME, _metadata(outputs, image_px)))
     with zipfile.ZipFile(file, "a") as archive:
         lines = "".join(" ".join(name.split()) + "\n" for name in classes)
         # The ZIP's first day in place of the time: the same model gives the same bytes.
         archive.writestr(zipfile.ZipInfo(LABELS, (1980, 1, 1, 0, 0, 0)), lines)
     return file.getvalue()
+
+
+def with_buffer(model: bytes, name: str, data: bytes) -> bytes:
+    """Return the same LiteRT model with these bytes under a name in its metadata, in place of what stood there."""
+    import flatbuffers
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    parsed = schema.ModelT.InitFromPackedBuf(bytearray(model), 0)
+    content = schema.BufferT()
+    content.data = list(data)
+    parsed.buffers.append(content)
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = name.encode(), len(parsed.buffers) - 1
+    parsed.metadata = [known for known in parsed.metadata or [] if known.name != name.encode()] + [entry]
+    builder = flatbuffers.Builder(len(model))
+    builder.Finish(parsed.Pack(builder), file_identifier=_MODEL)
+    return bytes(builder.Output())
 
 
 def _metadata(outputs: Sequence[str], image_px: int) -> bytes:

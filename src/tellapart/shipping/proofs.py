@@ -14,6 +14,7 @@ from tellapart.bundles.runtimes import RUNTIMES, answers
 from tellapart.data.cache import Pictures
 from tellapart.errors import BundleError
 from tellapart.records import Progress
+from tellapart.shipping.crashes import crashes
 
 _COMPARED_AT_ONCE = 32
 
@@ -49,12 +50,16 @@ def prove(
         BundleError: one of its runtimes at full precision does not say what Keras says; or, with a margin, none passed.
     """
     proofs: dict[str, Proof] = {}
-    for name, runtime in RUNTIMES.items():
-        # A runtime that is not installed here gets no proof, and is not chosen elsewhere (`usable`); by name it opens.
-        if not (runtime.runs(artefact) and runtime.installed):
-            continue
+    # A runtime that is not installed here gets no proof, and is not chosen elsewhere (`usable`); by name it opens.
+    names = [name for name, runtime in RUNTIMES.items() if runtime.runs(artefact) and runtime.installed]
+    # Integer kernels are what crashes: OpenVINO does on AMX, of a free batch size.
+    crashed = crashes(path, names, pictures.image_px) if artefact.precision == "int8" else {}
+    for name in names:
+        runtime = RUNTIMES[name]
         tolerance = runtime.tolerance if margin is None else no_worse(margin)
         try:
+            if name in crashed:
+                raise BundleError(f"{path.name} ends the process of {runtime.package} by {crashed[name]}.")
             proof = _proof(name, path, expected, pictures, numbers, tolerance, progress)
         except BundleError as error:
             if margin is None:

@@ -7,11 +7,13 @@ at pictures to learn the range of each activation; neither looks at labels.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -21,6 +23,7 @@ from tellapart.errors import InputError
 from tellapart.models.embedding import feature_model
 from tellapart.models.layers import called, first_layer, layers_of, plain_clone
 from tellapart.shipping.formats import quiet
+from tellapart.shipping.litert_metadata import OFFSETS, with_buffer
 
 NUM_CALIBRATION = 256
 """Pictures that the ranges of activations are learned from."""
@@ -74,12 +77,16 @@ def clipped(model: keras.Model, pictures: NDArray[np.uint8]) -> keras.Model:
     return copy
 
 
-def without_last_normalisation(model: keras.Model) -> keras.Model:
+def without_last_normalisation(model: keras.Model) -> tuple[keras.Model, NDArray[np.float32] | None]:
     """Return a network that says the same, with the normalisation before the global average in the dense layer after.
 
     The mean of scaled values is the scaled mean. In eight bits it would round every value before the mean once more
     than needed, and with its offsets in the range. Only where another dense layer follows: a bundle's embedding is what
     the last one sees, and must not change.
+
+    Returns:
+        The network, and what has to be added to the feature maps before the average to make them a multiple of what
+        they were, (channels,): heat maps want it. The network as it came and None, where there is no such layer.
     """
     kinds = (
         keras.layers.BatchNormalization,
@@ -90,7 +97,7 @@ def without_last_normalisation(model: keras.Model) -> keras.Model:
     layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.Dropout)]
     last = layers[-len(kinds) :]
     if not all(map(isinstance, last, kinds)):
-        return model
+        return model, None
     normalisation, _, dense, _ = last
     gamma, beta, mean, variance = (np.asarray(value, np.float64) for value in normalisation.get_weights())
     scale = gamma / np.sqrt(variance + normalisation.epsilon)
@@ -103,8 +110,9 @@ def without_last_normalisation(model: keras.Model) -> keras.Model:
         if layer.weights and layer is not normalisation:
             copy.get_layer(layer.name).set_weights(layer.get_weights())
     kernel, bias = (np.asarray(value, np.float64) for value in dense.get_weights())
-    copy.get_layer(dense.name).set_weights([kernel * scale[:, None], bias + (beta - mean * scale) @ kernel])
-    return copy
+    shift = beta - mean * scale
+    copy.get_layer(dense.name).set_weights([kernel * scale[:, None], bias + shift @ kernel])
+    return copy, np.divide(shift, scale, out=np.zeros_like(shift), where=np.abs(scale) > 1e-12).astype(np.float32)
 
 
 def _copy(model: keras.Model) -> keras.Model:
@@ -121,46 +129,143 @@ def _normalised_late(model: keras.Model) -> Iterator[tuple[keras.layers.Conv2D, 
             yield before, after
 
 
-def quantize_onnx(source: Path, target: Path, pictures: NDArray[np.uint8]) -> None:
-    """Write an int8 ONNX file of a float32 one.
+class OnnxQuantizer:
+    """Writes int8 ONNX files of a float32 one. A context: its working files are gone after it.
 
     What comes before the first convolution and after the last is computed in float32: the picture's scaling, the pooled
     features and the head, which take no time and decide on probabilities. The head's weights are int8 in the file.
 
     Args:
         source: with an input "image".
-        target: to write.
         pictures: (num_images, image_px, image_px, 3) uint8, to learn the ranges of activations from.
+
+    Attributes:
+        layers: the convolutions, in the order in which they are computed.
 
     Raises:
         InputError: there are no pictures, or the graph has no convolution.
     """
-    import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    if not len(pictures):
-        raise InputError("int8 takes photos to learn the range of activations from, and there are none.")
-    with tempfile.TemporaryDirectory() as folder:
-        folded = Path(folder) / "folded.onnx"
-        graph = fold(source, folded)
-        integer = _between_convolutions(graph)
-        if not integer:
-            raise InputError(f"{source.name} has no convolutions: int8 would gain nothing.")
-        onnx.save(graph, folded)
+    def __init__(self, source: Path, pictures: NDArray[np.uint8]) -> None:
+        import onnx
+
+        if not len(pictures):
+            raise InputError("int8 takes photos to learn the range of activations from, and there are none.")
+        self._pictures = pictures
+        with contextlib.ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            self._folded, self._ranges = self._folder / "folded.onnx", self._folder / "ranges.json"
+            graph = fold(source, self._folded)
+            self._nodes = _by_convolution(graph)
+            self.layers = tuple(self._nodes)
+            if not self.layers:
+                raise InputError(f"{source.name} has no convolutions: int8 would gain nothing.")
+            onnx.save(graph, self._folded)
+            self._scales = _scales_of_kernels(graph)
+            self._kept = stack.pop_all()  # until the end of the context
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kept.close()
+
+    def write(self, target: Path, in_float: Collection[str] = ()) -> None:
+        """Write an int8 file; convolutions that are named in `in_float`, and what follows each, stay in float32."""
+        self._quantize(target, {name for layer in self.layers if layer not in in_float for name in self._nodes[layer]})
+        weights_to_int8(target, target)  # of the layers after the last convolution, and of those in float
+
+    def damages(self, num_pictures: int = 32) -> dict[str, float]:
+        """Measure how far int8 in one convolution alone moves the answers.
+
+        Args:
+            num_pictures: of those for the ranges, that answers are compared on.
+
+        Returns:
+            Convolution → mean Kullback-Leibler divergence of the answers from those in float32, in nats, the largest
+            first.
+        """
+        trial, pictures = self._folder / "trial.onnx", self._pictures[:num_pictures]
+        expected = _probabilities(self._folded, pictures)
+        found = {}
+        for layer, nodes in self._nodes.items():
+            self._quantize(trial, set(nodes))
+            answers = _probabilities(trial, pictures)
+            found[layer] = float((expected * np.log(expected / answers)).sum(axis=1).mean())
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def _quantize(self, target: Path, nodes: Collection[str]) -> None:
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
         with quiet():
             quantize_static(
-                folded,
+                self._folded,
                 target,
-                _Reader(pictures),
+                _Reader(self._pictures),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(_INTEGER_OPS),
-                nodes_to_quantize=sorted(integer),
+                nodes_to_quantize=sorted(nodes),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
+                calibration_cache_path=self._ranges,  # learned once, for every file
+                extra_options={"TensorQuantOverrides": self._scales},
             )
-        weights_to_int8(target, target)  # of the layers after the last convolution
+
+
+def _scales_of_kernels(graph: Any) -> dict[str, list[dict[str, Any]]]:
+    """Return, for each kernel that sums over channels, ONNX Runtime's setting of the scale of each output channel."""
+    from onnx import numpy_helper
+    from onnxruntime.quantization import QuantType
+
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    found = {}
+    for node in graph.graph.node:
+        groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        if node.op_type == "Conv" and groups == 1 and node.input[1] in tensors:
+            found[node.input[1]] = [
+                {"axis": 0, "quant_type": QuantType.QInt8, "scale": scale, "zero_point": np.array(0, np.int8)}
+                for scale in scales_without_overflow(numpy_helper.to_array(tensors[node.input[1]]))
+            ]
+    return found
+
+
+def scales_without_overflow(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return what 1 stands for in each output channel of a kernel in int8, so that no sum of two products overflows.
+
+    Processors without VNNI multiply bytes with `vpmaddubsw`, which adds two neighbouring products in 16 bits and cuts
+    off what is larger, in ONNX Runtime and in OpenVINO alike: 255 × (127 + 127) is twice too large. A network in int8
+    then says something else there than where it was proved. The usual mend gives all weights seven bits; here the scale
+    only grows where two neighbours of one sign have a sum above 127 (docs/experiments.md).
+
+    Args:
+        kernel: (num_outputs, num_inputs, height, width) float32.
+
+    Returns:
+        (num_outputs,) float32.
+    """
+    # Kernels are read channel by channel within a place, in pairs; where their number is odd, pairs go across places.
+    by_place = np.moveaxis(kernel.astype(np.float64), 1, -1).reshape(len(kernel), -1)
+    orders = [by_place] if kernel.shape[1] % 2 == 0 else [by_place, kernel.astype(np.float64).reshape(len(kernel), -1)]
+    step = 2 if kernel.shape[1] % 2 == 0 else 1
+    largest = np.abs(by_place).max(axis=1)
+    for row in orders:
+        first, second = row[:, : row.shape[1] - 1 : step], row[:, 1::step]
+        sums = np.where(first * second > 0, np.abs(first + second), 0)
+        largest = np.maximum(largest, sums.max(axis=1, initial=0))
+    # Rounding adds at most 1 to a sum: 255 × 128 still fits.
+    return np.asarray(np.maximum(largest, np.finfo(np.float32).tiny * 127) / 127, np.float32)
+
+
+def _probabilities(file: Path, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    (answers,) = session.run(["probabilities"], {"image": pictures})
+    return np.maximum(np.asarray(answers, np.float64), 1e-12)
 
 
 def weights_to_int8(source: Path, target: Path) -> None:
@@ -270,8 +375,8 @@ def fold(source: Path, target: Path) -> Any:
     return graph
 
 
-def _between_convolutions(graph: Any) -> set[str]:
-    """Return the names of the nodes that have a convolution before them and after them, and of the convolutions."""
+def _by_convolution(graph: Any) -> dict[str, tuple[str, ...]]:
+    """Return convolution → its node and those after it that become int8 with it, all before the last convolution."""
     nodes = list(graph.graph.node)  # in the order in which they are computed
     after: set[str] = set()
     tensors: set[str] = set()
@@ -291,7 +396,28 @@ def _between_convolutions(graph: Any) -> set[str]:
         chosen |= {
             node.name for node in nodes if node.op_type in ("Clip", "Relu") and set(node.input) & set(last.output)
         }
-    return {node.name for node in nodes if node.name in chosen and node.op_type in _INTEGER_OPS}
+    found: dict[str, list[str]] = {}
+    makers: dict[str, str] = {}  # tensor → the last convolution on the way to it
+    for node in nodes:
+        if node.op_type == "Conv":
+            layer = _layer_of(node)
+            layer = node.name if layer in found else layer
+        else:
+            layer = next((makers[tensor] for tensor in node.input[::-1] if tensor in makers), "")
+        if not layer:
+            continue
+        makers |= dict.fromkeys(node.output, layer)
+        if node.name in chosen and node.op_type in _INTEGER_OPS:
+            found.setdefault(layer, []).append(node.name)
+    return {layer: tuple(names) for layer, names in found.items()}
+
+
+def _layer_of(node: Any) -> str:
+    """Return the name of the Keras layer that a convolution was, as far as names of its tensors tell."""
+    for text in (node.name, *node.output, *node.input[1:]):
+        if match := re.search(r"([^/]+)/(?:convolution|depthwise|batchnorm)\b", text):
+            return match[1]
+    return str(node.name)
 
 
 class _Reader:
@@ -313,8 +439,9 @@ def litert_int8(network: keras.Model, pictures: NDArray[np.uint8], image_px: int
         pictures: (num_images, image_px, image_px, 3) uint8, to learn the ranges of activations from.
         image_px: side of the pictures.
     """
-    network = without_last_normalisation(clipped(network, pictures))
-    return _litert(network, image_px, lambda converter: _fully_int8(converter, pictures))
+    network, offsets = without_last_normalisation(clipped(network, pictures))
+    content = _litert(network, image_px, lambda converter: _fully_int8(converter, pictures))
+    return content if offsets is None else with_buffer(content, OFFSETS, offsets.tobytes())
 
 
 def _fully_int8(converter: Any, pictures: NDArray[np.uint8]) -> None:

@@ -5,6 +5,7 @@ Knows nothing about how the file is made (`tellapart.shipping.quantize`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import EXPLAIN_FILE, Artefact
+from tellapart.bundles.parity import no_worse, parity
 from tellapart.bundles.runtimes import RUNTIMES, Predictor
 from tellapart.data.cache import Pictures, open_rows
 from tellapart.errors import BundleError, InputError
@@ -32,10 +34,10 @@ from tellapart.shipping.artefacts import describe, size_of, write_formats
 from tellapart.shipping.proofs import prove
 from tellapart.shipping.quantize import (
     NUM_CALIBRATION,
+    OnnxQuantizer,
     clipped,
     equalised,
     litert_int8,
-    quantize_onnx,
     weights_to_float16,
     weights_to_int8,
 )
@@ -43,8 +45,6 @@ from tellapart.shipping.rounding import folded, trained_for_int8
 from tellapart.shipping.subject import HeldOut, Shipped
 from tellapart.unknown import fit_detector
 
-SIMILAR_HEAT = 0.1
-"""How far heat maps may be from Keras', of the strongest heat."""
 _BATCH = 32
 
 
@@ -110,34 +110,70 @@ def write_reduced_artefacts(
     held_out = frame[frame["split"] == "validation"].reset_index(drop=True)
     if not len(held_out):
         raise InputError(f"{request.precision} is proved on validation photos, and {request.run.path} has none.")
-    if request.precision == "int8":
-        model, paths = _int8_files(part, shipped.model, request, formats, progress, announce)
-    else:
-        model, paths = shipped.model, write_formats(shipped.model, part, formats, announce, request.precision)
-        reduce = weights_to_float16 if request.precision == "float16" else weights_to_int8
-        reduce(paths["onnx"], paths["onnx"])
-        if (part / EXPLAIN_FILE).is_file():
-            reduce(part / EXPLAIN_FILE, part / EXPLAIN_FILE)
-    numbers = class_numbers(held_out, classifier.classes)
-    artefacts: list[Artefact] = []
-    with request.open(held_out, progress) as photos:
+    with contextlib.ExitStack() as stack:
+        quantizer = None
+        if request.precision == "int8":
+            model, paths, quantizer = _int8_files(part, shipped.model, request, formats, progress, announce, stack)
+        else:
+            model, paths = shipped.model, write_formats(shipped.model, part, formats, announce, request.precision)
+            reduce = weights_to_float16 if request.precision == "float16" else weights_to_int8
+            reduce(paths["onnx"], paths["onnx"])
+            if (part / EXPLAIN_FILE).is_file():
+                reduce(part / EXPLAIN_FILE, part / EXPLAIN_FILE)
+        photos = stack.enter_context(request.open(held_out, progress))
         expected = predict_pictures(shipped.model, photos, progress)
-        for format_, path in paths.items():
-            describe(format_, path, shipped)
+
+        def proved(format_: str, path: Path, float_layers: tuple[str, ...] = ()) -> Artefact:
             inside = path.relative_to(part).as_posix()
             artefact = Artefact(
-                id=format_, format=format_, precision=request.precision, path=inside, bytes=size_of(path), proofs={}
-            )
+                id=format_, format=format_, precision=request.precision, float_layers=float_layers, path=inside,
+                bytes=size_of(path), proofs={},
+            )  # fmt: skip
+            return prove(artefact, path, expected, photos, numbers, progress, announce, margin=request.margin)
+
+        numbers = class_numbers(held_out, classifier.classes)
+        artefacts: list[Artefact] = []
+        for format_, path in paths.items():
+            describe(format_, path, shipped)
             try:
-                artefact = prove(artefact, path, expected, photos, numbers, progress, announce, margin=request.margin)
+                artefacts.append(proved(format_, path))
             except BundleError as error:
-                if not artefacts:
+                if format_ != "onnx":
+                    announce(f"warning: {error} It is left out.")
+                    shutil.rmtree(path.parent)  # of which it is the only file
+                    continue
+                # With few photos even a network that says the same is not shown to keep the margin.
+                hopeless = not parity(expected, expected, numbers, no_worse(request.margin)).passed
+                if quantizer is None or hopeless:
                     raise
-                announce(f"warning: {error} It is left out.")
-                shutil.rmtree(path.parent)  # of which it is the only file
-                continue
-            artefacts.append(artefact)
+                announce(f"{error} Convolutions that suffer are looked for.")
+                artefacts.append(_partly_in_float(quantizer, path, proved, error, progress, announce))
     return model, tuple(artefacts)
+
+
+def _partly_in_float(
+    quantizer: OnnxQuantizer,
+    path: Path,
+    proved: Callable[[str, Path, tuple[str, ...]], Artefact],
+    refusal: BundleError,
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> Artefact:
+    """Leave the convolutions in float32 that int8 harms most: one, two, four, as many as it takes, up to a quarter."""
+    progress("measuring convolutions", 0, 1)
+    worst = list(quantizer.damages())
+    progress("measuring convolutions", 1, 1)
+    count = 1
+    while count <= max(1, len(worst) // 4):
+        chosen = tuple(worst[:count])
+        quantizer.write(path, chosen)
+        announce(f"{count} of {len(worst)} convolutions in float32: {', '.join(chosen)}.")
+        try:
+            return proved("onnx", path, chosen)
+        except BundleError as error:
+            refusal = error
+        count *= 2
+    raise refusal
 
 
 def _int8_files(
@@ -147,8 +183,14 @@ def _int8_files(
     formats: Sequence[str],
     progress: Progress,
     announce: Callable[[str], None],
-) -> tuple[keras.Model, dict[str, Path]]:
-    """Write weights and activations in int8; return the network whose weights those are, and format → file."""
+    stack: contextlib.ExitStack,
+) -> tuple[keras.Model, dict[str, Path], OnnxQuantizer]:
+    """Write weights and activations in int8.
+
+    Returns:
+        The network whose weights those are, format → file, and what can write the ONNX file once more, as long as
+        `stack` is open.
+    """
     if members_of(whole):
         raise InputError("An ensemble has no int8. Export one of its members, or a student of it.")
     pictures = _calibration_pictures(request, progress)
@@ -157,7 +199,8 @@ def _int8_files(
         model = _trained(clipped(model, pictures), request, pictures, progress)
     paths = write_formats(model, part, (), announce)
     progress("quantizing", 0, 1)
-    quantize_onnx(paths["onnx"], paths["onnx"], pictures)
+    quantizer = stack.enter_context(OnnxQuantizer(paths["onnx"], pictures))
+    quantizer.write(paths["onnx"])
     if (part / EXPLAIN_FILE).is_file():
         weights_to_int8(part / EXPLAIN_FILE, part / EXPLAIN_FILE)
     if "litert" in formats:
@@ -165,7 +208,7 @@ def _int8_files(
         paths["litert"].parent.mkdir()
         paths["litert"].write_bytes(litert_int8(model, pictures, request.classifier.image_px))
     progress("quantizing", 1, 1)
-    return model, paths
+    return model, paths, quantizer
 
 
 def as_shipped(

@@ -175,7 +175,13 @@ _ROUNDED: dict[Any, Any] = {
 def _rounded_kernel(kernel: Any, axis: int) -> Any:
     """Return a kernel rounded to 255 levels around 0, for each of the channels that it makes."""
     others = [at for at in range(len(kernel.shape)) if at != axis]
-    limit = keras.ops.stop_gradient(keras.ops.maximum(keras.ops.max(keras.ops.abs(kernel), axis=others), _TINY))
+    limit = keras.ops.maximum(keras.ops.max(keras.ops.abs(kernel), axis=others), _TINY)
+    if axis == 3:  # sums over channels, of which two neighbours must not overflow (`quantize.scales_without_overflow`)
+        even = kernel.shape[2] // 2 * 2
+        first, second = kernel[:, :, 0:even:2], kernel[:, :, 1:even:2]
+        sums = keras.ops.where(first * second > 0, keras.ops.abs(first + second), 0.0)
+        limit = keras.ops.maximum(limit, keras.ops.max(sums, axis=others)) if even else limit
+    limit = keras.ops.stop_gradient(limit)
     return keras.quantizers.fake_quant_with_min_max_vars(kernel, -limit, limit, narrow_range=True, axis=axis)
 
 

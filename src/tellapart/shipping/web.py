@@ -9,11 +9,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.data.cache import default_cache
 from tellapart.errors import BundleError, InputError
 from tellapart.files import write_json, write_text
+from tellapart.records import plain
+from tellapart.shipping.web_heat import LaidOpen, difference_of, int8_rows, lay_open
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = {
     "@litertjs/core": ("2.5.3", "a97660833e9e7e1063c95e12016718881240b14f7438728a2f62785e912d30fd"),
@@ -45,7 +51,7 @@ _CHANGES = {
     "index.html": {
         '<script src="theme.js"></script>': (
             '<link rel="manifest" href="manifest.webmanifest">\n<meta name="theme-color" content="#0072b2">\n'
-            "<style>#feedback, .strength, #heat-text, #bars-hint { display: none }</style>\n"
+            "<style>#feedback { display: none }</style>\n"
             f'<script type="importmap">{json.dumps(_IMPORTS)}</script>\n<script src="theme.js"></script>'
         ),
         "They go to this server and nowhere else.": "They stay on this device: the network runs in this page.",
@@ -56,14 +62,22 @@ _CHANGES = {
     "answer.js": {"ms in the server": "ms on this device"},
 }
 """What of the server's page is said otherwise where there is no server."""
+_SAME_LOOK = 0.05
+"""How far heat maps may be from the bundle's, as a share of the strongest heat: the mean over reference images."""
+_NO_HEAT = "<style>.strength, #heat-text, #bars-hint { display: none }</style>\n"
 
 
-def export_web(bundle: str | os.PathLike[str], to: str | os.PathLike[str]) -> Path:
+def export_web(
+    bundle: str | os.PathLike[str], to: str | os.PathLike[str], *, announce: Callable[[str], None] = logger.info
+) -> Path:
     """Write a folder that any web server can serve, and that classifies photos in the browser.
+
+    Where dense layers alone follow the network's global average, it draws heat maps as well (`web_heat`).
 
     Args:
         bundle: with a LiteRT model that was proved.
         to: the folder to make; one that was made by this function is replaced.
+        announce: called with single lines.
 
     Returns:
         The folder.
@@ -79,10 +93,11 @@ def export_web(bundle: str | os.PathLike[str], to: str | os.PathLike[str]) -> Pa
     shutil.rmtree(part, ignore_errors=True)
     (part / "litert").mkdir(parents=True)
     try:
-        _write_page(part)
+        heat = _heat(opened, artefact, announce)
+        _write_page(part, draws_heat=heat is not None)
         _write_runtime(part / "litert", packages)
-        _write_packed(part / "model.bin", opened.path(artefact).read_bytes())
-        _write_model(part, opened)
+        _write_packed(part / "model.bin", opened.path(artefact).read_bytes() if heat is None else heat.model)
+        _write_model(part, opened, heat)
         _write_worker(part, opened.version)
         # An older page has these files and no others: whatever else lies there would be lost.
         if target.exists() and (foreign := sorted(_files(target) - _files(part))):
@@ -144,14 +159,32 @@ def _package(name: str, version: str, sha256: str) -> Path:
     return folder / "package"
 
 
-def _write_page(part: Path) -> None:
+def _heat(bundle: Bundle, artefact: Artefact, announce: Callable[[str], None]) -> LaidOpen | None:
+    """Return the model with its feature maps laid open; None where no heat map can be made, or not the bundle's."""
+    try:
+        if bundle.explain_path is None or not bundle.record.reference_images:
+            raise InputError("the bundle has none, or no reference images to hold them against")
+        opened = lay_open(bundle.path(artefact).read_bytes())
+        difference = difference_of(opened, bundle)
+        if not difference <= _SAME_LOOK:
+            raise InputError(f"they differ from the bundle's by {difference:.0%} of the strongest heat on average")
+    except InputError as error:
+        announce(f"This page draws no heat maps: {error}.")
+        return None
+    announce(f"Heat maps: {difference:.1%} of the strongest heat from the bundle's, on average.")
+    return opened
+
+
+def _write_page(part: Path, *, draws_heat: bool) -> None:
     for name in _SHARED:
         text = (_SERVERS / name).read_text("utf-8")
         for before, after in _CHANGES.get(name, {}).items():
             assert text.count(before) == 1, f"{name} does not say {before!r} once"
             text = text.replace(before, after)
+        if name == "index.html" and not draws_heat:
+            text = text.replace("</head>", f"{_NO_HEAT}</head>")
         write_text(part / name, text)
-    for name in ("ask.js", "live.js", "square.js"):
+    for name in ("ask.js", "heat.js", "live.js", "square.js"):
         shutil.copyfile(_OURS / name, part / name)
 
 
@@ -170,20 +203,31 @@ def _write_packed(path: Path, data: bytes) -> None:
     path.write_bytes(gzip.compress(data, 9, mtime=0))
 
 
-def _write_model(part: Path, bundle: Bundle) -> None:
-    """Write what the page says of the model, and what tells photos of no known class."""
+def _write_model(part: Path, bundle: Bundle, heat: LaidOpen | None) -> None:
+    """Write what the page says of the model, what tells photos of no known class, and what heat maps take."""
     record, detector = bundle.record, bundle.detector
     about: dict[str, Any] = {
         "name": record.name, "version": bundle.version, "classes": record.classes, "image_px": record.image_px,
         "runtime": "LiteRT.js", "coverage": record.coverage, "threshold": record.threshold, "metrics": record.metrics,
         "quality_range": record.quality_range, "card": (bundle.folder / "card.md").read_text("utf-8"), "unknown": None,
+        "heat": None,
     }  # fmt: skip
     if detector is not None:
         about["unknown"] = {"threshold": detector.threshold, "refused": detector.refused}
         # Their length does not matter for cosines, so that a byte for each value is enough.
-        rows = np.asarray(detector.references, np.float32)
-        largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)
-        _write_packed(part / "unknown.bin", np.rint(127 * rows / largest).astype(np.int8).tobytes())
+        rows, _ = int8_rows(np.asarray(detector.references, np.float32))
+        _write_packed(part / "unknown.bin", rows.tobytes())
+    if heat is not None:
+        layers = [
+            {
+                "outputs": len(layer.rows), "inputs": layer.rows.shape[1], "scales": layer.scales.tolist(),
+                "bias": layer.bias.tolist(), "lowest": plain(layer.lowest), "highest": plain(layer.highest),
+            }
+            for layer in heat.layers
+        ]  # fmt: skip
+        height, width = heat.size
+        about["heat"] = {"height": height, "width": width, "offsets": heat.offsets.tolist(), "layers": layers}
+        _write_packed(part / "heat.bin", b"".join(layer.rows.tobytes() for layer in heat.layers))
     write_json(part / "model.json", about)
     icon = {"src": "icon.svg", "sizes": "any", "type": "image/svg+xml", "purpose": "any"}
     manifest = {

@@ -2,6 +2,7 @@
 // It has the exports of the server page's ask.js, which the other modules import.
 
 import { loadAndCompile, loadLiteRt, supportsFeature, Tensor } from "@litertjs/core";
+import { headOf, heatOf } from "./heat.js";
 import { square } from "./square.js";
 
 const MOST_THREADS = 4;
@@ -33,7 +34,7 @@ export async function ask(path, { body, signal } = {}) {
   if (endpoint === "models") return { models: [{ name: about.name, version: about.version }], default: about.name };
   if (endpoint.startsWith("models/")) return about;
   if (endpoint === "predict") return predicted(body, Number(query.get("top_k")) || 3);
-  if (endpoint === "explain") throw new Refusal("gone", "This page draws no heat maps.");
+  if (endpoint === "explain") return heatMap(body, query.get("label"));
   throw new Refusal("gone");
 }
 
@@ -83,6 +84,7 @@ async function start() {
   const about = await (await fetched("model.json")).json();
   const bytes = await unpacked("model.bin");
   const unknown = about.unknown && (await unpacked("unknown.bin"));
+  const head = about.heat && headOf(about.heat.layers, await unpacked("heat.bin"));
   try {
     const relaxed = await supportsFeature("relaxedSimd");
     // Memory that threads share is there only where the service worker has set the headers for it.
@@ -92,7 +94,7 @@ async function start() {
     const network = await loadAndCompile(new Uint8Array(bytes), { accelerator: "wasm", cpuOptions: { numThreads: threads } });
     const { image_px: px } = about;
     await outputs(network, new Uint8Array(px * px * 3), px); // the first call makes room in memory
-    return { about, network, threads, references: unknown && new Int8Array(unknown) };
+    return { about, network, threads, head, references: unknown && new Int8Array(unknown) };
   } catch (error) {
     throw new Refusal("failed", `${error?.message ?? error}`);
   }
@@ -141,6 +143,15 @@ async function predicted(file, topK) {
   };
   const seconds = { total: (performance.now() - began) / 1000 };
   return { request_id: null, model: about.name, version: about.version, seconds, predictions: [answer] };
+}
+
+/** Return what speaks for a class in a picture, as the server's page has it from the server. */
+async function heatMap(file, label) {
+  const { about, network, head } = await ready, { image_px: px, heat, classes } = about;
+  if (!head) throw new Refusal("gone", "This page draws no heat maps.");
+  const { features, probabilities } = await outputs(network, square(await picture(file), px), px);
+  const target = label === null ? probabilities.indexOf(Math.max(...probabilities)) : classes.indexOf(label);
+  return { label: classes[target], probability: probabilities[target], heat: heatOf(features, heat, head, target, px), method: "grad-cam" };
 }
 
 /** Return the largest cosine of an embedding with a row of the references. */
