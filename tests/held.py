@@ -49,3 +49,18 @@ def drawn(model: keras.Model, seed: int) -> list[NDArray[np.float64]]:
     rng = np.random.default_rng(seed)
     spans = [(-0.3, 0.3) if weight.ndim > 1 else (0.1, 0.5) for weight in model.get_weights()]
     return [rng.uniform(*span, weight.shape) for span, weight in zip(spans, model.get_weights(), strict=True)]
+
+
+def with_outlier(model: keras.Model, convolution: str, normalisation: str, factor: float) -> None:
+    """Make one channel between two layers so many times as large as it was; the network says the same."""
+    layers = [model.get_layer(name) for name in (convolution, normalisation)]
+    kernel, bias = layers[0].get_weights()
+    gamma, beta, mean, variance = layers[1].get_weights()
+    scale = np.sqrt(variance[0] + layers[1].epsilon)
+    kernel[..., 0] *= factor
+    bias[0] *= factor
+    mean[0] *= factor
+    # The normalisation's constant is part of what it divides by.
+    variance[0] = (scale * factor) ** 2 - layers[1].epsilon
+    layers[0].set_weights([kernel, bias])
+    layers[1].set_weights([gamma, beta, mean, variance])

@@ -21,6 +21,7 @@ import pytest
 
 import corpus
 import tellapart
+from held import with_outlier
 from tellapart.bundles.bundle import BundleRecord, open_bundle, write_record
 from tellapart.bundles.parity import EXACT, parity
 from tellapart.bundles.predictor import explain_bundle, open_classifier
@@ -38,7 +39,8 @@ from tellapart.report.bundle import evaluate_bundle
 from tellapart.settings import load_recipe, save_recipe
 from tellapart.shipping import artefacts as artefacts_module
 from tellapart.shipping import export as export_module
-from tellapart.shipping import formats
+from tellapart.shipping import formats, reduced
+from tellapart.shipping.quantize import equalised
 from tellapart.training.network import plain_network
 from tellapart.unknown import UnknownDetector
 
@@ -90,6 +92,24 @@ def test_weights_in_fewer_bits_make_a_smaller_bundle_like_any_other(
         tellapart.export(place / "run", tmp_path / "no", formats=["openvino"], **options)
     with pytest.raises(InputError, match="more for the precision int8"):
         tellapart.export(place / "run", tmp_path / "no", int8_epochs=1, **options)
+
+
+@pytest.mark.slow
+def test_a_convolution_that_int8_ruins_stays_in_float32(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def with_one_far_channel(model: keras.Model) -> keras.Model:
+        copy = equalised(model)
+        with_outlier(copy, "conv2", "batchnorm2", 3000)
+        return copy
+
+    monkeypatch.setattr(reduced, "equalised", with_one_far_channel)
+    said: list[str] = []
+    bundle = tellapart.export(
+        place / "run", tmp_path / "bundle", precision="int8", margin=0.12, cache=place / "cache", announce=said.append
+    )
+    (artefact,) = bundle.record.artefacts
+    assert any("Convolutions that suffer are looked for" in line for line in said), said
+    assert [name.split("_")[0] for name in artefact.float_layers] == ["conv2"]
+    assert any(proof.passed for proof in artefact.proofs.values())
 
 
 def test_table_run_and_bundle_give_one_probability_and_it_is_calibrated(place: Path):

@@ -15,7 +15,7 @@ from flatbuffers.table import Table
 from onnx import numpy_helper
 from tensorflow.lite.python import schema_py_generated as schema
 
-from held import Held
+from held import Held, with_outlier
 from tellapart.bundles.bundle import Artefact
 from tellapart.bundles.runtimes import RUNTIMES
 from tellapart.errors import InputError
@@ -85,21 +85,6 @@ def network(settings: ConvNet | Backbone) -> keras.Model:
                 variance * random.uniform(0.01, 2, gamma.shape),
             ])  # fmt: skip
     return model
-
-
-def with_outlier(model: keras.Model, convolution: str, normalisation: str, factor: float) -> None:
-    """Make one channel between two layers so many times as large as it was; the network says the same."""
-    layers = [model.get_layer(name) for name in (convolution, normalisation)]
-    kernel, bias = layers[0].get_weights()
-    gamma, beta, mean, variance = layers[1].get_weights()
-    scale = np.sqrt(variance[0] + layers[1].epsilon)
-    kernel[..., 0] *= factor
-    bias[0] *= factor
-    mean[0] *= factor
-    # The normalisation's constant is part of what it divides by.
-    variance[0] = (scale * factor) ** 2 - layers[1].epsilon
-    layers[0].set_weights([kernel, bias])
-    layers[1].set_weights([gamma, beta, mean, variance])
 
 
 @pytest.fixture(scope="module")
