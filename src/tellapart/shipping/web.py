@@ -226,7 +226,8 @@ def _write_model(part: Path, bundle: Bundle, heat: LaidOpen | None) -> None:
             for layer in heat.layers
         ]  # fmt: skip
         height, width = heat.size
-        about["heat"] = {"height": height, "width": width, "offsets": heat.offsets.tolist(), "layers": layers}
+        offsets = heat.offsets.tolist() if heat.offsets.any() else None
+        about["heat"] = {"height": height, "width": width, "offsets": offsets, "layers": layers}
         _write_packed(part / "heat.bin", b"".join(layer.rows.tobytes() for layer in heat.layers))
     write_json(part / "model.json", about)
     icon = {"src": "icon.svg", "sizes": "any", "type": "image/svg+xml", "purpose": "any"}

@@ -17,7 +17,7 @@ export function heatOf(features, { height, width, offsets }, layers, target, px)
   const mean = new Float32Array(channels), map = new Float32Array(places);
   features.forEach((value, at) => (mean[at % channels] += value / places));
   const gradient = gradientOf(mean, layers, target);
-  features.forEach((value, at) => (map[Math.floor(at / channels)] += (value + offsets[at % channels]) * gradient[at % channels]));
+  features.forEach((value, at) => (map[Math.floor(at / channels)] += (value + (offsets?.[at % channels] ?? 0)) * gradient[at % channels]));
   return scaled(enlarged(map, height, width, px));
 }
 
