@@ -122,7 +122,7 @@ def test_a_stop_says_so_finishes_what_was_accepted_and_ends_with_0(
     start: Callable[..., ServerProcess], bundle: Path, number: signal.Signals
 ):
     # Three large pictures one after the other, beside whatever else this machine does.
-    server = start(bundle, "--threads", "1", "--drain-seconds", "0.5", "--deadline-ms", "25000")
+    server = start(bundle, "--threads", "1", "--drain-seconds", "0.5", "--deadline-ms", "60000")
     slow = cv2.imencode(".png", np.zeros((6000, 6000), np.uint8))[1].tobytes()
     found: list[int] = []
     askers = [threading.Thread(target=lambda: found.append(server.call("/predict", slow)[0])) for _ in range(3)]
@@ -134,7 +134,7 @@ def test_a_stop_says_so_finishes_what_was_accepted_and_ends_with_0(
     status, _, headers = server.call("/v2/health/ready")
     assert (status, headers["retry-after"]) == (503, "1")
     assert server.call("/v2/health/live")[0] == 200
-    assert server.process.wait(timeout=60) == 0
+    assert server.process.wait(timeout=90) == 0
     for asker in askers:
         asker.join()
     assert found == [200, 200, 200]
@@ -277,7 +277,7 @@ def test_refusals_are_counted_and_do_not_make_latency_look_better(
 
 def test_a_ctrl_c_is_one_signal_to_several_processes(start: Callable[..., ServerProcess], bundle: Path):
     """A terminal sends it to the whole group: were it a second signal to the servers, they would drop what they do."""
-    server = start(bundle, "--workers", "2", "--threads", "2", "--drain-seconds", "0.5")
+    server = start(bundle, "--workers", "2", "--threads", "2", "--drain-seconds", "0.5", "--deadline-ms", "60000")
     slow = cv2.imencode(".png", np.zeros((6000, 6000), np.uint8))[1].tobytes()
     found: list[int] = []
     asker = threading.Thread(target=lambda: found.append(server.call("/predict", slow)[0]))
@@ -285,6 +285,6 @@ def test_a_ctrl_c_is_one_signal_to_several_processes(start: Callable[..., Server
     time.sleep(0.2)
     for process in (server.process.pid, *children_of(server.process.pid)):
         os.kill(process, signal.SIGINT)
-    assert server.process.wait(timeout=30) == 0
+    assert server.process.wait(timeout=90) == 0
     asker.join()
     assert found == [200]
