@@ -68,7 +68,14 @@ def test_features_are_those_of_keras_with_its_own_preprocessing(name: str, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["densenet121", "convnext_tiny", "mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convnext_tiny",
+        pytest.param("densenet121", marks=pytest.mark.by_hand),
+        pytest.param("mobilenet_v3_large", marks=pytest.mark.by_hand),
+    ],
+)
 def test_so_are_those_of_the_larger_ones(name: str, tmp_path: Path):
     test_features_are_those_of_keras_with_its_own_preprocessing(name, tmp_path)
 

@@ -110,6 +110,7 @@ def test_a_convolution_that_int8_ruins_stays_in_float32(place: Path, tmp_path: P
     assert any("Convolutions that suffer are looked for" in line for line in said), said
     assert [name.split("_")[0] for name in artefact.float_layers] == ["conv2"]
     assert any(proof.passed for proof in artefact.proofs.values())
+    assert f"int8 but for {artefact.float_layers[0]}" in (tmp_path / "bundle" / "card.md").read_text()
 
 
 def test_table_run_and_bundle_give_one_probability_and_it_is_calibrated(place: Path):

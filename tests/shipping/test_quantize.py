@@ -189,6 +189,7 @@ def test_two_neighbouring_products_of_bytes_fit_in_sixteen_bits(shape: tuple[int
     assert (scales[1:] <= 2.01 * largest[1:] / 127).all()
 
 
+@pytest.mark.by_hand  # tests/shipping/test_export.py has a whole export of such a network
 def test_a_convolution_with_one_channel_far_from_the_others_is_found_and_can_stay_in_float32(
     pictures: np.ndarray, tmp_path: Path
 ):

@@ -117,6 +117,8 @@ def _proof_lines(record: BundleRecord) -> list[str]:
     lines = []
     for artefact in record.artefacts:
         precision = "" if artefact.precision == "float32" else f", {artefact.precision}"
+        if artefact.float_layers:
+            precision += f" but for {', '.join(artefact.float_layers)}"
         lines.append(f"- {artefact.id} (`{artefact.path}`, {artefact.bytes / 1e6:.2f} MB{precision})")
         # Other weights are another model: it was shown to be as accurate within a margin, not to be equal.
         verdict = "as accurate as Keras within the margin" if precision else "equal to Keras"
