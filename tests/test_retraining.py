@@ -183,7 +183,7 @@ def test_killed_in_its_steps_it_goes_on_and_nothing_is_done_twice(registry, stor
         going = RetrainingHistory(store).open_of("shapes")
         assert going is not None, ended
         assert step not in [done.name for done in going.steps[:-1]], "only what was noted before is done"
-    last = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+    last = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
     assert last.stdout.splitlines()[-1] == "outcome: rejected", last.stdout + last.stderr
     (one,) = RetrainingHistory(store).all_of("shapes")
     assert [step.name for step in one.steps] == ["trigger", "gather", "train", "export", "register", "judge", "end"]

@@ -57,7 +57,7 @@ class ServerProcess:
         """Return status, body and headers (names in lower case)."""
         request = urllib.request.Request(self.url + path, data, self.headers | (headers or {}), method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=90) as answer:
                 return answer.status, answer.read(), {name.lower(): value for name, value in answer.headers.items()}
         except urllib.error.HTTPError as answer:
             with answer:

@@ -122,7 +122,7 @@ def test_a_race_without_validation_photos_is_refused(photos, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.slow
+@pytest.mark.by_hand  # as long as a tenth of the slow tier; `.ci/run` races on real photos, others kill and resume one
 def test_a_race_tries_all_and_keeps_what_it_says(photos, cache, tmp_path, monkeypatch):
     """With random features no ensemble is worth its time: here one is made all the same, and its student kept."""
 
