@@ -119,7 +119,7 @@ def test_table_run_and_bundle_give_one_probability_and_it_is_calibrated(place: P
     classifier = tellapart.load(place / "bundle")
     expected = table[[f"p:{name}" for name in classifier.classes]].to_numpy(np.float64)
     metrics = json.loads((place / "run" / "metrics.json").read_text())
-    assert metrics["temperature"] == classifier.bundle.record.temperature != pytest.approx(1, abs=0.02)
+    assert metrics["temperature"] == classifier.bundle.record.temperature != pytest.approx(1, abs=0.005)
     files = [place / "photos" / path for path in table["path"]]
     run = tellapart.load(place / "run")
     for found, row in zip(run.predict(files, top_k=len(run.classes)), expected, strict=True):
@@ -185,7 +185,7 @@ def test_the_record_and_the_card_say_what_was_measured(place: Path):
 def test_a_bundle_decides_what_is_unknown_as_its_run_does_and_an_older_one_does_not(place: Path, tmp_path: Path):
     assert (place / "bundle" / "unknown.npz").read_bytes() == (place / "run" / "unknown.npz").read_bytes()
     assert "is called unknown where" in (place / "bundle" / "card.md").read_text()
-    files = image_files([place / "photos"])[:60]
+    files = image_files([place / "photos"])[::3]
     pictures = [*files, *noise_pictures(8, 96)]
     expected = [found.unknown for found in tellapart.load(place / "run").predict(pictures)]
     assert any(expected)
