@@ -103,7 +103,7 @@ def test_heat_maps_are_in_range_and_each_image_has_its_own(name):
     assert heat.max() <= 1
     assert all(each.max() in (0, 1) for each in heat)
     alone = np.concatenate([maps.METHODS[name](model, images[i : i + 1], TARGETS[i : i + 1]) for i in range(3)])
-    np.testing.assert_allclose(heat, alone, atol=1e-3)
+    np.testing.assert_allclose(heat, alone, atol=3e-4)  # 1.1e-4 was seen with AVX2
 
 
 def test_the_network_is_left_as_it_was():

@@ -176,7 +176,9 @@ def _rounded_kernel(kernel: Any, axis: int) -> Any:
     """Return a kernel rounded to 255 levels around 0, for each of the channels that it makes."""
     others = [at for at in range(len(kernel.shape)) if at != axis]
     limit = keras.ops.maximum(keras.ops.max(keras.ops.abs(kernel), axis=others), _TINY)
-    if axis == 3:  # sums over channels, of which two neighbours must not overflow (`quantize.scales_without_overflow`)
+    # Sums over channels, of which two neighbours must not overflow (`quantize.scales_without_overflow`); of the three
+    # of the picture, pairs across places are left out here.
+    if axis == 3:
         even = kernel.shape[2] // 2 * 2
         first, second = kernel[:, :, 0:even:2], kernel[:, :, 1:even:2]
         sums = keras.ops.where(first * second > 0, keras.ops.abs(first + second), 0.0)

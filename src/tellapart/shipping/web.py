@@ -168,7 +168,8 @@ def _heat(bundle: Bundle, artefact: Artefact, announce: Callable[[str], None]) -
         difference = difference_of(opened, bundle)
         if not difference <= _SAME_LOOK:
             raise InputError(f"they differ from the bundle's by {difference:.0%} of the strongest heat on average")
-    except (InputError, ImportError) as error:  # a machine without LiteRT can make a page, and cannot prove its maps
+    # A machine without LiteRT can make a page, and cannot prove its maps; what a runtime raises has no common base.
+    except (InputError, ImportError, ValueError, RuntimeError) as error:
         announce(f"This page draws no heat maps: {error}.")
         return None
     announce(f"Heat maps: {difference:.1%} of the strongest heat from the bundle's, on average.")
