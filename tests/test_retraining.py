@@ -157,11 +157,12 @@ print("outcome:", outcome.state, flush=True)
 """
 
 
+@pytest.mark.by_hand
 @pytest.mark.parametrize(
     "steps",
     [
         ("train",),
-        pytest.param(("gather", "train", "export", "register", "judge"), marks=pytest.mark.by_hand),
+        ("gather", "train", "export", "register", "judge"),
     ],
     ids=["one of them", "each"],
 )

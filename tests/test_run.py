@@ -239,7 +239,7 @@ def test_a_table_with_splits_trains_and_measures_those_splits(photos: Path, tmp_
     assert [run.metrics[side]["num_images"] for side in ("train", "validation", "test")] == [240, 80, 80]
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_watched_run_stops_when_told_and_goes_on_from_there(uninterrupted: Path, photos: Path, tmp_path: Path):
     """What is prepared once is not scanned again; the weights are those of a run that was left alone."""
     seen: list[dict] = []

@@ -98,7 +98,7 @@ def test_a_dry_run_within_a_time_says_so(command, photos: Path):
     assert "as many epochs as fit" in " ".join(timed.err.split())
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_split_from_keeps_the_sides_of_an_earlier_run(command, run: Path, photos: Path, tmp_path: Path):
     more = tmp_path / "more"
     shutil.copytree(photos, more)
@@ -223,7 +223,7 @@ def test_a_mistake_is_one_clear_message(command, tmp_path: Path, words: list[str
     assert (tmp_path / "full" / "thing").read_text() == "mine"
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_full_disk_is_a_message_and_the_run_goes_on_to_the_same_weights(photos: Path, tmp_path: Path):
     """A real limit on the size of files: the kernel refuses to write model and checkpoints beyond it."""
     import os

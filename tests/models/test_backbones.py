@@ -53,7 +53,8 @@ def made(name: str, folder: Path, **options) -> tuple[keras.Model, Path]:
     [
         "mobilenet_v2",
         "mobilenet_v3_small",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet50", "efficientnet_v2_b0")),
+        pytest.param("efficientnet_v2_b0", marks=pytest.mark.slow),
+        pytest.param("resnet50", marks=pytest.mark.by_hand),
     ],
 )
 def test_features_are_those_of_keras_with_its_own_preprocessing(name: str, tmp_path: Path):
@@ -67,15 +68,8 @@ def test_features_are_those_of_keras_with_its_own_preprocessing(name: str, tmp_p
     assert model(pictures()).shape == (3, 4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "convnext_tiny",
-        pytest.param("densenet121", marks=pytest.mark.by_hand),
-        pytest.param("mobilenet_v3_large", marks=pytest.mark.by_hand),
-    ],
-)
+@pytest.mark.by_hand
+@pytest.mark.parametrize("name", ["convnext_tiny", "densenet121", "mobilenet_v3_large"])
 def test_so_are_those_of_the_larger_ones(name: str, tmp_path: Path):
     test_features_are_those_of_keras_with_its_own_preprocessing(name, tmp_path)
 

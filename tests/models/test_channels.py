@@ -47,7 +47,7 @@ def silence(model: keras.Model, names: tuple[str, ...], gone: np.ndarray) -> Non
         pytest.param(Backbone(name="mobilenet_v3_large"), marks=pytest.mark.by_hand),
         pytest.param(Backbone(name="efficientnet_b0"), marks=pytest.mark.slow),
         pytest.param(Backbone(name="efficientnet_v2_b0"), marks=pytest.mark.by_hand),
-        pytest.param(Backbone(name="resnet50"), marks=pytest.mark.slow),
+        pytest.param(Backbone(name="resnet50"), marks=pytest.mark.by_hand),
         pytest.param(Backbone(name="densenet121"), marks=pytest.mark.by_hand),
         pytest.param(Backbone(name="convnext_tiny"), marks=pytest.mark.slow),
     ],

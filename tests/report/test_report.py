@@ -165,7 +165,8 @@ def test_other_photos_with_missing_classes_a_bad_file_and_a_class_that_is_never_
     run = changed_run(place, "never", model)
     found = {"severity": "falsifies", "kind": "leakage", "message": "Of the run's photos.", "examples": []}
     (run / "health.json").write_text(json.dumps({"findings": [found]}))
-    report = tellapart.evaluate(run, few_photos(place, "some", 7, each=3), cache=place / "cache")  # 3 classes are missing
+    # Three classes are missing.
+    report = tellapart.evaluate(run, few_photos(place, "some", 7, each=3), cache=place / "cache")
     classes, test = sorted(tellapart.load(run).classes), report.values["metrics"]["test"]
     assert report.page == run / "report-some" / "report.html"
     assert test["num_images"] == 21

@@ -26,7 +26,7 @@ def attack() -> ModuleType:
 
 @pytest.mark.integration
 @pytest.mark.skipif(sys.platform != "linux", reason="the most memory that was taken is read from /proc")
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_an_attack_fills_no_memory_and_shuts_nobody_out(
     start: Callable[..., ServerProcess], bundle: Path, photos: list[Path], attack: ModuleType
 ):

@@ -47,7 +47,7 @@ from tellapart.unknown import UnknownDetector
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_the_limit_of_pixels_goes_from_the_recipe_into_the_bundle_and_holds(place: Path, tmp_path: Path):
     run = shutil.copytree(place / "run", tmp_path / "run")
     recipe = load_recipe(run / "recipe.toml")
@@ -407,7 +407,7 @@ def test_a_table_of_predictions_has_a_row_for_each_file(place: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", pytest.param("parquet", marks=pytest.mark.by_hand)])
 def test_a_killed_prediction_goes_on_and_no_row_is_lost_or_doubled(place: Path, tmp_path: Path, suffix: str):
     folder = tmp_path / "many"
     folder.mkdir()

@@ -174,6 +174,7 @@ def test_pictures_are_shrunk_as_they_are_here(served: str, browser: Any):
             assert difference.max() <= 1, (width, height)
 
 
+@pytest.mark.by_hand
 def test_what_has_no_proved_litert_model_makes_no_page(place: Path, tmp_path: Path, page_folder: Path):
     tellapart.export(place / "run", tmp_path / "plain", cache=place / "cache")
     with pytest.raises(BundleError, match="--format litert"):

@@ -155,7 +155,7 @@ class Late:
         pytest.param(
             ["train.stages=[]", *FULL],
             Precision("float32", {"float32": 1.0}, "measured before", 1.0),
-            marks=pytest.mark.slow,
+            marks=pytest.mark.by_hand,
         ),
     ],
     ids=["the timed step is kept", "compiled anew", "nothing is timed"],

@@ -252,7 +252,7 @@ def test_a_run_begins_from_weights_goes_on_after_a_kill_and_ships(weights: Path,
 
 
 @pytest.mark.integration
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_a_head_alone_is_a_whole_run_and_no_photo_goes_through_the_network_twice(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

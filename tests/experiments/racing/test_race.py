@@ -167,7 +167,7 @@ def test_a_network_that_sees_the_classes_loses_less_than_one_that_does_not():
 
 
 @pytest.mark.integration
-@pytest.mark.slow
+@pytest.mark.by_hand
 def test_networks_are_tried_on_a_few_photos_as_long_as_there_is_time(photos, cache, tmp_path):
     network = backbone_network(Backbone(name="mobilenet_v2"), 2, 96)
     inside_of(network).set_weights([np.zeros_like(weight) for weight in inside_of(network).get_weights()])
