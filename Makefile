@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Some machines and images set it. With --no-compile below, every command would then compile all of TensorFlow's Python
-# again: 20 s before the first step, 9 s without it (two cores of an AMD EPYC).
+# again: `import keras` takes 20 s of processor time, and 9 where Python keeps what it compiled (an AMD EPYC).
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install install-dev demo serve story test test-slow test-by-hand lint docs lock clean

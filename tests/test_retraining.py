@@ -157,12 +157,11 @@ print("outcome:", outcome.state, flush=True)
 """
 
 
-@pytest.mark.by_hand
 @pytest.mark.parametrize(
     "steps",
     [
         ("train",),
-        ("gather", "train", "export", "register", "judge"),
+        pytest.param(("gather", "train", "export", "register", "judge"), marks=pytest.mark.by_hand),
     ],
     ids=["one of them", "each"],
 )
