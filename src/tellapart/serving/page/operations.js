@@ -22,7 +22,7 @@ if (given) {
 const model = new URLSearchParams(location.search).get("model");
 const about = (path, more = "") => `${path}?${new URLSearchParams({ ...(model && { model }), ...more })}`;
 
-let classes = [], waiting = [], done = [], skipped = new Set(), photos = new Map(), busy = false, ended = false;
+let classes = [], waiting = [], done = [], skipped = new Set(), photos = new Map(), busy = false, again = false, ended = false;
 
 function trouble(error) {
   const [title, sentence] = explained(error);
@@ -33,8 +33,11 @@ function trouble(error) {
 // Review -----------------------------------------------------------------------------------------------------------
 
 async function fill() {
-  if (busy || ended) return;
+  if (ended) return;
+  // What is being asked knows nothing of a photo that was skipped since: ask once more after it.
+  if (busy) { again = true; return; }
   busy = true;
+  again = false;
   try {
     const answer = await ask(about("operations/review", { count: Math.min(100, 30 + skipped.size) }));
     if (classes.join("\n") !== answer.classes.join("\n")) drawClasses((classes = answer.classes));
@@ -47,6 +50,7 @@ async function fill() {
   }
   busy = false;
   show();
+  if (again) fill();
 }
 
 /** The photo of a question as an address of this page; it is asked for once. */
