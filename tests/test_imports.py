@@ -47,6 +47,14 @@ def test_looking_at_photos_and_measuring_loads_no_framework():
     assert loaded_by("\n".join(f"import {name}" for name in modules)) & FRAMEWORKS == set()
 
 
+@pytest.mark.integration
+def test_a_command_imports_keras_without_what_keras_can_do_without():
+    code = "import gc, importlib.util\nfrom tellapart.cli.show import import_keras\nimport_keras()\n"
+    code += "assert gc.isenabled() and gc.get_freeze_count() > 100_000\n"
+    code += "assert importlib.util.find_spec('sklearn') and importlib.util.find_spec('matplotlib')"
+    assert loaded_by(code) & {"keras", "sklearn", "matplotlib"} == {"keras"}
+
+
 def test_the_picture_of_the_floors_is_that_of_the_imports(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
     from make_floors_picture import PICTURE, drawing

@@ -31,10 +31,10 @@ def ablate(
     Example: tellapart ablate photos --seeds 3
     """
     from tellapart.cli.machine import cache_of_user
-    from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
+    from tellapart.cli.show import announce, console, escaped, import_keras, progress_bar
 
     # Before the next import, which brings Keras along and would let TensorFlow greet the terminal.
-    import_quietly("keras")
+    import_keras()
     from tellapart.experiments.ablation.ablate import ablate as ablate_photos
 
     folder = out if out is not None else Path("ablations") / photos.resolve().stem

@@ -31,12 +31,12 @@ def compare(
 
     Example: tellapart compare runs/a runs/b
     """
-    from tellapart.cli.show import console, escaped, import_quietly, progress_bar
+    from tellapart.cli.show import console, escaped, import_keras, progress_bar
 
     # Only --speed needs the networks. Everything else is in the runs' tables of predictions, and importing Keras takes
     # seconds.
     if speed:
-        import_quietly("keras")
+        import_keras()
     from tellapart.experiments.compare import compare as compare_runs
 
     with progress_bar() as progress:

@@ -26,9 +26,9 @@ def demo(
 
     Example: tellapart demo
     """
-    from tellapart.cli.show import announce, console, import_quietly, progress_bar
+    from tellapart.cli.show import announce, console, import_keras, progress_bar
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.data.drawn import draw as draw_pictures
     from tellapart.data.listing import image_files
     from tellapart.evaluation.predict import load

@@ -41,9 +41,9 @@ def ensemble(
     Example: tellapart ensemble runs/a runs/b runs/c
     """
     from tellapart.cli.comparison import table_of_pairs, table_of_runs
-    from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
+    from tellapart.cli.show import announce, console, escaped, import_keras, progress_bar
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.experiments.ensembling.ensemble import ensemble as join_runs
 
     with progress_bar() as progress:

@@ -24,10 +24,10 @@ def evaluate(
     Example: tellapart evaluate runs/pets
     """
     from tellapart.bundles.bundle import is_bundle
-    from tellapart.cli.show import announce, import_quietly, progress_bar
+    from tellapart.cli.show import announce, import_keras, progress_bar
 
     # Also for a bundle: what measures it is imported from modules that need Keras.
-    import_quietly("keras")
+    import_keras()
     if is_bundle(run):
         _measure_bundle(run, photos, out)
         return
@@ -71,9 +71,9 @@ def explain(
 
     Example: tellapart explain runs/pets photos/cat
     """
-    from tellapart.cli.show import import_quietly, progress_bar
+    from tellapart.cli.show import import_keras, progress_bar
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.data.listing import image_files
     from tellapart.evaluation.predict import load
     from tellapart.explain.files import explain_files

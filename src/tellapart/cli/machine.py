@@ -33,10 +33,10 @@ def doctor() -> None:
     """
     from rich.table import Table
 
-    from tellapart.cli.show import console, escaped, import_quietly
+    from tellapart.cli.show import console, escaped, import_keras
     from tellapart.data.cache import picture_store
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.training.environment import environment
 
     facts, cache = environment(), cache_of_user()

@@ -80,9 +80,9 @@ def _opened(model: Path, runtime: str | None) -> Any:
         from tellapart.bundles.predictor import open_classifier
 
         return open_classifier(model, runtime=runtime)
-    from tellapart.cli.show import import_quietly
+    from tellapart.cli.show import import_keras
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.evaluation.predict import load
 
     return load(model)

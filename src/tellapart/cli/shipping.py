@@ -44,13 +44,13 @@ def export(
 
     Example: tellapart export runs/pets --to bundle
     """
-    from tellapart.cli.show import announce, import_quietly, progress_bar
+    from tellapart.cli.show import announce, import_keras, progress_bar
 
     if (alone := format_.strip()) in ("web", "coreml"):
         if name is not None or coverage != 0.95 or precision != "float32" or int8_epochs:
             raise typer.BadParameter(f"--format {alone} takes no other options: a page is made of a bundle as it is.")
         if alone == "coreml":
-            import_quietly("keras")
+            import_keras()
             from tellapart.shipping.coreml import export_coreml
 
             typer.echo(f"{export_coreml(run, to)}: converted, not proved")
@@ -61,7 +61,7 @@ def export(
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         typer.echo(f"{folder}: a page for any web server, {size / 1e6:.1f} MB")
         return
-    import_quietly("keras")
+    import_keras()
     from tellapart.shipping.export import export as export_run
 
     formats = [part.strip() for part in format_.split(",") if part.strip()]
@@ -91,10 +91,10 @@ def compress(
 
     Example: tellapart compress runs/pets --budget 0.5pp
     """
-    from tellapart.cli.show import announce, console, escaped, import_quietly, progress_bar
+    from tellapart.cli.show import announce, console, escaped, import_keras, progress_bar
     from tellapart.records import Observer
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.compress.compress import compress as compress_run
 
     target = out or run.with_name(f"{run.resolve().name}-compressed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import os
@@ -19,25 +20,48 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def import_quietly(module: str) -> None:
-    """Import a module whose C++ code greets the terminal; what it says is shown only if the import fails."""
+def import_keras() -> None:
+    """Import Keras, which is most of what a command waits for: quickly, and without what its C++ code says.
+
+    What it says is shown only if the import fails.
+    """
+    # Keras imports them for its wrappers and galleries of images, and does without where they are not installed: a
+    # second for each command. Our own modules import them when they need them.
+    # None: an import of it fails.
+    unwanted: dict[str, Any] = {name: None for name in ("matplotlib", "sklearn") if name not in sys.modules}
     # Redirect the file descriptor, because C++ code does not go through sys.stderr. A file rather than a pipe, which
     # would fill up and block.
-    # Call this before the first import that brings the module along: it greets once, whoever imports it.
-    with tempfile.TemporaryFile() as captured:
+    # Call this before the first import that brings Keras along: it greets once, whoever imports it.
+    with tempfile.TemporaryFile() as captured, _no_collection():
         sys.stderr.flush()
         terminal = os.dup(2)
         os.dup2(captured.fileno(), 2)
+        sys.modules.update(unwanted)
         try:
-            importlib.import_module(module)
+            importlib.import_module("keras")
         except BaseException:
             captured.seek(0)
             os.write(terminal, captured.read())
             raise
         finally:
+            for name in unwanted:
+                del sys.modules[name]
             os.dup2(terminal, 2)
             os.close(terminal)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of compiling for each model that is opened
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage among what is imported here, now and later: it stays until the end."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
 
 
 def console(*, stderr: bool = False) -> Console:

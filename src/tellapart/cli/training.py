@@ -63,10 +63,10 @@ def train(
 
     Example: tellapart train photos --time 10m
     """
-    from tellapart.cli.show import announce, import_quietly, progress_bar
+    from tellapart.cli.show import announce, import_keras, progress_bar
 
     _choose_device(device)  # before Keras, whose backend looks for GPUs when it is imported
-    import_quietly("keras")
+    import_keras()
     _check_device(device)
     from tellapart.records import Observer
     from tellapart.run import reopen
@@ -160,9 +160,9 @@ def reproduce(
 
     Example: tellapart reproduce runs/pets
     """
-    from tellapart.cli.show import announce, import_quietly, progress_bar
+    from tellapart.cli.show import announce, import_keras, progress_bar
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.records import Observer
     from tellapart.reproduction import reproduce as reproduce_run
 

@@ -57,14 +57,14 @@ def tune(
 
     Example: tellapart tune photos --trials 30
     """
-    from tellapart.cli.show import announce, import_quietly, progress_bar
+    from tellapart.cli.show import announce, import_keras, progress_bar
     from tellapart.experiments.tuning.study import optuna_or_error
     from tellapart.settings import parse_duration
 
     # Report a wrong duration or a missing Optuna before importing Keras, which takes seconds.
     limit = parse_duration(time_) if time_ else None
     optuna_or_error()
-    import_quietly("keras")
+    import_keras()
     from tellapart.experiments.tuning.tune import tune as tune_photos
 
     with progress_bar() as progress:

@@ -12,9 +12,9 @@ def list_weights() -> None:
     """List the networks whose weights are at hand."""
     from rich.table import Table
 
-    from tellapart.cli.show import console, escaped, import_quietly
+    from tellapart.cli.show import console, escaped, import_keras
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.models.weights import listed
 
     table = Table("network", "MB", "file")
@@ -27,9 +27,9 @@ def list_weights() -> None:
 
 def get_weights(names: Annotated[list[str], typer.Argument(help="Networks, as in mobilenet_v2.")]) -> None:
     """Download weights before they are needed."""
-    from tellapart.cli.show import import_quietly
+    from tellapart.cli.show import import_keras
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.models.weights import get
 
     for name in names:
@@ -41,9 +41,9 @@ def add_weights(
     model: Annotated[str, typer.Option(help="Which network it is, as in mobilenet_v2.")],
 ) -> None:
     """Bring a file of weights to this machine, which may have no network."""
-    from tellapart.cli.show import import_quietly
+    from tellapart.cli.show import import_keras
 
-    import_quietly("keras")
+    import_keras()
     from tellapart.models.weights import add
 
     typer.echo(f"{model}: {add(file, model)}. Train with it: --recipe transfer --model {model}")
