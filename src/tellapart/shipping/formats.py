@@ -195,8 +195,18 @@ WITHOUT_EMBEDDING = frozenset({"keras"})
 """Formats whose files give probabilities alone."""
 
 
-# tf2onnx reads its arguments from sys.argv: one process runs it once for each list of them.
-_TF2ONNX = "import json, sys; from tf2onnx.convert import main\nfor sys.argv in json.loads(sys.argv[1]): main()"
+# tf2onnx reads its arguments from sys.argv: one process runs it once for each list of them. A SavedModel needs no Keras,
+# which TensorFlow imports where it finds it; what is imported stays, so it is never looked through for garbage.
+_TF2ONNX = """
+import gc, json, sys
+sys.modules["keras"] = None
+gc.disable()
+from tf2onnx.convert import main
+gc.freeze()
+gc.enable()
+for sys.argv in json.loads(sys.argv[1]):
+    main()
+"""
 
 
 def convert_to_onnx(files: Mapping[Path, Path]) -> None:
