@@ -195,8 +195,8 @@ WITHOUT_EMBEDDING = frozenset({"keras"})
 """Formats whose files give probabilities alone."""
 
 
-# tf2onnx reads its arguments from sys.argv: one process runs it once for each list of them. A SavedModel needs no Keras,
-# which TensorFlow imports where it finds it; what is imported stays, so it is never looked through for garbage.
+# tf2onnx reads its arguments from sys.argv: one process runs it once for each list of them. A SavedModel needs no
+# Keras, which TensorFlow imports where it finds it; what is imported stays, so it is never looked through for garbage.
 _TF2ONNX = """
 import gc, json, sys
 sys.modules["keras"] = None
