@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -195,3 +197,24 @@ def test_after_the_warm_up_no_batch_size_and_no_damaged_file_takes_memory_for_go
     )
     done = subprocess.run([sys.executable, "-c", program, bundle], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 5, done.stderr
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_memory_that_was_freed_is_there_for_what_comes_next(is_kept: bool):
+    code = f"""
+        import resource
+        import numpy as np
+        from tellapart.serving.memory import keep_freed_memory
+
+        if {is_kept}:
+            keep_freed_memory()
+        faults = []
+        for _ in range(2):
+            begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            np.full(100_000_000, 7, np.uint8)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin)
+        print(faults[1] < faults[0] / 10)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(is_kept)

@@ -33,7 +33,10 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
     pytest.mark.skipif(shutil.which("npm") is None, reason="needs npm, which fetches the runtime of the page"),
 ]
-QUICK = ["data.image_px=32", "train.epochs=6", "train.precision=float32", "train.learning_rate=2e-3"]
+QUICK = [
+    "data.image_px=32", "train.epochs=8", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
+    "train.warmup_epochs=1", "train.recalibrate_photos=256", "model.dropout=0.1", "model.l2=0.0",
+]  # fmt: skip
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 
 
@@ -90,16 +93,19 @@ def test_a_phone_classifies_with_the_network_cut_off(
         page.context.set_offline(True)
         page.reload()
         page.get_by_text("On this device, also without a network").wait_for(timeout=30_000)
-        classifier = open_classifier(place / "bundle", runtime="litert-int8")
+        classifier, right = open_classifier(place / "bundle", runtime="litert-int8"), 0
         for number, photo in enumerate(photos):
             page.set_input_files("#files", photo)
             page.locator("#found").wait_for()
             page.wait_for_function(f"document.querySelectorAll('#thumbs button').length === {number + 1}")
             page.locator("#file-name", has_text=photo.name).wait_for()
             page.locator("#frame:not(.busy)").wait_for()  # before that the last picture's answer may still stand there
-            (expected,) = classifier.predict([photo], top_k=1)
+            (expected,) = classifier.predict([photo], top_k=len(classifier.classes))
             shown = page.locator("#bars .name").first.inner_text()
-            assert shown == expected.label
+            # Not the label alone: two classes may share the highest of the 256 values that int8 has.
+            assert dict(expected.top)[shown] > expected.probability - 0.02
+            right += shown == photo.parent.name
+        assert right >= 3, "of five, or the network says nothing that could be told from chance"
         assert page.evaluate(TOO_WIDE) == []
         assert page.evaluate(WEAK) == []
         assert page.evaluate(NAMELESS) == []

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 def import_keras() -> None:
     """Import Keras, which is most of what a command waits for: quickly, and without what its C++ code says.
 
-    What it says is shown only if the import fails.
+    What it says is shown only if the import fails. From then on the process keeps the memory that it frees.
     """
+    from tellapart.serving.memory import keep_freed_memory
+
+    keep_freed_memory()
     # Keras imports them for its wrappers and galleries of images, and does without where they are not installed: a
     # second for each command. Our own modules import them when they need them.
     # None: an import of it fails.
