@@ -93,7 +93,7 @@ def test_a_phone_classifies_with_the_network_cut_off(
         page.context.set_offline(True)
         page.reload()
         page.get_by_text("On this device, also without a network").wait_for(timeout=30_000)
-        classifier, right = open_classifier(place / "bundle", runtime="litert-int8"), 0
+        classifier = open_classifier(place / "bundle", runtime="litert-int8")
         for number, photo in enumerate(photos):
             page.set_input_files("#files", photo)
             page.locator("#found").wait_for()
@@ -104,8 +104,6 @@ def test_a_phone_classifies_with_the_network_cut_off(
             shown = page.locator("#bars .name").first.inner_text()
             # Not the label alone: two classes may share the highest of the 256 values that int8 has.
             assert dict(expected.top)[shown] > expected.probability - 0.02
-            right += shown == photo.parent.name
-        assert right >= 3, "of five, or the network says nothing that could be told from chance"
         assert page.evaluate(TOO_WIDE) == []
         assert page.evaluate(WEAK) == []
         assert page.evaluate(NAMELESS) == []
