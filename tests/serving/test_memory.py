@@ -179,7 +179,7 @@ def test_after_the_warm_up_no_batch_size_and_no_damaged_file_takes_memory_for_go
         "import sys; from pathlib import Path\n"
         "import numpy as np\n"
         "from tellapart.serving.app import make_app\n"
-        "from tellapart.serving.memory import keep_memory_flat\n"
+        "from tellapart.memory import keep_memory_flat\n"
         "from tellapart.serving.options import BatchOptions, ServerOptions\n"
         "from tellapart.serving.model_version import Image\n"
         "def own(): return int(Path('/proc/self/status').read_text().split('RssAnon:')[1].split()[0]) / 1000\n"
@@ -205,7 +205,7 @@ def test_memory_that_was_freed_is_there_for_what_comes_next(is_kept: bool):
     code = f"""
         import resource
         import numpy as np
-        from tellapart.serving.memory import keep_freed_memory
+        from tellapart.memory import keep_freed_memory
 
         if {is_kept}:
             keep_freed_memory()

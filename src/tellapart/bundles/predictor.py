@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.blas import one_blas_thread
 from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.bundles.runtimes import (
     FRAMEWORKS,
@@ -20,6 +23,7 @@ from tellapart.bundles.runtimes import (
     Predictor,
     check_reference_images,
     open_runtime,
+    open_several,
     usable,
 )
 from tellapart.data.decode import decode_square, resize
@@ -31,7 +35,9 @@ from tellapart.records import Prediction, Progress, no_progress
 from tellapart.unknown import UnknownDetector, decide
 
 BATCH_SIZE = 32
-_PER_TASK = 4
+_FEW = 4
+_MANY = 1000
+"""Images from which on it is worth opening a network for each thread."""
 Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 _CHOICE_SECONDS = 2.0
 
@@ -69,6 +75,7 @@ class BundleClassifier:
         self.image_px = bundle.record.image_px
         self.max_pixels = bundle.record.max_pixels
         self._predict = predict
+        self._predictors: list[Predictor] | None = None
 
     @property
     def identity(self) -> str:
@@ -134,27 +141,49 @@ class BundleClassifier:
         Args:
             images: as `predict` takes them.
             top_k: how many classes to list.
-            with_quality: also measure each photo's quality; it costs about half as much as decoding.
+            with_quality: also measure each photo's quality; it costs about as much as decoding.
         """
-        if len(images) <= _PER_TASK:  # threads would cost more than they save
-            yield from self._named([self.decode(image, with_quality) for image in images], images, 0, top_k)
+        if len(images) <= _FEW:  # threads would cost more than they save
+            decoded = [self.decode(image, with_quality) for image in images]
+            yield from self._named(decoded, _outputs_of(decoded, self._predict), images, 0, top_k)
             return
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        threads = os.cpu_count() or 1
+        size = min(BATCH_SIZE, math.ceil(len(images) / threads))
+        free: SimpleQueue[Predictor] = SimpleQueue()
+        for predict in self._several(len(images), threads):
+            free.put(predict)
 
-            def decode_all(part: Sequence) -> list[DecodedImage]:
-                return [self.decode(image, with_quality) for image in part]
+        def work(start: int) -> tuple[list[DecodedImage], Outputs | None]:
+            decoded = [self.decode(image, with_quality) for image in images[start : start + size]]
+            predict = free.get()
+            try:
+                return decoded, _outputs_of(decoded, predict)
+            finally:
+                free.put(predict)
 
-            def decoded(start: int) -> list:  # a few pictures each: handing work over costs as much as a small picture
-                # Behind the last image the range is empty: the last call of the loop below submits nothing.
-                parts = range(start, min(start + BATCH_SIZE, len(images)), _PER_TASK)
-                return [pool.submit(decode_all, images[at : min(at + _PER_TASK, start + BATCH_SIZE)]) for at in parts]
+        # A batch for each thread, and one more that waits: never more than these are in memory.
+        waiting: deque[tuple[int, Future[tuple[list[DecodedImage], Outputs | None]]]] = deque()
+        with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
+            try:
+                for start in range(0, len(images), size):
+                    waiting.append((start, pool.submit(work, start)))
+                    if len(waiting) == 2 * threads:
+                        first, done = waiting.popleft()
+                        yield from self._named(*done.result(), images, first, top_k)
+                while waiting:
+                    first, done = waiting.popleft()
+                    yield from self._named(*done.result(), images, first, top_k)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
-            # Decode one batch while the previous one is in the network; never more than these two are in memory.
-            waiting = decoded(0)
-            for start in range(0, len(images), BATCH_SIZE):
-                ahead = decoded(start + BATCH_SIZE)
-                yield from self._named([image for part in waiting for image in part.result()], images, start, top_k)
-                waiting = ahead
+    def _several(self, num_images: int, threads: int) -> list[Predictor]:
+        """Return what the threads of a stream ask: a network of its own for each, where there are enough images."""
+        if num_images < _MANY or threads == 1:
+            return [self._predict]
+        # One network on all processors would wait for threads that decode. Opened once: it takes up to a second.
+        if self._predictors is None:
+            self._predictors = open_several(self.bundle, self.runtime, threads)
+        return self._predictors
 
     def decode(
         self, image: str | os.PathLike[str] | bytes | NDArray[np.uint8], with_quality: bool = True
@@ -170,8 +199,6 @@ class BundleClassifier:
             else:
                 data = bytes(image) if isinstance(image, (bytes, bytearray, memoryview)) else read_file(image)
                 if with_quality:
-                    # One decode for both: with a second one the quality took 0.63 ms a photo, so it takes 0.11
-                    # (docs/experiments.md).
                     square, measured = decode_and_measure(data, self.image_px, max_pixels=self.max_pixels)
                     quality = measured.to_dict()
                 else:
@@ -182,12 +209,14 @@ class BundleClassifier:
             return DecodedImage(square, ())
         return DecodedImage(square, tuple(self.bundle.quality_warnings(quality)), quality=quality)
 
-    def _named(self, decoded: list[DecodedImage], images: Sequence, start: int, top_k: int) -> Iterator[Prediction]:
-        # Only decoded images go through the network; `row_of` maps an image to its row of the outputs.
-        squares = {index: image.square for index, image in enumerate(decoded) if image.square is not None}
-        outputs = self._predict(np.stack(list(squares.values()))) if squares else None
-        unknown = decide(self.bundle.detector, outputs.embeddings if outputs else None, len(squares))
-        row_of = {index: row for row, index in enumerate(squares)}
+    def _named(
+        self, decoded: list[DecodedImage], outputs: Outputs | None, images: Sequence, start: int, top_k: int
+    ) -> Iterator[Prediction]:
+        """Yield what the network says of decoded images, of which `start` is the number of the first."""
+        row_of = {
+            index: row for row, index in enumerate(i for i, image in enumerate(decoded) if image.square is not None)
+        }
+        unknown = decide(self.bundle.detector, outputs.embeddings if outputs else None, len(row_of))
         for index, image in enumerate(decoded):
             source = images[start + index]
             path = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {start + index}"
@@ -203,6 +232,12 @@ class BundleClassifier:
                 if prediction.label is None
                 else replace(prediction, unknown=is_unknown, similarity=similarity)
             )
+
+
+def _outputs_of(decoded: Sequence[DecodedImage], predict: Predictor) -> Outputs | None:
+    """Return what a network gives for those images that could be read; None: there are none."""
+    squares = [image.square for image in decoded if image.square is not None]
+    return predict(np.stack(squares)) if squares else None
 
 
 def to_prediction(

@@ -179,9 +179,9 @@ def _run(options: ServerOptions, say: Callable[[str], None] | None) -> None:
     if options.processes > 1:
         _run_several(options, bound, where)
         return
+    from tellapart.memory import keep_memory_flat
     from tellapart.serving.app import make_app
     from tellapart.serving.http_server import Server
-    from tellapart.serving.memory import keep_memory_flat
 
     keep_memory_flat()  # must come before the first thread
     app = make_app(options)

@@ -25,7 +25,7 @@ def import_keras() -> None:
 
     What it says is shown only if the import fails. From then on the process keeps the memory that it frees.
     """
-    from tellapart.serving.memory import keep_freed_memory
+    from tellapart.memory import keep_freed_memory
 
     keep_freed_memory()
     # Keras imports them for its wrappers and galleries of images, and does without where they are not installed: a

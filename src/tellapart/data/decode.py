@@ -87,37 +87,30 @@ def decode_square(
     return square
 
 
-def decode_square_and_whole(
-    data: bytes, image_px: int, whole_px: int, *, max_pixels: int = 100_000_000
+def decode_square_and_grey(
+    data: bytes, image_px: int, short_px: int, *, max_pixels: int = 100_000_000
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return what `decode_square` and `decode` with `at_least_px=whole_px` return, decoding once where that is enough.
+    """Return what `decode_square` returns, and the picture in grey, decoding as little as that takes.
+
+    The grey picture (height, width) uint8 has a shorter side of `short_px` or more where the file's has. A JPEG is
+    shrunk to 1/2, 1/4 or 1/8 while it is decoded; a large PNG to `short_px` exactly, strip by strip, as
+    ``cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)`` does it.
 
     Raises:
         DecodeError: not an image, truncated, or too large.
     """
+    if (shrunk := _shrunk_in_strips(data, max_pixels, image_px, short_px)) is not None:
+        return _square(shrunk[0], "RGB", image_px), shrunk[1]
     picture, order = _decode(data, max_pixels, image_px)
     square = _square(picture, order, image_px)
     size = declared_size(data) if data[:2] == b"\xff\xd8" else None
-    # One decode serves both purposes unless the larger picture may be reduced by less: quality then costs 0.11 ms,
-    # where a decode of its own took 0.63 (docs/experiments.md).
-    if size is not None and _shrinks_by(*size, image_px) != _shrinks_by(*size, whole_px):
-        picture, order = _decode(data, max_pixels, whole_px)
-    return square, _rgb(picture, order)
-
-
-def decode_square_and_grey(
-    data: bytes, image_px: int, short_px: int, *, max_pixels: int = 100_000_000
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-    """Return what `decode_square` returns, and the grey picture shrunk to `short_px`, of a large PNG, in little memory.
-
-    The grey one is what ``cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)`` makes of the grey
-    of what `decode` returns. None: the picture is not large, or of another kind; it has to be decoded as a whole.
-
-    Raises:
-        DecodeError: not an image, truncated, or too large.
-    """
-    shrunk = _shrunk_in_strips(data, max_pixels, image_px, short_px)
-    return None if shrunk is None else (_square(shrunk[0], "RGB", image_px), shrunk[1])
+    # One decode serves both unless the grey picture may be reduced by less. Then its brightness alone is decoded, which
+    # JPEGs store by itself: half the time of a decode in colour.
+    if size is not None and (factor := _shrinks_by(*size, short_px)) != _shrinks_by(*size, image_px):
+        grey = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED_GREY[factor])
+        if grey is not None:
+            return square, np.asarray(grey)
+    return square, np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY if order == "RGB" else cv2.COLOR_BGR2GRAY))
 
 
 def decode_within(data: bytes, longest_px: int, *, max_pixels: int = 100_000_000) -> NDArray[np.uint8]:
@@ -293,7 +286,7 @@ def _square(
     square = resize(picture, image_px, out)
     if order == "RGB":
         return square
-    # Never into `picture` itself: `decode_square_and_whole` goes on with it, in the order that it was decoded in.
+    # Never into `picture` itself: `decode_square_and_grey` goes on with it, in the order that it was decoded in.
     return np.asarray(cv2.cvtColor(square, cv2.COLOR_BGR2RGB, dst=None if square is picture else square))
 
 
@@ -363,6 +356,10 @@ def _in_strips(data: bytes, width: int, height: int) -> NDArray[np.uint8]:
 # pixels than those that are in the caches.
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 """By what a JPEG can be shrunk while it is decoded."""
+_REDUCED_GREY = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    1: cv2.IMREAD_GRAYSCALE,
+}  # fmt: skip
 
 
 def _shrinks_by(width: int, height: int, at_least_px: int) -> int:

@@ -5,13 +5,13 @@ Knows nothing about labels or models.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tellapart.data.decode import decode, decode_square_and_grey, decode_square_and_whole
+from tellapart.data.decode import decode_square_and_grey
 from tellapart.data.image_file import declared_size, jpeg_segments
 
 # Bundles hold limits of what was measured at this length, and `decode._WHOLE_PX` is the same number: neither may be
@@ -56,67 +56,45 @@ class Quality:
 
     def to_dict(self) -> dict[str, float]:
         """Return the measures by name."""
-        return asdict(self)
+        return dict(vars(self))
 
 
 UNKNOWN = Quality(*[float("nan")] * len(DIRECTIONS))
 """Of a photo that cannot be read any more."""
 
 
-def measure_quality(data: bytes, *, max_pixels: int = 100_000_000) -> Quality:
-    """Measure one photo.
+def decode_and_measure(
+    data: bytes, image_px: int, *, max_pixels: int = 100_000_000
+) -> tuple[NDArray[np.uint8], Quality]:
+    """Return what `tellapart.data.decode.decode_square` returns, and how good the photo is, in little more time.
 
-    A JPEG is shrunk to 1/2, 1/4 or 1/8 while it is decoded, as long as its shorter side stays `MEASURED_PX`.
+    A JPEG is shrunk to 1/2, 1/4 or 1/8 while it is decoded, as long as its shorter side stays `MEASURED_PX`; where that
+    takes a decode of its own, its brightness alone is decoded. So the measures depend a little on `image_px`: by less
+    than a hundredth of their spread over photos for most of them.
 
     Args:
         data: the bytes of the file.
+        image_px: side of the square.
         max_pixels: images that declare more are refused.
 
     Raises:
         DecodeError: it cannot be decoded.
     """
-    return _of_file(data, decode(data, max_pixels=max_pixels, at_least_px=MEASURED_PX))
-
-
-def decode_and_measure(
-    data: bytes, image_px: int, *, max_pixels: int = 100_000_000
-) -> tuple[NDArray[np.uint8], Quality]:
-    """Return what `tellapart.data.decode.decode_square` and `measure_quality` return, in little more time than one.
-
-    Raises:
-        DecodeError: it cannot be decoded.
-    """
-    # A large PNG never stands in memory as a whole; all other files are decoded once where that is enough.
-    shrunk = decode_square_and_grey(data, image_px, MEASURED_PX, max_pixels=max_pixels)
-    if shrunk is not None:
-        return shrunk[0], _with_file(data, _quality_of_grey(shrunk[1]))
-    square, picture = decode_square_and_whole(data, image_px, MEASURED_PX, max_pixels=max_pixels)
-    return square, _of_file(data, picture)
-
-
-def _of_file(data: bytes, picture: NDArray[np.uint8]) -> Quality:
-    """Measure a picture that may have been shrunk while it was decoded, and say what its file adds."""
-    return _with_file(data, quality_of(picture))
-
-
-def _with_file(data: bytes, quality: Quality) -> Quality:
+    square, grey = decode_square_and_grey(data, image_px, MEASURED_PX, max_pixels=max_pixels)
     # By the header: the picture at hand may have been shrunk while it was decoded.
-    short_side = min(declared_size(data) or (quality.short_side_px,))
-    return replace(quality, jpeg_quality=jpeg_quality(data), short_side_px=float(short_side))
+    return square, _of_grey(grey, jpeg_quality(data), min(declared_size(data) or grey.shape))
 
 
 def quality_of(picture: NDArray[np.uint8]) -> Quality:
     """Measure a picture that is decoded already, (height, width, 3) uint8 RGB, as if it had never been compressed."""
-    short_side = min(picture.shape[:2])
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    if short_side > MEASURED_PX:
-        scale = MEASURED_PX / short_side
-        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    return replace(_quality_of_grey(np.asarray(grey)), short_side_px=float(short_side))
+    return _of_grey(np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)), 100.0, min(picture.shape[:2]))
 
 
-def _quality_of_grey(grey: NDArray[np.uint8]) -> Quality:
-    """Measure a grey picture (height, width) uint8 whose shorter side is `MEASURED_PX`, or less."""
+def _of_grey(grey: NDArray[np.uint8], stored_with: float, short_side: int) -> Quality:
+    """Measure a grey picture (height, width) uint8 of any size; what the file itself says comes along."""
+    if min(grey.shape) > MEASURED_PX:
+        scale = MEASURED_PX / min(grey.shape)
+        grey = np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
     # 16-bit whole numbers hold every response of both masks, and are twice as fast as floats.
     edges = cv2.Laplacian(grey, cv2.CV_16S)
     brightness, contrast = cv2.meanStdDev(grey)
@@ -124,12 +102,12 @@ def _quality_of_grey(grey: NDArray[np.uint8]) -> Quality:
     variance = cv2.norm(edges, cv2.NORM_L2SQR) / grey.size - cv2.mean(edges)[0] ** 2
     return Quality(
         sharpness=max(variance, 0.0) ** 0.5,
-        noise=noise_level(np.asarray(grey)),
+        noise=noise_level(grey),
         brightness=float(brightness[0, 0]),
         contrast=float(contrast[0, 0]),
         clipped=1 - cv2.countNonZero(cv2.inRange(grey, 3, 252)) / grey.size,
-        jpeg_quality=100.0,
-        short_side_px=float(min(grey.shape)),
+        jpeg_quality=stored_with,
+        short_side_px=float(short_side),
     )
 
 

@@ -27,8 +27,8 @@ from tellapart.data.decode import DecodingCost, decode_square, decode_within, de
 from tellapart.data.image_file import load_formats
 from tellapart.errors import BundleError, DecodeError
 from tellapart.explain.overlay import overlay
+from tellapart.memory import give_back
 from tellapart.serving.batching import Seconds
-from tellapart.serving.memory import give_back
 from tellapart.serving.options import BatchOptions
 from tellapart.serving.telemetry import ModelCounts, Telemetry
 from tellapart.unknown import decide

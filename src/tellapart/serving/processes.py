@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Event
 from types import FrameType
 
 from tellapart.errors import RunError, TellapartError
-from tellapart.serving.memory import keep_memory_flat
+from tellapart.memory import keep_memory_flat
 from tellapart.serving.options import ServerOptions
 from tellapart.supervisor import Child, Supervisor
 

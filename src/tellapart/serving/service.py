@@ -17,12 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tellapart.bundles.predictor import abstains
+from tellapart.memory import give_back
 from tellapart.monitoring.ab_test import SPLIT
 from tellapart.serving.batching import Batcher, Call, DeadlineError, QueueFullError, Worker, step_back
 from tellapart.serving.errors import ApiError, busy
 from tellapart.serving.json_body import parse_json, parsing_bytes, utf8
 from tellapart.serving.limits import Body, ClientLeftError, Receive
-from tellapart.serving.memory import give_back
 from tellapart.serving.middleware import RequestContext, context_of
 from tellapart.serving.model_version import Answer, ExplainRequest, ExplainResult, Image, ModelVersion, Shadow
 from tellapart.serving.models import Models, UnknownModelError

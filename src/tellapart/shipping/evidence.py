@@ -20,7 +20,7 @@ from tellapart.correctness import CorrectnessModel
 from tellapart.data.decode import decode, decode_square
 from tellapart.data.image_file import read_file
 from tellapart.data.metadata import without_metadata
-from tellapart.data.quality import UNKNOWN, measure_quality
+from tellapart.data.quality import UNKNOWN, decode_and_measure
 from tellapart.errors import DecodeError
 from tellapart.evaluation.measure import groups_of
 from tellapart.evaluation.predict import Classifier
@@ -36,12 +36,12 @@ _EMBEDDINGS = 2000
 _PNG = b"\x89PNG"
 
 
-def _qualities(paths: Sequence[Path], progress: Progress) -> pd.DataFrame:
-    """Measure the quality of photos; NaN for those that cannot be read any more."""
+def _qualities(paths: Sequence[Path], image_px: int, progress: Progress) -> pd.DataFrame:
+    """Measure the quality of photos as a bundle of that size will; NaN where one cannot be read any more."""
 
     def measured(path: Path) -> dict[str, float]:
         try:
-            return measure_quality(read_file(path)).to_dict()
+            return decode_and_measure(read_file(path), image_px)[1].to_dict()
         except DecodeError:
             return UNKNOWN.to_dict()
 
@@ -59,7 +59,7 @@ def quality_range(
 ) -> dict[str, tuple[float | None, float | None]]:
     """Return the photo quality for which the accuracy was measured: measure → (low, high), None: no limit."""
     at = photos.main
-    qualities = _qualities([photos.pictures.paths[i] for i in at], progress)
+    qualities = _qualities([photos.pictures.paths[i] for i in at], photos.pictures.image_px, progress)
     groups, is_right = groups_of(photos.frame), shipped.probabilities[at].argmax(axis=1) == photos.numbers[at]
     limits = find_quality_range(qualities, is_right, None if groups is None else groups[at]).limits
     return {measure: (_limit(low), _limit(high)) for measure, (low, high) in limits.items()}

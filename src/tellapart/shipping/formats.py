@@ -237,12 +237,18 @@ def convert_to_onnx(files: Mapping[Path, Path]) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the converters' talk out of the way; what matters is checked by the parity gate."""
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # ONNX Runtime's quantizer asks the root logger, two lines for each file, and so has Python show all that it gets
+    # from then on, unless there is a handler.
+    root, silent = logging.getLogger(), logging.NullHandler()
+    levels = {logger: logger.level for logger in (root, logging.getLogger("tensorflow"))}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    root.addHandler(silent)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
-            logger.setLevel(level)
+            root.removeHandler(silent)
+            for logger, level in levels.items():
+                logger.setLevel(level)

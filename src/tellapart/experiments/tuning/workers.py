@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from tellapart.errors import RunError, TellapartError
 from tellapart.files import write_text
+from tellapart.memory import keep_freed_memory
 from tellapart.supervisor import Child, Supervisor
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _worker(number: int, ready: Event, packed: bytes, sharing: int, log: Path) -
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, threads)  # before Keras is imported: they count when it is
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    keep_freed_memory()  # as the command itself does, before Keras takes any
 
     def progress(task: str, done: int, total: int) -> None:
         del task, done, total
