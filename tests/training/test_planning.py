@@ -299,6 +299,7 @@ def timed(
 
 KNOWN = Precision("float32", {"float32": 50.0, "mixed_bfloat16": 99.0}, "", 11.0)
 OTHER = Precision("float32", {"mixed_bfloat16": 99.0}, "", 11.0)
+LARGER = Precision("float32", {"float32": 50.0}, "", 11.0, timed_px=32)
 SHRINKING = "train.stages=[{image_px=24, share=1}, {image_px=16, share=1}]"
 AND_BACK = "train.stages=[{image_px=16, share=1}, {image_px=24, share=1}, {image_px=16, share=1}]"
 
@@ -314,8 +315,23 @@ AND_BACK = "train.stages=[{image_px=16, share=1}, {image_px=24, share=1}, {image
         ([], KNOWN, [16], {24: 11, 16: 0}, 16),
         (["train.stages=[]"], KNOWN, [], {24: 11}, None),
         ([], OTHER, [24, 16], {24: 24, 16: 0}, 16),
+        ([], LARGER, [16], {24: 11, 16: 0}, 16),
+        ([SHRINKING], LARGER, [16, 24], {16: 16, 24: 0}, 24),
+        (["train.stages=[]"], LARGER, [24], {24: 0}, 24),
     ],
-    ids=["grows", "shrinks", "one size", "and back", "averaged", "known", "all known", "of another precision"],
+    ids=[
+        "grows",
+        "shrinks",
+        "one size",
+        "and back",
+        "averaged",
+        "known",
+        "all known",
+        "of another precision",
+        "of larger pictures",
+        "of larger pictures, shrinks",
+        "of larger pictures, one size",
+    ],
 )
 def test_each_size_is_timed_once_and_that_of_the_first_stage_last(
     monkeypatch: pytest.MonkeyPatch, changes, precision, order, compiling, kept
@@ -324,6 +340,8 @@ def test_each_size_is_timed_once_and_that_of_the_first_stage_last(
     budget, seen = timed(monkeypatch, *changes, precision=precision)
     assert seen == [(px, True) for px in order]
     per_image = {24: 0.05 if precision is KNOWN else 0.024, 16: 0.016}
+    if precision is LARGER and not changes:  # 16 px take 16 ms and 32 px 50: in between by area
+        per_image[24] = 0.016 + 0.034 * (24**2 - 16**2) / (32**2 - 16**2)
     assert budget.epoch_seconds == pytest.approx({px: 48 * per_image[px] for px in compiling})
     assert budget.compile_seconds == compiling
     assert budget.compiled_px == kept

@@ -272,7 +272,7 @@ def test_steps_are_timed_on_noise_where_the_choice_of_the_precision_did_not(monk
     precision, seconds = time_plan._time_training(recipe, 5)
     assert seconds == pytest.approx(step)
     assert precision == (
-        replace(chosen, milliseconds_per_image={"float32": 2.0}, compile_seconds=3.0) if timed else chosen
+        replace(chosen, milliseconds_per_image={"float32": 2.0}, compile_seconds=3.0, timed_px=24) if timed else chosen
     )
     assert len(seen) == 1 + timed
     images, targets = seen[0][1][0]
@@ -296,7 +296,7 @@ def test_a_plan_in_the_record_names_its_precision_only_where_one_was_measured():
     values = {"share": 0.5, "photo_px": 80, "image_px": FAST.data.image_px}
     values["seconds_per_photo"] = {"scan": 0.001, "decode": 0.002, "forward": 0.003, "step": 0.0}
     assert plan.to_dict() == values
-    measured = {"name": "float32", "milliseconds_per_image": {}, "reason": "", "compile_seconds": 0.0}
+    measured = {"name": "float32", "milliseconds_per_image": {}, "reason": "", "compile_seconds": 0.0, "timed_px": 0}
     assert replace(plan, precision=FLOAT32).to_dict() == values | {"precision": measured}
 
 

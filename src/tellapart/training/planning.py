@@ -182,7 +182,7 @@ def time_budget(
         inputs: the photos, and the recipe.
         model: compiled; its weights are as they were, after it.
         rate: its learning rate.
-        precision: with the time of a step at the last size, where it was measured.
+        precision: with the time of a step at the last size, or at a larger one, where it was measured.
         deadline: when the run must be over.
         device: times steps instead, on an accelerator, and the model stays as it is.
     """
@@ -190,20 +190,30 @@ def time_budget(
     # Any schedule will do for timing: the weights are put back afterwards.
     rate.enter(Segment(stages[0].image_px, 1, (0.0, 0.01)), 0, 1000)
     known = precision.milliseconds_per_image.get(precision.name)
-    epoch_seconds, compile_seconds, compiled_px = {}, {}, None
+    first_px, last_px = stages[0].image_px, stages[-1].image_px
+    times: dict[int, StepTime] = {}
+    compiled_px = None
     # The first stage comes last: its compiled step is what training begins with.
     for image_px in dict.fromkeys(stage.image_px for stage in reversed(stages)):
         if device is not None:
-            timed = StepTime(device.seconds_per_image(image_px), 0.0)
-        elif known is not None and image_px == stages[-1].image_px:  # to compile that step again takes seconds
-            timed = StepTime(known / 1000, precision.compile_seconds)
+            times[image_px] = StepTime(device.seconds_per_image(image_px), 0.0)
+        # To compile that step again takes seconds. A plan may have made pictures smaller since it was timed.
+        elif known is not None and image_px == last_px and precision.timed_px in (0, last_px):
+            times[image_px] = StepTime(known / 1000, precision.compile_seconds)
+        elif known is not None and first_px < image_px == last_px < precision.timed_px:
+            continue  # it lies between two sizes that are timed
         else:
             forget_compiled_step(model)
             with unchanged(model):
-                timed = step_time(model, inputs.training(image_px))
+                times[image_px] = step_time(model, inputs.training(image_px))
             compiled_px = image_px
-        epoch_seconds[image_px] = timed.per_image * inputs.images_per_epoch
-        compile_seconds[image_px] = timed.compiling
+    if last_px not in times and known is not None:
+        low, high = times[first_px].per_image, known / 1000
+        # What a step costs grows with the area, from what it costs whatever the size.
+        part = (last_px**2 - first_px**2) / (precision.timed_px**2 - first_px**2)
+        times[last_px] = StepTime(low + part * (high - low), precision.compile_seconds)
+    epoch_seconds = {image_px: timed.per_image * inputs.images_per_epoch for image_px, timed in times.items()}
+    compile_seconds = {image_px: timed.compiling for image_px, timed in times.items()}
     if recipe.train.weight_average or compiled_px != stages[0].image_px:
         compiled_px = None  # the length of the average is part of a compiled step, and is not known before the plan
     else:

@@ -313,6 +313,7 @@ def _time_training(recipe: Recipe, num_classes: int) -> tuple[Precision | None, 
             precision,
             milliseconds_per_image={precision.name: 1000 * timed.per_image},
             compile_seconds=timed.compiling,
+            timed_px=noise.image_px,
         )
     return precision, precision.milliseconds_per_image[precision.name] / 1000
 

@@ -43,12 +43,14 @@ class Precision:
         milliseconds_per_image: of a training step in each precision that was timed.
         reason: why this one.
         compile_seconds: that its first step takes longer than others, where steps were timed.
+        timed_px: side of the pictures of those steps; 0 where none were timed.
     """
 
     name: str
     milliseconds_per_image: dict[str, float]
     reason: str
     compile_seconds: float = 0.0
+    timed_px: int = 0
 
 
 def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batches: TrainingBatches) -> Precision:
@@ -81,7 +83,7 @@ def choose_precision(wanted: str, make_model: Callable[[str], keras.Model], batc
     name, reason = "float32", "mixed_bfloat16 is not faster by a tenth"
     if times["mixed_bfloat16"] < _WORTHWHILE * times["float32"]:
         name, reason = "mixed_bfloat16", "faster by measurement"
-    return Precision(name, times, reason, sum(first[name]))
+    return Precision(name, times, reason, sum(first[name]), batches.image_px)
 
 
 def precision_on_device(wanted: str, image_px: int) -> Precision:
