@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,34 @@ def test_what_the_page_without_a_server_takes_is_that_of_its_file():
     for values, digits, unit in ((found["first_answer_seconds"], 1, "s"), (found["p50_ms"], 1, "ms")):
         assert f"{min(values):.{digits}f} to {max(values):.{digits}f} {unit}" in page
     assert found["agrees_with_the_server"] == 1
+    peers = found["onnxruntime_web_network_ms"].values()
+    for laps in (found["network_ms"], *peers):
+        assert f"| {', '.join(f'{lap:.1f}' for lap in laps)} |" in page
+
+
+def test_the_speed_of_fast_beside_an_earlier_version_is_that_of_its_file():
+    found, page = result("recipe-speed"), text_of("docs/training.md")
+    for px, ratio in found["ratio"].items():
+        speeds = [
+            f"{statistics.median(seen[kind]['images_per_second'][px] for seen in found['rounds']):.0f}"
+            for kind in ("before", "now")
+        ]
+        rounds = ", ".join(f"{value:.2f}" for value in ratio["rounds"])
+        assert f"| {px} px | {' | '.join(speeds)} | {ratio['median']:.2f} ({rounds}) |" in page
+    assert f"busy for {found['busy']:.0%}".replace("%", " %") in page
+
+
+def test_the_speed_of_a_table_of_photos_is_that_of_its_file():
+    found, page = result("batch-prediction"), text_of("docs/export.md")
+    rates, shares = found["images_per_second"], found["of_the_bare_loop"]
+    percent = {kind: f"{100 * share:.0f} %" for kind, share in shares.items()}
+    plain = f"{rates['without quality']:,.0f} images/s without the quality of the photos, {percent['without quality']}"
+    assert plain in page
+    assert f"{rates['with quality']:,.0f} ({percent['with quality']}) with it" in page
+
+
+def test_what_a_time_budget_leaves_for_training_is_that_of_its_file():
+    (found,), page = result("time-budget-crops-150")["runs"].values(), text_of("docs/training.md")
+    assert (
+        f"{found['training_seconds']:.0f} of {found['wall_seconds']:.0f} s and {found['test_accuracy']:.3f} now" in page
+    )
