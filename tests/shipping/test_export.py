@@ -22,9 +22,10 @@ import pytest
 import corpus
 import tellapart
 from held import with_outlier
+from tellapart.bundles import predictor
 from tellapart.bundles.bundle import BundleRecord, open_bundle, write_record
 from tellapart.bundles.parity import EXACT, parity
-from tellapart.bundles.predictor import explain_bundle, open_classifier
+from tellapart.bundles.predictor import DecodedImage, explain_bundle, open_classifier
 from tellapart.bundles.runtimes import RUNTIMES, Outputs, answers, check_reference_images, open_runtime, usable
 from tellapart.bundles.tables import predict_files
 from tellapart.data.decode import decode_square
@@ -360,6 +361,36 @@ def test_a_format_that_nothing_here_runs_is_refused(place: Path, tmp_path: Path,
 def test_the_photos_of_a_bundle_say_nothing_but_their_picture(place: Path):
     for file in (place / "bundle" / "reference_images").iterdir():
         assert without_metadata(file.read_bytes()) == file.read_bytes(), file
+
+
+@pytest.mark.parametrize("bytes_allowed", [2**40, 0], ids=["a network for each thread", "one for all"])
+def test_many_images_are_named_by_several_threads_as_each_alone(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_allowed: int
+):
+    """In their order, with a damaged one among them, and whoever stops listening stops the work."""
+    monkeypatch.setattr(predictor, "_MANY", 40)
+    monkeypatch.setattr(predictor, "_MOST_BYTES", bytes_allowed)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(b"no photo")
+    images = [*image_files([place / "photos"])[:150], damaged, *image_files([place / "photos"])[150:180]]
+    classifier = open_classifier(place / "bundle")
+    found = list(classifier.stream(images))
+    assert [each.path for each in found] == [str(path) for path in images]
+    assert [number for number, each in enumerate(found) if each.label is None] == [150]
+    for number in (0, 31, 32, 149, 151, 180):
+        (alone,) = classifier.predict([images[number]])
+        assert (alone.label, alone.unknown, alone.quality_warnings) == (
+            found[number].label, found[number].unknown, found[number].quality_warnings,
+        )  # fmt: skip
+        assert alone.probability == pytest.approx(found[number].probability, abs=1e-3)
+    assert (classifier._predictors is None) == (bytes_allowed == 0)
+    decoded: list[object] = []
+    monkeypatch.setattr(classifier, "decode", lambda image, _: [decoded.append(image), DecodedImage(None, ())][1])
+    stream = classifier.stream(images)
+    next(stream)
+    stream.close()
+    assert len(decoded) <= 4 * 32, "no more is begun than is waited for"
 
 
 def test_rows_of_another_model_are_not_gone_on_with(place: Path, tmp_path: Path):

@@ -21,6 +21,7 @@ from tellapart.bundles.runtimes import (
     RUNTIMES,
     Outputs,
     Predictor,
+    artefact_for,
     check_reference_images,
     open_runtime,
     open_several,
@@ -38,6 +39,10 @@ BATCH_SIZE = 32
 _FEW = 4
 _MANY = 1000
 """Images from which on it is worth opening a network for each thread."""
+_MOST_BYTES = 256_000_000
+"""Of the files of these networks: each may keep its weights for itself."""
+_IN_FLIGHT = 512
+"""Images that are decoded and wait, about: 77 MB at 224 px."""
 Explain = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.float32]]
 _CHOICE_SECONDS = 2.0
 
@@ -148,7 +153,8 @@ class BundleClassifier:
             yield from self._named(decoded, _outputs_of(decoded, self._predict), images, 0, top_k)
             return
         threads = os.cpu_count() or 1
-        size = min(BATCH_SIZE, math.ceil(len(images) / threads))
+        # Smaller batches where there are many processors: each may have one in memory.
+        size = min(BATCH_SIZE, max(_FEW, _IN_FLIGHT // threads), math.ceil(len(images) / threads))
         free: SimpleQueue[Predictor] = SimpleQueue()
         for predict in self._several(len(images), threads):
             free.put(predict)
@@ -161,13 +167,13 @@ class BundleClassifier:
             finally:
                 free.put(predict)
 
-        # A batch for each thread, and one more that waits: never more than these are in memory.
+        # A batch for each thread, and two more that are done or wait: never more than these are in memory.
         waiting: deque[tuple[int, Future[tuple[list[DecodedImage], Outputs | None]]]] = deque()
         with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
             try:
                 for start in range(0, len(images), size):
                     waiting.append((start, pool.submit(work, start)))
-                    if len(waiting) == 2 * threads:
+                    if len(waiting) == threads + 2:
                         first, done = waiting.popleft()
                         yield from self._named(*done.result(), images, first, top_k)
                 while waiting:
@@ -178,7 +184,9 @@ class BundleClassifier:
 
     def _several(self, num_images: int, threads: int) -> list[Predictor]:
         """Return what the threads of a stream ask: a network of its own for each, where there are enough images."""
-        if num_images < _MANY or threads == 1:
+        artefact = artefact_for(self.bundle, RUNTIMES[self.runtime])
+        size = artefact.bytes if artefact else 0
+        if num_images < _MANY or threads == 1 or threads * size > _MOST_BYTES:
             return [self._predict]
         # One network on all processors would wait for threads that decode. Opened once: it takes up to a second.
         if self._predictors is None:
