@@ -13,7 +13,7 @@ def threads() -> set[int]:
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
-@pytest.mark.skipif(not threads(), reason="NumPy's matrix products are not counted by threadpoolctl here")
+@pytest.mark.skipif(not threads(), reason="NumPy has no OpenBLAS or MKL here: NOTHING IS TESTED")
 def test_the_last_caller_puts_back_what_the_first_one_found():
     with threadpool_limits(limits=2, user_api="blas"):
         first, second = one_blas_thread(), one_blas_thread()

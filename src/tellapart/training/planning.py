@@ -197,7 +197,8 @@ def time_budget(
     for image_px in dict.fromkeys(stage.image_px for stage in reversed(stages)):
         if device is not None:
             times[image_px] = StepTime(device.seconds_per_image(image_px), 0.0)
-        # To compile that step again takes seconds. A plan may have made pictures smaller since it was timed.
+        # To compile that step again takes seconds. A plan may have made pictures smaller since it was timed; what an
+        # earlier version recorded says 0, and is taken for the last size as it was then.
         elif known is not None and image_px == last_px and precision.timed_px in (0, last_px):
             times[image_px] = StepTime(known / 1000, precision.compile_seconds)
         elif known is not None and first_px < image_px == last_px < precision.timed_px:
