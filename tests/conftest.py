@@ -119,7 +119,7 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 QUICK = [
-    "data.image_px=48", "train.epochs=14", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
+    "data.image_px=48", "train.epochs=6", "train.batch_size=16", "train.learning_rate=4e-3", "train.precision=float32",
     "train.warmup_epochs=1", "train.recalibrate_photos=256", "model.dropout=0.1",
     "model.l2=0.0", "augment.rotation=0.02",
 ]  # fmt: skip

@@ -469,7 +469,7 @@ def a_run_that_was_stopped_goes_on_as_if_it_had_not_been() -> None:
     whole, parts = Path(sys.argv[1]) / "whole", Path(sys.argv[1]) / "parts"
     for run in (whole, parts):
         (run / "checkpoints").mkdir(parents=True)
-    recipe = {"train__epochs": 6, "train__validate_every": 2, "model__dropout": 0.3}
+    recipe = {"train__epochs": 6, "train__validate_every": 2, "model__dropout": 0.3, "model__width": 0.25}
     stages = [{"image_px": 24, "share": 0.5}, {"image_px": 32, "share": 0.5}]
 
     def train(run: Path, **options: Any) -> Any:
