@@ -5,7 +5,10 @@ A predictor maps (num_images, image_px, image_px, 3) uint8 to `Outputs`.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +53,10 @@ class Runtime:
         opens: (file, threads) → predictor.
         opens_several: (file, callers) → as many predictors, on one processor each, to be called at the same time; None:
             it is the same as to open it several times.
+        distribution: that must have brought the package, where several do; "": any.
+        proved_as: the runtime whose proof counts for this one, which is not there when most bundles are made: the same
+            file in the same arithmetic on another device. Reference images are compared wherever it is opened.
+        is_accelerated: whether it runs on a device of its own, where large batches are faster.
     """
 
     format: str
@@ -58,10 +65,18 @@ class Runtime:
     tolerance: Tolerance
     opens: Callable[[Path, int], Predictor]
     opens_several: Callable[[Path, int], list[Predictor]] | None = None
+    distribution: str = ""
+    proved_as: str = ""
+    is_accelerated: bool = False
 
     @property
     def installed(self) -> bool:
         """Whether its package is there."""
+        if self.distribution:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                importlib.metadata.distribution(self.distribution)
+                return importlib.util.find_spec(self.package) is not None
+            return False
         return importlib.util.find_spec(self.package) is not None
 
     def runs(self, artefact: Artefact) -> bool:
@@ -90,7 +105,40 @@ def _onnxruntime(path: Path, threads: int, *, integers: bool = False) -> Predict
     if not integers:
         # Weights alone are int8: make floats of them once, when the file is opened, not for every picture.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return _session_predictor(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+
+
+def _onnxruntime_cuda(path: Path, threads: int) -> Predictor:
+    import onnxruntime
+
+    del threads  # the arithmetic is the device's
+    provider, session = "CUDAExecutionProvider", None
+    if provider in onnxruntime.get_available_providers():
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()  # of CUDA and cuDNN, from their packages
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # Without TF32 it is the float32 that was proved. The exhaustive search, the default, is made again for each new
+        # batch size, while a request waits.
+        settings = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        onnxruntime.set_default_logger_severity(4)  # what it cannot load is said below
+        session = onnxruntime.InferenceSession(path, options, providers=[(provider, settings), "CPUExecutionProvider"])
+        onnxruntime.set_default_logger_severity(2)  # its default
+    # Where CUDA or a device is missing it takes the processor, and only its log says so.
+    if session is None or provider not in session.get_providers():
+        raise BundleError(
+            "ONNX Runtime can't use CUDA here: it found no GPU, or no CUDA and cuDNN of its version. "
+            "`tellapart doctor` names the GPU; onnxruntime-gpu[cuda,cudnn] brings the libraries."
+        )
+    return _session_predictor(session)
+
+
+def _onnxruntime_cuda_shared(path: Path, callers: int) -> list[Predictor]:
+    """One session for all: it may be called from several threads, and its weights lie on the device once."""
+    return [_onnxruntime_cuda(path, 1)] * callers
+
+
+def _session_predictor(session: Any) -> Predictor:
     input_name = session.get_inputs()[0].name
     output_names = [output for output in _OUTPUTS if output in {node.name for node in session.get_outputs()}]
 
@@ -236,6 +284,10 @@ _FLOAT = "float32", "float16", "int8-weights"
 _INT8 = ("int8",)
 
 RUNTIMES: dict[str, Runtime] = {
+    "onnxruntime-cuda": Runtime(
+        "onnx", _FLOAT, "onnxruntime", EXACT, _onnxruntime_cuda, _onnxruntime_cuda_shared,
+        distribution="onnxruntime-gpu", proved_as="onnxruntime", is_accelerated=True,
+    ),
     "openvino-bf16": Runtime("onnx", _FLOAT, "openvino", REDUCED, _openvino("bf16"), _openvino_streams("bf16")),
     "openvino-f32": Runtime("onnx", _FLOAT, "openvino", EXACT, _openvino("f32"), _openvino_streams("f32")),
     "onnxruntime": Runtime("onnx", _FLOAT, "onnxruntime", EXACT, _onnxruntime),
@@ -246,7 +298,7 @@ RUNTIMES: dict[str, Runtime] = {
     "litert-int8": Runtime("litert", _INT8, "ai_edge_litert", REDUCED, _litert_one_by_one),
     "tensorflow": Runtime("saved_model", _FLOAT[:1], "tensorflow", EXACT, _tensorflow),
     "keras": Runtime("keras", _FLOAT[:1], "keras", EXACT, _keras),
-}
+}  # fmt: skip
 """Every way to run a bundle, those first that are mostly the fastest: a choice that takes too long stops early."""
 
 FRAMEWORKS = frozenset({"tensorflow", "keras"})
@@ -260,7 +312,7 @@ def usable(bundle: Bundle) -> list[str]:
         for name, runtime in RUNTIMES.items()
         if runtime.installed
         and (artefact := artefact_for(bundle, runtime)) is not None
-        and (proof := artefact.proofs.get(name)) is not None
+        and (proof := artefact.proofs.get(runtime.proved_as or name)) is not None
         and proof.passed
     ]
 
@@ -305,13 +357,14 @@ def _checked(bundle: Bundle, name: str) -> tuple[Runtime, Path]:
         )
     runtime = RUNTIMES[name]
     if not runtime.installed:
-        raise BundleError(f"The runtime {name} needs the package {runtime.package}, which is not installed.")
+        needed = runtime.distribution or runtime.package
+        raise BundleError(f"The runtime {name} needs the package {needed}, which is not installed.")
     artefact = artefact_for(bundle, runtime)
     if artefact is None:
         raise BundleError(
             f"{bundle.folder} has no {runtime.format} model for {name}. Export with --format {runtime.format}."
         )
-    proof = artefact.proofs.get(name)
+    proof = artefact.proofs.get(runtime.proved_as or name)
     if proof is not None and not proof.passed:
         raise BundleError(f"{name} was refused when {bundle.folder} was made: {proof.reason}.")
     return runtime, bundle.path(artefact)

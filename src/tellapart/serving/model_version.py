@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tellapart.bundles.bundle import Bundle, open_bundle
 from tellapart.bundles.predictor import BundleClassifier, DecodedImage, Explain, choose, explain_bundle
-from tellapart.bundles.runtimes import Outputs, Predictor, open_several
+from tellapart.bundles.runtimes import RUNTIMES, Outputs, Predictor, open_several
 from tellapart.data.decode import DecodingCost, decode_square, decode_within, decoding_cost
 from tellapart.data.image_file import load_formats
 from tellapart.errors import BundleError, DecodeError
@@ -42,6 +42,8 @@ LARGE_PIXELS = 16_000_000
 _WARM_UP_SECONDS = 2.0
 _PIXELS_AT_ONCE = 2**18  # five pictures at 224 px
 """Of all pictures in one run of the network: with more of them its memory grows and its speed does not."""
+_WORTH_DOUBLING = 0.95
+"""Share of the time of a picture, below which a device is given batches twice as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,7 +492,7 @@ def open_served(
     networks = PredictorPool(
         per_thread,
         together if several else None,
-        max(1, _PIXELS_AT_ONCE // bundle.record.image_px**2),
+        _most_at_once(runtime, together, bundle.record.image_px, batches.max_batch_size),
         lambda: open_several(bundle, runtime, 1)[0],
     )
     classifier = BundleClassifier(bundle, runtime, together)
@@ -513,6 +515,26 @@ def open_served(
     if open_version(folder) != bundle.version:
         raise BundleError(f"{folder} changed while it was loaded.")
     return served
+
+
+def _most_at_once(runtime: str, predict: Predictor, image_px: int, max_batch_size: int) -> int:
+    """Return how many pictures one run of the network should have: of a device of its own that is measured.
+
+    Doubled as long as a picture takes a twentieth less time than in half as large a batch.
+    """
+    if not RUNTIMES[runtime].is_accelerated:
+        return max(1, _PIXELS_AT_ONCE // image_px**2)
+    most, fastest = 1, float("inf")
+    for size in (2**power for power in range(max_batch_size.bit_length()) if 2**power <= max_batch_size):
+        batch, laps = np.zeros((size, image_px, image_px, 3), np.uint8), []
+        for _ in range(5):
+            start = time.perf_counter()
+            predict(batch)
+            laps.append((time.perf_counter() - start) / size)
+        if min(laps) > _WORTH_DOUBLING * fastest:
+            break
+        most, fastest = size, min(laps)
+    return most
 
 
 def open_version(folder: Path) -> str | None:

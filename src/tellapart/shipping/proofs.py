@@ -51,7 +51,11 @@ def prove(
     """
     proofs: dict[str, Proof] = {}
     # A runtime that is not installed here gets no proof, and is not chosen elsewhere (`usable`); by name it opens.
-    names = [name for name, runtime in RUNTIMES.items() if runtime.runs(artefact) and runtime.installed]
+    names = [
+        name
+        for name, runtime in RUNTIMES.items()
+        if runtime.runs(artefact) and runtime.installed and not runtime.proved_as
+    ]
     # Integer kernels are what crashes: OpenVINO does on AMX, of a free batch size.
     crashed = crashes(path, names, pictures.image_px) if artefact.precision == "int8" else {}
     for name in names:
