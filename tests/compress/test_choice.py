@@ -91,6 +91,28 @@ def test_fewer_bits_are_tried_as_long_as_they_may_keep_the_budget(
     assert list(dict.fromkeys(candidate.precision for candidate in found)) == made
 
 
+@pytest.mark.parametrize(
+    ("refused", "lost"),
+    [
+        ((), False),
+        (("openvino-int8",), False),
+        (("onnxruntime-int8",), False),
+        (("openvino-int8", "onnxruntime-int8"), True),
+        (("litert-int8",), True),
+    ],
+)
+def test_rounding_alone_will_do_where_each_format_has_a_runtime_that_keeps_the_budget(
+    refused: tuple[str, ...], lost: bool
+):
+    names = [name for name, runtime in RUNTIMES.items() if "int8" in runtime.precisions]
+    if not all(RUNTIMES[name].installed for name in names):
+        pytest.skip("a runtime is not installed")
+    candidates = [
+        replace(WHOLE, name="n-int8", runtime=name, error="it lost" if name in refused else "") for name in names
+    ]
+    assert compress_module._rounding_lost(candidates, "n-int8") is lost
+
+
 @pytest.mark.parametrize(("candidates", "near"), [(ALL, " The nearest loses 0.10 points at most."), ((WHOLE,), "")])
 def test_a_budget_that_nothing_meets_says_how_near_it_came(candidates: tuple[Candidate, ...], near: str):
     *_, last = _verdicts(Compression(Path("out"), 0.0005, candidates, None, None, {}))

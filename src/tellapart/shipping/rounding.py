@@ -107,7 +107,7 @@ def trained_for_int8(
     student.compile(keras.optimizers.Adam(schedule), loss="categorical_crossentropy", jit_compile=False)
     for epoch in range(epochs):
         for number, pictures in enumerate(batches()):
-            student.train_on_batch(pictures, np.asarray(model(pictures, training=False)))
+            student.train_on_batch(pictures, model.predict_on_batch(pictures))
             progress("training for int8", epoch * num_batches + number + 1, epochs * num_batches)
     copy = keras.models.clone_model(model, clone_function=plain_clone)
     trained = {layer.name: layer for layer in layers_of(student)}
