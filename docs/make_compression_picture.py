@@ -98,10 +98,10 @@ def summary(name: str, result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def seeds(result: dict[str, Any]) -> str:
+def seeds(result: dict[str, Any], first: int = 0) -> str:
     """Return the rows of a Markdown table: what was chosen in each run, whose recipes differ in their seed alone."""
     lines = []
-    for number, search in enumerate(result["searches"]):
+    for number, search in enumerate(result["searches"], first):
         for what in ("smallest", "fastest"):
             chosen = search["ratios"][what]
             if chosen is None or (what == "fastest" and chosen == search["ratios"]["smallest"]):
