@@ -85,7 +85,7 @@ def test_a_bundle_that_was_made_without_one_is_served_by_the_device_if_its_image
 
 @pytest.mark.parametrize(
     ("call_ms", "picture_ms", "most"),
-    [(20, 0.1, 32), (0.0, 2.0, 1)],
+    [(20, 0.1, 32), (0.0, 10.0, 1)],
     ids=["a call costs more than pictures", "only pictures cost"],
 )
 def test_a_device_is_given_as_large_batches_as_are_faster(call_ms: float, picture_ms: float, most: int):

@@ -72,12 +72,14 @@ class Runtime:
     @property
     def installed(self) -> bool:
         """Whether its package is there."""
-        if self.distribution:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                importlib.metadata.distribution(self.distribution)
-                return importlib.util.find_spec(self.package) is not None
+        if importlib.util.find_spec(self.package) is None:
             return False
-        return importlib.util.find_spec(self.package) is not None
+        if self.distribution:
+            try:
+                importlib.metadata.distribution(self.distribution)
+            except importlib.metadata.PackageNotFoundError:
+                return False
+        return True
 
     def runs(self, artefact: Artefact) -> bool:
         """Whether it opens an artefact."""
@@ -118,6 +120,7 @@ def _onnxruntime_cuda(path: Path, threads: int) -> Predictor:
             onnxruntime.preload_dlls()  # of CUDA and cuDNN, from their packages
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # as on a processor, above
         # Without TF32 it is the float32 that was proved. The exhaustive search, the default, is made again for each new
         # batch size, while a request waits.
         settings = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
