@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tellapart.blas import one_blas_thread
 from tellapart.errors import InputError
 from tellapart.evaluation.metrics import photo_losses
 from tellapart.records import Progress, no_progress
@@ -84,10 +85,11 @@ def _asked(
     # scikit-learn's C weighs the sum of the losses: divided by the photos it weighs their mean, however many there
     # are.
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty / len(fitted), max_iter=300))
-    model.fit(features[fitted], labels[fitted])
     rows = np.zeros((len(held_out), num_classes))
-    # A class without photos in these folds has no column, and stays at 0.
-    rows[:, model.classes_] = model.predict_proba(features[held_out])
+    with one_blas_thread():
+        model.fit(features[fitted], labels[fitted])
+        # A class without photos in these folds has no column, and stays at 0.
+        rows[:, model.classes_] = model.predict_proba(features[held_out])
     return rows
 
 

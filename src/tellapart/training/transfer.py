@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 from sklearn.exceptions import ConvergenceWarning
 
+from tellapart.blas import one_blas_thread
 from tellapart.files import atomic_file
 from tellapart.models.backbones import load_pretrained
 from tellapart.models.forward import pays
@@ -165,7 +166,7 @@ class _Fit:
         scaled = (self.features[chosen] - self._mean) / self._std
         # scikit-learn adds losses up: a penalty per photo has to grow with their number.
         self._fit.set_params(C=1 / (penalty * len(chosen)))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), one_blas_thread():
             warnings.simplefilter("ignore", ConvergenceWarning)  # said by `n_iter_`
             # In rounds, to check the clock: L-BFGS cannot be interrupted, but a warm start resumes it.
             for _ in range(_MOST_ITERATIONS // _ITERATIONS):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tellapart.blas import one_blas_thread
 from tellapart.data.decode import resize
 from tellapart.evaluation.intervals import share_interval
 from tellapart.evaluation.measure import measure_sides
@@ -98,8 +99,10 @@ def _baseline(e: Examination) -> tuple[float, Interval] | None:
         return np.stack(rows).astype(np.float32)
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-    model.fit(squares(trained_on), subject.numbers[trained_on])
-    right = model.predict(squares(e.at)) == e.true
+    of_trained, of_asked = squares(trained_on), squares(e.at)
+    with one_blas_thread():
+        model.fit(of_trained, subject.numbers[trained_on])
+        right = model.predict(of_asked) == e.true
     return float(right.mean()), share_interval(right, e.groups)
 
 
