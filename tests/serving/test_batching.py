@@ -232,3 +232,92 @@ def test_shadows_take_so_many_bytes_and_no_more_however_the_images_come():
         log.record_shadow.assert_called_once_with(context.test, context.shadowed_by, ["r.0"], ["an answer"])
 
     asyncio.run(work())
+
+
+class Noting(Doubler):
+    """Notes which thread did the work, and may take its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[int] = []
+        self.seconds_to_prepare = 0.0
+
+    def prepare(self, item: int) -> int:
+        self.threads.append(threading.get_ident())
+        time.sleep(self.seconds_to_prepare)
+        return item
+
+
+async def ask(batcher: Batcher, worker: Noting, item: int, caller: object) -> bool:
+    """Have a number doubled; return whether the event loop did it."""
+    assert await batcher.submit(worker, [item], caller).future == [2 * item]
+    return worker.threads[-1] == threading.get_ident()
+
+
+def with_noting(work: Callable[[Batcher, Noting], Coroutine[Any, Any, None]], **options: Any) -> None:
+    worker = Noting()
+
+    async def main() -> None:
+        batcher = Batcher(BatchOptions(**options))
+        batcher.start()
+        try:
+            await work(batcher, worker)
+        finally:
+            batcher.stop()
+
+    asyncio.run(main())
+
+
+def test_a_lone_callers_item_is_worked_on_in_the_event_loop_once_it_is_known_to_be_quick():
+    async def work(batcher: Batcher, worker: Noting) -> None:
+        assert not await ask(batcher, worker, 1, "a"), "nobody knows yet how long it takes"
+        assert [await ask(batcher, worker, number, "a") for number in range(2, 12)] == [True] * 10
+        assert not await ask(batcher, worker, 1, None), "a call that names no caller"
+        with pytest.raises(ArithmeticError):
+            await batcher.submit(worker, [13], "a").future
+        assert worker.threads[-1] == threading.get_ident()
+        assert await ask(batcher, worker, 3, "a"), "a failure leaves the batcher as it was"
+
+    with_noting(work, threads=2)
+
+
+def test_several_callers_at_once_get_threads_for_a_while():
+    async def work(batcher: Batcher, worker: Noting) -> None:
+        await ask(batcher, worker, 1, "a")
+        assert await ask(batcher, worker, 2, "a")
+        assert not await ask(batcher, worker, 3, "b"), "it came while the event loop was busy with the other"
+        assert not await ask(batcher, worker, 4, "b")
+        await asyncio.sleep(1.1)
+        assert await ask(batcher, worker, 5, "b")
+        await asyncio.sleep(0.05)
+        assert await ask(batcher, worker, 6, "a"), "another caller, but not at once"
+        calls = [batcher.submit(worker, [number], "a") for number in (1, 2)]
+        assert [await call.future for call in calls] == [[2], [4]]
+        await asyncio.sleep(1.1)
+        # A thread is busy with what has no caller: the processors are not the caller's alone.
+        worker.seconds_to_prepare = 0.05
+        other = batcher.submit(worker, [7])
+        await asyncio.sleep(0.01)
+        assert not await ask(batcher, worker, 8, "a")
+        assert await other.future == [14]
+
+    with_noting(work, threads=2)
+
+
+def test_what_is_slow_never_holds_up_the_event_loop():
+    async def work(batcher: Batcher, worker: Noting) -> None:
+        worker.seconds_to_prepare = 0.02
+        assert [await ask(batcher, worker, number, "a") for number in range(3)] == [False] * 3
+
+    with_noting(work, threads=1)
+
+
+def test_an_answer_of_the_event_loop_that_is_late_is_an_error_too():
+    async def work(batcher: Batcher, worker: Noting) -> None:
+        await ask(batcher, worker, 1, "a")
+        worker.seconds_to_prepare = 0.2
+        with pytest.raises(DeadlineError):
+            await batcher.submit(worker, [2], "a").future
+        assert worker.threads[-1] == threading.get_ident()
+
+    with_noting(work, threads=1, deadline_ms=100.0)

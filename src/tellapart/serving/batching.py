@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import queue
 import sys
@@ -26,6 +27,12 @@ _STOP_SECONDS = 1.0
 _NICENESS = 10  # about a tenth of the scheduler's weight of a normal thread
 _NEWS = 0.1
 """Weight of a new batch in the pace."""
+_QUICK_SECONDS = 0.01
+"""An item that takes no longer, at the pace of the last ones, may be worked on in the event loop, which it blocks."""
+_SOON_SECONDS = 0.002
+"""Another caller's item that comes so soon after one that blocked the event loop has probably waited for it."""
+_CROWD_SECONDS = 1.0
+"""Two callers at once: for so long nothing more is worked on in the event loop."""
 
 
 class Worker(Protocol):
@@ -129,6 +136,9 @@ class Batcher:
         # Guards the counts above and the items of all calls. It is never held while a worker runs, or threads would
         # wait for each other's networks. Futures need no lock: only the event loop touches them.
         self._lock = threading.Lock()
+        # Only the event loop touches these three.
+        self._last_caller: object = None
+        self._freed = self._crowded = -math.inf  # when the event loop was last free again; when two callers were seen
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -160,10 +170,17 @@ class Batcher:
                 logger.error("The thread %s did not end; it is left alone.", thread.name)
         self._threads.clear()
 
-    def submit(self, worker: Worker, items: Sequence[Any]) -> Call:
+    def submit(self, worker: Worker, items: Sequence[Any], caller: object = None) -> Call:
         """Put items into the queue.
 
-        A call with more items than may wait is taken when nothing else waits: it is worked on in pieces.
+        A call with more items than may wait is taken when nothing else waits: it is worked on in pieces. A single item
+        of a lone caller is worked on at once, in the event loop: to wake a thread for it, and the event loop for its
+        answer, took 1 ms of 4 (docs/experiments.md, 2026-11-29).
+
+        Args:
+            worker: what is done with them.
+            items: what it is done with.
+            caller: equal for calls of one client, which asks for one thing at a time; None: a thread does the work.
 
         Raises:
             QueueFullError: there is no place for them.
@@ -178,8 +195,16 @@ class Batcher:
             call = Call(worker, items, loop.create_future(), self.options.deadline_ms / 1000)
             # Stored in the call, because the pace changes: exactly what is added to the work ahead must come off again.
             call.pace = self._paces.get(worker, 0.0)
+            is_lone = caller is not None and self._is_lone(caller, call.arrived)
+            here = is_lone and len(items) == 1 and 0 < call.pace < _QUICK_SECONDS and not self.options.max_wait_ms
             # Counted before the queue has it: a thread that takes it at once would else count below zero.
-            self._enter(call, len(items))
+            if here:
+                self._busy += 1
+            else:
+                self._enter(call, len(items))
+        if here:
+            self._work_here(call)
+            return call
         call.timer = loop.call_later(self.options.deadline_ms / 1000, self._expire, call)
         # One entry per item, so that free threads can share a call with many items.
         for index in range(len(call.items)):
@@ -286,6 +311,27 @@ class Batcher:
             if self._loop is not None and finished:
                 # Futures are the event loop's. One hop for the batch: each wakes the loop through a socket.
                 self._loop.call_soon_threadsafe(self._deliver, finished)
+
+    def _is_lone(self, caller: object, now: float) -> bool:
+        """Whether nobody else has asked for a while; under the lock."""
+        others = self._waiting or self._busy or (caller != self._last_caller and now < self._freed + _SOON_SECONDS)
+        if others:
+            self._crowded = now
+        self._last_caller = caller
+        return now > self._crowded + _CROWD_SECONDS
+
+    def _work_here(self, call: Call) -> None:
+        """Work on a call's only item in the event loop, by the first thread's network: no thread has work."""
+        item, call.items[0], call.queue = call.items[0], None, 0.0
+        try:
+            finished = self._work_on_group([(call, 0, item)], 0)
+        finally:
+            with self._lock:
+                self._busy -= 1
+        self._freed = time.perf_counter()
+        if self._freed > call.deadline:  # no timer could tell
+            self._expire(call)
+        self._deliver(finished)
 
     def _work_on_group(
         self, group: list[tuple[Call, int, Any]], thread: int

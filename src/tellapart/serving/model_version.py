@@ -39,6 +39,8 @@ OVERLAY_PX = 1024
 """Longest side of an overlay."""
 LARGE_PIXELS = 16_000_000
 """Which take more than a tenth of a second: as long as nobody should wait for the picture of another."""
+_QUICK_BYTES, _QUICK_PIXELS = 128 * 1024, 500_000
+"""Of a picture that is decoded in a few milliseconds, whatever its format."""
 _WARM_UP_SECONDS = 2.0
 _PIXELS_AT_ONCE = 2**18  # five pictures at 224 px
 """Of all pictures in one run of the network: with more of them its memory grows and its speed does not."""
@@ -322,6 +324,18 @@ class ModelVersion:
     def is_large(self, item: Image) -> bool:
         """Return whether an image needs a thread of its own to be decoded."""
         return not isinstance(item.data, np.ndarray) and self.budget.is_large(self._cost(item.data))
+
+    def is_quick(self, item: Image | DecodedImage) -> bool:
+        """Return whether an image is decoded in a few milliseconds, without waiting for memory."""
+        if isinstance(item, DecodedImage):  # a large one: its turn in the network need not be the next
+            return False
+        if isinstance(item.data, np.ndarray):
+            return item.data.size <= 3 * _QUICK_PIXELS
+        if len(item.data) > _QUICK_BYTES:
+            return False
+        cost = self._cost(item.data)
+        # Where somebody else decodes, `prepare` might wait for the memory.
+        return cost is not None and cost.pixels <= _QUICK_PIXELS and not self.budget.bytes
 
     def _cost(self, data: bytes) -> DecodingCost | None:
         return decoding_cost(data, self.bundle.record.image_px, max_pixels=self.max_pixels)

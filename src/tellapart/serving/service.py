@@ -132,15 +132,17 @@ class Service:
         if self.prediction_log is not None:
             self.prediction_log.close()
 
-    async def _ask(self, request: Request, batcher: Batcher, worker: Worker, items: Sequence[Any]) -> Call:
-        """Have items worked on and wait for the answers.
+    async def _ask(
+        self, request: Request, batcher: Batcher, worker: Worker, items: Sequence[Any], caller: object = None
+    ) -> Call:
+        """Have items worked on and wait for the answers; `caller` as `Batcher.submit` takes it.
 
         Raises:
             ApiError: the queue is full (503) or the deadline passed (504).
             ClientLeftError: nobody waits any more.
         """
         try:
-            call = batcher.submit(worker, items)
+            call = batcher.submit(worker, items, caller)
         except QueueFullError as error:
             raise busy(f"The server is busy: {error}. Try again in a second.") from None
         # Set here and below, not when somebody asks for it: with several processes only one of them is asked, and the
@@ -190,7 +192,9 @@ class Service:
             decoded = await self._ask(request, self.large, served.large, [images[number] for number in large])
             for number, picture in zip(large, decoded.answers, strict=True):
                 items[number] = picture
-        call = await self._ask(request, self.batcher, served, items)
+        # A connection has one request at a time. What is not quick always has a thread: it would hold up all others.
+        is_quick = len(items) == 1 and served.is_quick(items[0])
+        call = await self._ask(request, self.batcher, served, items, request.scope.get("client") if is_quick else None)
         answers: list[Answer] = call.answers
         # Counted here, because every protocol goes through this function.
         readable = [answer.row for answer in answers if answer.row is not None]
