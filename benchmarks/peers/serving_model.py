@@ -27,7 +27,7 @@ class Model:
 
     def __init__(self, bundle: str, threads: int, streams: int = 1) -> None:
         record = json.loads((Path(bundle) / "bundle.json").read_text())
-        self.classes, self.side = record["classes"], record["image_px"]
+        self.classes, self.side = record["classes"], record["preprocessing"]["image_px"]
         core = openvino.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": os.environ.get("PEER_PRECISION", "bf16"),
