@@ -12,11 +12,12 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 
 from tellapart.serving.batching import Batcher, DeadlineError, QueueFullError, Seconds
 from tellapart.serving.model_version import Image
 from tellapart.serving.options import BatchOptions, ServerOptions
-from tellapart.serving.service import _SHADOW_BYTES, Service
+from tellapart.serving.service import _SHADOW_BYTES, Service, _connection
 from tellapart.serving.telemetry import Telemetry
 
 
@@ -47,8 +48,10 @@ class Doubler:
         self.seconds.append(seconds)
 
 
-def with_batcher(work: Callable[[Batcher, Doubler], Coroutine[Any, Any, None]], **options: Any) -> Doubler:
-    worker = Doubler()
+def with_batcher(
+    work: Callable[[Batcher, Any], Coroutine[Any, Any, None]], worker: Doubler | None = None, **options: Any
+) -> Doubler:
+    worker = worker or Doubler()
 
     async def main() -> None:
         batcher = Batcher(BatchOptions(**({"threads": 1} | options)))
@@ -254,20 +257,6 @@ async def ask(batcher: Batcher, worker: Noting, item: int, caller: object) -> bo
     return worker.threads[-1] == threading.get_ident()
 
 
-def with_noting(work: Callable[[Batcher, Noting], Coroutine[Any, Any, None]], **options: Any) -> None:
-    worker = Noting()
-
-    async def main() -> None:
-        batcher = Batcher(BatchOptions(**options))
-        batcher.start()
-        try:
-            await work(batcher, worker)
-        finally:
-            batcher.stop()
-
-    asyncio.run(main())
-
-
 def test_a_lone_callers_item_is_worked_on_in_the_event_loop_once_it_is_known_to_be_quick():
     async def work(batcher: Batcher, worker: Noting) -> None:
         assert not await ask(batcher, worker, 1, "a"), "nobody knows yet how long it takes"
@@ -278,7 +267,7 @@ def test_a_lone_callers_item_is_worked_on_in_the_event_loop_once_it_is_known_to_
         assert worker.threads[-1] == threading.get_ident()
         assert await ask(batcher, worker, 3, "a"), "a failure leaves the batcher as it was"
 
-    with_noting(work, threads=2)
+    with_batcher(work, Noting(), threads=2)
 
 
 def test_several_callers_at_once_get_threads_for_a_while():
@@ -301,7 +290,7 @@ def test_several_callers_at_once_get_threads_for_a_while():
         assert not await ask(batcher, worker, 8, "a")
         assert await other.future == [14]
 
-    with_noting(work, threads=2)
+    with_batcher(work, Noting(), threads=2)
 
 
 def test_what_is_slow_never_holds_up_the_event_loop():
@@ -309,7 +298,7 @@ def test_what_is_slow_never_holds_up_the_event_loop():
         worker.seconds_to_prepare = 0.02
         assert [await ask(batcher, worker, number, "a") for number in range(3)] == [False] * 3
 
-    with_noting(work, threads=1)
+    with_batcher(work, Noting(), threads=1)
 
 
 def test_an_answer_of_the_event_loop_that_is_late_is_an_error_too():
@@ -320,4 +309,13 @@ def test_an_answer_of_the_event_loop_that_is_late_is_an_error_too():
             await batcher.submit(worker, [2], "a").future
         assert worker.threads[-1] == threading.get_ident()
 
-    with_noting(work, threads=1, deadline_ms=100.0)
+    with_batcher(work, Noting(), threads=1, deadline_ms=100.0)
+
+
+@pytest.mark.parametrize(
+    ("client", "caller"),
+    [(("10.0.0.1", 4711), ("10.0.0.1", 4711)), (("10.0.0.1", 0), None), (None, None)],
+    ids=["connection", "told by a proxy", "socket file"],
+)
+def test_a_caller_is_a_connection(client: tuple[str, int] | None, caller: tuple[str, int] | None):
+    assert _connection(Request({"type": "http", "client": client})) == caller

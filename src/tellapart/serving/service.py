@@ -192,9 +192,8 @@ class Service:
             decoded = await self._ask(request, self.large, served.large, [images[number] for number in large])
             for number, picture in zip(large, decoded.answers, strict=True):
                 items[number] = picture
-        # A connection has one request at a time. What is not quick always has a thread: it would hold up all others.
-        is_quick = len(items) == 1 and served.is_quick(items[0])
-        call = await self._ask(request, self.batcher, served, items, request.scope.get("client") if is_quick else None)
+        caller = _connection(request) if len(items) == 1 and served.is_quick(items[0]) else None
+        call = await self._ask(request, self.batcher, served, items, caller)
         answers: list[Answer] = call.answers
         # Counted here, because every protocol goes through this function.
         readable = [answer.row for answer in answers if answer.row is not None]
@@ -337,6 +336,13 @@ class _Watch:
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
+
+
+def _connection(request: Request) -> tuple[str, int] | None:
+    """Return address and port of the connection, which has one request at a time; None: nobody knows them."""
+    client = request.client
+    # uvicorn puts the address that a proxy tells in their place, with the port 0: many connections may share it.
+    return (client.host, client.port) if client is not None and client.port else None
 
 
 def _num_bytes(data: bytes | NDArray[np.uint8]) -> int:
