@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 
+from tellapart.serving import batching
 from tellapart.serving.batching import Batcher, DeadlineError, QueueFullError, Seconds
 from tellapart.serving.model_version import Image
 from tellapart.serving.options import BatchOptions, ServerOptions
@@ -251,13 +252,20 @@ class Noting(Doubler):
         return item
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer times: beside other tests a thread may be kept waiting for as long as the real ones."""
+    monkeypatch.setattr(batching, "_QUICK_SECONDS", 0.2)
+    monkeypatch.setattr(batching, "_SOON_SECONDS", 0.2)
+
+
 async def ask(batcher: Batcher, worker: Noting, item: int, caller: object) -> bool:
     """Have a number doubled; return whether the event loop did it."""
     assert await batcher.submit(worker, [item], caller).future == [2 * item]
     return worker.threads[-1] == threading.get_ident()
 
 
-def test_a_lone_callers_item_is_worked_on_in_the_event_loop_once_it_is_known_to_be_quick():
+def test_a_lone_callers_item_is_worked_on_in_the_event_loop_once_it_is_known_to_be_quick(patient: None):
     async def work(batcher: Batcher, worker: Noting) -> None:
         assert not await ask(batcher, worker, 1, "a"), "nobody knows yet how long it takes"
         assert [await ask(batcher, worker, number, "a") for number in range(2, 12)] == [True] * 10
@@ -270,7 +278,7 @@ def test_a_lone_callers_item_is_worked_on_in_the_event_loop_once_it_is_known_to_
     with_batcher(work, Noting(), threads=2)
 
 
-def test_several_callers_at_once_get_threads_for_a_while():
+def test_several_callers_at_once_get_threads_for_a_while(patient: None):
     async def work(batcher: Batcher, worker: Noting) -> None:
         await ask(batcher, worker, 1, "a")
         assert await ask(batcher, worker, 2, "a")
@@ -278,7 +286,7 @@ def test_several_callers_at_once_get_threads_for_a_while():
         assert not await ask(batcher, worker, 4, "b")
         await asyncio.sleep(1.1)
         assert await ask(batcher, worker, 5, "b")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
         assert await ask(batcher, worker, 6, "a"), "another caller, but not at once"
         calls = [batcher.submit(worker, [number], "a") for number in (1, 2)]
         assert [await call.future for call in calls] == [[2], [4]]
@@ -301,15 +309,15 @@ def test_what_is_slow_never_holds_up_the_event_loop():
     with_batcher(work, Noting(), threads=1)
 
 
-def test_an_answer_of_the_event_loop_that_is_late_is_an_error_too():
+def test_an_answer_of_the_event_loop_that_is_late_is_an_error_too(patient: None):
     async def work(batcher: Batcher, worker: Noting) -> None:
         await ask(batcher, worker, 1, "a")
-        worker.seconds_to_prepare = 0.2
+        worker.seconds_to_prepare = 1.2
         with pytest.raises(DeadlineError):
             await batcher.submit(worker, [2], "a").future
         assert worker.threads[-1] == threading.get_ident()
 
-    with_batcher(work, Noting(), threads=1, deadline_ms=100.0)
+    with_batcher(work, Noting(), threads=1, deadline_ms=1000.0)
 
 
 @pytest.mark.parametrize(
