@@ -20,12 +20,13 @@ install-dev: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[train]'
 	touch $@
 
-.venv/installed-dev: .venv/installed
+# With the packages for use, in one go: pip looks for versions once, not twice.
+.venv/installed-dev: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	touch .venv/installed $@
 
 # JAX without TensorFlow, for the tests that train on it.
-.venv-jax/installed: .venv/installed-dev
+.venv-jax/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-jax
 	.venv-jax/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[jax]'
 	touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import socket
@@ -15,6 +16,15 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# Python's collector would go through all that TensorFlow and the tests import again and again: an eighth of the time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leave out what is imported, and collect from now on what tests leave."""
+    gc.freeze()
+    gc.enable()
 
 
 # Longest first, so that both workers end together: by number of tests, xdist's own order, one of them had nothing to do
