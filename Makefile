@@ -50,12 +50,13 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A thread for each of the two workers, here and in the slower tier: their networks are small, and with more threads the
+# workers wait for one another (226 s, 194 s with one, docs/decisions.md). `make test-by-hand`, `make demo` and the run
+# on real photos in `.ci/run` train with several.
 test: lint .venv-jax/installed
-	$(BIN)/python -m pytest -m 'not slow and not by_hand' -n 2 --dist loadfile --no-loadscope-reorder -rs
+	TF_NUM_INTRAOP_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not by_hand' -n 2 --dist loadfile --no-loadscope-reorder -rs
 
 # Minutes: whole reports, kills of every kind, wheels in empty environments. `.ci/run` runs them after `make test`.
-# A thread for each of the workers: their networks are small, and with more threads the workers wait for one another
-# (226 s, 194 s with one, docs/decisions.md). `make test` and `make test-by-hand` train with several.
 test-slow: install-dev .venv-jax/installed
 	TF_NUM_INTRAOP_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not by_hand' -n 2 --dist loadfile --no-loadscope-reorder --durations=12 -rs
 
