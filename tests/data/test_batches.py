@@ -65,6 +65,16 @@ def test_a_batch_depends_on_seed_epoch_and_index_alone(pictures):
     assert not any(np.array_equal(batches[index][0], other_seed[index][0]) for index in range(4))
 
 
+def test_a_part_of_an_epoch_is_its_first_batches_and_the_next_part_has_other_photos(pictures):
+    whole, part = batches_of(pictures), batches_of(pictures, share=0.5)
+    assert (len(whole), len(part), len(batches_of(pictures, share=0.01))) == (4, 2, 1)
+    for index in range(2):
+        np.testing.assert_array_equal(part[index][0], whole[index][0])
+    first = {int(member) for index in range(2) for member in part.members(index)}
+    part.on_epoch_end()
+    assert first != {int(member) for index in range(2) for member in part.members(index)}
+
+
 def test_a_photo_is_changed_anew_in_each_epoch_and_place(pictures):
     same = np.zeros(6, np.int64)  # one photo, six times
     options = {"num_classes": 1, "augment": Augment(), "batch_size": 3, "image_px": PX, "seed": 0}

@@ -64,7 +64,7 @@ def walked(plan: Planner, clock: Clock | None = None, cost: Callable[[int], floa
     while state.goes_on and plan.enter_next(state, 6 * state.epoch):
         began, first_epoch = clock.now if clock else 0.0, state.epoch
         for _ in range(state.current.epochs):
-            seconds = cost(state.current.image_px)
+            seconds = state.current.share * cost(state.current.image_px)
             if plan.budget and state.epoch and clock.now + seconds > plan.budget.training_ends:
                 clock.now = plan.budget.training_ends
                 plan.cut_short(state)
@@ -77,13 +77,13 @@ def walked(plan: Planner, clock: Clock | None = None, cost: Callable[[int], floa
 
 
 @pytest.mark.parametrize(
-    ("seconds", "epochs"),
-    [(None, 10), (96.5, 6), (95.5, 5), (1e6, 40), (3.0, 1), (-500.0, 1)],
+    ("seconds", "steps"),
+    [(None, 60), (96.5, 36), (95.5, 32), (1e6, 240), (3.0, 1), (-500.0, 1)],
     ids=["no budget", "just six", "not quite six", "four times the recipe's", "less than one", "late already"],
 )
-def test_steps_are_planned_for_the_epochs_that_the_recipe_or_the_time_allows(clock, seconds, epochs):
+def test_steps_are_planned_for_the_epochs_that_the_recipe_or_the_time_allows(clock, seconds, steps):
     plan = planner(budget=None if seconds is None else budget_of(seconds))
-    assert plan.begin() == TrainingState(FLOAT32, 6 * epochs)
+    assert plan.begin() == TrainingState(FLOAT32, steps)
 
 
 def test_a_replay_takes_its_length_from_the_first_plan_and_has_no_budget(clock):
@@ -149,14 +149,14 @@ def test_all_epochs_are_done_whatever_the_shares_of_the_stages(shares: list[int]
 
 @pytest.mark.parametrize("slower", [0.4, 1.0, 2.5, 6.0])
 def test_a_budget_is_kept_on_a_machine_of_another_speed_than_was_measured(clock, slower: float):
-    """What is left at the end is less than an epoch, or all that the recipe allows was done."""
+    """What is left at the end is less than half an epoch, or all that the recipe allows was done."""
     budget = budget_of(
         700.0, compile_seconds={16: 5.0, 24: 5.0}, validation_seconds=2.0, final_seconds=50.0, validate_every=1
     )
     plan = planner("train.epochs=40", budget=budget)
     state = walked(plan, clock, lambda px: slower * ({16: 10.0, 24: 20.0}[px] + 2.0))
     assert clock.now <= budget.training_ends + 0.1 * slower * 22 + 1e-6
-    assert budget.training_ends - clock.now < slower * 22
+    assert budget.training_ends - clock.now < 0.5 * slower * 22
     assert len(state.segments) >= 3, "planned again on the way"
     for segment, following in itertools.pairwise(state.segments):
         assert segment.progress[1] == following.progress[0]
@@ -173,19 +173,36 @@ def test_parts_of_a_budget_are_an_eighth_of_the_whole_even_near_its_end(clock):
 
 
 @pytest.mark.parametrize(
-    ("done", "seconds", "left"),
+    ("done", "seconds", "left", "share"),
     [
-        (0.0, None, 10),
-        (0.4, None, 6),
-        (0.97, None, 1),
-        (0.4, 119.0, 5),  # the rest is at 24 px, 20 s an epoch
-        (0.2, 71.0, 4),  # a quarter of the rest at 16 px: 17.5 s
-        (0.5, 1e6, 20),  # half of four times the recipe's
-        (0.4, -3.0, 1),
+        (0.0, None, 10, 1.0),
+        (0.4, None, 6, 1.0),
+        (0.97, None, 1, 1.0),
+        (0.4, 61.0, 3, 1.0),  # the rest is at 24 px, 20 s an epoch
+        (0.4, 50.0, 3, 0.9 * 50 / 60),  # two whole ones would leave 10 s: three, of parts, and a tenth to spare
+        (0.2, 71.0, 4, 1.0),  # a quarter of the rest at 16 px: 17.5 s
+        (0.5, 1e6, 20, 1.0),  # half of four times the recipe's
+        (0.4, 12.0, 1, 0.9 * 12 / 20),
+        (0.4, -3.0, 1, 0.25),
     ],
 )
-def test_epochs_that_are_left(clock, done: float, seconds: float | None, left: int):
-    assert planner(budget=None if seconds is None else budget_of(seconds)).epochs_left(done) == left
+def test_epochs_that_are_left_and_of_how_much_of_the_photos(
+    clock, done, seconds: float | None, left: int, share: float
+):
+    assert planner(budget=None if seconds is None else budget_of(seconds)).epochs_left(done) == (
+        left, pytest.approx(share),
+    )  # fmt: skip
+
+
+def test_validations_are_paid_for_before_parts_of_epochs_are(clock):
+    """Three epochs in 50 s, each with 2 s for its half of a validation, whatever part of the photos it sees."""
+    budget = budget_of(50.0, validation_seconds=4.0, validate_every=2)
+    assert planner(budget=budget).epochs_left(0.4) == (3, pytest.approx(0.9 * (50 / 3 - 2) / 20))
+
+
+def test_on_a_device_epochs_stay_whole(clock):
+    for seconds, epochs in ((50.0, 2), (12.0, 1)):
+        assert planner(budget=budget_of(seconds, in_whole_epochs=True)).epochs_left(0.4) == (epochs, 1.0)
 
 
 @pytest.mark.parametrize(("seconds", "fits"), [(16.1, True), (15.9, False), (-1.0, False)])
@@ -193,10 +210,13 @@ def test_there_is_time_where_one_mean_epoch_fits(clock, seconds: float, fits: bo
     assert planner(budget=budget_of(seconds)).has_time() == fits
 
 
-@pytest.mark.parametrize(("left", "goes_on"), [(18.1, True), (17.9, False)])
-def test_a_last_epoch_that_nearly_fits_is_begun(clock, left: float, goes_on: bool):
-    """Nine tenths of the 20 s that an epoch takes; after it the schedule is over."""
-    plan, state = planner(budget=budget_of(1000.0)), TrainingState(FLOAT32, 60, epoch=5, done=0.5)
+@pytest.mark.parametrize(
+    ("left", "whole", "goes_on"), [(18.1, True, True), (17.9, True, False), (5.1, False, True), (4.9, False, False)]
+)
+def test_a_last_epoch_that_nearly_fits_is_begun(clock, left: float, whole: bool, goes_on: bool):
+    """Nine tenths of the 20 s that an epoch takes, a quarter where it may be a part; after it the schedule is over."""
+    plan = planner(budget=budget_of(1000.0, in_whole_epochs=whole))
+    state = TrainingState(FLOAT32, 60, epoch=5, done=0.5)
     clock.now = plan.budget.training_ends - left
     assert plan.enter_next(state, 30) == goes_on
     assert (state.current.progress[1] == 1.0) if goes_on else (state.done == 1.0)
@@ -219,6 +239,14 @@ def test_a_segment_that_took_longer_is_learned_as_its_mean_without_validations()
     assert (state.segment, state.done) == (None, 0.4)
 
 
+def test_a_part_of_an_epoch_tells_what_a_whole_one_takes():
+    budget = budget_of(1000.0, validation_seconds=4.0)
+    segment = Segment(24, 1, (0.5, 1.0), share=0.5)
+    state = TrainingState(FLOAT32, 60, segment=segment, segments=(segment,), epoch=1)
+    planner(budget=budget).leave(state, 1, 16.0)
+    assert budget.epoch_seconds[24] == 24.0
+
+
 @pytest.mark.parametrize(("end", "done"), [(1 - 1e-12, 1.0), (0.9999, 0.9999)])
 def test_shares_that_add_up_to_one_but_for_rounding_end_the_run(end: float, done: float):
     segment = Segment(24, 1, (0.5, end))
@@ -236,7 +264,7 @@ def test_a_segment_that_was_cut_in_its_first_epoch_counts_as_never_begun():
 
 
 def test_a_plan_is_read_from_a_record_as_it_was_done():
-    plan = TrainingPlan((Segment(16, 3, (0.0, 1 / 3)), Segment(24, 4, (1 / 3, 1.0))), 42)
+    plan = TrainingPlan((Segment(16, 3, (0.0, 1 / 3)), Segment(24, 4, (1 / 3, 1.0), share=0.7)), 42)
     segments = [segment.to_dict() for segment in plan.segments]
     record = RunRecord.model_validate(json.loads(json.dumps({"segments": segments, "planned_steps": plan.steps})))
     assert TrainingPlan.of_record(record) == plan
@@ -258,8 +286,8 @@ COSTLY = {"compile_seconds": {16: 3.0}, "validation_seconds": 4.0, "final_second
         (
             budget_of(10.0, **COSTLY),
             None,
-            "1 epochs (1 at 24 px), float32; about 25 s of training and 7 s for the final measurement. Even one "
-            "epoch takes longer than the time given: it will run over.",
+            "1 epochs of 25% of them each (1 at 24 px), float32; about 10 s of training and 7 s for the final "
+            "measurement. Even that takes longer than the time given: it will run over.",
         ),
         (
             budget_of(100.0, **COSTLY),

@@ -339,7 +339,7 @@ def test_training_ends_when_no_further_epoch_fits(monkeypatch):
     plan = planner(Budget(1100.0, {64: 20.0}, {}, 0.0, 10.0, 1))
     state = TrainingState(FLOAT32, 80)
     assert plan.enter_next(state, 0)
-    clock["now"], state.epoch = 1073.0, 1  # 17 s left for an epoch of 20 s
+    clock["now"], state.epoch = 1086.0, 1  # 4 s left for a quarter of an epoch of 20 s
     state.segment, state.done = None, 0.25
     assert not plan.enter_next(state, 10)
     assert state.done == 1

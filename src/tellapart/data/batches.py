@@ -49,6 +49,7 @@ class TrainingBatches(keras.utils.PyDataset):
         seed: the run's seed.
         epoch: the first epoch.
         workers: threads that make batches.
+        share: of the batches that an epoch has, above 0 to 1: its first ones, so other photos in each epoch.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class TrainingBatches(keras.utils.PyDataset):
         seed: int,
         epoch: int = 0,
         workers: int = 1,
+        share: float = 1.0,
     ) -> None:
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers + 2)
         self.pictures = pictures
@@ -76,10 +78,11 @@ class TrainingBatches(keras.utils.PyDataset):
         self.image_px = image_px
         self.seed = seed
         self.epoch = epoch
+        self.share = share
         self._order = self._shuffled()
 
     def __len__(self) -> int:
-        return len(self.positions) // self.batch_size
+        return max(1, round(self.share * (len(self.positions) // self.batch_size)))
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Return (batch, image_px, image_px, 3) uint8 and (batch, num_targets) float32."""

@@ -83,8 +83,8 @@ class Inputs:
         batches = self.training(self.recipe.data.image_px)
         return len(batches) * batches.batch_size
 
-    def training(self, image_px: int, epoch: int = 0) -> TrainingBatches:
-        """Return the training batches at a picture size, beginning with an epoch."""
+    def training(self, image_px: int, epoch: int = 0, share: float = 1.0) -> TrainingBatches:
+        """Return the training batches at a picture size, beginning with an epoch; each has `share` of the batches."""
         settings = self.recipe.train
         return TrainingBatches(
             self.photos.sources,
@@ -97,6 +97,7 @@ class Inputs:
             seed=settings.seed,
             epoch=epoch,
             workers=self.photos.workers or _CORES,
+            share=share,
         )
 
     def clean(self) -> CleanBatches | None:

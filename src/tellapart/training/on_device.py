@@ -167,6 +167,7 @@ class OnDevice:
         *,
         first_epoch: int,
         last_epoch: int,
+        share: float = 1.0,
         looks: Sequence[int],
         evaluated: EvaluatedWeights,
         callbacks: Sequence[keras.callbacks.Callback],
@@ -177,6 +178,7 @@ class OnDevice:
             image_px: side of the training pictures.
             first_epoch: counted from 0.
             last_epoch: the first that is not trained.
+            share: of the batches that an epoch has.
             looks: after which epochs, counted from 1, the validation photos are looked at.
             evaluated: gets the weights that were validated.
             callbacks: are called for epochs, and for the last step of each call.
@@ -190,7 +192,7 @@ class OnDevice:
         watchers.on_epoch_begin(first_epoch)
         waiting: deque[_Called] = deque()
         with ThreadPoolExecutor(1) as pool:
-            for feed in _one_ahead(pool, self._feeds(image_px, first_epoch, last_epoch)):
+            for feed in _one_ahead(pool, self._feeds(image_px, first_epoch, last_epoch, share)):
                 if self.model.stop_training:
                     break
                 # JAX returns before the device is done, so the device works on this call while the callbacks below see
@@ -385,10 +387,10 @@ class OnDevice:
         # those do, and must not find another answer afterwards.
         return len(self.inputs.positions) * source_px**2 * 4 <= self._room - self._room // 4
 
-    def _feeds(self, image_px: int, first_epoch: int, last_epoch: int) -> Iterator[_Feed]:
+    def _feeds(self, image_px: int, first_epoch: int, last_epoch: int, share: float = 1.0) -> Iterator[_Feed]:
         """Yield what each call of some epochs gets."""
         for epoch in range(first_epoch, last_epoch):
-            batches = self.inputs.training(image_px, epoch)
+            batches = self.inputs.training(image_px, epoch, share)
             for first, last in self._calls(batches):
                 yield _Feed(epoch, first, last, batches, partial(self._arguments, batches, first, last))
 

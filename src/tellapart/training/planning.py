@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import keras
@@ -24,7 +24,11 @@ _PARTS_OF_A_BUDGET = 8
 _MOST_EPOCHS = 4
 """Times the recipe's epochs: small data sets would get thousands in a budget."""
 _NEARLY_FITS = 0.9
-"""Of an epoch: the last one ends the schedule at its low rate, and is worth running over by a little."""
+"""Of a whole epoch: the last one ends the schedule at its low rate, and is worth running over by a little."""
+_SMALLEST_PART = 0.25
+"""Of an epoch: a shorter one is hardly worth its validation."""
+_SURELY_FITS = 0.9
+"""Of what fits, where epochs are of parts: an epoch that is late is given up as a whole."""
 _FIXED_SECONDS = {"from scratch": 4.0, "pretrained": 7.0}
 """For opening the network, intervals, pictures and files at the end; a pretrained network is larger."""
 SECONDS_PER_ROW = 2e-4
@@ -78,7 +82,8 @@ class Planner:
         if self.replay:
             steps = self.replay.steps
         else:
-            steps = self.epochs_left(0.0) * self.inputs.images_per_epoch // self.inputs.recipe.train.batch_size
+            epochs, share = self.epochs_left(0.0)
+            steps = int(epochs * share * self.inputs.images_per_epoch) // self.inputs.recipe.train.batch_size
         return TrainingState(self.precision, steps)
 
     def enter_next(self, state: TrainingState, first_step: int) -> bool:
@@ -103,19 +108,26 @@ class Planner:
         """Take note that `epochs` of the segment took `seconds`, and leave the segment if it is done."""
         # The measured epochs replace the estimate: the next segment is planned from what this one took.
         if self.budget is not None and epochs:
-            self.budget.learn(state.current.image_px, seconds / epochs)
+            self.budget.learn(state.current.image_px, seconds / epochs, state.current.share)
         if state.epoch == state.last_epoch:
             done = state.current.progress[1]  # shares of a schedule add up to 1 but for rounding
             state.segment, state.done = None, 1.0 if done > 1 - 1e-9 else done
 
-    def epochs_left(self, done: float) -> int:
-        """Return the epochs that are left when the share `done` of the schedule is; at least 1."""
+    def epochs_left(self, done: float) -> tuple[int, float]:
+        """Return the epochs, at least 1, that are left when so much of the schedule is done, and the share of each."""
         recipe_epochs = self.inputs.recipe.train.epochs
         if self.budget is None:
-            return max(1, round(recipe_epochs * (1 - done)))
+            return max(1, round(recipe_epochs * (1 - done))), 1.0
         # One epoch at least, even if it will be late: a run must end with a network.
         most = max(1, round(_MOST_EPOCHS * recipe_epochs * (1 - done)))
-        return max(1, min(most, int(self.budget.epochs_that_fit(self.stages, done))))
+        fitting = self.budget.epochs_that_fit(self.stages, done)
+        whole = max(1, min(most, int(fitting)))
+        # One more, of a part of the photos each, only where whole ones would leave more of the time.
+        if self.budget.in_whole_epochs or whole == most or _SURELY_FITS * fitting <= whole <= fitting:
+            return whole, 1.0
+        epochs = max(1, math.ceil(fitting))
+        share = _SURELY_FITS * self.budget.share_that_fits(self.stages, done, epochs)
+        return epochs, min(max(share, _SMALLEST_PART), 1.0)
 
     def has_time(self) -> bool:
         """Return whether an epoch can be done before the deadline, or was done by the run that is replayed."""
@@ -128,7 +140,8 @@ class Planner:
         # What is recorded must be what was done: a replay goes through these segments, epoch by epoch.
         segment, epochs = state.current, state.epoch - state.first_epoch
         low, high = segment.progress
-        done = Segment(segment.image_px, epochs, (low, low + (high - low) * epochs / segment.epochs), is_cut=True)
+        progress = low, low + (high - low) * epochs / segment.epochs
+        done = replace(segment, epochs=epochs, progress=progress, is_cut=True)
         state.segments = (*state.segments[:-1], *([done] if epochs else []))
         state.segment, state.done = None, 1.0
 
@@ -139,21 +152,25 @@ class Planner:
         # The first epoch is always trained.
         if self.budget is None or not state.epoch:
             return False
-        return self.budget.epochs_that_fit(self.stages, state.done) < _NEARLY_FITS
+        least = _NEARLY_FITS if self.budget.in_whole_epochs else _SMALLEST_PART
+        return self.budget.epochs_that_fit(self.stages, state.done) < least
 
     def describe(self) -> str:
         """Say in one line what training will do."""
-        segments = list(self.replay.segments) if self.replay else plan(self.stages, self.epochs_left(0.0))
+        left, share = self.epochs_left(0.0)
+        segments = list(self.replay.segments) if self.replay else plan(self.stages, left)
         epochs = sum(part.epochs for part in segments)
         parts = ", then ".join(f"{part.epochs} at {part.image_px} px" for part in segments)
-        line = f"Plan: {len(self.inputs.positions):,} training photos, {epochs} epochs ({parts}), {self.precision.name}"
+        parted = "" if self.replay or share == 1 else f" of {share:.0%} of them each"
+        line = f"Plan: {len(self.inputs.positions):,} training photos, {epochs} epochs{parted} ({parts}), "
+        line += self.precision.name
         if self.budget is not None:
             budget = self.budget
-            seconds = sum(part.epochs * budget.epoch_seconds[part.image_px] for part in segments)
+            seconds = sum(share * part.epochs * budget.epoch_seconds[part.image_px] for part in segments)
             seconds += epochs / budget.validate_every * budget.validation_seconds + sum(budget.compile_seconds.values())
             line += f"; about {seconds:.0f} s of training and {budget.final_seconds:.0f} s for the final measurement"
             if time.time() + seconds + budget.final_seconds > budget.deadline + 1:
-                line += ". Even one epoch takes longer than the time given: it will run over"
+                line += ". Even that takes longer than the time given: it will run over"
         return line + "."
 
     def _next(self, state: TrainingState) -> Segment:
@@ -161,11 +178,11 @@ class Planner:
             return self.replay.segments[len(state.segments)]
         if self.budget is None:
             # As it was announced: what is left, rounded anew after each segment, may give a stage another epoch.
-            return plan(self.stages, self.epochs_left(0.0))[len(state.segments)]
-        left = self.epochs_left(state.done)
+            return plan(self.stages, self.epochs_left(0.0)[0])[len(state.segments)]
+        left, share = self.epochs_left(state.done)
         # Counted from the whole schedule, so that parts do not get shorter and shorter towards its end.
         longest = math.ceil(left / (1 - state.done) / _PARTS_OF_A_BUDGET)
-        return plan(self.stages, left, start=state.done, longest=longest)[0]
+        return replace(plan(self.stages, left, start=state.done, longest=longest)[0], share=share)
 
 
 def time_budget(
@@ -227,6 +244,7 @@ def time_budget(
         final_seconds=final_seconds(inputs, deadline.forward),
         validate_every=recipe.train.validate_every,
         compiled_px=compiled_px,
+        in_whole_epochs=device is not None,  # whole calls of many steps are compiled there
     )
 
 

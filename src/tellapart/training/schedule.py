@@ -25,23 +25,28 @@ class Segment:
         epochs: how many.
         progress: where on the schedule the segment begins and ends, each 0 to 1.
         is_cut: whether time was over within it: its last epoch was not looked at for being the last.
+        share: of the photos that each of its epochs takes, above 0 to 1: where few whole epochs fit a time, parts use
+            more of it. Each draws anew which.
     """
 
     image_px: int
     epochs: int
     progress: tuple[float, float]
     is_cut: bool = False
+    share: float = 1.0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Segment:
         """Read what `to_dict` wrote."""
         low, high = values["progress"]
         is_cut = bool(values.get("is_cut"))
-        return cls(int(values["image_px"]), int(values["epochs"]), (float(low), float(high)), is_cut)
+        share = float(values.get("share", 1.0))
+        return cls(int(values["image_px"]), int(values["epochs"]), (float(low), float(high)), is_cut, share)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {name: value for name, value in asdict(self).items() if name != "is_cut" or value}
+        usual = {"is_cut": False, "share": 1.0}  # what runs of before lack means these
+        return {name: value for name, value in asdict(self).items() if usual.get(name) != value}
 
 
 def stages_of(recipe: Recipe) -> tuple[Stage, ...]:

@@ -215,6 +215,7 @@ class Budget:
         final_seconds: seconds for everything after training.
         validate_every: epochs between two validations.
         compiled_px: picture size for which the network that was timed has its step compiled; None: for none.
+        in_whole_epochs: whether no epoch may be of a part of the photos.
     """
 
     deadline: float
@@ -224,21 +225,32 @@ class Budget:
     final_seconds: float
     validate_every: int
     compiled_px: int | None = None
+    in_whole_epochs: bool = False
 
     @property
     def training_ends(self) -> float:
         """When the last epoch must be over, by `time.time`."""
         return self.deadline - self.final_seconds
 
-    def learn(self, image_px: int, seconds: float) -> None:
-        """Take the measured mean `seconds` of an epoch, validations included, for the next plan."""
+    def learn(self, image_px: int, seconds: float, share: float = 1.0) -> None:
+        """Take the measured mean `seconds` of an epoch of a share of the photos, validations included, for the next."""
         # From now on the step of this size is compiled.
         self.compile_seconds.pop(image_px, None)
         # `epochs_that_fit` adds the validations itself.
-        self.epoch_seconds[image_px] = seconds - self.validation_seconds / self.validate_every
+        self.epoch_seconds[image_px] = (seconds - self.validation_seconds / self.validate_every) / share
 
     def epochs_that_fit(self, stages: Sequence[Stage], start: float) -> float:
         """Return how many epochs fit, when the share `start` of the schedule is done; below 0 when it is too late."""
+        seconds, epoch, validation = self._left(stages, start)
+        return seconds / (epoch + validation)
+
+    def share_that_fits(self, stages: Sequence[Stage], start: float, epochs: int) -> float:
+        """Return of how much of the photos so many epochs fit, each with its share of a validation."""
+        seconds, epoch, validation = self._left(stages, start)
+        return (seconds / epochs - validation) / epoch
+
+    def _left(self, stages: Sequence[Stage], start: float) -> tuple[float, float, float]:
+        """Return the seconds that are left, those of a mean epoch of what is left, and its part of a validation."""
         seconds = self.training_ends - time.time()
         total, edge, cost = sum(stage.share for stage in stages), 0.0, 0.0
         for stage in stages:
@@ -247,6 +259,4 @@ class Budget:
             if edge > start + 1e-9:
                 seconds -= self.compile_seconds.get(stage.image_px, 0.0)
             cost += max(edge - low, 0.0) * self.epoch_seconds[stage.image_px]
-        # The cost of a mean epoch of what is left, with its share of a validation.
-        cost = cost / (1 - start) + self.validation_seconds / self.validate_every
-        return seconds / cost
+        return seconds, cost / (1 - start), self.validation_seconds / self.validate_every

@@ -256,12 +256,13 @@ def _finish(run: RunFolder, inputs: Inputs, state: TrainingState) -> Training:
     save_network(model, run.model_path)
     seconds, best = state.seconds_training, state.best or Best(state.epoch, None)
     segments = [segment.to_dict() for segment in state.segments]
+    epochs = sum(segment.epochs * segment.share for segment in state.segments)
     run.log("trained", epochs=state.epoch, best=asdict(best), seconds=seconds, segments=segments)
     return Training(
         best_epoch=best.epoch,
         seconds=seconds,
         processor_seconds=state.processor_seconds_training,
-        images_per_second=state.epoch * inputs.images_per_epoch / seconds if seconds else 0.0,
+        images_per_second=epochs * inputs.images_per_epoch / seconds if seconds else 0.0,
         precision=state.precision,
         plan=TrainingPlan.of(state),
         model=model,
@@ -280,7 +281,7 @@ def _fit_segment(
 ) -> None:
     """Train the epochs of the segment under way that are not done yet."""
     settings, segment = inputs.recipe.train, state.current
-    batches = inputs.training(segment.image_px, state.epoch)
+    batches = inputs.training(segment.image_px, state.epoch, segment.share)
     trainee.rate.enter(segment, state.first_step, segment.epochs * len(batches))
     validation_epochs = _validation_epochs(settings.validate_every, state.last_epoch, is_cut=segment.is_cut)
     # The checkpoints come first: what the journal tells others of an epoch must be on disk by then.
@@ -293,6 +294,7 @@ def _fit_segment(
             segment.image_px,
             first_epoch=state.epoch,
             last_epoch=state.last_epoch,
+            share=segment.share,
             looks=validation_epochs,
             evaluated=evaluated,
             callbacks=[checkpoints(pause=_PAUSE), journal(every=1)],
