@@ -262,5 +262,6 @@ def test_the_speed_of_a_table_of_photos_is_that_of_its_file():
 def test_what_a_time_budget_leaves_for_training_is_that_of_its_file():
     (found,), page = result("time-budget-crops-150")["runs"].values(), text_of("docs/training.md")
     assert (
-        f"{found['training_seconds']:.0f} of {found['wall_seconds']:.0f} s and {found['test_accuracy']:.3f} now" in page
+        f"takes {found['wall_seconds']:.0f} s, of which {found['training_seconds']:.0f} train, in two epochs and a "
+        f"part of a third, and test accuracy is {found['test_accuracy']:.3f}" in page
     )

@@ -26,7 +26,7 @@ from tellapart.training.callbacks import recalibrate
 from tellapart.training.checkpoint import load_checkpoint, load_weights
 from tellapart.training.inputs import Inputs, Photos
 from tellapart.training.network import compiled
-from tellapart.training.planning import Planner
+from tellapart.training.planning import Planner, TrainingPlan
 from tellapart.training.schedule import Segment
 from tellapart.training.timing import Deadline, Precision
 from tellapart.training.train import Training, TrainingRequest, train_network
@@ -249,6 +249,27 @@ def test_without_validation_photos_the_last_weights_are_kept_as_they_would_be_va
     assert training.images_per_second == pytest.approx(3 * 48 / training.seconds)
     assert training.plan.steps == 18
     assert training.plan.segments == (Segment(16, 3, (0.0, 1.0)),)
+
+
+@pytest.mark.integration
+def test_epochs_of_a_part_take_fewer_steps_and_go_on_where_they_were_stopped(tmp_path: Path):
+    """Two epochs of half of six batches: at once, and killed after the first."""
+    recipe, photos = small("train.epochs=2"), held_photos()
+    plan = TrainingPlan((Segment(16, 2, (0.0, 1.0), share=0.5),), 6)
+
+    def stop(row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    whole = train(tmp_path / "whole", recipe, photos, replay=plan)
+    model, _ = compiled(recipe, 2, "float32")
+    load_checkpoint(RunFolder(tmp_path / "whole").last_checkpoint, model)
+    assert int(model.optimizer.iterations) == 6
+    assert whole.images_per_second == pytest.approx(48 / whole.seconds)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", recipe, photos, Observer(watch=stop), replay=plan)
+    parts = train(tmp_path / "parts", recipe, photos, replay=plan)
+    assert parts.plan == whole.plan == plan
+    assert_same(kept(tmp_path / "parts"), kept(tmp_path / "whole"))
 
 
 @pytest.mark.integration
