@@ -184,6 +184,8 @@ def test_parts_of_a_budget_are_an_eighth_of_the_whole_even_near_its_end(clock):
         (0.5, 1e6, 20, 1.0),  # half of four times the recipe's
         (0.4, 12.0, 1, 0.9 * 12 / 20),
         (0.4, -3.0, 1, 0.25),
+        (0.98, 100.0, 1, 1.0),  # all that four times the recipe's leaves
+        (0.98, 12.0, 1, 0.9 * 12 / 20),  # a part of it
     ],
 )
 def test_epochs_that_are_left_and_of_how_much_of_the_photos(

@@ -123,7 +123,8 @@ class Planner:
         fitting = self.budget.epochs_that_fit(self.stages, done)
         whole = max(1, min(most, int(fitting)))
         # One more, of a part of the photos each, only where whole ones would leave more of the time.
-        if self.budget.in_whole_epochs or whole == most or _SURELY_FITS * fitting <= whole <= fitting:
+        used_up = whole <= fitting and (whole == most or whole >= _SURELY_FITS * fitting)
+        if self.budget.in_whole_epochs or used_up:
             return whole, 1.0
         epochs = max(1, math.ceil(fitting))
         share = _SURELY_FITS * self.budget.share_that_fits(self.stages, done, epochs)
