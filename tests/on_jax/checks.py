@@ -452,6 +452,7 @@ def photos_that_do_not_fit_give_the_same_losses() -> None:
         device._room = 0 if how == "streamed" else device._room
         if how == "made":
             sys.modules[OnDevice.__module__].is_drawable = lambda augment: False
+        assert [feed.last for feed in device._feeds(32, 0, 2, 0.5) if feed.ends] == [2, 2], "half of four steps each"
         losses = []
         state = device._values()
         for feed in device._feeds(32, 0, 1):
