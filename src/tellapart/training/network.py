@@ -77,10 +77,9 @@ def compiled(recipe: Recipe, num_classes: int, precision: str, steps: int = 1000
         jit_compile="auto" if accelerators() or keras.backend.backend() != "tensorflow" else False,
     )
     set_average(model.optimizer, recipe, steps)
-    # An optimiser that makes its variables in the first step lets TensorFlow trace that step twice.
+    # An optimiser or a metric that makes its variables in the first step lets TensorFlow trace that step twice.
     model.optimizer.build(model.trainable_variables)
-    if keras.backend.backend() == "jax":
-        _build_metrics(model, num_classes)
+    _build_metrics(model, num_classes)
     return model, rate
 
 
