@@ -24,6 +24,9 @@ from tellapart.settings import Augment
 
 _PIXELS_AT_ONCE = 32 * 224 * 224
 _MOST_AT_ONCE = 128
+_FEWEST_THREADS = 2
+"""Of one thread Keras makes a tf.data pipeline that tunes itself: its end may be as late as it has been long
+(docs/experiments.md)."""
 
 
 def clean_batch_size(image_px: int) -> int:
@@ -48,7 +51,7 @@ class TrainingBatches(keras.utils.PyDataset):
         image_px: side of the pictures in the batch.
         seed: the run's seed.
         epoch: the first epoch.
-        workers: threads that make batches.
+        workers: threads that make batches; at least 2.
         share: of the batches that an epoch has, above 0 to 1: its first ones, so other photos in each epoch.
     """
 
@@ -67,7 +70,9 @@ class TrainingBatches(keras.utils.PyDataset):
         workers: int = 1,
         share: float = 1.0,
     ) -> None:
-        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers + 2)
+        super().__init__(
+            workers=max(workers, _FEWEST_THREADS), use_multiprocessing=False, max_queue_size=2 * workers + 2
+        )
         self.pictures = pictures
         self.positions = positions
         # Class numbers become one-hot rows; a student's rows come as they are, twice as wide.
@@ -153,7 +158,7 @@ class CleanBatches(keras.utils.PyDataset):
         targets: their class numbers, or None where there are none.
         num_classes: length of the one-hot targets.
         batch_size: pictures in a batch; the last one may be smaller; None: `clean_batch_size`.
-        workers: threads that make batches.
+        workers: threads that make batches; at least 2.
     """
 
     def __init__(
@@ -166,7 +171,9 @@ class CleanBatches(keras.utils.PyDataset):
         batch_size: int | None = None,
         workers: int = 1,
     ) -> None:
-        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers + 2)
+        super().__init__(
+            workers=max(workers, _FEWEST_THREADS), use_multiprocessing=False, max_queue_size=2 * workers + 2
+        )
         self.pictures = pictures
         self.positions = positions
         self.targets = None if targets is None else np.eye(num_classes, dtype=np.float32)[targets]
