@@ -238,8 +238,9 @@ def test_what_the_page_without_a_server_takes_is_that_of_its_file():
         assert f"| {', '.join(f'{lap:.1f}' for lap in laps)} |" in page
 
 
-def test_the_speed_of_fast_beside_an_earlier_version_is_that_of_its_file():
-    found, page = result("recipe-speed"), text_of("docs/training.md")
+@pytest.mark.parametrize("file", ["recipe-speed", "recipe-speed-bf16"])
+def test_the_speed_of_fast_beside_an_earlier_version_is_that_of_its_file(file: str):
+    found, page = result(file), text_of("docs/training.md")
     for px, ratio in found["ratio"].items():
         speeds = [
             f"{statistics.median(seen[kind]['images_per_second'][px] for seen in found['rounds']):.0f}"
