@@ -65,7 +65,7 @@ class Recipe(Section):
 class Machine(Section):
     """What a run may use of the machine that it runs on. It changes no number, and is no part of the recipe."""
 
-    workers: int = Field(0, ge=0, le=64, description="threads that make batches; 0: one for each processor")
+    workers: int = Field(0, ge=0, le=64, description="threads that make batches, at least 2; 0: one for each processor")
     cache_limit_gb: float = Field(20.0, ge=0, description="decoded pictures kept on disk; 0 keeps none")
 
     @property

@@ -50,7 +50,7 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and train nothing.")] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Threads that make batches [default: one for each processor].", min=0)
+        int | None, typer.Option(help="Threads that make batches, at least 2 [default: one for each processor].", min=0)
     ] = None,
     cache_limit_gb: Annotated[
         float | None, typer.Option(help="GB of decoded pictures to cache on disk; 0 disables the cache.", min=0)

@@ -87,7 +87,8 @@ def _build_metrics(model: keras.Model, num_classes: int) -> None:
     """Build loss and metrics, before the first `fit`.
 
     Keras' trainer for JAX would take a batch to do it, and does not give it back where threads make batches: the first
-    `fit` of a process would begin with the second batch, and a resumed run would not be the uninterrupted one.
+    `fit` of a process would begin with the second batch, and a resumed run would not be the uninterrupted one. On
+    TensorFlow their variables, made in the first step, would let it be traced twice.
     """
     targets = np.full((1, num_classes), 1 / num_classes, np.float32)
     model.compute_loss(None, targets, targets)
