@@ -5,7 +5,8 @@
 Steps: the reference network, forward, backward and optimiser, in bfloat16. Tellapart's batches are drawn and augmented
 on the device as in training; PyTorch (compiled, channels last, one CUDA graph of the whole step) gets one batch again
 and again, not augmented. Rounds take turns. Commands: the recipe `fast` with an empty cache of compiled steps and then
-with a full one, each time with no decoded photos, and the recipe `reference`.
+with a full one, each time with no decoded photos, and the recipe `reference`. One more run of each, compiled before, is watched by
+XLA's profiler: the share of its training in which no stream of the device had work.
 """
 
 from __future__ import annotations
@@ -72,6 +73,46 @@ def ours(recipe_name: str, image_px: int, batch_size: int) -> dict:
         "peak_memory_mb": peak_memory_mb(),
         "versions": {"jax": jax.__version__},
     }
+
+
+def watched(photos: Path, recipe: str, out: Path) -> dict:
+    """Train in this process, watched by XLA's profiler; say what share of training the device had nothing to do."""
+    import jax
+
+    import tellapart
+    from tellapart.training import train
+
+    fit_segments = train._fit_segments
+
+    def traced(*arguments: object, **named: object) -> None:
+        with jax.profiler.trace(str(out / "trace")):
+            fit_segments(*arguments, **named)
+
+    train._fit_segments = traced  # reading, decoding and the measuring at the end are left out
+    tellapart.train(photos, recipe=recipe, out=out / "run")
+    (file,) = (out / "trace").rglob("*.xplane.pb")
+    spans = [
+        (event.start_ns, event.end_ns)
+        for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+        if plane.name.startswith("/device:")
+        for line in plane.lines
+        if line.name.startswith("Stream")  # others sum up whole calls, with what lies between their kernels
+        for event in line.events
+    ]
+    return {"idle_share": idle_share(spans), "events": len(spans)}
+
+
+def idle_share(spans: list[tuple[float, float]]) -> float | None:
+    """Return the share of the time from the first start to the last end that no (start, end) covers; None: no spans."""
+    if not spans:
+        return None
+    spans = sorted(spans)
+    first = covered_until = spans[0][0]
+    idle = 0.0
+    for start, end in spans:
+        idle += max(0.0, start - covered_until)
+        covered_until = max(covered_until, end)
+    return idle / (covered_until - first)
 
 
 def run(command: list[str]) -> dict:
@@ -151,9 +192,20 @@ def commands(photos: Path, seeds: int, work: Path) -> dict:
             "mean_test_accuracy": float(accuracies.mean()),
             "interval_over_seeds": [over.low, over.high] if len(warm) > 1 else None,
             "interval_over_test_photos": [pooled.low, pooled.high],
+            "device_idle": idle(photos, recipe, work),
             "runs": runs,
         }
     return results
+
+
+def idle(photos: Path, recipe: str, work: Path) -> dict:
+    """Run `watched` in a process of its own, after the same steps were compiled."""
+    out = work / f"{recipe}-watched"
+    shutil.rmtree(out, ignore_errors=True)
+    os.environ |= {"TELLAPART_CACHE": str(work / "cache"), "JAX_COMPILATION_CACHE_DIR": str(work / "xla")}
+    found = run([sys.executable, __file__, str(photos), "--watched", recipe, "--work", str(out)])
+    print(recipe, found, flush=True)
+    return found
 
 
 def main() -> None:
@@ -167,10 +219,14 @@ def main() -> None:
     parser.add_argument("--compile-mode", default="max-autotune-no-cudagraphs", help="of PyTorch")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--ours", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--watched", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.ours:
         recipe, image_px, batch_size = arguments.ours
         print(json.dumps(ours(recipe, int(image_px), int(batch_size))))
+        return
+    if arguments.watched:
+        print(json.dumps(watched(arguments.photos, arguments.watched, arguments.work)))
         return
     if arguments.only != "steps":
         arguments.work.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Draws docs/pictures/compression.png: what compressions found, and what other quantizers make of the same networks.
 
 Prints the tables of docs/compress.md too: each bundle in its fastest runtime. Run it from the repository's root, after
-benchmarks/compression.py: python docs/make_compression_picture.py
+benchmarks/compressing.py: python docs/make_compression_picture.py
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,9 @@ def test_what_a_time_budget_leaves_for_training_is_that_of_its_file():
         f"takes {found['wall_seconds']:.0f} s, of which {found['training_seconds']:.0f} train, in two epochs and a "
         f"part of a third, and test accuracy is {found['test_accuracy']:.3f}" in page
     )
+
+
+def test_no_benchmark_hides_a_module_of_python():
+    """A script's folder comes first where Python looks: JAX asks for 3.14's `compression`, and got a benchmark."""
+    names = {path.stem for path in (ROOT / "benchmarks").rglob("*.py")}
+    assert not names & (set(sys.stdlib_module_names) | {"compression"})

@@ -1,6 +1,6 @@
 """What `tellapart compress` makes of a run, beside other quantizers with their defaults.
 
-    python benchmarks/compression.py RUN [RUN ...] --name mobilenet_v2 --shares 0.75,0.55,0.4
+    python benchmarks/compressing.py RUN [RUN ...] --name mobilenet_v2 --shares 0.75,0.55,0.4
 
 The whole search, of each run (further ones are of other seeds): sizes, milliseconds on one thread (three rounds in
 turns, medians), accuracy on validation and, for what was chosen, on test photos. Ratios are against the whole network's
