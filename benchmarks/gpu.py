@@ -5,8 +5,8 @@
 Steps: the reference network, forward, backward and optimiser, in bfloat16. Tellapart's batches are drawn and augmented
 on the device as in training; PyTorch (compiled, channels last, one CUDA graph of the whole step) gets one batch again
 and again, not augmented. Rounds take turns. Commands: the recipe `fast` with an empty cache of compiled steps and then
-with a full one, each time with no decoded photos, and the recipe `reference`. One more run of each, compiled before, is watched by
-XLA's profiler: the share of its training in which no stream of the device had work.
+with a full one, each time with no decoded photos, and the recipe `reference`. One more run of each, compiled before, is
+watched by XLA's profiler: the share of its training in which no stream of the device had work.
 """
 
 from __future__ import annotations
