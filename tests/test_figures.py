@@ -267,6 +267,11 @@ def test_what_a_time_budget_leaves_for_training_is_that_of_its_file():
         f"takes {found['wall_seconds']:.0f} s, of which {found['training_seconds']:.0f} train, in two epochs and a "
         f"part of a third, and test accuracy is {found['test_accuracy']:.3f}" in page
     )
+    (found,) = result("time-budget-crops-150-bf16")["runs"].values()
+    assert (
+        f"takes {found['wall_seconds']:.0f} s, of which {found['training_seconds']:.0f} train, in {found['epochs']} "
+        f"epochs, and test accuracy is {found['test_accuracy']:.3f}" in page
+    )
 
 
 def test_no_benchmark_hides_a_module_of_python():
