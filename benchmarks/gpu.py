@@ -115,9 +115,10 @@ def idle_share(spans: list[tuple[float, float]]) -> float | None:
     return idle / (covered_until - first)
 
 
-def run(command: list[str]) -> dict:
-    """Return the JSON line that a contestant prints."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run(command: list[str], environment: dict[str, str] | None = None) -> dict:
+    """Return the JSON line that a contestant prints; `environment` is added to this process's."""
+    environment = os.environ | (environment or {})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1:]}
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -202,8 +203,8 @@ def idle(photos: Path, recipe: str, work: Path) -> dict:
     """Run `watched` in a process of its own, after the same steps were compiled."""
     out = work / f"{recipe}-watched"
     shutil.rmtree(out, ignore_errors=True)
-    os.environ |= {"TELLAPART_CACHE": str(work / "cache"), "JAX_COMPILATION_CACHE_DIR": str(work / "xla")}
-    found = run([sys.executable, __file__, str(photos), "--watched", recipe, "--work", str(out)])
+    environment = {"TELLAPART_CACHE": str(work / "cache"), "JAX_COMPILATION_CACHE_DIR": str(work / "xla")}
+    found = run([sys.executable, __file__, str(photos), "--watched", recipe, "--work", str(out)], environment)
     print(recipe, found, flush=True)
     return found
 

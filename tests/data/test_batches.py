@@ -44,6 +44,7 @@ def fed_by_keras(batches: TrainingBatches, epochs: int) -> NDArray:
 
 @pytest.mark.integration
 def test_keras_threads_change_nothing(pictures):
+    assert batches_of(pictures, workers=1).workers == 2, "of one, Keras makes a pipeline that is late"
     one = fed_by_keras(batches_of(pictures, workers=1), 2)
     many = fed_by_keras(batches_of(pictures, workers=8), 2)
     np.testing.assert_array_equal(one, many)

@@ -25,8 +25,8 @@ from tellapart.settings import Augment
 _PIXELS_AT_ONCE = 32 * 224 * 224
 _MOST_AT_ONCE = 128
 _FEWEST_THREADS = 2
-"""Of one thread Keras makes a tf.data pipeline that tunes itself: its end may be as late as it has been long
-(docs/experiments.md)."""
+"""With one, Keras feeds `fit` through a tf.data pipeline that tunes itself, and an epoch's end waits for the tuning: up
+to twice the time (docs/experiments.md)."""
 
 
 def clean_batch_size(image_px: int) -> int:
