@@ -147,6 +147,17 @@ def test_levels_are_looked_up_as_keras_works_them_out(precision: str):
     np.testing.assert_array_equal(ours(images.astype(np.float32)), plain(images.astype(np.float32)))
 
 
+def test_a_network_in_training_looks_levels_up():
+    # Keras casts what enters such a layer inside a graph; then nothing is looked up, and the values are the same.
+    import tensorflow as tf
+
+    network = two_networks()[0]
+    traced = tf.function(lambda images: network(images, training=True))
+    graph = traced.get_concrete_function(tf.TensorSpec((2, 16, 16, 3), tf.uint8)).graph
+    readers = [node.type for node in graph.get_operations() if tf.uint8 in [tensor.dtype for tensor in node.inputs]]
+    assert readers == ["PyFuncStateless"]
+
+
 def test_probabilities_and_their_loss_are_those_of_keras_softmax():
     import tensorflow as tf
 

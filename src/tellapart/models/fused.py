@@ -94,6 +94,11 @@ class FusedRescaling(keras.layers.Rescaling):
         self._table = super().call(tf.range(256)).numpy()
         self._looks_up = not tf.config.list_physical_devices("GPU")
 
+    def __call__(self, inputs: Any, **named: Any) -> Any:
+        """Pass the levels on to `call` as they are."""
+        # Inside a graph Keras' layer takes itself for a part of a data pipeline: it casts the levels before `call`.
+        return keras.layers.Layer.__call__(self, inputs, **named)
+
     def call(self, inputs: Any) -> Any:
         """Map (num_images, height, width, channels) uint8 to scaled values of the layer's dtype."""
         if not self._looks_up or inputs.dtype != tf.uint8:
