@@ -46,8 +46,8 @@ class Model:
         square = cv2.resize(picture, (self.side, self.side), interpolation=cv2.INTER_LINEAR)
         if not hasattr(self.local, "request"):
             self.local.request = self.compiled.create_infer_request()
-        self.local.request.infer([square[None]], share_inputs=True)
-        row = np.array(self.local.request.get_tensor(self.output).data[0])
+        picture = openvino.Tensor(square[None], shared_memory=True)
+        row = np.array(self.local.request.infer(picture, share_inputs=True, share_outputs=True)[self.output][0])
         best = np.argsort(-row)[:3]
         return {
             "label": self.classes[best[0]],

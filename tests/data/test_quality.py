@@ -113,6 +113,21 @@ def test_shrinking_while_decoding_hardly_changes_a_noisy_photo():
         assert shrunk[measure] == pytest.approx(whole[measure], rel=rel), measure
 
 
+@pytest.mark.parametrize("short_side", [264, 330, 400, 450, 510])
+def test_a_picture_up_to_twice_as_long_is_measured_about_as_if_areas_were_averaged(short_side):
+    rng = np.random.default_rng(2)
+    size = round(short_side * 1.3), short_side
+    picture = cv2.resize(photo(5, (90, 120)), size).astype(float)
+    # Grain of a pixel's size is what a way of shrinking can lose or let through.
+    picture = np.clip(picture + rng.normal(0, 8, picture.shape), 0, 255).astype(np.uint8)
+    scale = 256 / short_side
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    areas = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    found, expected = quality_of(picture), quality_of(cv2.cvtColor(areas, cv2.COLOR_GRAY2RGB))
+    for measure, rel in (("sharpness", 0.1), ("noise", 0.12), ("brightness", 0.002), ("contrast", 0.01)):
+        assert getattr(found, measure) == pytest.approx(getattr(expected, measure), rel=rel), measure
+
+
 def test_what_is_no_image_is_refused():
     with pytest.raises(DecodeError):
         measure_quality(b"<html>not found</html>")

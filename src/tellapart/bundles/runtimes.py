@@ -210,14 +210,20 @@ def _openvino_model(path: Path, precision: str, settings: dict[str, Any], *, bat
 
 
 def _openvino_request(model: Any) -> Predictor:
+    from openvino import Tensor
+
     request = model.create_infer_request()
     output_names = {name for output in model.outputs for name in output.get_names()}
     outputs = [model.output(name) for name in _OUTPUTS if name in output_names]
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
-        request.infer([images], share_inputs=True)  # reads NumPy's memory directly, and is done with it on return
+        # NumPy's memory is read directly, which OpenVINO refuses where it may not be written or is not in one piece. A
+        # tensor and not an array: what OpenVINO does in Python to make one takes 0.05 to 0.1 ms.
+        if not (images.flags.writeable and images.flags.c_contiguous):
+            images = np.array(images, order="C")
+        found = request.infer(Tensor(images, shared_memory=True), share_inputs=True, share_outputs=True)
         # Copy: the next call overwrites these tensors.
-        return _outputs([np.array(request.get_tensor(output).data, np.float32) for output in outputs])
+        return _outputs([np.array(found[output], np.float32) for output in outputs])
 
     return predict
 

@@ -93,8 +93,8 @@ def decode_square_and_grey(
     """Return what `decode_square` returns, and the picture in grey, decoding as little as that takes.
 
     The grey picture (height, width) uint8 has a shorter side of `short_px` or more where the file's has. A JPEG is
-    shrunk to 1/2, 1/4 or 1/8 while it is decoded; a large PNG to `short_px` exactly, strip by strip, as
-    ``cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)`` does it.
+    shrunk to 1/2, 1/4 or 1/8 while it is decoded; a large PNG that is twice as long to `short_px` exactly, strip by
+    strip, as ``cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)`` does it.
 
     Raises:
         DecodeError: not an image, truncated, or too large.
@@ -162,7 +162,8 @@ def _shrunk_in_strips(
         return None
     shrinkers = [AreaShrinker(size, halved, 3)]
     if short_px is not None:
-        if min(size) <= short_px:
+        # A picture that is not twice as long is not averaged over areas to be measured (`quality._shrunk`).
+        if min(size) < 2 * short_px:
             return None
         # cv2.resize that is given factors scales by these, not by the ratio of the rounded sides: pixels would
         # differ.
@@ -225,7 +226,7 @@ def decoding_cost(data: bytes, image_px: int, *, max_pixels: int = 100_000_000) 
     if pixels > max_pixels:
         return _NOTHING
     # Strips are enough only where both the square and the picture for its quality are smaller.
-    shrinks = _halved(size, image_px) != size and min(size) > _WHOLE_PX
+    shrinks = _halved(size, image_px) != size and min(size) >= 2 * _WHOLE_PX
     if shrinks and pixels >= _LARGE_PIXELS and can_be_cut(data) and b"eXIf" not in data:
         return DecodingCost(_STRIPS_BYTES + _STRIP_ROWS * size[0], pixels)
     return DecodingCost(_bytes_per_pixel(data, pixels) * pixels, pixels)
