@@ -6,7 +6,8 @@ ENV has what `pip install litserve bentoml openvino opencv-python-headless` brin
 one after the other in each round; wrk asks with 1 connection for latency and with --connections for throughput. Peers
 are started once for each: with all processors for a lone client, with one for each of several; OpenVINO pins no threads
 where several processes share the processors, as in tellapart itself.
-benchmarks/overload.py puts more on the server than it can do.
+`http_adds_ms` compares with a bare loop of decoding and the runtime; beside it stands what a request takes more than
+`classifier.predict` in a process of its own, quality included. benchmarks/overload.py puts more on the server than it can do.
 """
 
 from __future__ import annotations
@@ -172,11 +173,13 @@ def main() -> None:
         script = Path(folder) / "post.lua"
         script.write_text(LUA.format(body=Path(folder) / "body"))
         for _ in range(arguments.rounds):
-            bare = [arguments.peer_python or sys.executable, str(PEERS / "bare_loop.py"), str(arguments.bundle)]
-            done = subprocess.run(
-                [*bare, str(arguments.photo), str(arguments.seconds)], capture_output=True, text=True, check=True
-            )
-            rounds.setdefault("bare loop", []).append(json.loads(done.stdout.strip().splitlines()[-1]))
+            for name, python, script_name in (
+                ("bare loop", arguments.peer_python or sys.executable, "bare_loop.py"),
+                ("in process", sys.executable, "in_process.py"),
+            ):
+                command = [python, str(PEERS / script_name), str(arguments.bundle), str(arguments.photo)]
+                done = subprocess.run([*command, str(arguments.seconds)], capture_output=True, text=True, check=True)
+                rounds.setdefault(name, []).append(json.loads(done.stdout.strip().splitlines()[-1]))
             for name, (command, environment) in commands(arguments, port := free_port()).items():
                 measured: dict[str, Any] = {}
                 for mode, connections in (("one", 1), ("many", arguments.connections)):
@@ -203,7 +206,7 @@ def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
     bare = {key: statistics.median(row[key] for row in rounds["bare loop"]) for key in rounds["bare loop"][0]}
     table = {}
     for name, rows in rounds.items():
-        if name == "bare loop":
+        if name in ("bare loop", "in process"):
             continue
         table[name] = {
             "p50_ms": statistics.median(row["one"]["p50_ms"] for row in rows),
@@ -224,9 +227,14 @@ def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
     values = {
         "what": f"one JPEG of {arguments.photo.stat().st_size:,} bytes, {arguments.connections} connections",
         "bare_loop": bare,
+        "in_process": {"p50_ms": statistics.median(row["p50_ms"] for row in rounds["in process"])},
         "servers": table,
         "throughput_of_bare_loop": ours["requests_per_second"] / bare["requests_per_second"],
         "http_adds_ms": ours["p50_ms"] - bare["p50_ms"],
+        "http_adds_to_in_process_ms_in_each_round": [
+            mine["one"]["p50_ms"] - own["p50_ms"]
+            for mine, own in zip(rounds["tellapart"], rounds["in process"], strict=True)
+        ],
         "throughput_ratio": {
             name: ours["requests_per_second"] / row["requests_per_second"] for name, row in table.items()
         },
