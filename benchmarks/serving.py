@@ -7,7 +7,8 @@ one after the other in each round; wrk asks with 1 connection for latency and wi
 are started once for each: with all processors for a lone client, with one for each of several; OpenVINO pins no threads
 where several processes share the processors, as in tellapart itself.
 `http_adds_ms` compares with a bare loop of decoding and the runtime; beside it stands what a request takes more than
-`classifier.predict` in a process of its own, quality included. benchmarks/overload.py puts more on the server than it can do.
+`classifier.predict` in a process of its own, quality included.
+benchmarks/overload.py puts more on the server than it can do.
 """
 
 from __future__ import annotations
