@@ -6,8 +6,8 @@ ENV has what `pip install litserve bentoml openvino opencv-python-headless` brin
 one after the other in each round; wrk asks with 1 connection for latency and with --connections for throughput. Peers
 are started once for each: with all processors for a lone client, with one for each of several; OpenVINO pins no threads
 where several processes share the processors, as in tellapart itself.
-`http_adds_ms` compares with a bare loop of decoding and the runtime; beside it stands what a request takes more than
-`classifier.predict` in a process of its own, quality included.
+What HTTP adds to a lone client's wait is measured in turns, second by second, beside a bare loop of decoding and the
+runtime and beside `classifier.predict` in a process of its own, which measures the photo's quality as the server does.
 benchmarks/overload.py puts more on the server than it can do.
 """
 
@@ -26,12 +26,14 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterable
+from operator import sub, truediv
 from pathlib import Path
 from typing import Any
 
 from machine import write_result
 
 PEERS = Path(__file__).parent / "peers"
+_TURNS = 7
 LUA = """
 wrk.method = "POST"
 local f = io.open("{body}", "rb")
@@ -174,13 +176,12 @@ def main() -> None:
         script = Path(folder) / "post.lua"
         script.write_text(LUA.format(body=Path(folder) / "body"))
         for _ in range(arguments.rounds):
-            for name, python, script_name in (
-                ("bare loop", arguments.peer_python or sys.executable, "bare_loop.py"),
-                ("in process", sys.executable, "in_process.py"),
-            ):
-                command = [python, str(PEERS / script_name), str(arguments.bundle), str(arguments.photo)]
-                done = subprocess.run([*command, str(arguments.seconds)], capture_output=True, text=True, check=True)
-                rounds.setdefault(name, []).append(json.loads(done.stdout.strip().splitlines()[-1]))
+            bare = [arguments.peer_python or sys.executable, str(PEERS / "bare_loop.py"), str(arguments.bundle)]
+            done = subprocess.run(
+                [*bare, str(arguments.photo), str(arguments.seconds)], capture_output=True, text=True, check=True
+            )
+            rounds.setdefault("bare loop", []).append(json.loads(done.stdout.strip().splitlines()[-1]))
+            rounds.setdefault("in turns", []).append(in_turns(arguments, body, script))
             for name, (command, environment) in commands(arguments, port := free_port()).items():
                 measured: dict[str, Any] = {}
                 for mode, connections in (("one", 1), ("many", arguments.connections)):
@@ -196,6 +197,39 @@ def main() -> None:
     write(arguments, rounds)
 
 
+def in_turns(arguments: argparse.Namespace, body: bytes, script: Path) -> dict[str, list[float]]:
+    """Return the medians in ms of a lone client and of no server at all, second by second in turns.
+
+    The machine changes its speed within seconds: what HTTP adds cannot be told from runs that follow each other.
+    """
+    command, environment = commands(arguments, port := free_port())["tellapart"]
+    photo = [str(arguments.bundle.resolve()), str(arguments.photo.resolve())]
+    server = Server(command, port, body, environment)
+    loops = {}
+    try:
+        for name, kind, python in (
+            ("bare loop", "bare", arguments.peer_python or sys.executable),
+            ("in process", "tellapart", sys.executable),
+        ):
+            loops[name] = subprocess.Popen(
+                [python, str(PEERS / "lone.py"), kind, *photo], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        found: dict[str, list[float]] = {"http": [], **{name: [] for name in loops}}
+        for turn in range(_TURNS + 1):
+            seen = {"http": wrk(server.url, script, 1, 1)["p50_ms"]}
+            for name, process in loops.items():
+                process.stdin.write("1\n")
+                process.stdin.flush()
+                seen[name] = float(process.stdout.readline())
+            for name in seen if turn else ():  # the first turn warms up
+                found[name].append(seen[name])
+        return found
+    finally:
+        for process in loops.values():
+            process.kill()
+        server.stop()
+
+
 def ends(values: Iterable[float]) -> list[float]:
     """Return the smallest and the largest value over the rounds."""
     numbers = list(values)
@@ -207,7 +241,7 @@ def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
     bare = {key: statistics.median(row[key] for row in rounds["bare loop"]) for key in rounds["bare loop"][0]}
     table = {}
     for name, rows in rounds.items():
-        if name in ("bare loop", "in process"):
+        if name in ("bare loop", "in turns"):
             continue
         table[name] = {
             "p50_ms": statistics.median(row["one"]["p50_ms"] for row in rows),
@@ -228,13 +262,14 @@ def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
     values = {
         "what": f"one JPEG of {arguments.photo.stat().st_size:,} bytes, {arguments.connections} connections",
         "bare_loop": bare,
-        "in_process": {"p50_ms": statistics.median(row["p50_ms"] for row in rounds["in process"])},
         "servers": table,
         "throughput_of_bare_loop": ours["requests_per_second"] / bare["requests_per_second"],
-        "http_adds_ms": ours["p50_ms"] - bare["p50_ms"],
-        "http_adds_to_in_process_ms_in_each_round": [
-            mine["one"]["p50_ms"] - own["p50_ms"]
-            for mine, own in zip(rounds["tellapart"], rounds["in process"], strict=True)
+        "http_adds_ms_in_each_round": {
+            to: [statistics.median(map(sub, row["http"], row[to])) for row in rounds["in turns"]]
+            for to in ("bare loop", "in process")
+        },
+        "in_process_of_the_bare_loop_in_each_round": [
+            statistics.median(map(truediv, row["in process"], row["bare loop"])) for row in rounds["in turns"]
         ],
         "throughput_ratio": {
             name: ours["requests_per_second"] / row["requests_per_second"] for name, row in table.items()
