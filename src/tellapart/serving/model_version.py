@@ -59,6 +59,18 @@ class Image:
 
     data: bytes | NDArray[np.uint8]
     with_quality: bool = False
+    _costs: dict[tuple[int, int], DecodingCost | None] = field(default_factory=dict, init=False, compare=False)
+
+    def cost(self, image_px: int, max_pixels: int) -> DecodingCost | None:
+        """Return what decoding takes, as `decoding_cost`; an array is in memory already, and takes nothing."""
+        if isinstance(self.data, np.ndarray):
+            return DecodingCost(0, 0)
+        # Kept, since it is asked for three times on the way: whether the image is large, whether it is quick, and when
+        # its turn comes.
+        wanted = image_px, max_pixels
+        if wanted not in self._costs:
+            self._costs[wanted] = decoding_cost(self.data, image_px, max_pixels=max_pixels)
+        return self._costs[wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,7 +335,7 @@ class ModelVersion:
 
     def is_large(self, item: Image) -> bool:
         """Return whether an image needs a thread of its own to be decoded."""
-        return not isinstance(item.data, np.ndarray) and self.budget.is_large(self._cost(item.data))
+        return self.budget.is_large(self._cost(item))
 
     def is_quick(self, item: Image | DecodedImage) -> bool:
         """Return whether an image is decoded in about 10 ms at most, without waiting for memory."""
@@ -333,18 +345,18 @@ class ModelVersion:
             return item.data.size <= 3 * _QUICK_PIXELS
         if len(item.data) > _QUICK_BYTES:
             return False
-        cost = self._cost(item.data)
+        cost = self._cost(item)
         # Where somebody else decodes, `prepare` might wait for the memory.
         return cost is not None and cost.pixels <= _QUICK_PIXELS and not self.budget.bytes
 
-    def _cost(self, data: bytes) -> DecodingCost | None:
-        return decoding_cost(data, self.bundle.record.image_px, max_pixels=self.max_pixels)
+    def _cost(self, item: Image) -> DecodingCost | None:
+        return item.cost(self.bundle.record.image_px, self.max_pixels)
 
     def prepare(self, item: Image | DecodedImage) -> DecodedImage:
         """Decode an image; whatever is wrong with it costs the others nothing."""
         if isinstance(item, DecodedImage):
             return item
-        cost = None if isinstance(item.data, np.ndarray) else self._cost(item.data)  # an array is in memory already
+        cost = self._cost(item)
         with self.budget.small(cost.bytes if cost else 0):
             return decode_safely(self.decode, item)
 

@@ -148,6 +148,8 @@ class Service:
         # Set here and below, not when somebody asks for it: with several processes only one of them is asked, and the
         # others' last values are added to its own.
         self.telemetry.queue.set(self.waiting)
+        if call.future.done() and not call.future.exception():  # it was worked on at once
+            return call
         watch = _Watch(batcher, call, request.receive)
         try:
             await call.future
