@@ -167,6 +167,8 @@ class BundleClassifier:
             finally:
                 free.put(predict)
 
+        # One more than processors: while a thread waits for Python's lock, another one has its processor.
+        threads += 1
         # A batch for each thread, and two more that are done or wait: never more than these are in memory.
         waiting: deque[tuple[int, Future[tuple[list[DecodedImage], Outputs | None]]]] = deque()
         with one_blas_thread(), ThreadPoolExecutor(threads) as pool:

@@ -6,6 +6,7 @@ Knows nothing about labels or models.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -149,22 +150,26 @@ def jpeg_quality(data: bytes) -> float:
     if data[:2] != b"\xff\xd8":
         return 100.0
     table = _luminance_table(data)
-    if table is None:
-        return 100.0
+    return 100.0 if table is None else _quality_of_table(*table)
+
+
+@lru_cache(1024)  # the photos of one camera or program have few tables
+def _quality_of_table(values: bytes, dtype: str) -> float:
+    table = np.frombuffer(values, dtype).astype(np.float64)
     uncut = table < table.max() if table.max() >= 255 else np.ones(64, bool)  # larger values were cut off
     # All values cut off at 255: the quality is 1, whose scale is 5000.
     scale = 100 * float((table / _STANDARD)[uncut].mean()) if uncut.any() else 5000.0
     quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
-    return float(np.clip(quality, 1, 100))
+    return min(max(quality, 1.0), 100.0)
 
 
-def _luminance_table(data: bytes) -> NDArray[np.float64] | None:
-    """Return the first quantisation table, 64 values in zigzag order, or None."""
+def _luminance_table(data: bytes) -> tuple[bytes, str] | None:
+    """Return the first quantisation table, 64 values in zigzag order, and their dtype; or None."""
     for marker, start, _ in jpeg_segments(data):
         if marker == 0xDB and start + 1 + 64 <= len(data):
             wide = data[start] >> 4  # 16-bit values
             values = data[start + 1 : start + 1 + (128 if wide else 64)]
-            return np.frombuffer(values, ">u2" if wide else "u1").astype(np.float64) if len(values) % 64 == 0 else None
+            return (values, ">u2" if wide else "u1") if len(values) % 64 == 0 else None
     return None
 
 
