@@ -218,7 +218,7 @@ def _openvino_request(model: Any) -> Predictor:
 
     def predict(images: NDArray[np.uint8]) -> Outputs:
         # NumPy's memory is read directly, which OpenVINO refuses where it may not be written or is not in one piece. A
-        # tensor and not an array: what OpenVINO does in Python to make one takes 0.05 to 0.1 ms.
+        # tensor and not an array: what OpenVINO does in Python to make one takes 0.1 ms.
         if not (images.flags.writeable and images.flags.c_contiguous):
             images = np.array(images, order="C")
         found = request.infer(Tensor(images, shared_memory=True), share_inputs=True, share_outputs=True)
