@@ -140,7 +140,12 @@ class Server:
 def commands(arguments: argparse.Namespace, port: int) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Return name → (command, environment) of every server."""
     bundle, peer = str(arguments.bundle.resolve()), arguments.peer_python
-    servers = {"tellapart": ([sys.executable, "-m", "tellapart", "serve", bundle, "--port", str(port)], {})}
+    serve = [sys.executable, "-m", "tellapart", "serve", bundle, "--port", str(port)]
+    # The peers have a process for each processor too.
+    several = [*serve, "--workers", str(os.cpu_count())]
+    servers: dict[str, tuple[list[str], dict[str, str]]] = {
+        "tellapart": (serve, {}), "tellapart, a process for each processor": (several, {}),
+    }  # fmt: skip
     if peer:
         environment = {"PYTHONPATH": str(PEERS), "BUNDLE": bundle}
         bentoml = ["-m", "bentoml", "serve", "serve_bentoml:Classifier", "--host", "127.0.0.1", "--port", str(port)]
@@ -275,11 +280,15 @@ def write(arguments: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]
             name: ours["requests_per_second"] / row["requests_per_second"] for name, row in table.items()
         },
         "throughput_ratio_in_each_round": {
-            name: [
-                mine["many"]["requests_per_second"] / theirs["many"]["requests_per_second"]
-                for mine, theirs in zip(rounds["tellapart"], rounds[name], strict=True)
-            ]
-            for name in table
+            ours_name: {
+                name: [
+                    mine["many"]["requests_per_second"] / theirs["many"]["requests_per_second"]
+                    for mine, theirs in zip(rounds[ours_name], rounds[name], strict=True)
+                ]
+                for name in table
+            }
+            for ours_name in table
+            if ours_name.startswith("tellapart")
         },
         "rounds": rounds,
     }

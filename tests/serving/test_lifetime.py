@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -145,6 +146,17 @@ def test_several_processes_share_a_port_and_their_numbers(
 ):
     server = start(bundle, "--workers", "2")
     data = photos[0].read_bytes()
+    port = int(server.url.rpartition(":")[2])
+    # At once: who is woken first must not take all of them.
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+
+        def held() -> list[int]:
+            return [num_connections(process, port) for process in children_of(server.process.pid)]
+
+        assert until(5, lambda: sum(held()) == 12), held()
+        assert min(held()) >= 3, held()
     for _ in range(40):
         assert server.json("/predict", data)[0] == 200
     text = server.call("/metrics")[1].decode()
@@ -174,6 +186,15 @@ def children_of(process: int) -> list[int]:
         ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(process)], capture_output=True, text=True, check=False
     )
     return [int(line.split()[0]) for line in found.stdout.splitlines() if "spawn_main" in line]
+
+
+def num_connections(process: int, port: int) -> int:
+    """Return how many connections to a port of this machine a process has."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    # Columns: local address, state (01: established), inode.
+    inodes = {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"}
+    held = [os.readlink(place) for place in Path(f"/proc/{process}/fd").iterdir() if place.is_symlink()]
+    return sum(name[len("socket:[") : -1] in inodes for name in held if name.startswith("socket:["))
 
 
 def lives(process: int) -> bool:

@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from types import FrameType
 from typing import Any
 
@@ -26,6 +26,8 @@ _MAX_HEADER_BYTES = 32 * 1024
 _KEEP_ALIVE_SECONDS = 75
 _LEFT_OVER_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 0.3
+_GIVE_WAY_SECONDS, _MOST_GIVE_WAY_SECONDS = 0.0002, 0.002
+"""In the first one another process that waits is woken and takes a connection; one that works takes longer."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,35 @@ def address(bound: socket.socket, host: str) -> str:
     return f"http://{name}:{bound.getsockname()[1]}"
 
 
+class Neighbours:
+    """The connections of processes that share a socket, so that none takes all of them.
+
+    Who is woken first takes whatever waits: of eight connections at once, one of two processes sometimes got all, and
+    half of the processors had nothing to do for as long as clients stayed.
+
+    Args:
+        counts: connections by the number of the process, in memory that all share; -1: it does not run.
+        number: of this process.
+    """
+
+    def __init__(self, counts: MutableSequence[int], number: int) -> None:
+        self._counts, self._number = counts, number
+        self.note(0)
+
+    def accepted(self) -> None:
+        """Count one more; the fewer another process has, the longer let it take the next one."""
+        mine = self._counts[self._number] + 1
+        self.note(mine)
+        ahead = mine - 1 - min(count for count in self._counts[:] if count >= 0)
+        if ahead > 0:
+            # The event loop sleeps: it would take the next one otherwise.
+            time.sleep(min(_GIVE_WAY_SECONDS * 2.0 ** min(ahead - 1, 10), _MOST_GIVE_WAY_SECONDS))
+
+    def note(self, num_connections: int) -> None:
+        """Say how many there are."""
+        self._counts[self._number] = num_connections
+
+
 class Server(uvicorn.Server):
     """A uvicorn server that says that it stops before it does, and ends with exit code 0.
 
@@ -67,6 +98,7 @@ class Server(uvicorn.Server):
         options: the same.
         ready: called when it listens.
         signals: that ask it to stop.
+        neighbours: None: no other process shares its socket.
     """
 
     def __init__(
@@ -76,6 +108,7 @@ class Server(uvicorn.Server):
         *,
         ready: Callable[[], None] = lambda: None,
         signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._app, self._options, self._ready, self._signals = app, options, ready, signals
         self._end_of_notice = 0.0
@@ -86,7 +119,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http=_protocol(options.limits),
+                http=_protocol(options.limits, neighbours),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -147,11 +180,11 @@ def _end_now() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
+def _protocol(limits: Limits, beside: Neighbours | None) -> type[HttpToolsProtocol]:
     """Return a protocol with these limits: uvicorn makes one per connection and knows no such argument."""
 
     class Bounded(Connection):
-        bounds = limits
+        bounds, neighbours = limits, beside
 
     return Bounded
 
@@ -163,6 +196,13 @@ class Connection(HttpToolsProtocol):
     # methods that are extended below, `connections`, `transport`, `loop`, and of its `cycle` `more_body` and
     # `response_complete`. tests/serving/test_http_server.py names each, so that an upgrade which changes one fails.
     bounds = Limits()
+    neighbours: Neighbours | None = None
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        # Here, while connections are accepted one after the other: `connection_made` is called when all of them are.
+        if self.neighbours is not None:
+            self.neighbours.accepted()
 
     def connection_made(self, transport: Any) -> None:
         """Wait for headers; refuse a connection too many."""
@@ -180,6 +220,8 @@ class Connection(HttpToolsProtocol):
         """Wait for nothing any more."""
         self._wait(None)
         super().connection_lost(exc)
+        if self.neighbours is not None:
+            self.neighbours.note(len(self.connections))
 
     def on_message_begin(self) -> None:
         """Wait for the rest of the headers."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
+from multiprocessing.sharedctypes import RawArray
 from multiprocessing.synchronize import Event
 from types import FrameType
 
@@ -19,6 +21,8 @@ from tellapart.supervisor import Child, Supervisor
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
+_MOST_STARTS = 256
+"""Processes of which connections are counted, replaced ones included."""
 _EARLY = "before it was ready; its error is above"
 
 
@@ -38,7 +42,10 @@ def run_processes(options: ServerOptions, bound: socket.socket, *, ready: Callab
     """
     stopping = False
     # Two seconds more than a server's own limit, so that one that hangs can first log why and kill itself.
-    servers = Supervisor(_serve, (options, bound), name="tellapart-serve", stop_seconds=options.stop_seconds + 2)
+    counts = RawArray(ctypes.c_int, [-1] * _MOST_STARTS)
+    servers = Supervisor(
+        _serve, (options, bound, counts), name="tellapart-serve", stop_seconds=options.stop_seconds + 2
+    )
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopping
@@ -60,6 +67,8 @@ def run_processes(options: ServerOptions, bound: socket.socket, *, ready: Callab
                 # If a process ends before any was ready, the cause is most likely a bundle or an option: do not retry.
                 if not served:
                     raise RunError(f"A server process ended with code {ended.code} {_EARLY}.")
+                if ended.number < _MOST_STARTS:
+                    counts[ended.number] = -1
                 _note_end(ended, servers.replace(ended), options)
     finally:
         servers.stop()
@@ -80,15 +89,19 @@ def _note_end(ended: Child, pause_seconds: float, options: ServerOptions) -> Non
     )
 
 
-def _serve(number: int, ready: Event, options: ServerOptions, bound: socket.socket) -> None:
+def _serve(
+    number: int, ready: Event, options: ServerOptions, bound: socket.socket, counts: MutableSequence[int]
+) -> None:
     """Be one of the servers."""
     from tellapart.serving.app import make_app
-    from tellapart.serving.http_server import Server
+    from tellapart.serving.http_server import Neighbours, Server
 
     keep_memory_flat()  # before make_app, because loading a network starts threads
     try:
         # Ctrl-C reaches the whole group: with the parent's SIGTERM it would be the second signal, which drops requests.
-        Server(make_app(options), options, ready=ready.set, signals=(signal.SIGTERM,)).run([bound])
+        app = make_app(options)
+        neighbours = Neighbours(counts, number) if number < _MOST_STARTS else None
+        Server(app, options, ready=ready.set, signals=(signal.SIGTERM,), neighbours=neighbours).run([bound])
     except TellapartError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
