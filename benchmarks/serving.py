@@ -151,6 +151,10 @@ def commands(arguments: argparse.Namespace, port: int) -> dict[str, tuple[list[s
         bentoml = ["-m", "bentoml", "serve", "serve_bentoml:Classifier", "--host", "127.0.0.1", "--port", str(port)]
         servers |= {
             "fastapi": ([peer, "serve_fastapi.py", bundle, str(port)], environment),
+            "fastapi, a process for each processor": (
+                [peer, "serve_fastapi.py", bundle, str(port)],
+                environment | {"PEER_PROCESSES": "yes"},
+            ),
             "litserve": ([peer, "serve_litserve.py", bundle, str(port)], environment),
             "bentoml": ([peer, *bentoml], environment),
         }

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from tellapart.serving import http_server
-from tellapart.serving.http_server import Connection, Neighbours, Server, address, bind
+from tellapart.serving.http_server import Connection, ConnectionBalancer, Server, address, bind
 
 CALLBACKS = {
     "connection_made": ["transport"], "connection_lost": ["exc"], "on_message_begin": [], "on_url": ["url"],
@@ -64,23 +64,23 @@ def test_a_process_lets_those_with_fewer_connections_take_the_next_one(monkeypat
     monkeypatch.setattr(http_server.time, "sleep", slept.append)
     # The third one does not run any more: nobody waits for it.
     counts = [0, 2, -1, 5]
-    neighbours = Neighbours(counts, 0)
+    balancer = ConnectionBalancer(counts, 0)
     for _ in range(3):
-        neighbours.accepted()
+        balancer.accepted()
     assert (counts, slept) == ([3, 2, -1, 5], []), "it has one more than it could have left to the other"
     counts[1] = 0
     for _ in range(12):
-        neighbours.accepted()
+        balancer.accepted()
     assert counts[0] == 15
     assert slept[:3] == pytest.approx([0.0008, 0.0016, 0.002])
     assert max(slept) == 0.002, "however far it is ahead"
-    neighbours.note(1)
+    balancer.note(1)
     assert counts[0] == 1
 
 
 def test_a_connection_is_counted_as_soon_as_it_is_accepted(connection: HttpToolsProtocol):
     counts = [-1, 0]
-    protocol = http_server._protocol(Connection.bounds, Neighbours(counts, 0))
+    protocol = http_server._protocol(Connection.bounds, ConnectionBalancer(counts, 0))
     made = protocol(config=connection.config, server_state=connection.server_state, app_state={}, _loop=connection.loop)
     assert counts == [1, 0]
     assert isinstance(made, Connection)

@@ -61,8 +61,8 @@ def address(bound: socket.socket, host: str) -> str:
     return f"http://{name}:{bound.getsockname()[1]}"
 
 
-class Neighbours:
-    """The connections of processes that share a socket, so that none takes all of them.
+class ConnectionBalancer:
+    """Spreads connections over the processes that share a socket, so that none takes all of them.
 
     Who is woken first takes whatever waits: of eight connections at once, one of two processes sometimes got all, and
     half of the processors had nothing to do for as long as clients stayed.
@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
         options: the same.
         ready: called when it listens.
         signals: that ask it to stop.
-        neighbours: None: no other process shares its socket.
+        balancer: None: no other process shares its socket.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
         *,
         ready: Callable[[], None] = lambda: None,
         signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
-        neighbours: Neighbours | None = None,
+        balancer: ConnectionBalancer | None = None,
     ) -> None:
         self._app, self._options, self._ready, self._signals = app, options, ready, signals
         self._end_of_notice = 0.0
@@ -119,7 +119,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http=_protocol(options.limits, neighbours),
+                http=_protocol(options.limits, balancer),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -180,11 +180,11 @@ def _end_now() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _protocol(limits: Limits, beside: Neighbours | None) -> type[HttpToolsProtocol]:
+def _protocol(limits: Limits, between: ConnectionBalancer | None) -> type[HttpToolsProtocol]:
     """Return a protocol with these limits: uvicorn makes one per connection and knows no such argument."""
 
     class Bounded(Connection):
-        bounds, neighbours = limits, beside
+        bounds, balancer = limits, between
 
     return Bounded
 
@@ -196,13 +196,13 @@ class Connection(HttpToolsProtocol):
     # methods that are extended below, `connections`, `transport`, `loop`, and of its `cycle` `more_body` and
     # `response_complete`. tests/serving/test_http_server.py names each, so that an upgrade which changes one fails.
     bounds = Limits()
-    neighbours: Neighbours | None = None
+    balancer: ConnectionBalancer | None = None
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         # Here, while connections are accepted one after the other: `connection_made` is called when all of them are.
-        if self.neighbours is not None:
-            self.neighbours.accepted()
+        if self.balancer is not None:
+            self.balancer.accepted()
 
     def connection_made(self, transport: Any) -> None:
         """Wait for headers; refuse a connection too many."""
@@ -220,8 +220,8 @@ class Connection(HttpToolsProtocol):
         """Wait for nothing any more."""
         self._wait(None)
         super().connection_lost(exc)
-        if self.neighbours is not None:
-            self.neighbours.note(len(self.connections))
+        if self.balancer is not None:
+            self.balancer.note(len(self.connections))
 
     def on_message_begin(self) -> None:
         """Wait for the rest of the headers."""

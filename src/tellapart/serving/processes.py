@@ -94,14 +94,14 @@ def _serve(
 ) -> None:
     """Be one of the servers."""
     from tellapart.serving.app import make_app
-    from tellapart.serving.http_server import Neighbours, Server
+    from tellapart.serving.http_server import ConnectionBalancer, Server
 
     keep_memory_flat()  # before make_app, because loading a network starts threads
     try:
         # Ctrl-C reaches the whole group: with the parent's SIGTERM it would be the second signal, which drops requests.
         app = make_app(options)
-        neighbours = Neighbours(counts, number) if number < _MOST_STARTS else None
-        Server(app, options, ready=ready.set, signals=(signal.SIGTERM,), neighbours=neighbours).run([bound])
+        balancer = ConnectionBalancer(counts, number) if number < _MOST_STARTS else None
+        Server(app, options, ready=ready.set, signals=(signal.SIGTERM,), balancer=balancer).run([bound])
     except TellapartError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
